@@ -1,0 +1,62 @@
+"""Packaging of tfloss. `pyproject.toml` holds tool settings only."""
+
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+INSTALL_REQUIRES = [
+    # Every range says what was really run; widen one only together with a run on the new end.
+    "tensorflow>=2.21,<2.22",  # run: 2.21.0; wheels for Python 3.11 to 3.13, not 3.14
+    "keras>=3.12",  # what TensorFlow 2.21 asks for; run: 3.15.1
+    "tensorflow-datasets>=4.9.10",  # run: 4.9.10
+    # tensorflow-datasets needs this for builders that live in a package, and doesn't declare it.
+    "importlib_resources>=6",  # run: 7.1.0
+    "tensorboard>=2.20",  # no longer comes with TensorFlow; run: 2.21.0
+    "numpy>=1.26",  # run: 2.4.6
+    "absl-py>=2.1",  # run: 2.5.1
+    "etils[epath]>=1.10",  # run: 1.15.0
+    "ml_collections>=1.0",  # run: 1.1.0
+    "rich>=13",  # run: 15.0.0
+]
+EXAMPLES = ["scikit-learn>=1.5"]  # the digits come in its wheel; run: 1.9.1
+TEST = [
+    *EXAMPLES,
+    "pytest>=8",  # run: 9.2.0
+    "pytest-xdist>=3.6",  # run: 3.8.0
+    "tf2onnx>=1.17",  # run: 1.17.0
+    "onnxruntime>=1.20",  # run: 1.32.0
+]
+DOCS = ["matplotlib>=3.9"]  # run: 3.11.2
+DEV = [
+    *TEST,
+    # Formatters and checkers change their minds between releases, so these are exact.
+    "ruff==0.17.6",
+    "pyright[nodejs]==1.1.414",
+]
+
+setup(
+    name="tfloss",
+    version=runpy.run_path(str(ROOT / "tfloss" / "version.py"))["__version__"],
+    description="Train TensorFlow models that own their losses.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["tfloss", "tfloss.*"]),
+    package_data={"tfloss": ["py.typed"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=INSTALL_REQUIRES,
+    extras_require={"examples": EXAMPLES, "test": TEST, "docs": DOCS, "dev": DEV},
+    entry_points={"console_scripts": ["tfloss=tfloss.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

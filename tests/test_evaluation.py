@@ -1,0 +1,186 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss.summary
+from tests.toys import Line
+from tfloss.context import current_step
+from tfloss.errors import DataError
+from tfloss.evaluation import Evaluator, metric
+
+# 103 examples in batches of 8: 12 whole batches and one of 7.
+VALUES = np.random.RandomState(0).randn(103).astype(np.float32)
+
+
+def batches(values=VALUES, size=8):
+    return tf.data.Dataset.from_tensor_slices({"x": values}).batch(size)
+
+
+class Seen:
+    """A metric in plain Python: every example, in the order in which it came."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.x, self.y = [], []
+
+    def update(self, batch, predictions):
+        self.x += batch["x"].tolist()
+        self.y += predictions["y"].tolist()
+
+    def result(self):
+        return {"count": len(self.x), "sum": {"y": sum(self.y)}}
+
+
+def evaluate(make_model, metrics, data, strategy, step=0, **options):
+    with strategy.scope():
+        model = make_model()
+        spec = tf.nest.map_structure(lambda s: tf.zeros([1, *s.shape[1:]]), data.element_spec)
+        model(spec, training=False)
+        return Evaluator(model, metrics, **options).run(data, step), model
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_103_examples_in_batches_of_8_are_each_seen_once(count, replicas):
+    seen = Seen()
+    metrics = {
+        "mean": metric(keras.metrics.Mean(), lambda batch, p: p["y"]),
+        "mse": metric(
+            keras.metrics.MeanSquaredError(), lambda b, p: (b["x"][:, None], 2.0 * p["y"][:, None])
+        ),
+        "big": metric(
+            keras.metrics.Mean(),
+            lambda b, p: {"values": b["x"], "sample_weight": tf.cast(b["x"] > 1.0, tf.float32)},
+        ),
+        "seen": seen,
+    }
+    found, _ = evaluate(Line, metrics, batches(), replicas(count))
+    assert seen.x == VALUES.tolist()  # each once, in order
+    assert found["seen/count"] == 103.0
+    assert found["seen/sum/y"] == pytest.approx(VALUES.sum(dtype=np.float64), rel=1e-5)
+    assert found["mean"] == pytest.approx(VALUES.mean(dtype=np.float64), rel=1e-5)
+    assert found["mse"] == pytest.approx((VALUES**2).mean(dtype=np.float64), rel=1e-5)
+    assert found["big"] == pytest.approx(VALUES[VALUES > 1].mean(dtype=np.float64), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_batches_smaller_than_the_replicas(size, replicas):
+    found, _ = evaluate(Line, {"seen": Seen()}, batches(VALUES[:7], size), replicas(4))
+    assert found["seen/count"] == 7.0
+
+
+def test_metrics_start_anew_each_time(replicas):
+    mean = metric(keras.metrics.Mean(), lambda batch, p: p["y"])
+    evaluator = None
+    with replicas(2).scope():
+        model = Line()
+        model({"x": tf.zeros([1])})
+        evaluator = Evaluator(model, {"mean": mean, "seen": Seen()})
+    first = evaluator.run(batches())
+    assert evaluator.run(batches()) == first
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_metrics_made_under_the_strategy_work_too(count, replicas):
+    strategy = replicas(count)
+    with strategy.scope():
+        mean = metric(keras.metrics.Mean(), lambda batch, p: p["y"])
+    found, _ = evaluate(Line, {"mean": mean}, batches(), strategy)
+    assert found["mean"] == pytest.approx(VALUES.mean(dtype=np.float64), rel=1e-5)
+
+
+def test_a_vector_valued_metric_is_numbered(replicas):
+    f1 = metric(keras.metrics.F1Score(), lambda b, p: (tf.eye(2), tf.eye(2)))
+    found, _ = evaluate(Line, {"f1": f1}, batches(), replicas(1))
+    assert found == {"f1/0": 1.0, "f1/1": 1.0}
+
+
+def test_nests_of_ragged_and_string_tensors(replicas):
+    class Model(keras.Model):
+        def call(self, batch, training=False):
+            words, numbers = batch
+            return tf.reduce_sum(numbers, -1) + tf.cast(tf.strings.length(words), tf.float32)
+
+    ragged = tf.ragged.constant([[1.0], [2.0, 3.0], [], [4.0], [5.0]])
+    data = tf.data.Dataset.from_tensor_slices((["a", "b", "cc", "d", ""], ragged)).batch(4)
+    for count in (1, 2):
+        mean = metric(keras.metrics.Sum(), lambda batch, p: p)
+        with replicas(count).scope():
+            found = Evaluator(Model(), {"sum": mean}).run(data)
+        assert found["sum"] == 20.0
+
+
+# Validation losses (pains.md 29)
+
+
+class _Stateful(keras.Model):
+    def __init__(self):
+        super().__init__(name="net")
+        self.bn = keras.layers.BatchNormalization()
+        self.drop = keras.layers.Dropout(0.5, seed=1)
+        self.dense = keras.layers.Dense(1, kernel_initializer="ones")
+
+    def call(self, batch, training=False):
+        x = self.bn(batch["x"][:, None], training=training)
+        y = self.dense(x)[:, 0]
+        if training:
+            self.add_loss(tf.reduce_mean(batch["x"]))
+            self.drop(x, training=True)
+            return {"y": tf.reduce_mean(y**2)}
+        return {"y": y}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_validation_losses_change_no_state(count, replicas):
+    strategy = replicas(count)
+    data = batches()
+    with strategy.scope():
+        model = _Stateful()
+        model({"x": tf.zeros([2])}, training=True)
+        before = [v.numpy() for v in model.variables]
+        evaluator = Evaluator(model, {}, losses=True)
+    found = evaluator.run(data)
+    assert evaluator.run(data) == found
+    for variable, value in zip(model.variables, before, strict=True):
+        for local in strategy.experimental_local_results(variable.value):
+            np.testing.assert_array_equal(local.numpy(), value)
+    assert set(found) == {"losses/y", "losses/net", "losses/total"}
+    # The mean over examples, although the last batch is shorter and is split unevenly.
+    assert found["losses/net"] == pytest.approx(VALUES.mean(dtype=np.float64), rel=1e-4)
+    assert found["losses/total"] == pytest.approx(found["losses/net"] + found["losses/y"])
+
+
+def test_summaries_and_losses_of_the_inference_forward_are_dropped(replicas):
+    class Model(Line):
+        def call(self, batch, training=False):
+            tfloss.summary.scalar("a", 1.0)
+            self.add_loss(tf.reduce_mean(batch["x"]))
+            return {"y": tf.zeros_like(batch["x"]) + tf.cast(current_step(), tf.float32)}
+
+    mean = metric(keras.metrics.Mean(), lambda b, p: p["y"])
+    found, _ = evaluate(Model, {"step": mean}, batches(), replicas(2), step=17)
+    assert found == {"step": 17.0}
+
+
+# What is refused
+
+
+def test_an_empty_or_endless_data_set(replicas):
+    evaluator = Evaluator(Line(), {"seen": Seen()})
+    with pytest.raises(DataError, match="empty"):
+        evaluator.run(batches(VALUES[:0]))
+    with pytest.raises(DataError, match="repeats for ever"):
+        evaluator.run(batches().repeat())
+
+
+def test_tensors_that_disagree_about_the_batch(replicas):
+    data = tf.data.Dataset.from_tensors({"x": tf.ones([4]), "z": tf.ones([3])})
+    with pytest.raises(DataError, match="first dimensions of its tensors are 3, 4"):
+        Evaluator(Line(), {"seen": Seen()}).run(data)
+
+
+def test_an_unbound_keras_metric():
+    with pytest.raises(TypeError, match="'acc' must be made by tfloss.metric.*Bind it"):
+        Evaluator(Line(), {"acc": keras.metrics.Mean()})

@@ -1,0 +1,72 @@
+"""Small models and data whose numbers can be worked out by hand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfloss.engine import Block, Engine
+from tfloss.step import TrainStep
+
+
+class Line(keras.Model):
+    """y = w x with w = 1 at the start; its training forward is given as a function.
+
+    `report(model, batch, y)` returns what the training forward returns.
+    """
+
+    def __init__(self, report: Callable[..., Any] | None = None, name: str = "line"):
+        super().__init__(name=name)
+        self.w = self.add_weight(name="w", shape=(), initializer="ones")
+        self.report = report or (lambda model, batch, y: {"mean": tf.reduce_mean(y)})
+
+    def call(self, batch: Any, training: bool = False) -> Any:
+        y = self.w * batch["x"]
+        return self.report(self, batch, y) if training else {"y": y}
+
+
+def rows(values: Any, batch: int, key: str = "x") -> tf.data.Dataset:
+    """`{"x": float32}` in batches of a fixed size, for ever."""
+    values = np.asarray(values, np.float32)
+    dataset = tf.data.Dataset.from_tensor_slices({key: values})
+    return dataset.batch(batch, drop_remainder=True).repeat()
+
+
+def make_step(
+    make_model: Callable[[], keras.Model],
+    dataset: tf.data.Dataset,
+    strategy: tf.distribute.Strategy | None = None,
+    optimizer: Callable[[], Any] = lambda: keras.optimizers.SGD(0.1),
+    step: type[TrainStep] = TrainStep,
+    **options: Any,
+) -> tuple[TrainStep, Any]:
+    """A built step and an iterator over the data set, distributed if need be."""
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        train_step = step(make_model(), optimizer(), **options)
+    train_step.build(dataset.element_spec)
+    if strategy.num_replicas_in_sync > 1:
+        dataset = strategy.experimental_distribute_dataset(dataset)
+    return train_step, iter(dataset)
+
+
+def run(
+    make_model: Callable[[], keras.Model],
+    dataset: tf.data.Dataset,
+    steps: int = 1,
+    *,
+    recording: bool = False,
+    **options: Any,
+) -> tuple[TrainStep, dict[str, float], Block]:
+    """Runs some steps; returns the step, the values of the last one, and its block."""
+    train_step, iterator = make_step(make_model, dataset, **options)
+    engine = Engine(train_step)
+    if recording:
+        for _ in range(steps - 1):
+            engine.run(iterator, 1)
+        block = engine.run(iterator, 1, recording=True)
+    else:
+        block = engine.run(iterator, steps)
+    return train_step, dict(zip(block.names, block.rows()[-1].tolist(), strict=True)), block

@@ -1,0 +1,1 @@
+"""tfloss trains TensorFlow / Keras models which own their losses."""

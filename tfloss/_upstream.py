@@ -1,0 +1,190 @@
+"""Every place where tfloss leans on something TensorFlow or Keras doesn't document.
+
+Each entry says what is used, why nothing public does, and which test in
+`tests/test_upstream.py` fails when upstream changes.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common.name_scope import current_path  # of the layer being called
+
+_lock = threading.Lock()
+_patches: dict[tuple[int, str], list] = {}  # (owner, attribute) -> [users, owner, original]
+
+_MISSING = object()
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, attribute: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """Replaces `owner.attribute` while at least one thread is inside.
+
+    Replicas of a MirroredStrategy trace in threads that interleave, so the first one in
+    patches and the last one out restores.
+    """
+    key = (id(owner), attribute)
+    with _lock:
+        entry = _patches.get(key)
+        if entry is None:
+            own = vars(owner).get(attribute, _MISSING)
+            entry = _patches[key] = [0, owner, own]
+            setattr(owner, attribute, make(getattr(owner, attribute)))
+        entry[0] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            entry[0] -= 1
+            if entry[0] == 0:
+                del _patches[key]
+                if entry[2] is _MISSING:
+                    delattr(owner, attribute)
+                else:
+                    setattr(owner, attribute, entry[2])
+
+
+@contextlib.contextmanager
+def intercept_add_loss(observe: Callable[[keras.Layer, Any], bool]) -> Iterator[None]:
+    """Shows every `layer.add_loss(value)` to `observe(layer, value)` first.
+
+    Keras keeps the values in a plain list on the layer that all replica threads share, so
+    that any synchronisation in the forward pass mixes them (and nothing tells which layer
+    added which). The method is public; replacing it on the class for the duration of a
+    forward pass is not. If `observe` returns True the value was taken and Keras doesn't
+    see it.
+    """
+
+    def make(original):
+        def add_loss(self, loss):
+            if not observe(self, loss):
+                original(self, loss)
+
+        return add_loss
+
+    with _replaced(keras.Layer, "add_loss", make):
+        yield
+
+
+@contextlib.contextmanager
+def intercept_tf_summary(observe: Callable[[str, Any, Any], bool]) -> Iterator[None]:
+    """Shows every `tf.summary.*` call to `observe(tag, tensor, metadata)` first.
+
+    All of `tf.summary.scalar`, `image`, ... (they live in TensorBoard) end in
+    `tf.summary.write`, looked up at call time under `tf` or `tf.compat.v2`. `tensor` may be
+    a callable that makes it. A writer in the graph would freeze step and writer at trace
+    time, write once per replica or not at all, and not compile under XLA. Their tags get
+    the graph's name scopes (`while/replica_1/net_1_1/act`) from `summary_scope`; here it is
+    the path of the layer that is being called (`net/act`), which is the same in every trace.
+    """
+
+    def make_write(original):
+        def write(tag, tensor, step=None, metadata=None, name=None):
+            if observe(tag, tensor, metadata):
+                return tf.constant(True)
+            return original(tag, tensor, step=step, metadata=metadata, name=name)
+
+        return write
+
+    def make_scope(original):
+        @contextlib.contextmanager
+        def summary_scope(name, default_name="summary", values=None):
+            with original(name, default_name, values) as (_, scope):
+                path = current_path()
+                yield f"{path}/{name}" if path else name, scope
+
+        return summary_scope
+
+    with contextlib.ExitStack() as stack:
+        for module in (tf.summary, tf.compat.v2.summary):
+            stack.enter_context(_replaced(module, "write", make_write))
+            stack.enter_context(_replaced(module.experimental, "summary_scope", make_scope))
+        yield
+
+
+@contextlib.contextmanager
+def inputs_untouched(model: keras.Model) -> Iterator[None]:
+    """Calls of `model` itself see their inputs as given, whatever its dtype policy.
+
+    `Model.__call__` casts every float in its arguments to the compute dtype, labels
+    included: under mixed_float16 a box coordinate of 70000. becomes inf. `autocast=False`
+    is public but also turns off the casting of the model's own weights;
+    `_convert_input_args` turns off just this. Sublayers still cast what they are given.
+    """
+    with _replaced(model, "_convert_input_args", lambda original: False):
+        yield
+
+
+@contextlib.contextmanager
+def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """`optimizer.apply` inside takes gradients that are summed over replicas already.
+
+    Keras sums them inside `apply`, after its own clipping, which is too late for clipping
+    by the norm of the sum. There is no public switch.
+    """
+    with contextlib.ExitStack() as stack:
+        while optimizer is not None:
+            stack.enter_context(
+                _replaced(optimizer, "_all_reduce_sum_gradients", lambda original: list)
+            )
+            optimizer = getattr(optimizer, "inner_optimizer", None)
+        yield
+
+
+def in_scratch_graph() -> bool:
+    """True while Keras runs `call` only to learn shapes, in a graph that nobody executes.
+
+    Building a subclassed model runs its `call` more than once. Keras names the graph
+    `scratch_graph`; there is no public way to ask.
+    """
+    if tf.executing_eagerly():
+        return False
+    return str(getattr(tf.compat.v1.get_default_graph(), "name", "")).startswith("scratch_graph")
+
+
+def gradient_is_recorded() -> bool:
+    """False inside `tf.recompute_grad` or `keras.remat`, where the tape sees nothing.
+
+    Public calls only, but the behaviour (a nested tape records nothing either) is not
+    documented.
+    """
+    probe = tf.constant(1.0)
+    with tf.GradientTape() as tape:
+        tape.watch(probe)
+        result = tf.identity(probe)
+    return tape.gradient(result, probe) is not None
+
+
+def captured_here(handle: tf.Tensor) -> tf.Tensor:
+    """The tensor by which the current graph knows `handle`, a variable's resource handle.
+
+    `FuncGraph.capture` is the only way from a variable to its placeholder in a traced
+    function.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    return graph.capture(handle) if hasattr(graph, "capture") else handle
+
+
+def all_layers(model: keras.Layer) -> list[keras.Layer]:
+    """The model and every layer in it, however nested in lists, dicts and attributes.
+
+    `model.layers` is public but stops at layers that are not models.
+    """
+    return list(model._flatten_layers())
+
+
+def innermost(error: BaseException, kind: type[BaseException]) -> BaseException:
+    """The first error of a kind that led to this one, or the error itself.
+
+    Keras and AutoGraph wrap what a model's `call` raises, sometimes in another type, and
+    bury the message in theirs; the original stays in the chain of contexts.
+    """
+    found, seen = error, error
+    while seen is not None:
+        if isinstance(seen, kind):
+            found = seen
+        seen = seen.__cause__ or seen.__context__
+    return found

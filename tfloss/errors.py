@@ -1,0 +1,62 @@
+"""The errors that tfloss raises, each a subclass of the built-in that fits."""
+
+import math
+from typing import Any
+
+
+class TflossError(Exception):
+    """Base of all errors that tfloss raises on purpose."""
+
+
+class LossError(TflossError, ValueError):
+    """A loss report that can't be optimised: its name, what is wrong, what to do."""
+
+
+class SummaryError(TflossError, ValueError):
+    """A summary that can't be recorded: its name, where it was called, the way out."""
+
+
+class DataError(TflossError, ValueError):
+    """A data set that can't be trained on, or that ended too early."""
+
+
+class ModelError(TflossError, ValueError):
+    """A model or optimizer that can't be trained as it is (strategy scope, variables)."""
+
+
+class CheckpointError(TflossError, ValueError):
+    """A checkpoint that can't be written, or that doesn't fit the model."""
+
+
+class ExportError(TflossError, ValueError):
+    """A model that can't be exported for inference, or an export that disagrees with it."""
+
+
+class NonFiniteLossError(TflossError, FloatingPointError):
+    """A loss became NaN or infinite. The update of that step was not applied.
+
+    Attributes:
+      step: the step that would have been completed (1 for the first update).
+      losses: `{name: value}` of that step, as reported (means over replicas).
+      batch: the batch of that step: a tuple with one for each replica.
+      before: `{path: value}` of the random states that the forward pass has moved on since.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        losses: dict[str, float],
+        batch: tuple = (),
+        before: dict[str, Any] | None = None,
+    ):
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        values = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
+        super().__init__(
+            f"Loss {', '.join(map(repr, bad))} is not finite at step {step} ({values}). "
+            "Training stopped before that update, so the weights are those of step "
+            f"{step - 1}."
+        )
+        self.step = step
+        self.losses = losses
+        self.batch = batch
+        self.before = before or {}
