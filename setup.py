@@ -7,29 +7,30 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
+# Both ends of every range were run: the lower ends all together on Python 3.11, the newest
+# releases (in the comments) on 3.11 to 3.13. Widen one only together with a run.
 INSTALL_REQUIRES = [
-    # Every range says what was really run; widen one only together with a run on the new end.
-    "tensorflow>=2.21,<2.22",  # run: 2.21.0; wheels for Python 3.11 to 3.13, not 3.14
-    "keras>=3.12",  # what TensorFlow 2.21 asks for; run: 3.15.1
-    "tensorflow-datasets>=4.9.10",  # run: 4.9.10
+    "tensorflow>=2.21,<2.22",  # 2.21.0; it has wheels for Python 3.11 to 3.13, not for 3.14
+    "keras>=3.14,<3.16",  # 3.15.1; 3.13 still summed activity regularizers over the batch
+    "tensorflow-datasets>=4.9.10",  # 4.9.10
     # tensorflow-datasets needs this for builders that live in a package, and doesn't declare it.
-    "importlib_resources>=6",  # run: 7.1.0
-    "tensorboard>=2.20",  # no longer comes with TensorFlow; run: 2.21.0
-    "numpy>=1.26",  # run: 2.4.6
-    "absl-py>=2.1",  # run: 2.5.1
-    "etils[epath]>=1.10",  # run: 1.15.0
-    "ml_collections>=1.0",  # run: 1.1.0
-    "rich>=13",  # run: 15.0.0
+    "importlib_resources>=6",  # 7.1.0
+    "tensorboard>=2.20",  # 2.21.0; no longer comes with TensorFlow
+    "numpy>=1.26",  # 2.4.6, and 2.5.5 on 3.13
+    "absl-py>=2.1",  # 2.5.1
+    "etils[epath]>=1.10",  # 1.15.0
+    "ml_collections>=1.1",  # 1.1.0
+    "rich>=13",  # 15.0.0
 ]
-EXAMPLES = ["scikit-learn>=1.5"]  # the digits come in its wheel; run: 1.9.1
+EXAMPLES = ["scikit-learn>=1.5"]  # 1.9.1; the digits come in its wheel
 TEST = [
     *EXAMPLES,
-    "pytest>=8",  # run: 9.2.0
-    "pytest-xdist>=3.6",  # run: 3.8.0
-    "tf2onnx>=1.17",  # run: 1.17.0
-    "onnxruntime>=1.20",  # run: 1.32.0
+    "pytest>=8",  # 9.2.0
+    "pytest-xdist>=3.6.1",  # 3.8.0
+    "tf2onnx>=1.17",  # 1.17.0
+    "onnxruntime>=1.20",  # 1.32.0
 ]
-DOCS = ["matplotlib>=3.9"]  # run: 3.11.2
+DOCS = ["matplotlib>=3.9"]  # 3.11.2
 DEV = [
     *TEST,
     # Formatters and checkers change their minds between releases, so these are exact.

@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.toys import Line, make_step, rows, run
 
 import tfloss.losses
+from tests.toys import Line, make_step, rows, run
 from tfloss.engine import Engine
 from tfloss.errors import LossError
 from tfloss.losses import LossWeights

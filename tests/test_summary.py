@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfloss.losses
 from tests.toys import Line, make_step, rows, run
 from tfloss import summary
 from tfloss.context import current_step

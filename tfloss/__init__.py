@@ -1,1 +1,80 @@
-"""tfloss trains TensorFlow / Keras models which own their losses."""
+"""tfloss trains TensorFlow / Keras models which own their losses.
+
+    trainer = tfloss.Trainer(model, keras.optimizers.Adam(1e-3), workdir="runs/digits")
+    result = trainer.train(dataset, steps=2_000)
+
+`model(batch, training=True)` reports losses, `model(batch, training=False)` returns
+predictions. The trainer knows names and scalars, and nothing else of either.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfloss import adapters, app, errors, hooks, summary
+    from tfloss.context import current_step
+    from tfloss.distribution import make_strategy
+    from tfloss.engine import Engine
+    from tfloss.evaluation import metric
+    from tfloss.export import export
+    from tfloss.hooks import Every, Hook
+    from tfloss.losses import add_loss
+    from tfloss.step import TrainStep
+    from tfloss.trainer import Trainer, TrainResult
+    from tfloss.version import __version__
+    from tfloss.warm_start import load_weights
+
+# Imported when first used, so that a script can parse its flags, and quieten TensorFlow,
+# before TensorFlow starts.
+_WHERE = {
+    "Engine": "engine",
+    "Every": "hooks",
+    "Hook": "hooks",
+    "TrainResult": "trainer",
+    "TrainStep": "step",
+    "Trainer": "trainer",
+    "__version__": "version",
+    "add_loss": "losses",
+    "current_step": "context",
+    "export": "export",
+    "load_weights": "warm_start",
+    "make_strategy": "distribution",
+    "metric": "evaluation",
+}
+_MODULES = ("adapters", "app", "errors", "hooks", "summary")
+
+__all__ = [
+    "Engine",
+    "Every",
+    "Hook",
+    "TrainResult",
+    "TrainStep",
+    "Trainer",
+    "__version__",
+    "adapters",
+    "add_loss",
+    "app",
+    "current_step",
+    "errors",
+    "export",
+    "hooks",
+    "load_weights",
+    "make_strategy",
+    "metric",
+    "summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"tfloss.{_WHERE[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"tfloss.{name}")
+    else:
+        raise AttributeError(f"module 'tfloss' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -126,11 +126,10 @@ def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator
     by the norm of the sum. There is no public switch.
     """
     with contextlib.ExitStack() as stack:
-        while optimizer is not None:
-            stack.enter_context(
-                _replaced(optimizer, "_all_reduce_sum_gradients", lambda original: list)
-            )
-            optimizer = getattr(optimizer, "inner_optimizer", None)
+        one: Any = optimizer
+        while one is not None:
+            stack.enter_context(_replaced(one, "_all_reduce_sum_gradients", lambda original: list))
+            one = getattr(one, "inner_optimizer", None)
         yield
 
 
@@ -168,12 +167,24 @@ def captured_here(handle: tf.Tensor) -> tf.Tensor:
     return graph.capture(handle) if hasattr(graph, "capture") else handle
 
 
-def all_layers(model: keras.Layer) -> list[keras.Layer]:
+def layers_by_path(model: keras.Layer) -> list[tuple[str, keras.Layer]]:
     """The model and every layer in it, however nested in lists, dicts and attributes.
 
-    `model.layers` is public but stops at layers that are not models.
+    Each comes with its path; a layer without variables of its own (Dropout) has none in
+    Keras and gets that of its parent and its name. `model.layers` is public but stops at
+    layers that are not models, so `_layers` it is.
     """
-    return list(model._flatten_layers())
+    found: dict[int, tuple[str, keras.Layer]] = {}
+
+    def visit(layer, parent):
+        if id(layer) not in found:
+            path = layer.path or (f"{parent}/{layer.name}" if parent else layer.name)
+            found[id(layer)] = (path, layer)
+            for child in layer._layers:
+                visit(child, path)
+
+    visit(model, "")
+    return list(found.values())
 
 
 def innermost(error: BaseException, kind: type[BaseException]) -> BaseException:
@@ -188,3 +199,16 @@ def innermost(error: BaseException, kind: type[BaseException]) -> BaseException:
             found = seen
         seen = seen.__cause__ or seen.__context__
     return found
+
+
+def seed_states(model: keras.Layer) -> list[tuple[str, keras.Variable]]:
+    """`(layer path/seed_generator, state)` of every `keras.random.SeedGenerator` in a model.
+
+    The states are in `model.variables` (public), but under a path that counts all generators
+    of the process; which layer owns one is only in `layer._seed_generators`.
+    """
+    return [
+        (f"{path}/seed_generator", generator.state)
+        for path, layer in layers_by_path(model)
+        for generator in layer._seed_generators
+    ]

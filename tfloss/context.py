@@ -118,7 +118,7 @@ class ForwardContext:
             number += 1
             name = f"{tag}_{number}"
         if self.claim(name) and self.recording:
-            value = tensor() if callable(tensor) else tf.convert_to_tensor(tensor)
+            value: Any = tensor() if callable(tensor) else tf.convert_to_tensor(tensor)
             plugin = metadata.plugin_data.plugin_name if metadata is not None else ""
             kind = "scalar" if plugin == "scalars" else "raw"
             self.summaries[name] = Recorded(name, kind, value, options={"metadata": metadata})

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
-from tfloss.step import StepOutput, TrainStep
+from tfloss.report import StepOutput
+from tfloss.step import TrainStep
 from tfloss.summary import Summary
 
 
@@ -148,7 +149,7 @@ class _FiniteGuard:
         Args:
           watched: `{name: value}`, the same on all replicas.
           batch: of all replicas.
-          before: random states as they were when the step began, by variable path.
+          before: random states as they were when the step began, by position.
         """
         names = list(watched)
         values = tf.stack(list(watched.values()))

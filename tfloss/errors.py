@@ -39,7 +39,7 @@ class NonFiniteLossError(TflossError, FloatingPointError):
       step: the step that would have been completed (1 for the first update).
       losses: `{name: value}` of that step, as reported (means over replicas).
       batch: the batch of that step: a tuple with one for each replica.
-      before: `{path: value}` of the random states that the forward pass has moved on since.
+      before: values of the random states, by position, that the forward pass has moved on since.
     """
 
     def __init__(

@@ -104,7 +104,9 @@ class Evaluator:
         self.losses = losses
         self.weights = loss_weights or LossWeights(None)
         self.strategy = tf.distribute.get_strategy()
-        self._bound = {k: _outside_scope(m) for k, m in metrics.items() if _is_bound(m)}
+        self._bound = {
+            k: _outside_scope(m) for k, m in metrics.items() if isinstance(m, BoundMetric)
+        }
         self._predict = tf.function(self._forward, autograph=False, reduce_retracing=True)
         self._loss_names: list[str] = []
 
@@ -141,8 +143,8 @@ class Evaluator:
             parts = split(batch, self.strategy.num_replicas_in_sync)
             sizes = [leading_size(part) for part in parts]
             predictions, losses = self._predict(batch, parts, tf.constant(step, tf.int64))
-            for name, one in self.metrics.items():
-                if name not in self._bound:
+            for one in self.metrics.values():
+                if not isinstance(one, BoundMetric):
                     one.update(_to_numpy(batch), _to_numpy(predictions))
             for size, values in zip(sizes, losses, strict=True):
                 for name, value in zip(self._loss_names, values.numpy().tolist(), strict=True):
@@ -152,7 +154,7 @@ class Evaluator:
             raise DataError("The data set to evaluate on is empty.")
         results: dict[str, float] = {}
         for name, one in self.metrics.items():
-            source = self._bound[name].metric if name in self._bound else one
+            source = self._bound[name].metric if isinstance(one, BoundMetric) else one
             _flatten_result(name, source.result(), results)
         return results | {f"losses/{name}": value / examples for name, value in sums.items()}
 
@@ -201,10 +203,6 @@ class Evaluator:
         return tf.stack(list(named.values()))
 
 
-def _is_bound(one: Any) -> bool:
-    return isinstance(one, BoundMetric)
-
-
 def _outside_scope(bound: BoundMetric) -> BoundMetric:
     """The metric itself, or a copy if its variables are replicated.
 
@@ -219,7 +217,7 @@ def _outside_scope(bound: BoundMetric) -> BoundMetric:
 
 
 def _reset(one: Any) -> None:
-    if not _is_bound(one) and hasattr(one, "reset"):
+    if not isinstance(one, BoundMetric) and hasattr(one, "reset"):
         one.reset()
 
 

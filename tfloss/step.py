@@ -9,49 +9,18 @@ passed on. The function given to `minimize` is replica code: it gets this replic
 as the data set yields it, and reports losses as a model's training forward does.
 """
 
-import contextlib
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.context import Recorded, forward_context
-from tfloss.errors import LossError, ModelError, SummaryError, TflossError
+from tfloss.context import forward_context
+from tfloss.errors import LossError, ModelError, TflossError
 from tfloss.losses import LossWeights, Weight, check_reaches_variables, collect
-
-TOTAL = "total"
-
-
-@dataclasses.dataclass
-class StepOutput:
-    """What one traced step reports, reduced over replicas.
-
-    Attributes:
-      scalars: `{tag: float32 scalar}`: `losses/<name>`, `losses/total`, and whatever else is
-        known on every step; the model's scalar summaries where they are due.
-      summaries: the other summaries that are due.
-    """
-
-    scalars: dict[str, tf.Tensor]
-    summaries: list[Recorded]
-
-
-@dataclasses.dataclass
-class _Report:
-    """What the `minimize` calls of one step have reported so far (trace time)."""
-
-    recording: bool
-    losses: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
-    weighted: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
-    totals: list[tf.Tensor] = dataclasses.field(default_factory=list)
-    scalars: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
-    summaries: dict[str, Recorded] = dataclasses.field(default_factory=dict)
-    applied: list[tf.Tensor] = dataclasses.field(default_factory=list)
+from tfloss.report import ReplicaReport, StepOutput, StepReport
 
 
 class TrainStep:
@@ -98,15 +67,15 @@ class TrainStep:
         self.jit = jit
         self.strategy = tf.distribute.get_strategy()
         self.counter = tf.Variable(
-            0,
-            dtype=tf.int64,
+            tf.constant(0, tf.int64),
             trainable=False,
             name="step",
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
         self.guard: Callable[..., tf.Tensor] | None = None
-        self._report: _Report | None = None
+        self._report: StepReport | None = None
         self._warned: set[str] = set()
+        self._known: set[int] = set()
 
     # What to override
 
@@ -155,19 +124,29 @@ class TrainStep:
         if not variables:
             raise ModelError("There is nothing to train: the model has no trainable variables.")
         step = tf.identity(self.counter)
-        traced: dict[str, Any] = {}
+        before = self._random_states()
+        replica_report: list[ReplicaReport] = []
+        clipped = self.clip_norm is not None
 
         def gradients(replica_batch):
-            return self._gradients(forward, replica_batch, variables, step, traced)
+            found, *tensors = self._gradients(forward, replica_batch, variables, step)
+            replica_report[:] = [found]  # the same on every replica
+            return tuple(tensors)
 
-        random_states = self._random_states()
-        values, grads, summaries = self.strategy.run(gradients, args=(batch,))
-        named = dict(zip(traced["names"], tf.unstack(self._any_replica(values)), strict=True))
-        self._keep(report, named, summaries, traced)
+        values, grads, summaries, norm = self.strategy.run(gradients, args=(batch,))
+        (replica,) = replica_report
+        local = self.strategy.experimental_local_results
+        each = {name: local(value) for name, value in summaries.items()}
+        watched = report.add(replica, local(values)[0], each)
+        losses = {name: watched[name] for name in replica.losses}
+        if clipped:
+            watched["gradient_norm"] = local(norm)[0]
+            report.scalars[_numbered("gradient_norm", report.scalars)] = local(norm)[0]
         if report.recording:
-            self._keep_learning_rate(report, optimizer)
-        losses = {name: named[f"losses/{name}"] for name in traced["losses"]}
-        with tf.control_dependencies(self._guards(named, batch, random_states)):
+            self._report_learning_rate(report, optimizer)
+        # Nothing may be counted before there is a batch, let alone a finite loss.
+        check = values if self.guard is None else self.guard(watched, batch, before)
+        with tf.control_dependencies(local(check)):
             token = tf.identity(step)
 
         def apply(replica_grads):
@@ -175,10 +154,10 @@ class TrainStep:
                 tf.control_dependencies([token]),
                 _upstream.gradients_already_reduced(optimizer),
             ):
-                optimizer.apply(replica_grads, [variables[i] for i in traced["reached"]])
+                optimizer.apply(replica_grads, [variables[i] for i in replica.reached])
 
         self.strategy.run(apply, args=(grads,))
-        report.applied.append(token)
+        report.updates.append(token)
         return losses
 
     # What the engine uses
@@ -197,6 +176,7 @@ class TrainStep:
                 if not optimizer.built:
                     optimizer.build(self.model.trainable_variables)
         self._check_scope()
+        self._known = {id(variable) for variable in self.model.variables}
 
     @property
     def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
@@ -208,7 +188,7 @@ class TrainStep:
     def signature(self) -> tuple:
         """What is frozen when the step is traced; if it changed, the step is traced anew."""
         trainable = tuple(v.path for v in self.model.trainable_variables)
-        flags = tuple(layer.trainable for layer in _upstream.all_layers(self.model))
+        flags = tuple(layer.trainable for _, layer in _upstream.layers_by_path(self.model))
         return (trainable, flags, self.loss_weights.signature(), self.clip_norm, self.jit)
 
     def __call__(self, batch: Any, *, recording: bool = False) -> StepOutput:
@@ -218,41 +198,31 @@ class TrainStep:
           batch: one element of the (distributed) iterator.
           recording: whether the model's summaries are wanted.
         """
-        self._report = report = _Report(recording)
+        self._report = report = StepReport(recording)
         try:
             shown = dict(self.step(batch))
         finally:
             self._report = None
-        if not report.totals:
+        self._check_no_new_variables()
+        if not report.updates:
             raise LossError(f"{type(self).__name__}.step never called self.minimize(...).")
         self.loss_weights.check_all_used(list(report.losses))
-        with tf.control_dependencies(report.applied):
+        with tf.control_dependencies(report.updates):
             self.counter.assign_add(1)
-        scalars = {f"losses/{name}": tf.cast(value, tf.float32) for name, value in shown.items()}
-        scalars[f"losses/{TOTAL}"] = sum(report.totals[1:], report.totals[0])
-        for name, value in report.weighted.items():
-            scalars[f"weighted_losses/{name}"] = value
-        for name, value in report.scalars.items():
-            if name in scalars:
-                raise SummaryError(f"Summary {name!r} has the name of a loss's own curve.")
-            scalars[name] = value
-        return StepOutput(scalars, list(report.summaries.values()))
+        return report.output(shown)
 
     # How
 
     def _gradients(
-        self,
-        forward: Callable[[Any], Any],
-        batch: Any,
-        variables: list[Any],
-        step: tf.Tensor,
-        traced: dict[str, Any],
-    ) -> tuple[tf.Tensor, list[Any], dict[str, tf.Tensor]]:
-        """Replica code: ([values], gradients, summaries), the first two reduced."""
+        self, forward: Callable[[Any], Any], batch: Any, variables: list[Any], step: tf.Tensor
+    ) -> tuple[ReplicaReport, tf.Tensor, list[Any], dict[str, tf.Tensor], tf.Tensor]:
+        """Replica code: (report, numbers, gradients, summaries, gradient norm).
+
+        Numbers and gradients are reduced over replicas, and gradients are clipped.
+        """
         recording = self._current_report().recording
-        weights = self.loss_weights
         replicas = self.strategy.num_replicas_in_sync
-        local: dict[str, Any] = {}
+        reports: list[ReplicaReport] = []
 
         def compute(batch, step):
             with tf.GradientTape() as tape, _upstream.inputs_untouched(self.model):
@@ -260,88 +230,35 @@ class TrainStep:
                     returned = forward(batch)
                 losses = collect(returned, context, variables)
                 check_reaches_variables(losses, returned, variables)
-                weighted = weights.apply(losses, step)
+                weighted = self.loss_weights.apply(losses, step)
                 terms = list(weighted.values())
                 total = sum(terms[1:], terms[0])
                 # Gradients are summed over replicas below, so this makes it their mean.
                 objective = total / replicas if replicas > 1 else total
             with context.backward():
                 grads = tape.gradient(objective, [_tf_variable(v) for v in variables])
-            reached = [i for i, g in enumerate(grads) if g is not None]
             self._warn_unreached([v for v, g in zip(variables, grads, strict=True) if g is None])
-            scalars = {f"losses/{name}": value for name, value in losses.items()}
-            scalars[TOTAL] = total
-            for name, value in weighted.items():
-                if value is not losses[name]:
-                    scalars[f"weighted_losses/{name}"] = value
-            summed = []
-            for one in context.summaries.values():
-                if one.kind == "scalar":
-                    scalars[f"summary/{one.name}"] = one.value
-                    if one.reduce == "sum":
-                        summed.append(f"summary/{one.name}")
-            rest = {k: v for k, v in context.summaries.items() if v.kind != "scalar"}
-            local.update(
-                names=list(scalars),
-                summed=summed,
-                losses=list(losses),
-                summaries=rest,
-                reached=reached,
-            )
-            return (
-                tf.stack(list(scalars.values())),
-                [g for g in grads if g is not None],
-                {k: v.value for k, v in rest.items()},
-            )
+            report, values, summaries = ReplicaReport.pack(losses, weighted, total, context, grads)
+            reports.append(report)
+            return values, [grads[i] for i in report.reached], summaries
 
         if self.jit:
             compute = tf.function(compute, jit_compile=True, autograph=False)
         values, grads, summaries = compute(batch, step)
-        names = list(local["names"])
+        report = reports[-1]
         if replicas > 1:
             context = tf.distribute.get_replica_context()
-            reduced = context.all_reduce(tf.distribute.ReduceOp.SUM, [values, *grads])
-            scale = [1.0 if n in local["summed"] else 1.0 / replicas for n in names]
-            values, grads = reduced[0] * tf.constant(scale, tf.float32), reduced[1:]
+            values, *grads = context.all_reduce(tf.distribute.ReduceOp.SUM, [values, *grads])
+            values = report.mean_over_replicas(values, replicas)
+        norm = tf.constant(0.0)
         if self.clip_norm is not None:
             norm = tf.linalg.global_norm(grads)
             grads, _ = tf.clip_by_global_norm(grads, self.clip_norm, use_norm=norm)
-            values = tf.concat([values, [tf.cast(norm, tf.float32)]], 0)
-            names.append("gradient_norm")
-        traced.update(local, names=names)  # the same on every replica
-        return values, grads, summaries
+        return report, values, grads, summaries, tf.cast(norm, tf.float32)
 
-    def _keep(
-        self,
-        report: _Report,
-        named: Mapping[str, tf.Tensor],
-        summaries: Any,
-        traced: Mapping[str, Any],
+    def _report_learning_rate(
+        self, report: StepReport, optimizer: keras.optimizers.Optimizer
     ) -> None:
-        """Adds what one `minimize` saw to the report of the step."""
-        report.totals.append(named[TOTAL])
-        for name, value in named.items():
-            kind, _, rest = name.partition("/")
-            if kind == "losses":
-                if rest in report.losses:
-                    raise LossError(
-                        f"Two `minimize` calls of one step report a loss named {rest!r}. Return "
-                        "a mapping with another name from one of them."
-                    )
-                report.losses[rest] = value
-            elif kind == "weighted_losses":
-                report.weighted[rest] = value
-            elif kind == "summary":
-                self._keep_unique(report.scalars, rest, value)
-            elif name == "gradient_norm":
-                number = len(report.totals)
-                report.scalars[name if number == 1 else f"{name}_{number - 1}"] = value
-        for name, recorded in traced["summaries"].items():
-            values = self.strategy.experimental_local_results(summaries[name])
-            merged = tf.concat(values, 0) if recorded.kind == "histogram" else values[0]
-            self._keep_unique(report.summaries, name, dataclasses.replace(recorded, value=merged))
-
-    def _keep_learning_rate(self, report: _Report, optimizer: keras.optimizers.Optimizer) -> None:
         """The rate of this update; a schedule is read before the update moves it on."""
         for name, one in self.optimizers.items():
             if one is optimizer:
@@ -349,36 +266,12 @@ class TrainStep:
                 tag = f"learning_rate/{name}" if several else "learning_rate"
                 report.scalars[tag] = tf.cast(tf.identity(one.learning_rate), tf.float32)
 
-    @staticmethod
-    def _keep_unique(into: dict, name: str, value: Any) -> None:
-        if name in into:
-            raise SummaryError(
-                f"Summary {name!r} is recorded by two `minimize` calls of one step. Wrap one "
-                "in `with tfloss.summary.scope('...')`."
-            )
-        into[name] = value
-
     def _random_states(self) -> dict[str, tf.Tensor]:
         """The seed generators' states before the forward pass moves them on."""
         if self.guard is None:
             return {}
-        return {
-            name: tf.identity(_tf_variable(variable))
-            for name, variable in seed_states(self.model).items()
-        }
-
-    def _guards(
-        self, named: Mapping[str, tf.Tensor], batch: Any, before: dict[str, tf.Tensor]
-    ) -> list[tf.Tensor]:
-        """What must have run before the update: the check that the losses are finite."""
-        if self.guard is None:
-            return []
-        watched = {
-            name.removeprefix("losses/"): value
-            for name, value in named.items()
-            if name.startswith("losses/") or name in (TOTAL, "gradient_norm")
-        }
-        return [self.guard(watched, batch, before)]
+        states = _upstream.seed_states(self.model)
+        return {str(i): tf.identity(_tf_variable(state)) for i, (_, state) in enumerate(states)}
 
     def _warn_unreached(self, unreached: list[Any]) -> None:
         names = [v.path if isinstance(v, keras.Variable) else v.name for v in unreached]
@@ -391,7 +284,7 @@ class TrainStep:
                 stacklevel=2,
             )
 
-    def _current_report(self) -> _Report:
+    def _current_report(self) -> StepReport:
         if self._report is None:
             raise RuntimeError("minimize() may only be called from TrainStep.step().")
         return self._report
@@ -404,8 +297,15 @@ class TrainStep:
             )
         return self.optimizer
 
-    def _any_replica(self, value: Any) -> Any:
-        return self.strategy.experimental_local_results(value)[0]
+    def _check_no_new_variables(self) -> None:
+        """Raises ModelError if the step made variables: they are in no checkpoint or optimizer."""
+        late = [v.path for v in self.model.variables if id(v) not in self._known]
+        if self._known and late:
+            raise ModelError(
+                f"The training step created variables: {', '.join(late)}. All variables must "
+                "exist before the first step: call these layers in every training forward, or "
+                "build them in the model's build()."
+            )
 
     def _check_scope(self) -> None:
         """Raises ModelError if a variable belongs to another strategy."""
@@ -427,18 +327,11 @@ def _tf_variable(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def seed_states(model: keras.Model) -> dict[str, keras.Variable]:
-    """The states of all Keras seed generators in a model, by position: Dropout's, ..."""
-    found = [v for v in model.variables if v.name == "seed_generator_state"]
-    return {f"seed_generator_{i}": v for i, v in enumerate(found)}
-
-
 def _trace_once(forward: Callable[[Any], Any], element_spec: Any, model: keras.Model) -> None:
     """Builds the model by tracing its training forward, without computing anything."""
 
     def dry_run(batch):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_upstream.inputs_untouched(model))
+        with _upstream.inputs_untouched(model):
             forward(batch)
 
     try:
@@ -449,6 +342,9 @@ def _trace_once(forward: Callable[[Any], Any], element_spec: Any, model: keras.M
         raise ModelError(f"Calling {model.name!r} did not build it.")
 
 
-def host_scalars(names: Sequence[str], values: Any) -> dict[str, float]:
-    """`{name: float}` of a row of step values."""
-    return dict(zip(names, np.asarray(values).tolist(), strict=True))
+def _numbered(name: str, taken: Mapping[str, Any]) -> str:
+    number = 1
+    tag = name
+    while tag in taken:
+        tag, number = f"{name}_{number}", number + 1
+    return tag

@@ -56,6 +56,26 @@ class Feed:
         self.iterator = iter(self._distributed)
         self.used = False
 
+    def after_end(self, done: int, step: int, steps: int) -> None:
+        """Starts anew if an earlier `train` call took the last batch; otherwise raises.
+
+        Args:
+          done: batches taken by this call of `train`.
+          step: updates completed.
+          steps: updates asked for.
+
+        Raises:
+          DataError: it is empty, or it ended too early and after how many batches.
+        """
+        if done:
+            raise DataError(
+                f"The data set ended after {done} batches, at step {step} of {steps}. Call "
+                ".repeat() on it, or ask for fewer steps."
+            ) from None
+        if not self.used:
+            raise DataError("The data set is empty: it yielded no batch.") from None
+        self.restart()
+
     def check_same_structure(self, other: "Feed") -> None:
         """Raises DataError, naming what differs, if `other` yields other kinds of batches."""
         before, now = _described(other.element_spec), _described(self.element_spec)

@@ -1,0 +1,52 @@
+"""Draws the curves of a run from its `metrics.jsonl`.
+
+    python docs/plot_run.py runs/digits docs/digits.png
+
+Needs the `docs` extra. This is how the picture in the README was made.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """`{tag: (steps, values)}` of everything that was logged."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for tag, value in row.items():
+            if tag not in ("step", "time") and isinstance(value, int | float):
+                steps, values = found.setdefault(tag, ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    return found
+
+
+def draw(found: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
+    """Losses on the left, training beside validation; accuracy on the right."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for tag, (steps, values) in found.items():
+        if "losses/" in tag and not tag.endswith("/total"):
+            style = "o--" if tag.startswith("val/") else "-"
+            left.semilogy(steps, values, style, label=tag, markersize=4)
+        elif tag.endswith("accuracy"):
+            style = "o--" if tag.startswith("val/") else "-"
+            right.plot(steps, values, style, label=tag, markersize=4)
+    left.set_title("losses, by name")
+    right.set_title("accuracy")
+    right.set_ylim(0.9, 1.001)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    draw(curves(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -1,0 +1,41 @@
+"""The digits as batches: shuffled and moved about a little for training, as they are for tests."""
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+import tfloss.data.digits  # noqa: F401  registers the name "digits"
+
+
+def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """Endless training batches of 1,437 digits, and 360 test digits once.
+
+    The data set is prepared in `data_dir` on first use. The order of the training digits and
+    the way they are moved depend on the seed alone.
+    """
+    tfds.disable_progress_bar()
+    train, test = tfds.load("digits", split=["train", "test"], data_dir=data_dir)
+    train = train.cache().shuffle(2_000, seed=seed).repeat()
+    train = train.batch(batch_size, drop_remainder=True)
+    seeds = tf.data.Dataset.random(seed=seed).batch(2)
+    train = tf.data.Dataset.zip(train, seeds).map(move)
+    return train.prefetch(tf.data.AUTOTUNE), test.batch(batch_size).cache()
+
+
+def move(batch: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The batch, each picture turned by up to 9 degrees and moved by up to half a pixel."""
+    image = batch["image"]
+    draw = tf.random.stateless_uniform([3, tf.shape(image)[0]], seed, -1.0, 1.0)
+    cos, sin = tf.cos(0.15 * draw[0]), tf.sin(0.15 * draw[0])
+    x, y = 0.5 * draw[1], 0.5 * draw[2]
+    middle = 3.5  # pixels are turned about the centre of the picture, not its corner
+    x += middle * (1 - cos + sin)
+    y += middle * (1 - cos - sin)
+    none = tf.zeros_like(x)
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=image,
+        transforms=tf.stack([cos, -sin, x, sin, cos, y, none, none], axis=1),
+        output_shape=[8, 8],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+    )
+    return {**batch, "image": tf.ensure_shape(moved, image.shape)}

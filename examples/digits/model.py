@@ -1,0 +1,50 @@
+"""A small conv net for 8x8 digits that owns its loss."""
+
+import keras
+import tensorflow as tf
+
+import tfloss
+
+
+class Classifier(keras.Model):
+    """Tells which digit a picture shows.
+
+    A batch is `{"image": float32 [n, 8, 8, 1] in [0, 1], "label": int64 [n]}`. In training
+    the model returns its loss, otherwise `{"probabilities": float32 [n, 10]}`, and then it
+    needs no label.
+    """
+
+    def __init__(self, width: int = 32, dropout: float = 0.3):
+        super().__init__()
+        blocks = [*_block(width), *_block(width), keras.layers.MaxPooling2D()]
+        blocks += [*_block(2 * width), *_block(2 * width), keras.layers.GlobalAveragePooling2D()]
+        self.net = keras.Sequential(
+            [*blocks, keras.layers.Dropout(dropout), keras.layers.Dense(10)]
+        )
+
+    def call(self, batch, training=False):
+        logits = self.net(batch["image"], training=training)
+        if training:
+            tfloss.summary.scalar("accuracy", accuracy(batch["label"], logits))
+            tfloss.summary.image("inputs", batch["image"], max_outputs=4)
+            return {"cross_entropy": cross_entropy(batch["label"], logits)}
+        return {"probabilities": tf.nn.softmax(logits)}
+
+
+def cross_entropy(label, logits):
+    """The mean over the batch, a scalar."""
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
+    return tf.reduce_mean(each)
+
+
+def accuracy(label, logits):
+    """The fraction of the batch where the largest logit is the label's, a scalar."""
+    return tf.reduce_mean(tf.cast(tf.argmax(logits, -1) == label, tf.float32))
+
+
+def _block(filters: int) -> list[keras.Layer]:
+    return [
+        keras.layers.Conv2D(filters, 3, padding="same", use_bias=False),
+        keras.layers.BatchNormalization(momentum=0.9),
+        keras.layers.ReLU(),
+    ]

@@ -1,0 +1,95 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from tfloss.hooks import Evaluate, Every, ExportBest
+
+
+def trainer_of(make_trainer, tmp_path, values, hook, model="model"):
+    results = {step: {"accuracy": value} for step, value in enumerate(values, 1)}
+    hooks = [Evaluate("data", {}, every=Every(steps=1)), hook]
+    return make_trainer(hooks, workdir=tmp_path, results=results, model=model)
+
+
+class Exports:
+    """An export function that writes the step it was called at."""
+
+    def __init__(self):
+        self.steps = []
+
+    def __call__(self, model, path):
+        self.steps.append(self.trainer.step)
+        path.mkdir()
+        (path / "step").write_text(str(self.trainer.step))
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "steps"),
+    [
+        ("max", [0.5, 0.4, 0.7, 0.7, 0.8], [1, 3, 5]),
+        ("min", [0.5, 0.4, 0.7, 0.4, 0.3], [1, 2, 5]),
+        ("max", [float("nan"), 0.4, float("inf"), 0.5, 0.1], [2, 4]),
+    ],
+)
+def test_it_exports_at_each_improvement_and_the_best_lies_there(
+    make_trainer, tmp_path, mode, values, steps
+):
+    export = Exports()
+    hook = ExportBest("val/accuracy", mode, export=export)
+    export.trainer = trainer = trainer_of(make_trainer, tmp_path, values, hook)
+    trainer.train(5)
+    assert export.steps == steps
+    assert (tmp_path / "export/step").read_text() == str(steps[-1])
+    assert hook.state == {"best": values[steps[-1] - 1], "step": steps[-1]}
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_resumed_run_keeps_a_better_export(make_trainer, tmp_path):
+    values = [0.5, 0.9, 0.6, 0.95]
+    states = [{}, {}]
+    for stop, step, called in [(2, 0, [1, 2]), (4, 2, [4])]:
+        export = Exports()
+        hook = ExportBest("val/accuracy", export=export)
+        export.trainer = trainer = trainer_of(make_trainer, tmp_path, values, hook)
+        trainer.restore(step, states)
+        trainer.train(stop)
+        states = json.loads(json.dumps([hook.state for hook in trainer.hooks]))
+        assert export.steps == called
+
+
+def test_a_failing_export_leaves_the_last_one_whole(make_trainer, tmp_path):
+    def export(model, path):
+        path.write_text("first") if trainer.step == 1 else path.write_text("ha")
+        if trainer.step == 2:
+            raise OSError("disk full")
+
+    hook = ExportBest("val/accuracy", export=export)
+    trainer = trainer_of(make_trainer, tmp_path, [0.1, 0.2], hook)
+    trainer.train(2)
+    assert isinstance(trainer.error, OSError)
+    assert (tmp_path / "export").read_text() == "first"
+    assert hook.state == {"best": 0.1, "step": 1}
+
+
+def test_by_default_the_best_weights_are_saved(make_trainer, tmp_path):
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+    trainer = trainer_of(make_trainer, tmp_path, [0.1, 0.9, 0.5], ExportBest("val/accuracy"), model)
+    trainer.on_step = lambda step: model.set_weights([np.full([2, 1], step), np.zeros([1])])
+    trainer.train(3)
+    model.load_weights(tmp_path / "export/best.weights.h5")
+    np.testing.assert_array_equal(model.get_weights()[0], [[2], [2]])
+
+
+def test_an_export_that_writes_elsewhere_is_an_error(make_trainer, tmp_path):
+    hook = ExportBest("val/accuracy", export=lambda model, path: None)
+    trainer = trainer_of(make_trainer, tmp_path, [0.1], hook)
+    trainer.train(1)
+    assert "wrote nothing at its path" in str(trainer.error)
+
+
+def test_it_needs_a_place(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="give the Trainer a workdir"):
+        make_trainer([ExportBest("val/accuracy")]).begin(1)
+    make_trainer([ExportBest("val/accuracy", path=tmp_path)]).begin(1)

@@ -1,0 +1,162 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from tfloss.hooks import Evaluate, Progress
+
+LOG = {
+    "losses/cross_entropy": 0.4,
+    "losses/regularization": 0.0321,
+    "losses/total": 0.4321,
+    "weighted_losses/regularization": 0.01,
+    "learning_rate": 0.001,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def ticking(clock, secs):
+    def on_step(step):
+        clock.now += secs
+
+    return on_step
+
+
+def test_plain_lines_at_most_every_10_seconds_and_at_the_end(make_trainer, clock):
+    out = io.StringIO()
+    hook = Progress(stream=out, clock=clock)
+    trainer = make_trainer([hook], on_step=ticking(clock, 4.0))
+    trainer.begin(7)
+    trainer.log(1, LOG)  # before the first line, as a trainer that logs step 1 would
+    trainer.begin = lambda steps: None
+    trainer.train(7)
+    losses = "total 0.4321  cross_entropy 0.4  regularization 0.0321"
+    speed = "8 examples/s  0.25 steps/s"
+    # Steps end after 4, 8, 12, ... seconds: it is due at 12 and, 12 later, at 24.
+    assert out.getvalue().splitlines() == [
+        f"step 3/7  {losses}  |  {speed}  ETA 0:16",
+        f"step 6/7  {losses}  |  {speed}  ETA 0:04",
+        f"step 7/7  {losses}  |  {speed}  took 0:28",
+    ]
+
+
+def test_the_speed_is_that_of_the_last_half_minute(make_trainer, clock):
+    out = io.StringIO()
+    trainer = make_trainer([Progress(stream=out, clock=clock)], batch_size=None)
+    # Step 1 compiles for 100 s, the others take 1 s.
+    trainer.on_step = lambda step: ticking(clock, 100.0 if step == 1 else 1.0)(step)
+    trainer.train(61)
+    # Lines at 100 s (step 1), then every 10 s. That of 140 s (step 41) looks back to 110 s.
+    assert out.getvalue().splitlines() == [
+        "step 1/61  |  0.01 steps/s  ETA 1:40:00",
+        "step 11/61  |  1 steps/s  ETA 0:50",
+        "step 21/61  |  1 steps/s  ETA 0:40",
+        "step 31/61  |  1 steps/s  ETA 0:30",
+        "step 41/61  |  1 steps/s  ETA 0:20",
+        "step 51/61  |  1 steps/s  ETA 0:10",
+        "step 61/61  |  1 steps/s  ETA 0:00",
+        "step 61/61  |  0.381 steps/s  took 2:40",
+    ]
+
+
+def test_evaluation_results_are_a_line_of_their_own(make_trainer, clock):
+    out = io.StringIO()
+    hooks = [Evaluate("data", {}, name="test"), Progress(stream=out, clock=clock)]
+    trainer = make_trainer(hooks, results={2: {"accuracy": 0.98125}})
+    trainer.begin(2)
+    trainer.log(1, {"val/accuracy": 0.5, "val/losses/total": 2.0, "valid": 1.0, "lr": 0.1})
+    trainer.begin = lambda steps: None
+    trainer.train(2)
+    assert out.getvalue().splitlines()[:2] == [
+        "step 1  val/accuracy 0.5  val/losses/total 2",
+        "step 2  test/accuracy 0.9812",
+    ]
+
+
+def test_many_losses_are_cut_and_nan_is_shown(make_trainer, clock):
+    out = io.StringIO()
+    trainer = make_trainer([Progress(stream=out, clock=clock)])
+    trainer.begin(1)
+    names = [*"abcdefghi", "total"]
+    trainer.log(1, {f"losses/{name}": float("nan") for name in names})
+    trainer.step = 1
+    trainer.end()
+    shown = "  ".join(f"{name} nan" for name in ["total", *"abcdefg"])
+    assert out.getvalue() == f"step 1/1  {shown}  (+2 losses)  |  took 0:00\n"
+
+
+def test_a_failed_run_says_by_what(make_trainer, clock):
+    def fail(step):
+        clock.now += 1
+        if step == 3:
+            raise FloatingPointError
+
+    out = io.StringIO()
+    trainer = make_trainer([Progress(stream=out, clock=clock)], on_step=fail)
+    trainer.train(9)
+    assert out.getvalue().endswith("steps/s  took 0:03  ended by FloatingPointError\n")
+
+
+def test_a_run_that_is_already_done_prints_nothing(make_trainer, clock):
+    out = io.StringIO()
+    make_trainer([Progress(stream=out, clock=clock)], step=5).train(5)
+    assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("batch_size", [32, None])
+def test_a_terminal_has_one_live_line_and_results_above_it(make_trainer, clock, batch_size):
+    out = io.StringIO()
+    console = Console(force_terminal=True, file=out, width=160, color_system=None)
+    hook = Progress(console=console, clock=clock)
+    trainer = make_trainer([hook], on_step=ticking(clock, 0.5), batch_size=batch_size)
+    trainer.begin(4)
+    trainer.log(1, {"losses/total": 0.5, "losses/[b]box[/b]": 0.5})
+    trainer.begin = lambda steps: None
+    trainer.train(2)
+    trainer.log(2, {"val/accuracy": 0.5})
+    text = out.getvalue()
+    examples = "64 examples/s  " if batch_size else ""
+    assert f"step 2/4  total 0.5  [b]box[/b] 0.5  |  {examples}2 steps/s" in text
+    assert "\x1b[2K" in text  # the line is erased and drawn again
+    assert "step 2  val/accuracy 0.5\n" in text
+    assert "━" in text
+    assert hook._view._bar is None  # taken down at the end
+
+
+def test_a_narrow_terminal_shows_all_of_it(make_trainer, clock):
+    out = io.StringIO()
+    console = Console(force_terminal=True, file=out, width=60, color_system=None)
+    trainer = make_trainer([Progress(console=console, clock=clock)], on_step=ticking(clock, 0.5))
+    trainer.begin(4)
+    trainer.log(1, LOG)
+    trainer.begin = lambda steps: None
+    trainer.train(4)
+    last = out.getvalue().split("\x1b[2K")[-1]
+    assert "━" * 16 in last
+    assert " ".join(last.replace("━", "").split()).startswith(
+        "step 4/4 total 0.4321 cross_entropy 0.4 regularization 0.0321 | "
+        "64 examples/s 2 steps/s took 0:02"
+    )
+
+
+def test_a_terminal_is_redrawn_every_fifth_of_a_second_only(make_trainer, clock):
+    out = io.StringIO()
+    console = Console(force_terminal=True, file=out, width=160, color_system=None)
+    hook = Progress(console=console, clock=clock)
+    draws = []
+    trainer = make_trainer([hook], on_step=ticking(clock, 0.125))
+    hook._view.show = lambda step, text: draws.append(step)
+    trainer.train(8)
+    assert draws == [2, 4, 6, 8, 8]
+
+
+def test_the_stream_decides_between_the_two(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert type(Progress(stream=Terminal())._view).__name__ == "TerminalLine"
+    assert type(Progress(stream=io.StringIO())._view).__name__ == "PlainLines"
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(Progress(stream=Terminal())._view).__name__ == "PlainLines"

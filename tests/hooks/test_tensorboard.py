@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tfloss.hooks import Evaluate, TensorBoard
+from tfloss.summary import Summary
+
+
+def read(logdir):
+    events = EventAccumulator(str(logdir), size_guidance={"tensors": 0})
+    events.Reload()
+    return events
+
+
+def scalars(events, tag):
+    return [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)]
+
+
+def tensors(events, tag):
+    return [(e.step, tf.make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)]
+
+
+def plugin(events, tag):
+    return events.SummaryMetadata(tag).plugin_data.plugin_name
+
+
+def test_scalars_keep_their_tags_steps_and_values(make_trainer, tmp_path):
+    trainer = make_trainer([TensorBoard()], workdir=tmp_path)
+    trainer.begin(20)
+    with tf.name_scope("outer"), tf.summary.record_if(False):
+        trainer.log(10, {"losses/total": 0.5, "rpn/é": 2.0})
+    trainer.log(20, {"losses/total": 0.25, "val/losses/total": 4.0})
+    trainer.end()
+    events = read(tmp_path / "train")
+    assert events.Tags()["tensors"] == ["losses/total", "rpn/é", "val/losses/total"]
+    assert scalars(events, "losses/total") == [(10, 0.5), (20, 0.25)]
+    assert scalars(events, "rpn/é") == [(10, 2.0)]
+    assert scalars(events, "val/losses/total") == [(20, 4.0)]
+    assert plugin(events, "losses/total") == "scalars"
+
+
+def test_what_is_not_finite_is_written_too(make_trainer, tmp_path):
+    trainer = make_trainer([TensorBoard(tmp_path)])
+    trainer.begin(1)
+    trainer.log(1, {"a": float("nan"), "b": float("inf")})
+    trainer.end()
+    events = read(tmp_path)
+    assert np.isnan(scalars(events, "a")[0][1])
+    assert scalars(events, "b") == [(1, float("inf"))]
+
+
+def test_summaries_of_each_kind(make_trainer, tmp_path):
+    images = np.zeros([5, 2, 3, 1], np.float32)
+    images[4] = 1.0
+    metadata = tf.compat.v1.SummaryMetadata(
+        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="mine")
+    )
+    summaries = [
+        Summary("h", "histogram", np.array([[0.0, 1.0], [1.0, 4.0]]), {"buckets": 4}),
+        Summary("h30", "histogram", np.arange(10.0), {"buckets": None}),
+        Summary("i", "image", images, {}),
+        Summary("t", "text", np.array([b"one", b"two"], object), {}),
+        Summary("r", "raw", np.array([1, 2, 3]), {"metadata": metadata}),
+    ]
+    trainer = make_trainer([TensorBoard()], workdir=tmp_path)
+    trainer.begin(7)
+    trainer.log(7, {}, summaries)
+    trainer.end()
+    events = read(tmp_path / "train")
+    assert [plugin(events, tag) for tag in ("h", "i", "t", "r")] == [
+        "histograms",
+        "images",
+        "text",
+        "mine",
+    ]
+    ((step, buckets),) = tensors(events, "h")  # rows of left edge, right edge, count
+    assert step == 7
+    np.testing.assert_array_equal(buckets, [[0, 1, 1], [1, 2, 2], [2, 3, 0], [3, 4, 1]])
+    assert tensors(events, "h30")[0][1].shape == (30, 3)
+    ((step, encoded),) = tensors(events, "i")  # width, height, then a PNG each
+    assert [*encoded[:2], len(encoded) - 2] == [b"3", b"2", 5]
+    np.testing.assert_array_equal(tf.io.decode_png(encoded[-1]), np.full([2, 3, 1], 255, np.uint8))
+    assert list(tensors(events, "t")[0][1]) == [b"one", b"two"]
+    np.testing.assert_array_equal(tensors(events, "r")[0][1], [1, 2, 3])
+
+
+def test_an_unknown_kind_is_named(make_trainer, tmp_path):
+    trainer = make_trainer([TensorBoard()], workdir=tmp_path)
+    trainer.begin(1)
+    with pytest.raises(ValueError, match="Summary 'mesh' has the kind '3d'"):
+        trainer.log(1, {}, [Summary("mesh", "3d", np.zeros([1]))])
+
+
+def test_a_run_that_logs_nothing_leaves_no_file(make_trainer, tmp_path):
+    trainer = make_trainer([TensorBoard()], workdir=tmp_path)
+    trainer.train(3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_events_are_on_disk_after_a_due_call_before_the_end(make_trainer, tmp_path):
+    hook = TensorBoard()
+    trainer = make_trainer([hook], workdir=tmp_path)
+    trainer.begin(20)
+    trainer.log(10, {"a": 1.0})
+    hook.after_call(11)
+    assert scalars(read(tmp_path / "train"), "a") == [(10, 1.0)]
+    hook.after_call(12)  # nothing new
+    trainer.end()
+
+
+def test_one_file_a_run_and_later_hooks_may_log_at_the_end(make_trainer, tmp_path):
+    hooks = [TensorBoard(), Evaluate("data", {})]
+    trainer = make_trainer(hooks, workdir=tmp_path, results={2: {"accuracy": 0.5}})
+    trainer.train(2)
+    assert scalars(read(tmp_path / "train"), "val/accuracy") == [(2, 0.5)]
+    assert len(list((tmp_path / "train").iterdir())) == 1
+
+
+def test_it_needs_a_place(make_trainer):
+    with pytest.raises(ValueError, match=r"give the Trainer a workdir, or TensorBoard\(logdir\)"):
+        make_trainer([TensorBoard()]).begin(1)

@@ -1,0 +1,97 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss
+from tfloss.adapters import supervised
+from tfloss.errors import DataError
+
+
+def _net():
+    return keras.Sequential(
+        [
+            keras.layers.Dense(8, activation="relu", kernel_regularizer="l2"),
+            keras.layers.Dropout(0.2),
+            keras.layers.Dense(3, activation="softmax"),
+        ],
+        name="net",
+    )
+
+
+def _data(weights):
+    random = np.random.RandomState(0)
+    x, y = random.randn(64, 5).astype(np.float32), random.randint(0, 3, 64)
+    arrays = (x, y, random.rand(64).astype(np.float32)) if weights else (x, y)
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(8).repeat()
+
+
+class _Inside(keras.Model):
+    """The same model with its loss inside."""
+
+    def __init__(self):
+        super().__init__(name="inside")
+        self.net = _net()
+
+    def call(self, batch, training=False):
+        x, y, *weight = batch
+        p = self.net(x, training=training)
+        return keras.losses.SparseCategoricalCrossentropy()(y, p, *weight) if training else p
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sparse_categorical_crossentropy",
+        keras.losses.SparseCategoricalCrossentropy(),
+        lambda y, p: keras.ops.sparse_categorical_crossentropy(y, p),
+    ],
+    ids=["name", "object", "function"],
+)
+def test_adapter_loss_inside_and_fit_are_the_same(loss, weights):
+    found = []
+    for way in ("fit", "adapter", "inside"):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(5)
+        optimizer = keras.optimizers.Adam(0.01)
+        if way == "fit":
+            net = _net()
+            net.compile(optimizer=optimizer, loss=loss, jit_compile=False)
+            net.fit(_data(weights), steps_per_epoch=20, verbose=0)
+        else:
+            model = _Inside() if way == "inside" else supervised(_net(), loss)
+            net = model.net if way == "inside" else model.predictor
+            tfloss.Trainer(model, optimizer, default_hooks=False).train(_data(weights), steps=20)
+        found.append([v.numpy() for v in net.variables])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_losses_are_named_and_inference_takes_a_bare_x():
+    model = supervised(_net(), "sparse_categorical_crossentropy")
+    result = tfloss.Trainer(model, keras.optimizers.SGD(0.1), default_hooks=False).train(
+        _data(False), steps=1
+    )
+    assert set(result.losses) == {"sparse_categorical_crossentropy", "regularization", "total"}
+    x, y = next(iter(_data(False)))
+    np.testing.assert_array_equal(model(x), model((x, y)))
+
+
+def test_predictions_can_be_evaluated():
+    model = supervised(_net(), "sparse_categorical_crossentropy")
+    trainer = tfloss.Trainer(model, keras.optimizers.SGD(0.1), default_hooks=False)
+    accuracy = tfloss.metric(
+        keras.metrics.SparseCategoricalAccuracy(), lambda batch, p: (batch[1], p)
+    )
+    found = trainer.evaluate(_data(False).take(8), {"accuracy": accuracy}, losses=True)
+    assert 0.0 <= found["accuracy"] <= 1.0 and found["losses/total"] > 0
+
+
+@pytest.mark.parametrize("batch", [{"x": [[1.0]]}, ([[1.0]],), ([[1.0]], [1], [1.0], [1.0])])
+def test_other_batches_are_refused(batch):
+    model = supervised(keras.Sequential([keras.layers.Dense(1)]), "mse")
+    data = tf.data.Dataset.from_tensors(batch)
+    with pytest.raises(DataError, match=r"\(x, y\) or \(x, y, sample_weight\); this one is a"):
+        tfloss.Trainer(model, keras.optimizers.SGD(0.1), default_hooks=False).train(data, steps=1)

@@ -1,0 +1,515 @@
+import json
+import os
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss
+from tests.toys import Line, rows
+from tfloss import hooks, summary
+from tfloss.errors import DataError, LossError, ModelError, NonFiniteLossError
+from tfloss.hooks import Every, Hook
+
+DATA = rows([1.0, 2.0, 3.0, 4.0], 4)
+
+
+class Witness(Hook):
+    """Writes down all that happens to it."""
+
+    def __init__(self, every=None):
+        self.every = every
+        self.calls, self.logs, self.ended = [], [], []
+
+    def after_call(self, step):
+        assert self.trainer.step == step == int(self.trainer.train_step.counter.numpy())
+        self.calls.append(step)
+
+    def on_log(self, step, scalars, summaries):
+        self.logs.append((step, dict(scalars), [s.name for s in summaries]))
+
+    def after_train(self):
+        self.ended.append(self.trainer.error)
+
+
+def trainer(model=None, *, default_hooks=False, strategy=None, rate=0.1, **options):
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        model = (model or Line)()
+        optimizer = keras.optimizers.SGD(rate)
+    return tfloss.Trainer(
+        model, optimizer, strategy=strategy, default_hooks=default_hooks, **options
+    )
+
+
+# The loop
+
+
+@pytest.mark.parametrize("steps_per_call", [None, 1, 7, 50])
+def test_hooks_run_at_exactly_their_steps(steps_per_call):
+    first, second = Witness(Every(steps=137)), Witness(Every(percent=25))
+    found = trainer(rate=0.0, hooks=[first, second], steps_per_call=steps_per_call, log_every=50)
+    assert found.train(DATA, steps=300).step == 300
+    assert first.calls == [137, 274]
+    assert second.calls == [75, 150, 225, 300]
+    assert [step for step, _, _ in first.logs] == [50, 100, 150, 200, 250, 300]
+    assert first.ended == [None]
+
+
+def test_the_number_of_steps_a_call_does_not_change_the_result():
+    results = []
+    for steps_per_call in (1, 9, None):
+        keras.utils.set_random_seed(0)
+        one = trainer(
+            lambda: Line(lambda m, b, y: tf.reduce_mean((y - 2.0) ** 2)),
+            rate=0.001,
+            steps_per_call=steps_per_call,
+        )
+        result = one.train(DATA, steps=40)
+        results.append((one.model.w.numpy(), result.losses))
+    assert results[0] == results[1] == results[2]
+
+
+def test_what_is_logged_is_the_mean_over_the_window():
+    witness = Witness()
+    data = rows(np.arange(1.0, 9.0), 1)  # losses 1 to 8, w stays 1
+    trainer(rate=0.0, hooks=[witness], log_every=3).train(data, steps=8)
+    assert [(s, v["losses/mean"]) for s, v, _ in witness.logs] == [(3, 2.0), (6, 5.0), (8, 7.5)]
+    assert witness.logs[0][1]["learning_rate"] == 0.0
+    assert witness.logs[0][1]["examples_per_second"] > 0
+
+
+def test_every_step_can_be_logged():
+    def report(m, b, y):
+        summary.scalar("first", y[0])
+        return {"mean": tf.reduce_mean(y)}
+
+    witness = Witness()
+    one = trainer(lambda: Line(report), rate=0.0, hooks=[witness], log_every=4, every_step=True)
+    one.train(rows(np.arange(1.0, 7.0), 1), steps=6)
+    assert [(s, v["losses/mean"], v["first"]) for s, v, _ in witness.logs] == [
+        (k, float(k), float(k)) for k in range(1, 7)
+    ]
+
+
+def test_summaries_are_written_on_due_steps_only():
+    def report(m, b, y):
+        summary.histogram("y", y)
+        summary.scalar("step", tfloss.current_step())
+        return {"mean": tf.reduce_mean(y)}
+
+    witness = Witness()
+    trainer(lambda: Line(report), hooks=[witness], log_every=10).train(DATA, steps=25)
+    assert [(s, names) for s, _, names in witness.logs] == [(10, ["y"]), (20, ["y"]), (25, ["y"])]
+    assert [v["step"] for _, v, _ in witness.logs] == [9.0, 19.0, 24.0]
+
+
+def test_result_is_of_the_last_step():
+    one = trainer(rate=0.1)
+    result = one.train(DATA, steps=2)
+    assert result.losses == pytest.approx({"mean": 0.75 * 2.5, "total": 0.75 * 2.5})
+    assert one.model.w.numpy() == pytest.approx(0.5)
+
+
+def test_a_second_call_goes_on_from_the_first_in_the_data_too():
+    witness = Witness()
+    one = trainer(rate=0.0, hooks=[witness], log_every=1)
+    data = rows(np.arange(1.0, 9.0), 1)
+    one.train(data, steps=3)
+    one.train(data, steps=5)
+    assert [v["losses/mean"] for _, v, _ in witness.logs] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert one.train(data, steps=4).losses == {}
+
+
+def test_a_hook_can_stop_training_between_logs():
+    class Stop(Witness):
+        def after_call(self, step):
+            self.trainer.stop("enough")
+
+    stop = Stop(Every(steps=7))
+    result = trainer(hooks=[stop], rate=0.0).train(DATA, steps=100)
+    assert (result.step, result.reason) == (7, "enough")
+    assert [s for s, _, _ in stop.logs] == [7]
+
+
+def test_hooks_end_even_if_one_of_them_fails():
+    class Fails(Hook):
+        every = Every(steps=2)
+
+        def after_call(self, step):
+            raise RuntimeError("mine")
+
+        def after_train(self):
+            raise RuntimeError("another")
+
+    witness = Witness()
+    with pytest.raises(RuntimeError, match="mine"):
+        trainer(hooks=[Fails(), witness]).train(DATA, steps=5)
+    assert str(witness.ended[0]) == "mine"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_replicas_end_with_the_same_weights(count, replicas):
+    def build():
+        return Line(lambda m, b, y: tf.reduce_mean((y - 2.0) ** 2))
+
+    weights = []
+    for strategy in (replicas(1), replicas(count)):
+        one = trainer(build, strategy=strategy, rate=0.01)
+        one.train(rows(np.arange(8.0), 8), steps=20)
+        weights.append(one.model.w.numpy())
+    assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+
+
+def test_data_may_be_a_function_of_an_input_context():
+    seen = []
+
+    def input_fn(context):
+        seen.append(context.num_replicas_in_sync)
+        return DATA
+
+    assert trainer().train(input_fn, steps=2).step == 2
+    assert seen == [1]
+
+
+# What is frozen in a trace (pains.md 16)
+
+
+class _Two(keras.Model):
+    def __init__(self):
+        super().__init__(name="two")
+        self.a, self.b = keras.layers.Dense(1, name="a"), keras.layers.Dense(1, name="b")
+
+    def call(self, batch, training=False):
+        y = self.b(self.a(batch["x"][:, None]))
+        return tf.reduce_mean(y**2) if training else y
+
+
+def test_freezing_between_two_calls_is_respected():
+    one = trainer(_Two, rate=0.01)
+    one.train(DATA, steps=1)
+    one.model.a.trainable = False
+    before = [one.model.a.kernel.numpy(), one.model.b.kernel.numpy()]
+    one.train(DATA, steps=2)
+    assert one.model.a.kernel.numpy() == before[0]
+    assert one.model.b.kernel.numpy() != before[1]
+    one.model.a.trainable = True
+    one.train(DATA, steps=3)
+    assert one.model.a.kernel.numpy() != before[0]
+
+
+@pytest.mark.upstream
+def test_upstream_ignores_freezing_after_tracing():
+    model, optimizer = _Two(), keras.optimizers.SGD(0.01)
+    model({"x": tf.ones([1])})
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = model({"x": x}, training=True)
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
+
+    step(tf.ones([4]))
+    model.a.trainable = False
+    before = model.a.kernel.numpy()
+    step(tf.ones([4]))
+    assert model.a.kernel.numpy() != before
+
+
+def test_the_step_is_traced_once():
+    one = trainer()
+    one.train(DATA, steps=30)
+    one.train(DATA, steps=230)
+    assert one._engine.traces == 2  # silent and recording
+
+
+# Learning rate (pains.md 28), resuming
+
+
+class _Dropout(keras.Model):
+    def __init__(self):
+        super().__init__(name="net")
+        self.blocks = [keras.layers.Dense(4, name="d0"), {"k": keras.layers.Dense(1, name="d1")}]
+        self.bn = keras.layers.BatchNormalization(name="bn")
+        self.drop = keras.layers.Dropout(0.5, name="drop")
+
+    def call(self, batch, training=False):
+        x = self.blocks[0](batch["x"][:, None])
+        x = self.drop(self.bn(x, training=training), training=training)
+        y = self.blocks[1]["k"](x)
+        return tf.reduce_mean((y - 1.0) ** 2) if training else y
+
+
+def _adam_trainer(workdir, **options):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(3)
+    return tfloss.Trainer(
+        _Dropout(), keras.optimizers.Adam(0.01), workdir=workdir, seed=5, **options
+    )
+
+
+def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(tmp_path):
+    straight = _adam_trainer(tmp_path / "a")
+    result = straight.train(DATA, steps=12)
+    _adam_trainer(tmp_path / "b").train(DATA, steps=5)
+    resumed = _adam_trainer(tmp_path / "b")
+    for variable in resumed.model.variables:
+        variable.assign(tf.ones_like(variable))
+    second = resumed.train(DATA, steps=12)
+    assert second == result
+    names = straight.state().variables()
+    for name, variable in resumed.state().variables().items():
+        np.testing.assert_array_equal(variable.numpy(), names[name].numpy(), err_msg=name)
+
+
+def test_resuming_says_so_and_a_finished_run_is_left_alone(tmp_path, capsys):
+    trainer(workdir=tmp_path, default_hooks=True).train(DATA, steps=4)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    capsys.readouterr()
+    again = trainer(workdir=tmp_path, default_hooks=True)
+    assert again.train(DATA, steps=4).step == 4
+    assert "resuming at step 4" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_a_changed_constant_learning_rate_applies_and_is_reported(tmp_path):
+    trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()], rate=0.1).train(DATA, steps=1)
+    second = trainer(workdir=tmp_path, rate=0.2)
+    with pytest.warns(UserWarning, match="learning rate was 0.1 .* and is 0.2 now"):
+        second.train(DATA, steps=2)
+    assert second.model.w.numpy() == pytest.approx(1 - 0.1 * 2.5 - 0.2 * 2.5)
+
+
+def test_the_state_of_hooks_is_resumed(tmp_path):
+    class Counts(Hook):
+        every = Every(steps=2)
+
+        def after_call(self, step):
+            self.state["count"] = self.state.get("count", 0) + 1
+
+    for steps, expected in ((4, 2), (10, 5)):
+        counts = Counts()
+        trainer(workdir=tmp_path, hooks=[counts, hooks.SaveCheckpoint()]).train(DATA, steps=steps)
+        assert counts.state == {"count": expected}
+
+
+def test_restore_without_training(tmp_path):
+    trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()]).train(DATA, steps=2)
+    again = trainer(workdir=tmp_path)
+    assert again.restore(DATA) == 2
+    assert again.model.w.numpy() == pytest.approx(0.5)
+
+
+# Evaluation
+
+
+def test_evaluate_and_validation_losses():
+    one = trainer(rate=0.1)
+    one.train(DATA, steps=1)
+    data = tf.data.Dataset.from_tensor_slices({"x": np.arange(7.0, dtype=np.float32)}).batch(4)
+    metrics = {"y": tfloss.metric(keras.metrics.Mean(), lambda b, p: p["y"])}
+    found = one.evaluate(data, metrics, losses=True)
+    assert found == pytest.approx(
+        {"y": 0.75 * 3, "losses/mean": 0.75 * 3, "losses/total": 0.75 * 3}
+    )
+    assert one.train_step.counter.numpy() == 1
+
+
+def test_evaluating_before_training_builds_the_model():
+    data = tf.data.Dataset.from_tensor_slices({"x": np.arange(6.0, dtype=np.float32)}).batch(4)
+    found = trainer(_Two).evaluate(data, losses=True)
+    assert set(found) == {"losses/loss", "losses/total"}
+
+
+def test_periodic_evaluation_is_logged_beside_training(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices({"x": np.arange(4.0, dtype=np.float32)}).batch(4)
+    metrics = {"y": tfloss.metric(keras.metrics.Mean(), lambda b, p: p["y"])}
+    evaluate = hooks.Evaluate(data, metrics, every=Every(steps=2), losses=True)
+    trainer(rate=0.0, workdir=tmp_path, hooks=[evaluate, hooks.MetricsFile()], log_every=3).train(
+        DATA, steps=5
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = [(line["step"], line.get("val/y"), line.get("losses/mean")) for line in lines]
+    assert found == [(2, 1.5, None), (3, None, 2.5), (4, 1.5, None), (5, None, 2.5), (5, 1.5, None)]
+    assert lines[0]["val/losses/mean"] == 1.5
+
+
+# Files
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_event_files_read_back(count, replicas, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def report(m, b, y):
+        summary.scalar("mine", tf.reduce_mean(y))
+        summary.histogram("h", y)
+        summary.image("i", tf.reshape(b["x"], [-1, 1, 1, 1]) / 4.0, max_outputs=1)
+        tf.summary.scalar("plain", tf.reduce_mean(y))
+        return {"mean": tf.reduce_mean(y)}
+
+    one = trainer(
+        lambda: Line(report),
+        rate=0.0,
+        strategy=replicas(count),
+        workdir=tmp_path,
+        hooks=[hooks.TensorBoard()],
+        log_every=10,
+    )
+    one.train(DATA, steps=25)
+    events = EventAccumulator(str(tmp_path / "train"), size_guidance={"tensors": 0}).Reload()
+    for tag, value in (("losses/mean", 2.5), ("mine", 2.5), ("line/plain", 2.5)):
+        found = events.Tensors(tag)
+        assert [e.step for e in found] == [10, 20, 25]  # once, not once a replica
+        assert [float(tf.make_ndarray(e.tensor_proto)) for e in found] == [value] * 3
+    counts = tf.make_ndarray(events.Tensors("h")[0].tensor_proto)[:, 2]
+    assert counts.sum() == 4.0  # of all replicas
+    width, height, png = tf.make_ndarray(events.Tensors("i")[0].tensor_proto)
+    assert tf.io.decode_png(png).numpy().tolist() == [[[63]]]  # 1/4 of replica 0's first
+
+
+def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer(default_hooks=True).train(DATA, steps=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_default_hooks_make_way_for_ones_own(tmp_path):
+    mine = hooks.MetricsFile(tmp_path / "other.jsonl")
+    one = trainer(workdir=tmp_path / "w", hooks=[mine], default_hooks=True)
+    one.train(DATA, steps=2)
+    assert (tmp_path / "other.jsonl").exists() and not (tmp_path / "w/metrics.jsonl").exists()
+    assert [type(h).__name__ for h in one.hooks] == [
+        "MetricsFile",
+        "NaNGuard",
+        "SaveCheckpoint",
+        "TensorBoard",
+        "Progress",
+    ]
+
+
+# What is refused, before the first step
+
+
+def test_a_data_set_that_ends_says_how_many_batches_it_had(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices({"x": np.ones(10, np.float32)}).batch(2)
+    one = trainer(rate=0.0, workdir=tmp_path, hooks=[hooks.SaveCheckpoint()])
+    with pytest.raises(DataError, match="ended after 5 batches, at step 5 of 8.*repeat"):
+        one.train(data, steps=8)
+    assert one.step == 5 and one.checkpoints.latest().name == "step_00000005"
+
+
+def test_a_finite_data_set_starts_again_in_the_next_call():
+    data = tf.data.Dataset.from_tensor_slices({"x": np.ones(10, np.float32)}).batch(2)
+    one = trainer(rate=0.0)
+    one.train(data, steps=5)
+    assert one.train(data, steps=10).step == 10
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_empty_data_set(known):
+    data = tf.data.Dataset.from_tensor_slices({"x": np.ones(1, np.float32)}).batch(1)
+    data = data.take(0) if known else data.filter(lambda batch: False)
+    with pytest.raises(DataError, match="empty"):
+        trainer().train(data, steps=1)
+
+
+def test_data_that_is_not_a_data_set():
+    with pytest.raises(DataError, match="tf.data.Dataset.*got list.*from_tensor_slices"):
+        trainer().train([1, 2, 3], steps=1)
+
+
+def test_batches_of_another_structure_are_refused():
+    one = trainer(rate=0.0)
+    one.train(DATA, steps=1)
+    other = tf.data.Dataset.from_tensors({"x": tf.ones([1]), "z": tf.ones([1], tf.int32)}).repeat()
+    with pytest.raises(DataError, match=r"batch\['z'\]: absent -> int32 of rank 1"):
+        one.train(other, steps=2)
+
+
+@pytest.mark.parametrize("name", ["steps", "log_every", "steps_per_call"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+def test_numbers_that_make_no_sense(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
+        options = {} if name == "steps" else {name: value}
+        trainer(**options).train(DATA, steps=value if name == "steps" else 1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_workdir_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="can't be written to"):
+        trainer(workdir=tmp_path / "w")
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "w").write_text("")
+    with pytest.raises(OSError, match=r"workdir '.*/w' can't be written to"):
+        trainer(workdir=tmp_path / "w")
+
+
+def test_a_model_that_is_no_keras_model():
+    with pytest.raises(ValueError, match="keras.Model, got function"):
+        tfloss.Trainer(lambda x: x, keras.optimizers.SGD())
+
+
+def test_a_model_of_another_scope(replicas):
+    one = tfloss.Trainer(Line(), keras.optimizers.SGD(), strategy=replicas(2), default_hooks=False)
+    with pytest.raises(ModelError, match="model was created outside of the scope"):
+        one.train(DATA, steps=1)
+
+
+def test_variables_made_inside_the_step_are_refused():
+    class Late(Line):
+        def __init__(self):
+            super().__init__()
+            self.late = keras.layers.Dense(1, name="late")
+
+        def call(self, batch, training=False):
+            if tfloss.context.current_context() is not None:  # not while the model is built
+                self.late(tf.zeros([1, 1]))
+            return super().call(batch, training)
+
+    with pytest.raises(ModelError, match="created variables: line/late/kernel, line/late/bias"):
+        trainer(Late).train(DATA, steps=1)
+
+
+def test_bad_losses_leave_no_checkpoint(tmp_path):
+    one = trainer(lambda: Line(lambda m, b, y: y), workdir=tmp_path, default_hooks=True)
+    with pytest.raises(LossError, match="not a scalar"):
+        one.train(DATA, steps=1)
+    assert one.checkpoints.latest() is None
+
+
+# NaN
+
+
+def test_a_nan_stops_and_keeps_the_last_good_checkpoint_and_the_batch(tmp_path):
+    def report(m, b, y):
+        return {"root": tf.reduce_mean(tf.sqrt(y))}
+
+    data = rows([4.0, 3.0, 2.0, 1.0, 5.0, 6.0, -1.0, 7.0], 2)
+    witness = Witness()
+    one = trainer(
+        lambda: Line(report),
+        rate=0.0,
+        workdir=tmp_path,
+        hooks=[witness, hooks.SaveCheckpoint(Every(steps=2)), hooks.NaNGuard()],
+    )
+    with pytest.raises(NonFiniteLossError, match="Loss 'root', 'total' .* step 4") as e:
+        one.train(data, steps=100)
+    assert one.checkpoints.latest().name == "step_00000002"
+    assert isinstance(witness.ended[0], NonFiniteLossError)
+    assert "tfloss replay" in e.value.__notes__[0]
+    kept = tmp_path / "nonfinite" / "step_00000004"
+    batch = tf.data.Dataset.load(str(kept / "batch_0")).get_single_element()
+    assert batch["x"].numpy().tolist() == [-1.0, 7.0]
+
+
+def test_no_warnings_in_an_ordinary_run(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer(workdir=tmp_path, default_hooks=True).train(DATA, steps=3)

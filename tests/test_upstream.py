@@ -1,0 +1,159 @@
+"""Each entry of `tfloss/_upstream.py` still does what it says."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tfloss import _upstream
+
+pytestmark = pytest.mark.upstream
+
+
+def test_add_loss_is_seen_and_restored():
+    original, seen = keras.Layer.add_loss, []
+    layer = keras.layers.Dense(1, activity_regularizer="l2")
+
+    def observe(layer, value):
+        seen.append((layer.name, float(value)))
+        return True
+
+    with _upstream.intercept_add_loss(observe), _upstream.intercept_add_loss(lambda *a: False):
+        layer(tf.zeros([2, 1]))
+    assert seen == [(layer.name, 0.0)]
+    assert keras.Layer.add_loss is original
+    assert layer.losses == []
+
+
+def test_every_kind_of_tf_summary_ends_in_write():
+    seen = []
+
+    class Layer(keras.layers.Layer):
+        def call(self, x):
+            tf.summary.scalar("scalar", 1.0)
+            tf.summary.histogram("histogram", x)
+            tf.summary.image("image", tf.zeros([1, 2, 2, 1]))
+            tf.summary.text("text", "hello")
+            tf.summary.audio("audio", tf.zeros([1, 4, 1]), 100)
+            return x
+
+    def observe(tag, tensor, metadata):
+        seen.append((tag, metadata.plugin_data.plugin_name))
+        return True
+
+    with _upstream.intercept_tf_summary(observe):
+        tf.function(Layer(name="layer"))(tf.zeros([1]))
+    assert seen == [
+        ("layer/scalar", "scalars"),
+        ("layer/histogram", "histograms"),
+        ("layer/image", "images"),
+        ("layer/text", "text"),
+        ("layer/audio", "audio"),
+    ]
+
+
+def test_inputs_untouched_keeps_labels_but_casts_weights():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(dtype="mixed_float16")
+            self.w = self.add_weight(name="w", shape=())
+
+        def call(self, x):
+            return x, tf.convert_to_tensor(self.w)
+
+    model, x = Model(), tf.constant([70000.0])
+    assert model(x)[0].dtype == tf.float16
+    with _upstream.inputs_untouched(model):
+        label, weight = model(x)
+    assert label.dtype == tf.float32 and weight.dtype == tf.float16
+    assert model(x)[0].dtype == tf.float16
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, keras.optimizers.LossScaleOptimizer])
+def test_gradients_already_reduced_turns_off_the_sum(wrap, replicas):
+    strategy = replicas(2)
+    with strategy.scope():
+        w = tf.Variable([0.0])
+        optimizer = wrap(keras.optimizers.SGD(1.0))
+        optimizer.build([w])
+
+    def apply(reduced):
+        with _upstream.gradients_already_reduced(optimizer):
+            optimizer.apply([reduced], [w])
+
+    gradient = tf.constant([1.0 * getattr(optimizer, "initial_scale", 1.0)])
+    tf.function(lambda: strategy.run(apply, (gradient,)))()
+    assert w.numpy() == pytest.approx(-1.0)
+
+
+def test_scratch_graphs_are_recognised():
+    seen = []
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            seen.append(_upstream.in_scratch_graph())
+            return self.dense(x)
+
+    model = Model()
+    model(tf.zeros([1, 1]))
+    tf.function(model)(tf.zeros([1, 1]))
+    assert seen == [True, False, False]
+
+
+def test_rematerialised_blocks_are_recognised():
+    seen = []
+
+    def block(x):
+        seen.append(_upstream.gradient_is_recorded())
+        return x * 2.0
+
+    @tf.function
+    def traced(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.recompute_grad(block)(x)
+            block(x)
+        return tape.gradient(y, x)
+
+    traced(tf.constant(1.0))
+    assert seen[:2] == [False, True]
+
+
+def test_a_variable_is_found_in_the_graph_that_reads_it():
+    w = tf.Variable(1.0)
+
+    @tf.function
+    def traced():
+        value = w * 2.0
+        return _upstream.captured_here(w.handle).name == value.op.inputs[0].op.inputs[0].name
+
+    assert traced.get_concrete_function() is not None and bool(traced())
+
+
+def test_layers_by_path_sees_into_lists_and_dicts():
+    class Block(keras.layers.Layer):
+        def __init__(self, name):
+            super().__init__(name=name)
+            self.parts = {"a": keras.layers.Dense(1, name=f"{name}_a")}
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.blocks = [Block("x"), (Block("y"),)]
+
+    paths = [path for path, _ in _upstream.layers_by_path(Model())]
+    assert paths == ["model", "model/x", "model/x/x_a", "model/y", "model/y/y_a"]
+
+
+def test_innermost_finds_the_error_that_was_raised():
+    class Model(keras.Model):
+        def call(self, x):
+            raise KeyError("labels")
+
+    with pytest.raises(Exception) as e:
+        tf.function(lambda x: Model()(x))(tf.zeros([1]))
+    found = _upstream.innermost(e.value, KeyError)
+    assert type(found) is KeyError and found.args == ("labels",)

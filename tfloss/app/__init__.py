@@ -1,0 +1,201 @@
+"""A training script's command line: flags, recipe, strategy, seed.
+
+    from tfloss import app
+
+    def main(run: app.Run):
+        import keras          # here, so that a typo in a flag fails before TensorFlow starts
+        ...
+
+    if __name__ == "__main__":
+        app.run(main)
+
+    python train.py --config=recipe.py --config.optimizer.learning_rate=3e-4 --workdir=runs/a
+
+A wrong flag or config key ends the program with exit code 2 and the nearest valid name,
+before TensorFlow is imported. Host code.
+"""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tfloss.app.config import FILE, differences, read_config, to_json, write_config
+from tfloss.app.flags import FlagError, Options, parse_flags
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tfloss.hooks import Hook
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a script's `main` is given.
+
+    Attributes:
+      config: the recipe (an `ml_collections.ConfigDict`), with the command line's changes.
+      workdir: the folder for everything that is written; it exists.
+      mode: "train", "train_and_eval", "eval" or "export".
+      strategy: the distribution strategy; create model and optimizer in its scope.
+      seed: already set for Python, NumPy and Keras.
+      jit: whether to compile the step with XLA.
+      profile: the steps (start, stop) to profile, or None.
+      overfit_batches: how many batches to train on again and again, or None for all.
+      max_steps: the last step to run, or None for what the recipe says.
+    """
+
+    config: Any
+    workdir: Path
+    mode: str
+    strategy: "tf.distribute.Strategy"
+    seed: int
+    jit: bool
+    profile: tuple[int, int] | None
+    overfit_batches: int | None
+    max_steps: int | None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the mode is one that trains."""
+        return self.mode in ("train", "train_and_eval")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the mode is one that evaluates."""
+        return self.mode in ("train_and_eval", "eval")
+
+    def steps(self, steps: int) -> int:
+        """The recipe's number of steps, or `--max_steps` if that is less."""
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def overfit(self, dataset: "tf.data.Dataset") -> "tf.data.Dataset":
+        """The data set itself, or with `--overfit_batches=N` its first N batches for ever.
+
+        They are kept in memory as they come the first time, augmentation included.
+        """
+        if self.overfit_batches is None:
+            return dataset
+        return dataset.take(self.overfit_batches).cache().repeat()
+
+    def hooks(self) -> "list[Hook]":
+        """The hooks that flags ask for: the profiler, with `--profile`."""
+        from tfloss.hooks import Profile
+
+        return [Profile(*self.profile)] if self.profile else []
+
+    def where(self) -> str:
+        """A line for each thing that lies in the workdir, and how to open TensorBoard."""
+        lines = {
+            "checkpoints": str(self.workdir / "checkpoints"),
+            "metrics.jsonl": str(self.workdir / "metrics.jsonl"),
+            "config.json": str(self.workdir / "config.json"),
+            "export": str(self.workdir / "export"),
+            "nonfinite": f"{self.workdir / 'nonfinite'}  (tfloss replay {self.workdir})",
+            "train": f"tensorboard --logdir {self.workdir}",
+        }
+        names = {"metrics.jsonl": "values", "config.json": "config", "train": "curves"}
+        there = {k: line for k, line in lines.items() if (self.workdir / k).exists()}
+        return "\n".join(f"{names.get(k, k):<12}{line}" for k, line in there.items())
+
+
+def run(
+    main: Callable[[Run], Any], *, config: str | None = None, argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Parses the flags, prepares the run, calls `main(run)` and exits the program.
+
+    In this order: flags and recipe; TensorFlow, without its start-up messages; the strategy;
+    the seed; `workdir/config.json`, after saying what differs from the one there.
+
+    Args:
+      main: takes a `Run`. What it returns is ignored.
+      config: path of the recipe to use when `--config` is not given.
+      argv: the command line, program name first; `sys.argv` by default.
+
+    Raises:
+      SystemExit: always, as `absl.app.run` does: 0 after `main`, 2 for a command line, a
+        strategy or a workdir that can't be used.
+    """
+    from absl import app, flags, logging
+
+    def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
+        with _one_line(FlagError):
+            options = parse_flags(arguments, config)
+        return options, flags.FLAGS["verbosity"].using_default_value
+
+    def start(parsed: tuple[Options, bool]) -> None:
+        options, default_verbosity = parsed
+        if default_verbosity:  # which absl has turned up to "info" since
+            logging.set_verbosity(logging.WARNING)
+        with _one_line(ValueError):
+            prepared = prepare(options)
+        main(prepared)
+
+    app.run(start, argv=None if argv is None else list(argv), flags_parser=parse)
+    raise AssertionError  # absl exits
+
+
+def prepare(options: Options) -> Run:
+    """Makes a `Run` of parsed flags: strategy, seed, workdir and its `config.json`.
+
+    In a mode that trains the config is saved; if one was saved before, what differs is
+    printed.
+
+    Raises:
+      ValueError: the strategy can't be made here, the saved config can't be read, the
+        workdir can't be written or, in a mode that doesn't train, is missing.
+    """
+    if options.mode in ("eval", "export") and not options.workdir.is_dir():
+        raise ValueError(
+            f"--mode={options.mode} needs a trained run, and there is no folder "
+            f"{str(options.workdir)!r}."
+        )
+    from tfloss.app.quiet import import_tensorflow
+
+    import_tensorflow()
+    import keras
+
+    from tfloss.distribution import is_chief, make_strategy
+
+    strategy = make_strategy(options.strategy, options.replicas)
+    keras.utils.set_random_seed(options.seed)
+    prepared = Run(
+        config=options.config,
+        workdir=options.workdir,
+        mode=options.mode,
+        strategy=strategy,
+        seed=options.seed,
+        jit=options.jit,
+        profile=options.profile,
+        overfit_batches=options.overfit_batches,
+        max_steps=options.max_steps,
+    )
+    try:
+        _keep_config(prepared, write=prepared.trains and is_chief(strategy))
+    except OSError as error:
+        raise ValueError(f"Can't write to --workdir={options.workdir}: {error}") from None
+    return prepared
+
+
+def _keep_config(run: Run, write: bool) -> None:
+    """Prints what differs from the config in the workdir, and puts the new one there."""
+    new = to_json(run.config)
+    old = read_config(run.workdir)
+    changed = differences(old, new) if old is not None else []
+    if changed:
+        print(f"The config differs from {run.workdir / FILE}; the new one counts:")
+        print("".join(f"  {line}\n" for line in changed), end="", flush=True)
+    if write:
+        write_config(new, run.workdir)
+
+
+@contextlib.contextmanager
+def _one_line(*errors: type[Exception]):
+    """Turns these errors into `program: message` on standard error and exit code 2."""
+    try:
+        yield
+    except errors as error:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,222 @@
+"""What an export must be: free of ops that belong to training, and equal to the model."""
+
+import contextlib
+import re
+import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfloss.context import is_library
+from tfloss.errors import ExportError
+
+if TYPE_CHECKING:
+    from tfloss.export.signature import Predict, Signature
+
+# (pattern of the op, what it does, the way out)
+_FORBIDDEN = (
+    ("Summary", "writes a summary", "Use tfloss.summary, which does nothing in inference."),
+    (
+        "^(Random(?!Dataset)|(Parameterized)?TruncatedNormal|Multinomial|Rng"
+        "|Stateful(Uniform|StandardNormal|TruncatedNormal|Random))",
+        "draws random numbers",
+        "Draw them only if training, or by tf.random.stateless_* from a seed that is an input.",
+    ),
+    ("^(Collective|Nccl|CrossReplica)", "waits for other replicas", "Do it only if training."),
+    (
+        "^(Assign|Resource(Sparse)?Apply|ResourceScatter|LookupTable(Insert|Remove))",
+        "changes a variable, as BatchNormalization or Dropout do in training",
+        "Do it only if training, and pass `training` on to the layers.",
+    ),
+    (
+        "^(Eager)?PyFunc",
+        "calls Python, which other processes can't",
+        "Write it with TensorFlow ops, or do it before the model.",
+    ),
+)
+_HALF = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum}
+
+_BATCHES = (1, 3)
+_FREE_SIZE = 64  # of made-up inputs where a dimension other than the batch is dynamic
+
+
+def check_ops(name: str, graph: Any, traced_here: bool = False) -> bool:
+    """Raises ExportError for an op that has no place in an inference graph.
+
+    Args:
+      name: of the signature.
+      graph: a `tf.Graph`. Functions that it calls are looked at too.
+      traced_here: whether the graph's tracebacks lead to the model's source.
+
+    Returns:
+      Whether the graph computes in half precision.
+    """
+    graph_def = graph.as_graph_def()
+    library = {one.signature.name: one.node_def for one in graph_def.library.function}
+    called: set[str] = set()
+    half = False
+    for outer in graph_def.node:
+        for node in _with_called(outer, library, called):
+            half = half or any(value.type in _HALF for value in node.attr.values())
+            for pattern, does, remedy in _FORBIDDEN:
+                if re.search(pattern, node.op):
+                    where = ""
+                    if traced_here:
+                        operation = graph.get_operation_by_name(outer.name)
+                        where = f", made at {_users(operation.traceback)},"
+                    raise ExportError(
+                        f"Op {node.name!r} ({node.op}) in the inference forward (signature "
+                        f"{name!r}){where} {does}. {remedy}"
+                    )
+    return half
+
+
+def _with_called(node: Any, library: dict[str, Any], called: set[str]) -> Iterator[Any]:
+    """The node and those of the functions it calls, each function once."""
+    yield node
+    for value in node.attr.values():
+        for function in (value.func, *value.list.func):
+            if function.name in library and function.name not in called:
+                called.add(function.name)
+                for inner in library[function.name]:
+                    yield from _with_called(inner, library, called)
+
+
+def source_line(error: BaseException) -> str:
+    """`model.py:12 (in call)`: where the user's code raised an error, or led to it."""
+    return _users(traceback.extract_tb(error.__traceback__))
+
+
+def _users(frames: Any) -> str:
+    for frame in reversed(list(frames)):
+        if not is_library(frame.filename):
+            return f"{frame.filename}:{frame.lineno} (in {frame.name})"
+    return "unknown line"
+
+
+def verify_signature(
+    signature: "Signature", reloaded: Any, forward: "Predict", example: Any, tolerance: float
+) -> None:
+    """Raises ExportError where the reloaded signature and the model disagree.
+
+    Args:
+      signature: which one.
+      reloaded: the same as a function of a loaded SavedModel.
+      forward: the model, run eagerly.
+      example: input arrays in the form of the signature's specs, or None to make them up.
+      tolerance: see `tfloss.export`.
+    """
+    dynamic = any(spec.shape.rank and spec.shape[0] is None for spec in signature.specs.values())
+    for batch in _BATCHES if dynamic else (1,):
+        tensors = _feed(signature, example, batch)
+        with _full_precision():
+            try:
+                expected = forward(signature, tensors)
+            except ExportError:
+                raise
+            except Exception as error:
+                if example is not None:
+                    raise
+                raise ExportError(
+                    f"The model can't be run on inputs made up from the specs of signature "
+                    f"{signature.name!r} (batch of {batch}): {_first_line(error)}. Pass some that "
+                    f"it can: example_inputs={{{signature.name!r}: ...}}; or verify=False."
+                ) from error
+            actual = reloaded(**dict(zip(signature.specs, tensors, strict=True)))
+        for name, tensor in expected.items():
+            if problem := _difference(tensor.numpy(), actual[name].numpy(), tolerance):
+                raise ExportError(
+                    f"The export disagrees with the model: output {name!r} of signature "
+                    f"{signature.name!r} {problem} on a batch of {batch}. Predictions must follow "
+                    "from the inputs alone (no Python state, no random numbers). If it is only "
+                    "rounding, or near ties before an argmax or NMS on made-up inputs, pass "
+                    "example_inputs or a tolerance."
+                )
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without TensorFloat-32, by which a GPU rounds eager code and graphs differently."""
+    config = tf.config.experimental
+    before = config.tensor_float_32_execution_enabled()
+    config.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        config.enable_tensor_float_32_execution(before)
+
+
+def _difference(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> str | None:
+    """What is wrong with an output, as the end of a sentence, or None."""
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return (
+            f"is {actual.dtype}{list(actual.shape)} instead of "
+            f"{expected.dtype}{list(expected.shape)}"
+        )
+    same = actual == expected
+    if expected.dtype.kind not in "fc":
+        return None if np.all(same) else f"differs in {np.sum(~same)} of {same.size} values"
+    same |= np.isnan(actual) & np.isnan(expected)
+    if np.all(same):
+        return None
+    finite = np.abs(expected[np.isfinite(expected)])
+    allowed = tolerance * max(0.01, finite.max(initial=0.0))
+    with np.errstate(invalid="ignore"):
+        largest = np.max(np.abs(actual - expected), where=~same, initial=0.0)
+    if largest <= allowed:  # not so if it is NaN
+        return None
+    return f"differs by up to {largest:.3g} (allowed: {allowed:.3g})"
+
+
+def _feed(signature: "Signature", example: Any, batch: int) -> list[tf.Tensor]:
+    """Tensors for the signature's inputs, in order, with this batch where it is dynamic."""
+    if example is None:
+        random = np.random.default_rng(0)
+        return [_made_up(name, spec, batch, random) for name, spec in signature.specs.items()]
+    return [
+        _of_example(name, spec, value, batch)
+        for (name, spec), value in zip(
+            signature.specs.items(), _example_values(signature, example), strict=True
+        )
+    ]
+
+
+def _made_up(name: str, spec: tf.TensorSpec, batch: int, random: Any) -> tf.Tensor:
+    if spec.shape.rank is None:
+        raise ExportError(f"Input {name!r} has no known rank: pass example_inputs, or a shape.")
+    free = [batch] + [_FREE_SIZE] * spec.shape.rank
+    shape = [free[i] if size is None else size for i, size in enumerate(spec.shape)]
+    if spec.dtype == tf.string:
+        return tf.constant(random.choice([b"", b"a", b"two words"], shape))
+    if spec.dtype.is_floating or spec.dtype.is_complex:
+        return tf.cast(random.random(shape), spec.dtype)
+    return tf.cast(random.integers(256 if spec.dtype == tf.uint8 else 2, size=shape), spec.dtype)
+
+
+def _example_values(signature: "Signature", example: Any) -> list[Any]:
+    form = signature.form(list(signature.specs))
+    if isinstance(form, dict):
+        if set(example) != set(signature.specs):
+            raise ExportError(
+                f"example_inputs of signature {signature.name!r} has {', '.join(example)}, but the "
+                f"inputs are {', '.join(signature.specs)}."
+            )
+        return [example[name] for name in signature.specs]
+    return list(example) if isinstance(form, list | tuple) else [example]
+
+
+def _of_example(name: str, spec: tf.TensorSpec, value: Any, batch: int) -> tf.Tensor:
+    tensor = tf.convert_to_tensor(value, spec.dtype)
+    if not spec.shape.is_compatible_with(tensor.shape):
+        raise ExportError(
+            f"example_inputs: {name!r} has shape {tensor.shape}, but the input's is {spec.shape}."
+        )
+    if spec.shape.rank and spec.shape[0] is None:
+        tensor = tf.gather(tensor, [i % len(tensor) for i in range(batch)])
+    return tensor
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,143 @@
+"""A signature of an export: named tensors in, the model's batch, named tensors out."""
+
+import dataclasses
+import keyword
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfloss import _upstream
+from tfloss.errors import ExportError
+from tfloss.export.checks import source_line
+
+Specs = tf.TensorSpec | Sequence[tf.TensorSpec] | Mapping[str, tf.TensorSpec]
+Inputs = Specs | tuple[Specs, Callable[[Any], Any]]
+
+_RESERVED = {*keyword.kwlist, "self"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What the user wrote as `inputs`, taken apart.
+
+    Attributes:
+      name: of the signature.
+      specs: `{input name: spec}`.
+      form: puts values, in the order of `specs`, into the form that the user described.
+      batch: makes the model's batch of tensors, in the order of `specs`.
+    """
+
+    name: str
+    specs: dict[str, tf.TensorSpec]
+    form: Callable[[Sequence[Any]], Any]
+    batch: Callable[[Sequence[tf.Tensor]], Any]
+
+
+Predict = Callable[[Signature, Sequence[tf.Tensor]], dict[str, tf.Tensor]]
+
+
+def parse(name: str, inputs: Any) -> Signature:
+    """Takes apart the `inputs` of one signature. Raises ExportError, see `tfloss.export`."""
+    given, to_batch = inputs, lambda batch: batch
+    if isinstance(inputs, tuple) and len(inputs) == 2 and callable(inputs[1]):
+        given, to_batch = inputs
+    specs, form = _flatten(given)
+    what = f"of signature {name!r}"
+    if not specs:
+        raise ExportError(f"The inputs {what} are empty.")
+    for key, spec in specs:
+        if not isinstance(spec, tf.TensorSpec):
+            raise ExportError(
+                f"Input {key!r} {what} must be a tf.TensorSpec, such as "
+                f"tf.TensorSpec([None, 28, 28, 1], tf.float32), got {type(spec).__name__}. If the "
+                "model's batch is nested or ragged, pass (specs, function that makes the batch)."
+            )
+        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", str(key)) or key in _RESERVED:
+            raise ExportError(
+                f"Input name {key!r} {what} can't be kept by TensorFlow. Use letters, digits and "
+                "_, no word of Python's; to rename for the model, pass (specs, function that makes "
+                "the batch)."
+            )
+    if len(dict(specs)) < len(specs):
+        raise ExportError(f"Two inputs {what} have the same name: {[key for key, _ in specs]}.")
+    return Signature(name, dict(specs), form, lambda tensors: to_batch(form(tensors)))
+
+
+def _flatten(given: Any) -> tuple[list[tuple[str, Any]], Callable[[Sequence[Any]], Any]]:
+    if isinstance(given, Mapping):
+        return list(given.items()), lambda values: dict(zip(given, values, strict=True))
+    if isinstance(given, list | tuple):
+        names = [getattr(spec, "name", None) or f"input_{i}" for i, spec in enumerate(given)]
+        return list(zip(names, given, strict=True)), type(given)
+    return [(getattr(given, "name", None) or "input", given)], lambda values: values[0]
+
+
+def predict(
+    model: keras.Model,
+    signature: Signature,
+    outputs: Sequence[str] | Callable[[Any], Any] | None,
+    tensors: Sequence[tf.Tensor],
+) -> dict[str, tf.Tensor]:
+    """The inference forward, eager or traced: `{output name: tensor}`.
+
+    Raises ExportError, see `tfloss.export`.
+    """
+    try:
+        batch = signature.batch(tensors)
+        with _upstream.inputs_untouched(model), tf.summary.record_if(False):
+            predictions = model(batch, training=False)
+    except KeyError as error:
+        cause = _upstream.innermost(error, KeyError)
+        key = cause.args[0] if cause.args else None
+        if key in signature.specs:
+            raise
+        raise ExportError(
+            f"The inference forward asked for key {key!r}, which is not among the inputs of "
+            f"signature {signature.name!r} ({', '.join(signature.specs)}), at "
+            f"{source_line(cause)}. Use it only if training (a label), or add it to the inputs."
+        ) from error
+    named: dict[str, tf.Tensor] = {}
+    _name("", outputs(predictions) if callable(outputs) else predictions, named)
+    if outputs is not None and not callable(outputs):
+        if missing := [key for key in outputs if key not in named]:
+            raise ExportError(
+                f"The model has no output {missing[0]!r}. Its outputs are {', '.join(named)}."
+            )
+        named = {key: named[key] for key in outputs}
+    if not named:
+        raise ExportError("The inference forward returned nothing. It has to return predictions.")
+    for key in named:
+        if key in signature.specs:
+            raise ExportError(
+                f"Output {key!r} has the name of an input of signature {signature.name!r}; "
+                "converters (tf2onnx) take one for the other. Rename or drop it, for instance by "
+                f"outputs=lambda p: {{'new_name': p[{key!r}], ...}}."
+            )
+    return named
+
+
+def _name(name: str, value: Any, named: dict[str, tf.Tensor]) -> None:
+    """Adds the tensors of a nest of predictions to `named`. None is left out."""
+    if hasattr(value, "_asdict"):  # a named tuple
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            _name(f"{name}/{key}" if name else str(key), one, named)
+    elif isinstance(value, list | tuple):
+        for index, one in enumerate(value):
+            _name(f"{name or 'output'}_{index}", one, named)
+    elif value is not None:
+        name = name or "output"
+        if name in named:
+            raise ExportError(f"Two outputs are named {name!r}. Rename one (outputs=function).")
+        if isinstance(value, tf.RaggedTensor | tf.SparseTensor | tf.IndexedSlices):
+            raise ExportError(
+                f"Output {name!r} is a {type(value).__name__}, but signatures return tensors. "
+                "Make it one (to_tensor, tf.sparse.to_dense) in the model or by outputs=function."
+            )
+        tensor = tf.convert_to_tensor(value)
+        half = tensor.dtype in (tf.float16, tf.bfloat16)
+        named[name] = tf.cast(tensor, tf.float32) if half else tensor

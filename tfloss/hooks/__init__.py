@@ -1,0 +1,35 @@
+"""Hooks: what happens beside training, one file each.
+
+    trainer.train(data, steps=2_000, hooks=[Evaluate(...), SaveCheckpoint(...), Progress()])
+    class Mine(Hook): ...
+
+They run on the host, between calls of the training step, at exactly the steps they ask for.
+"""
+
+from tfloss.hooks.base import Hook, RunInfo
+from tfloss.hooks.best import ExportBest
+from tfloss.hooks.checkpoint import SaveCheckpoint
+from tfloss.hooks.early_stopping import EarlyStopping
+from tfloss.hooks.evaluate import Evaluate
+from tfloss.hooks.every import At, Every
+from tfloss.hooks.metrics_file import MetricsFile
+from tfloss.hooks.nan_guard import NaNGuard
+from tfloss.hooks.profiler import Profile
+from tfloss.hooks.progress import Progress
+from tfloss.hooks.tensorboard import TensorBoard
+
+__all__ = [
+    "At",
+    "EarlyStopping",
+    "Evaluate",
+    "Every",
+    "ExportBest",
+    "Hook",
+    "MetricsFile",
+    "NaNGuard",
+    "Profile",
+    "Progress",
+    "RunInfo",
+    "SaveCheckpoint",
+    "TensorBoard",
+]

@@ -1,0 +1,77 @@
+"""What a hook is: something that happens beside training, at exactly the steps it asks for.
+
+    class Greet(Hook):
+        every = Every(steps=100)
+        def after_call(self, step): print(step, self.trainer.model.name)
+
+All of a hook runs on the host, between calls of the training step. What it touches on the
+device there, training waits for.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfloss.hooks.every import At, Every
+
+if TYPE_CHECKING:
+    from tfloss.summary import Summary
+    from tfloss.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInfo:
+    """One call of `Trainer.train`.
+
+    Attributes:
+      start: the step at which this call began.
+      steps: the step to reach.
+      batch_size: global examples a step, or None if unknown.
+      steps_per_epoch: may have a fraction (1437 / 32); None if unknown.
+    """
+
+    start: int
+    steps: int
+    batch_size: int | None = None
+    steps_per_epoch: float | None = None
+
+
+class Hook:
+    """Base of all hooks; every method is optional, and `super()` need not be called.
+
+    Hooks are called in the order of their list, in each of the methods. So what produces
+    (Evaluate) comes before what keeps (SaveCheckpoint, whose checkpoint holds the state of
+    all hooks), and writers come last.
+
+    Attributes:
+      every: when `after_call` is due; None: never.
+      state: what must survive in a checkpoint, as JSON; saved and restored by the trainer,
+        before `before_train`. Keep all that `on_log` and `after_call` remember in it.
+      trainer: set by the trainer before `before_train`. A hook may use its model, optimizer,
+        strategy, workdir, step, run, error, log, stop, save_checkpoint, checkpoints,
+        evaluate, hooks and clock.
+    """
+
+    every: Every | At | None = None
+    state: dict[str, Any]
+    trainer: "Trainer"
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        # Here, so that a subclass whose __init__ forgets super() doesn't share a state.
+        hook = super().__new__(cls)
+        hook.state = {}
+        return hook
+
+    def before_train(self) -> None:
+        """Host, once a `train`: after a checkpoint was restored, before the first step."""
+
+    def after_call(self, step: int) -> None:
+        """Host, at exactly the due steps: `step` updates are done."""
+
+    def on_log(
+        self, step: int, scalars: Mapping[str, float], summaries: Sequence["Summary"]
+    ) -> None:
+        """Host, whenever somebody logs: the values of the `step`-th update, by name."""
+
+    def after_train(self) -> None:
+        """Host, once a `train`, also after an error: `trainer.error` is that, or None."""

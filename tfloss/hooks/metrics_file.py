@@ -1,0 +1,100 @@
+"""Writes what is logged to a file that needs no TensorBoard to be read.
+
+    MetricsFile()                                      # workdir/metrics.jsonl
+    # {"step": 100, "time": 1760000000.25, "losses/total": 0.43, "learning_rate": 0.001}
+    pandas.read_json("runs/digits/metrics.jsonl", lines=True)
+
+A line for each log; nothing is buffered.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from tfloss.hooks.base import Hook
+
+_RESERVED = ("step", "time")
+
+
+class MetricsFile(Hook):
+    """One JSON line for each log that has scalars, appended and on disk at once. Host.
+
+    JSON has no NaN or infinity: they are the strings "nan", "inf" and "-inf", which Python's
+    `float` reads. A resumed run appends; a step it repeats is there twice, the later counts.
+
+    Args:
+      path: instead of `workdir/metrics.jsonl`.
+      clock: the field `time`, seconds since 1970; injectable for tests.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, clock: Callable[[], float] = time.time):
+        self._given = path
+        self._clock = clock
+        self._file: TextIO | None = None
+        self._ended = False
+
+    @property
+    def path(self) -> Path:
+        """Where it writes. Raises ValueError without a workdir."""
+        if self._given is not None:
+            return Path(self._given)
+        if self.trainer.workdir is None:
+            raise ValueError(
+                "MetricsFile has nowhere to write: give the Trainer a workdir, or "
+                "MetricsFile(path)."
+            )
+        return Path(self.trainer.workdir) / "metrics.jsonl"
+
+    def before_train(self) -> None:
+        self._ended = False
+        _ = self.path  # fails now rather than at the first log
+
+    def on_log(self, step, scalars, summaries) -> None:
+        if not scalars:
+            return
+        for name in _RESERVED:
+            if name in scalars:
+                raise ValueError(
+                    f"A scalar is named {name!r}, which MetricsFile needs for itself. Log it "
+                    f"under another name, 'my_{name}' say."
+                )
+        record = {"step": int(step), "time": self._clock()}
+        record |= {name: _json_number(value) for name, value in scalars.items()}
+        file = self._file = self._file or _open(self.path)
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+        if self._ended:  # a hook after us in the list logs at the end
+            self._close()
+
+    def after_train(self) -> None:
+        self._ended = True
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _json_number(value: float) -> float | str:
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _open(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a", buffering=1, encoding="utf-8")
+    if _torn(path):
+        file.write("\n")  # so that the next record gets a line of its own
+    return file
+
+
+def _torn(path: Path) -> bool:
+    """Whether a kill left the last line without its end."""
+    with path.open("rb") as file:
+        if file.seek(0, 2) == 0:
+            return False
+        file.seek(-1, 2)
+        return file.read() != b"\n"

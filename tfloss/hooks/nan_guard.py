@@ -1,0 +1,53 @@
+"""Stops before an update whose losses are not finite, and keeps what it takes to see why.
+
+NaNGuard()      # among the trainer's default hooks
+
+The check is part of the training step (`tfloss.engine`), so it is made at every step, inside
+a call of many, and the update with the bad gradient is never applied. This hook turns the
+check on and, when it has tripped, writes `workdir/nonfinite/step_00000137/`: the batch, the
+state before the step and the command. `tfloss replay WORKDIR` runs that one step again.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+
+from tfloss.errors import NonFiniteLossError
+from tfloss.hooks.base import Hook
+
+
+class NaNGuard(Hook):
+    """Raises `NonFiniteLossError` out of `Trainer.train`, naming loss and step. Host.
+
+    The last checkpoint stays the last good one. Without a workdir nothing is written.
+    A gradient that is not finite while the losses still are shows at the next step, or at
+    once if the trainer has a `clip_norm`, which needs the gradient's norm anyway.
+    """
+
+    def after_train(self) -> None:
+        error = self.trainer.error
+        workdir = self.trainer.workdir
+        if isinstance(error, NonFiniteLossError) and workdir is not None:
+            path = workdir / "nonfinite" / f"step_{error.step:08d}"
+            self._save(path, error)
+            error.add_note(
+                f"Its batch is in {path}. To see what went bad first: tfloss replay {workdir}"
+            )
+
+    def _save(self, path: Path, error: NonFiniteLossError) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        replicas = error.batch if isinstance(error.batch, tuple) else (error.batch,)
+        for index, batch in enumerate(replicas):
+            tf.data.Dataset.from_tensors(batch).save(str(path / f"batch_{index}"))
+        self.trainer.state().save_for_replay(path, error.before)
+        report = {
+            "step": error.step,
+            "losses": {name: str(value) for name, value in error.losses.items()},
+            "replicas": len(replicas),
+            "command": [sys.executable, *sys.orig_argv[1:]],
+            "directory": os.getcwd(),
+        }
+        (path / "report.json").write_text(json.dumps(report, indent=2))

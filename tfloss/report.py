@@ -1,0 +1,141 @@
+"""What a step reports, on its way from replicas to the engine. Trace time.
+
+A replica's numbers travel as one vector, so that they cost one reduction with the gradients;
+`ReplicaReport` says what is in it. `StepReport` gathers what the `minimize` calls of one step
+found, reduced over replicas, and `StepOutput` is what the step returns.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfloss.context import ForwardContext, Recorded
+from tfloss.errors import LossError, SummaryError
+
+TOTAL = "total"
+
+
+@dataclasses.dataclass
+class StepOutput:
+    """What one traced step reports, reduced over replicas.
+
+    Attributes:
+      scalars: `{tag: float32 scalar}`: `losses/<name>`, `losses/total`, and whatever else is
+        known on every step; the model's scalar summaries where they are due.
+      summaries: the other summaries that are due.
+    """
+
+    scalars: dict[str, tf.Tensor]
+    summaries: list[Recorded]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaReport:
+    """What is in the vector of one replica, and which summaries go beside it.
+
+    It holds no tensors of use: it is the same on every replica and outlives the graph of a
+    compiled function.
+    """
+
+    losses: tuple[str, ...]
+    weighted: tuple[str, ...]
+    scalars: tuple[str, ...]
+    summed: tuple[str, ...]
+    summaries: dict[str, Recorded]
+    reached: tuple[int, ...]
+
+    @classmethod
+    def pack(
+        cls,
+        losses: Mapping[str, tf.Tensor],
+        weighted: Mapping[str, tf.Tensor],
+        total: tf.Tensor,
+        context: ForwardContext,
+        gradients: list[Any],
+    ) -> tuple["ReplicaReport", tf.Tensor, dict[str, tf.Tensor]]:
+        """The report, the vector and the summaries' tensors of one replica. Replica code."""
+        changed = {k: v for k, v in weighted.items() if v is not losses[k]}
+        scalars = {k: v for k, v in context.summaries.items() if v.kind == "scalar"}
+        others = {k: v for k, v in context.summaries.items() if v.kind != "scalar"}
+        report = cls(
+            losses=tuple(losses),
+            weighted=tuple(changed),
+            scalars=tuple(scalars),
+            summed=tuple(k for k, v in scalars.items() if v.reduce == "sum"),
+            summaries=others,
+            reached=tuple(i for i, g in enumerate(gradients) if g is not None),
+        )
+        values = [*losses.values(), *changed.values(), *(v.value for v in scalars.values()), total]
+        return report, tf.stack(values), {k: v.value for k, v in others.items()}
+
+    def mean_over_replicas(self, summed: tf.Tensor, replicas: int) -> tf.Tensor:
+        """From the vector's sum over replicas to means, except of what is to be summed."""
+        before = len(self.losses) + len(self.weighted)
+        scales = [1.0 / replicas] * before
+        scales += [1.0 if name in self.summed else 1.0 / replicas for name in self.scalars]
+        return summed * tf.constant([*scales, 1.0 / replicas], tf.float32)
+
+
+@dataclasses.dataclass
+class StepReport:
+    """What the `minimize` calls of one step have reported so far, reduced over replicas."""
+
+    recording: bool
+    losses: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    weighted: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    totals: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    scalars: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    summaries: dict[str, Recorded] = dataclasses.field(default_factory=dict)
+    updates: list[tf.Tensor] = dataclasses.field(default_factory=list)
+
+    def add(
+        self,
+        replica: ReplicaReport,
+        values: tf.Tensor,
+        summaries: Mapping[str, tuple[tf.Tensor, ...]],
+    ) -> dict[str, tf.Tensor]:
+        """Takes one `minimize`: its vector and, by name, each replica's summary.
+
+        Returns `{name: value}` of what must be finite. Raises LossError or SummaryError for
+        a name that an earlier `minimize` of the step has used.
+        """
+        numbers = iter(tf.unstack(values))
+        losses = {name: next(numbers) for name in replica.losses}
+        for name, value in losses.items():
+            if name in self.losses:
+                raise LossError(
+                    f"Two `minimize` calls of one step report a loss named {name!r}. Return a "
+                    "mapping with another name from one of them."
+                )
+            self.losses[name] = value
+        self.weighted.update({name: next(numbers) for name in replica.weighted})
+        for name in replica.scalars:
+            _keep(self.scalars, name, next(numbers))
+        self.totals.append(next(numbers))
+        for name, recorded in replica.summaries.items():
+            each = summaries[name]
+            merged = tf.concat(each, 0) if recorded.kind == "histogram" else each[0]
+            _keep(self.summaries, name, dataclasses.replace(recorded, value=merged))
+        return {**losses, TOTAL: self.totals[-1]}
+
+    def output(self, shown: Mapping[str, tf.Tensor]) -> StepOutput:
+        """Everything by its tag. `shown` is what `TrainStep.step` returned."""
+        scalars = {f"losses/{name}": tf.cast(value, tf.float32) for name, value in shown.items()}
+        scalars[f"losses/{TOTAL}"] = sum(self.totals[1:], self.totals[0])
+        scalars |= {f"weighted_losses/{name}": value for name, value in self.weighted.items()}
+        for name, value in self.scalars.items():
+            if name in scalars:
+                raise SummaryError(f"Summary {name!r} has the name of a loss's own curve.")
+            scalars[name] = value
+        return StepOutput(scalars, list(self.summaries.values()))
+
+
+def _keep(into: dict, name: str, value: Any) -> None:
+    if name in into:
+        raise SummaryError(
+            f"Summary {name!r} is recorded by two `minimize` calls of one step. Wrap one in "
+            "`with tfloss.summary.scope('...')`."
+        )
+    into[name] = value

@@ -1,0 +1,126 @@
+"""All the state of a training run, by name: what a checkpoint holds.
+
+    model/<path>           weights, statistics, seed generators, other variables of the model
+    <optimizer>/<path>     slots, by the path of the variable they belong to; iterations
+    step                   completed updates
+
+Host code, cross-replica.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfloss import _upstream
+from tfloss.checkpoint import (
+    CheckpointDirectory,
+    named_optimizer_variables,
+    named_variables,
+    sync_replicas,
+)
+from tfloss.hooks import Hook
+from tfloss.step import TrainStep
+
+
+class TrainerState:
+    """The variables of a `TrainStep`: saved, restored, and seeded."""
+
+    def __init__(self, train_step: TrainStep):
+        self._step = train_step
+
+    def variables(self) -> dict[str, Any]:
+        """`{name: variable}` of everything."""
+        found: dict[str, Any] = {"step": self._step.counter}
+        model = self._step.model
+        for name, variable in named_variables(model).items():
+            found[f"model/{name}"] = variable
+        for optimizer_name, optimizer in self._step.optimizers.items():
+            for name, variable in named_optimizer_variables(
+                optimizer, model.trainable_variables
+            ).items():
+                found[f"{optimizer_name}/{name}"] = variable
+        return found
+
+    def save(self, directory: CheckpointDirectory, step: int, hooks: Sequence[Hook]) -> Path:
+        """Saves everything, and the hooks' state, as one checkpoint."""
+        extra = {"hooks": {name: hook.state for name, hook in named_hooks(hooks).items()}}
+        return directory.save(step, self.variables(), extra)
+
+    def restore(self, directory: CheckpointDirectory, path: Path, hooks: Sequence[Hook]) -> int:
+        """Restores a checkpoint and returns its step.
+
+        A constant learning rate is configuration: the optimizer keeps the one it has, and a
+        difference is reported. A hook that the checkpoint doesn't know starts afresh.
+
+        Raises CheckpointError, before anything is changed, if the names or shapes differ.
+        """
+        variables = self.variables()
+        rates = {
+            name: variables.pop(name)
+            for name in [f"{optimizer}/learning_rate" for optimizer in self._step.optimizers]
+            if name in variables
+        }
+        extra = directory.restore(path, variables, ignore=tuple(rates))
+        self._report_rates(path, rates)
+        states = extra.get("hooks", {})
+        for name, hook in named_hooks(hooks).items():
+            hook.state.clear()
+            hook.state.update(states.get(name, {}))
+        return int(self._step.counter.numpy())
+
+    def seed(self, seed: int) -> None:
+        """Sets every seed generator of the model to a state that follows from `seed`."""
+        states = [state for _, state in _upstream.seed_states(self._step.model)]
+        numbers = np.random.SeedSequence(seed).generate_state(len(states) or 1)
+        for variable, number in zip(states, numbers, strict=False):
+            variable.assign(np.array([int(number) % 2**31, 0], dtype=variable.dtype))
+
+    def sync_replicas(self) -> None:
+        """Gives every replica the mean of variables that each has its own value of."""
+        if self._step.strategy.num_replicas_in_sync > 1:
+            sync_replicas(self._step.model)
+
+    def save_for_replay(self, path: Path, before: Mapping[str, Any]) -> None:
+        """Saves the model as it was when a step began: random states are given separately."""
+        states = _upstream.seed_states(self._step.model)
+        for index, value in before.items():
+            states[int(index)][1].assign(value)
+        model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
+        step = int(self._step.counter.numpy())
+        CheckpointDirectory(path / "state").save(step, model, {}, check_finite=False)
+
+    def restore_for_replay(self, path: Path) -> None:
+        """Restores what `save_for_replay` saved."""
+        directory = CheckpointDirectory(path / "state")
+        model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
+        newest = directory.latest()
+        assert newest is not None, f"{path}/state is empty"
+        directory.restore(newest, model)
+
+    def _report_rates(self, path: Path, rates: Mapping[str, Any]) -> None:
+        saved = tf.train.load_checkpoint(str(path / "variables"))
+        for name, variable in rates.items():
+            if not saved.has_tensor(name):
+                continue
+            old, new = float(saved.get_tensor(name)), float(variable.numpy())
+            if old != new:
+                warnings.warn(
+                    f"The learning rate was {old:g} in {path} and is {new:g} now. A constant "
+                    "rate is configuration, so the new one applies.",
+                    stacklevel=2,
+                )
+
+
+def named_hooks(hooks: Sequence[Hook]) -> dict[str, Hook]:
+    """`{class name: hook}`, numbered from the second of a class on: `Evaluate_1`."""
+    named: dict[str, Hook] = {}
+    for hook in hooks:
+        name, number = type(hook).__name__, 0
+        while (key := f"{name}_{number}" if number else name) in named:
+            number += 1
+        named[key] = hook
+    return named

@@ -1,0 +1,420 @@
+"""The trainer: a model that reports its losses, an optimizer, data, and what happens beside.
+
+    trainer = tfloss.Trainer(model, keras.optimizers.Adam(1e-3), workdir="runs/digits")
+    result = trainer.train(dataset, steps=2_000)
+    metrics = trainer.evaluate(test_set, {"accuracy": accuracy})
+
+`train` is: make the variables, resume if there is a checkpoint, then until the step is
+reached run as many steps in one call as nobody has to interrupt, and let the hooks that are
+due do their work. All of it is host code.
+"""
+
+import copy
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfloss import replay
+from tfloss.checkpoint import CheckpointDirectory
+from tfloss.data.feed import Data, Feed
+from tfloss.distribution import check_strategy
+from tfloss.engine import Block, Engine
+from tfloss.errors import CheckpointError
+from tfloss.evaluation import BoundMetric, Evaluator, HostMetric
+from tfloss.hooks import Every, Hook, MetricsFile, NaNGuard, Progress, SaveCheckpoint, TensorBoard
+from tfloss.hooks.base import RunInfo
+from tfloss.losses import Weight
+from tfloss.report import TOTAL
+from tfloss.state import TrainerState
+from tfloss.step import TrainStep
+from tfloss.summary import Summary
+from tfloss.window import LogWindow
+
+_CALL_SECONDS = 0.25  # how long a call of the device loop may keep Ctrl-C and clocks waiting
+_MOST_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a call of `Trainer.train` ended with.
+
+    Attributes:
+      step: the number of completed updates.
+      losses: `{name: value}` of the last step, and `total`; empty if no step was run.
+      reason: why it stopped before the step that was asked for, or None.
+    """
+
+    step: int
+    losses: dict[str, float]
+    reason: str | None = None
+
+
+class Trainer:
+    """Trains a Keras model that reports its own losses.
+
+    Args:
+      model: a `keras.Model`; `model(batch, training=True)` reports losses (see
+        `tfloss.losses`), `model(batch, training=False)` returns predictions. Create it, and
+        the optimizer, inside `with strategy.scope()`.
+      optimizer: a Keras optimizer (or whatever `train_step` takes).
+      strategy: a `tf.distribute.Strategy`; by default the current one.
+      workdir: where checkpoints, curves and metrics go. None: nothing is written.
+      hooks: what happens beside training, in this order. The default hooks (`Progress`,
+        `NaNGuard` and, with a workdir, `TensorBoard`, `MetricsFile` and `SaveCheckpoint`
+        every ten minutes) are added, except where one of the same class is given.
+      default_hooks: whether to add them.
+      seed: seeds Python, NumPy and TensorFlow now, and the seed generators of the model's
+        layers (Dropout, ...) when training starts from nothing. Initial weights depend on
+        seeds drawn when layers were created: call `keras.utils.set_random_seed` before.
+      steps_per_call: the most steps in one call of the device loop. By default as many as
+        take about a quarter of a second. Never changes the result, and hooks run at exactly
+        their steps.
+      log_every: steps between logs. What is logged of losses is the mean over these steps;
+        summaries are those of the last of them. The last step of a run is logged too.
+      every_step: log the losses and scalar summaries of every single step (still written
+        every `log_every` steps, together).
+      jit: compile forward and backward pass with XLA.
+      loss_weights: `{name or glob: float or callable of the step}`.
+      clip_norm: the global norm to which the reduced gradient is clipped.
+      train_step: a subclass of `TrainStep`, for another algorithm.
+      clock: seconds; injectable for tests.
+
+    Raises:
+      ModelError: model or optimizer created outside of the strategy's scope.
+      OSError: a workdir that can't be written to.
+      ValueError: an argument that makes no sense, by name.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: Any,
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+        workdir: str | Path | None = None,
+        hooks: Iterable[Hook] = (),
+        default_hooks: bool = True,
+        seed: int | None = None,
+        steps_per_call: int | None = None,
+        log_every: int = 100,
+        every_step: bool = False,
+        jit: bool = False,
+        loss_weights: Mapping[str, Weight] | None = None,
+        clip_norm: float | None = None,
+        train_step: type[TrainStep] = TrainStep,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"model must be a keras.Model, got {type(model).__name__}.")
+        _check_positive("log_every", log_every)
+        if steps_per_call is not None:
+            _check_positive("steps_per_call", steps_per_call)
+        self.model = model
+        self.optimizer = optimizer
+        self.strategy = strategy or tf.distribute.get_strategy()
+        check_strategy(self.strategy)
+        self.workdir = _writable(Path(workdir)) if workdir is not None else None
+        self.seed = seed
+        self.log_every = log_every
+        self.every_step = every_step
+        self.clock = clock
+        self.error: BaseException | None = None
+        self.step = 0
+        self.run = RunInfo(0, 0)
+        self.checkpoints = (
+            CheckpointDirectory(self.workdir / "checkpoints") if self.workdir is not None else None
+        )
+        self.hooks: list[Hook] = list(hooks)
+        self._own_hooks = list(hooks)
+        self._default_hooks = default_hooks
+        self._defaults: list[Hook] | None = None
+        self._fixed_steps_per_call = steps_per_call
+        if seed is not None:
+            keras.utils.set_random_seed(seed)
+        with self.strategy.scope():
+            self.train_step = train_step(
+                model, optimizer, loss_weights=loss_weights, clip_norm=clip_norm, jit=jit
+            )
+        self._engine: Engine | None = None
+        self._signature: tuple | None = None
+        self._feed: Feed | None = None
+        self._resumed = False
+        self._reason: str | None = None
+        self._window = LogWindow(every_step, clock)
+        self._evaluators: dict[tuple, Evaluator] = {}
+
+    # What a script calls
+
+    def train(
+        self,
+        data: Data,
+        steps: int,
+        *,
+        hooks: Iterable[Hook] = (),
+        steps_per_epoch: float | None = None,
+    ) -> TrainResult:
+        """Trains until `steps` updates are done in all. Host code.
+
+        The first call resumes from the newest checkpoint in the workdir, if there is one. A
+        second call goes on from where the first ended, in the data too if it is the same
+        object.
+
+        Args:
+          data: a `tf.data.Dataset` of global batches, or a function of a
+            `tf.distribute.InputContext` that returns one. Its elements may be any nest.
+          steps: the global step to reach.
+          hooks: more hooks, for this call.
+          steps_per_epoch: for hooks that count epochs, where the data set repeats or doesn't
+            know its own length.
+
+        Raises:
+          LossError, SummaryError, ModelError, DataError: bad input, before the first step.
+          DataError: the data ended before `steps`, too; it says after how many batches.
+          NonFiniteLossError: a loss became NaN or infinite (see `NaNGuard`).
+          CheckpointError: the checkpoint in the workdir doesn't fit the model.
+        """
+        _check_positive("steps", steps)
+        self.hooks = self._all_hooks(list(hooks))
+        feed = self._next_feed(data)
+        self.train_step.build(feed.element_spec)
+        if bundle := os.environ.get(replay.VARIABLE):
+            print(replay.replay(self, bundle))
+            raise SystemExit(0)
+        self._resume()
+        if self.step >= steps:
+            print(f"tfloss: step {self.step} is already reached, {steps} were asked for.")
+            return TrainResult(self.step, {})
+        epoch = steps_per_epoch or feed.steps_per_epoch
+        self.run = RunInfo(self.step, steps, feed.batch_size, epoch)
+        self._prepare_engine()
+        self.error = self._reason = None
+        last: dict[str, float] = {}
+        started: list[Hook] = []
+        try:
+            for hook in self.hooks:
+                hook.trainer = self
+                if hook.every is not None:
+                    hook.every = copy.copy(hook.every)  # two hooks may have been given one
+                    hook.every.start(self.run)
+                started.append(hook)
+                hook.before_train()
+            last = self._run_until(steps, feed)
+        except BaseException as error:
+            self.error = error
+            self.step = int(self.train_step.counter.numpy())  # a call may not have returned
+            raise
+        finally:
+            self._finish(started)
+        return TrainResult(self.step, last, self._reason)
+
+    def restore(self, data: Data) -> int:
+        """Restores the newest checkpoint of the workdir without training. Host code.
+
+        Args:
+          data: what the model is to be used on; its structure is needed to build the model.
+
+        Returns:
+          The step of the checkpoint.
+
+        Raises:
+          CheckpointError: there is none, or it doesn't fit the model.
+        """
+        if self.checkpoints is None or self.checkpoints.latest() is None:
+            where = self.workdir or "the Trainer, which has no workdir"
+            raise CheckpointError(f"There is no checkpoint in {where}. Train first.")
+        self.hooks = self._all_hooks([])
+        self.train_step.build(Feed(data, self.strategy).element_spec)
+        self._resume()
+        return self.step
+
+    def evaluate(
+        self,
+        data: Data,
+        metrics: Mapping[str, BoundMetric | HostMetric] | None = None,
+        *,
+        losses: bool = False,
+    ) -> dict[str, float]:
+        """Runs `model(batch, training=False)` over `data`, every example once. Host code.
+
+        Args:
+          data: a finite data set of batches.
+          metrics: `{name: tfloss.metric(keras_metric, arguments)}`, or objects with
+            `update(batch, predictions)` and `result()`.
+          losses: also give validation losses, `losses/<name>`; no state changes. See
+            `tfloss.evaluation.Evaluator.run` for what Dropout and BatchNormalization do.
+
+        Returns:
+          `{name: value}`.
+        """
+        metrics = dict(metrics or {})
+        if not metrics and not losses:
+            raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
+        if not self.model.built:
+            self.train_step.build(Feed(data, self.strategy).element_spec)
+        key = (*((name, id(one)) for name, one in metrics.items()), losses, self._trainable())
+        if key not in self._evaluators:
+            with self.strategy.scope():
+                self._evaluators[key] = Evaluator(
+                    self.model, metrics, losses=losses, loss_weights=self.train_step.loss_weights
+                )
+        self.state().sync_replicas()
+        return self._evaluators[key].run(data, self.step)
+
+    # What hooks call
+
+    def log(
+        self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary] = ()
+    ) -> None:
+        """Gives values to every hook's `on_log`: writers write them, others watch them."""
+        for hook in self.hooks:
+            hook.on_log(step, scalars, summaries)
+
+    def stop(self, reason: str) -> None:
+        """Ends training after the current step; `TrainResult.reason` says why."""
+        self._reason = self._reason or reason
+
+    def save_checkpoint(self) -> Path:
+        """Saves the whole state under `workdir/checkpoints` and returns the directory."""
+        if self.checkpoints is None:
+            raise ValueError("Can't save a checkpoint: the Trainer has no workdir.")
+        return self.state().save(self.checkpoints, self.step, self.hooks)
+
+    def state(self) -> TrainerState:
+        """All variables that a checkpoint holds."""
+        return TrainerState(self.train_step)
+
+    # How
+
+    def _all_hooks(self, more: list[Hook]) -> list[Hook]:
+        """The user's hooks, then the defaults: what produces comes before what keeps it."""
+        given = self._own_hooks + more
+        if not self._default_hooks:
+            return given
+        if self._defaults is None:
+            self._defaults = [NaNGuard(), Progress()]
+            if self.workdir is not None:
+                writers = [SaveCheckpoint(Every(secs=600)), TensorBoard(), MetricsFile()]
+                self._defaults[1:1] = writers
+        classes = {type(hook) for hook in given}
+        return given + [hook for hook in self._defaults if type(hook) not in classes]
+
+    def _next_feed(self, data: Data) -> Feed:
+        if self._feed is not None and self._feed.data is data:
+            return self._feed
+        feed = Feed(data, self.strategy)
+        if self._feed is not None:
+            feed.check_same_structure(self._feed)
+        self._feed = feed
+        return feed
+
+    def _resume(self) -> None:
+        if self._resumed:
+            return
+        self._resumed = True
+        path = self.checkpoints.latest() if self.checkpoints is not None else None
+        if self.checkpoints is not None and path is not None:
+            self.step = self.state().restore(self.checkpoints, path, self.hooks)
+            print(f"tfloss: resuming at step {self.step} from {path}")
+        elif self.seed is not None:
+            self.state().seed(self.seed)
+
+    def _prepare_engine(self) -> None:
+        """A new engine if something that is frozen in a trace has changed."""
+        guard = any(isinstance(hook, NaNGuard) for hook in self.hooks)
+        signature = (*self.train_step.signature(), guard, self.every_step)
+        if self._engine is None or signature != self._signature:
+            self._engine = Engine(self.train_step, every_step=self.every_step, guard=guard)
+            self._signature = signature
+
+    def _run_until(self, steps: int, feed: Feed) -> dict[str, float]:
+        """The loop. Returns the losses of the last step."""
+        block = None
+        most = self._fixed_steps_per_call or 1
+        self._window.restart()
+        while self.step < steps and self._reason is None:
+            log_at = min(steps, (self.step // self.log_every + 1) * self.log_every)
+            due = [h.every.next_step(self.step) for h in self.hooks if h.every is not None]
+            stop_at = min([log_at, *(s for s in due if s is not None)])
+            # The step that is logged is a call of its own: it also returns the summaries.
+            recording = self.step + 1 == log_at
+            count = 1 if recording else min(stop_at - self.step, log_at - 1 - self.step, most)
+            began = self.clock()
+            block = self._call(feed, count, recording)
+            if self._fixed_steps_per_call is None and count == most:
+                took = self.clock() - began
+                most = min(2 * most, _MOST_STEPS) if took < _CALL_SECONDS / 2 else most
+            self.step += count
+            self._window.add(block)
+            if self.step == log_at:
+                self._log_window(block.summaries)
+            for hook in self.hooks:
+                if hook.every is not None and hook.every.due(self.step):
+                    hook.after_call(self.step)
+        if self._window:  # stopped between two logs
+            self._log_window(())
+        return self._last_losses(block)
+
+    def _call(self, feed: Feed, count: int, recording: bool) -> Block:
+        assert self._engine is not None
+        try:
+            block = self._engine.run(feed.iterator, count, recording=recording)
+        except (tf.errors.OutOfRangeError, StopIteration):
+            self.step = int(self.train_step.counter.numpy())
+            feed.after_end(self.step - self.run.start, self.step, self.run.steps)
+            return self._call(feed, count, recording)
+        feed.used = True
+        return block
+
+    def _log_window(self, summaries: Sequence[Summary]) -> None:
+        """Logs the steps since the last log; summaries belong to the last of them."""
+        for step, scalars in self._window.logs(self.run.batch_size):
+            self.log(step, scalars, summaries if step == self.step else ())
+
+    @staticmethod
+    def _last_losses(block: Block | None) -> dict[str, float]:
+        if block is None:
+            return {}
+        row = dict(zip(block.names, block.rows()[-1].tolist(), strict=True))
+        prefix = "losses/"
+        losses = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+        return {**{k: v for k, v in losses.items() if k != TOTAL}, TOTAL: losses[TOTAL]}
+
+    def _finish(self, started: list[Hook]) -> None:
+        """Lets every hook end, whatever the others do."""
+        failure: BaseException | None = None
+        for hook in started:
+            try:
+                hook.after_train()
+            except BaseException as error:  # noqa: BLE001 - raised below, after the others
+                failure = failure or error
+        if failure is not None and self.error is None:
+            self.error = failure
+            raise failure
+
+    def _trainable(self) -> tuple:
+        return tuple(v.path for v in self.model.trainable_variables)
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def _writable(workdir: Path) -> Path:
+    """Makes the directory and tries to write in it; OSError names it if that fails."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".tfloss_write_test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        message = f"workdir {str(workdir)!r} can't be written to: {error.strerror}"
+        raise type(error)(error.errno, message) from None
+    return workdir
