@@ -24,7 +24,7 @@ ORDER = [
     "state",
     "replay",
     "trainer",
-    "export",
+    "saved_model",
     "adapters",
     "app",
     "cli",

@@ -303,6 +303,70 @@ def test_restore_without_training(tmp_path):
     assert again.model.w.numpy() == pytest.approx(0.5)
 
 
+# Another algorithm, with everything around it
+
+
+class _Pair(keras.Model):
+    """A generator and a critic of one weight each: what one `minimize` can't train."""
+
+    def __init__(self):
+        super().__init__(name="pair")
+        self.g = self.add_weight(name="g", shape=(), initializer="zeros")
+        self.d = self.add_weight(name="d", shape=(), initializer="ones")
+        self.built = True
+
+    def judge(self, batch):
+        real, fake = tf.reduce_mean(batch["x"]), tf.stop_gradient(tf.identity(self.g))
+        summary.scalar("gap", real - fake)
+        return {"d": self.d * (fake - real) + 0.5 * self.d**2}
+
+    def fool(self, batch):
+        return {"g": -tf.stop_gradient(tf.identity(self.d)) * self.g}
+
+
+class _Gan(tfloss.TrainStep):
+    def step(self, batch):
+        m = self.model
+        d = self.minimize(m.judge, batch, optimizer=self.optimizers["d"], variables=[m.d])
+        g = self.minimize(m.fool, batch, optimizer=self.optimizers["g"], variables=[m.g])
+        return {**d, **g}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_gan_keeps_hooks_checkpoints_and_summaries(count, replicas, tmp_path):
+    def gan(workdir):
+        strategy = replicas(count)
+        with strategy.scope():
+            rules = {"d": keras.optimizers.Adam(0.1), "g": keras.optimizers.SGD(0.1)}
+            model = _Pair()
+        witness = Witness(Every(steps=7))
+        mine = [witness, hooks.SaveCheckpoint()]
+        return witness, tfloss.Trainer(
+            model,
+            rules,
+            strategy=strategy,
+            workdir=workdir,
+            hooks=mine,
+            default_hooks=False,
+            train_step=_Gan,
+            log_every=10,
+        )
+
+    witness, straight = gan(tmp_path / "a")
+    result = straight.train(DATA, steps=30)
+    assert set(result.losses) == {"d", "g", "total"}
+    assert witness.calls == [7, 14, 21, 28]
+    assert {"gap", "learning_rate/d", "learning_rate/g"} < set(witness.logs[0][1])
+    assert straight.model.g.numpy() > 1.0
+    gan(tmp_path / "b")[1].train(DATA, steps=13)
+    resumed = gan(tmp_path / "b")[1]
+    assert resumed.train(DATA, steps=30) == result
+    for name, variable in straight.state().variables().items():
+        np.testing.assert_array_equal(
+            variable.numpy(), resumed.state().variables()[name].numpy(), err_msg=name
+        )
+
+
 # Evaluation
 
 

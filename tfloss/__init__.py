@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from tfloss.distribution import make_strategy
     from tfloss.engine import Engine
     from tfloss.evaluation import metric
-    from tfloss.export import export
     from tfloss.hooks import Every, Hook
     from tfloss.losses import add_loss
+    from tfloss.saved_model import export
     from tfloss.step import TrainStep
     from tfloss.trainer import Trainer, TrainResult
     from tfloss.version import __version__
@@ -36,7 +36,7 @@ _WHERE = {
     "__version__": "version",
     "add_loss": "losses",
     "current_step": "context",
-    "export": "export",
+    "export": "saved_model",
     "load_weights": "warm_start",
     "make_strategy": "distribution",
     "metric": "evaluation",

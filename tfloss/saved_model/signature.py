@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.errors import ExportError
-from tfloss.export.checks import source_line
+from tfloss.saved_model.checks import source_line
 
 Specs = tf.TensorSpec | Sequence[tf.TensorSpec] | Mapping[str, tf.TensorSpec]
 Inputs = Specs | tuple[Specs, Callable[[Any], Any]]

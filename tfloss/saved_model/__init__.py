@@ -17,9 +17,7 @@ import concurrent.futures
 import contextlib
 import gc
 import os
-import sys
 import tempfile
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,8 @@ import tensorflow as tf
 
 from tfloss.checkpoint import sync_replicas
 from tfloss.errors import ExportError
-from tfloss.export.checks import check_ops, verify_signature
-from tfloss.export.signature import Inputs, Predict, Signature, parse, predict
+from tfloss.saved_model.checks import check_ops, verify_signature
+from tfloss.saved_model.signature import Inputs, Predict, Signature, parse, predict
 
 
 def export(
@@ -212,12 +210,3 @@ def _put_in_place(written: Path, target: Path, earlier: Path) -> None:
     except OSError:
         earlier.rename(target)
         raise
-
-
-class _Callable(types.ModuleType):
-    """`tfloss.export` is the function, also once its namesake, this module, was imported."""
-
-    __call__ = staticmethod(export)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -13,7 +13,7 @@ from tfloss.context import is_library
 from tfloss.errors import ExportError
 
 if TYPE_CHECKING:
-    from tfloss.export.signature import Predict, Signature
+    from tfloss.saved_model.signature import Predict, Signature
 
 # (pattern of the op, what it does, the way out)
 _FORBIDDEN = (
