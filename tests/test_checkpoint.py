@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfloss
+import tfloss.checkpoint
 from tfloss.checkpoint import (
     CheckpointDirectory,
     named_optimizer_variables,
@@ -236,6 +238,40 @@ def test_statistics_are_the_mean_over_replicas(replicas, tmp_path):
     assert single.layers[0].moving_mean.numpy().tolist() == [1.5]
     sync_replicas(model)
     assert [v.numpy().tolist() for v in local] == [[1.5], [1.5]]
+
+
+def test_a_trainer_goes_on_from_the_state_that_it_saved(replicas, tmp_path):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="m")
+            self.bn = keras.layers.BatchNormalization(momentum=0.5, name="bn")
+
+        def call(self, batch, training=False):
+            return tf.reduce_mean(self.bn(batch["x"], training=training))
+
+    def build(strategy):
+        keras.utils.clear_session(free_memory=False)
+        with strategy.scope():
+            model, optimizer = Model(), keras.optimizers.SGD(0.1)
+        return tfloss.Trainer(
+            model,
+            optimizer,
+            strategy=strategy,
+            workdir=tmp_path,
+            hooks=[tfloss.hooks.SaveCheckpoint(tfloss.Every(steps=1), keep_last=None)],
+            default_hooks=False,
+        )
+
+    data = tf.data.Dataset.from_tensors({"x": [[1.0], [1.0], [5.0], [5.0]]}).repeat()
+    straight = build(replicas(2))
+    straight.train(data, steps=3)
+    local = replicas(2).experimental_local_results(straight.model.bn.moving_mean.value)
+    assert local[0].numpy() == local[1].numpy() == [2.625]  # 3 (1 - 1/8), the mean of both
+    tfloss.checkpoint.CheckpointDirectory(tmp_path / "checkpoints").delete(3)
+    resumed = build(replicas(2))
+    resumed.train(data, steps=3)
+    for name, variable in straight.state().variables().items():
+        np.testing.assert_array_equal(read(variable), read(resumed.state().variables()[name]))
 
 
 def test_one_replica_restores_into_several(replicas, tmp_path):

@@ -200,6 +200,24 @@ def test_freezing_between_two_calls_is_respected():
     assert one.model.a.kernel.numpy() != before[0]
 
 
+def test_unfreezing_what_the_optimizer_was_not_built_for():
+    one = trainer(_Two, rate=0.01)
+    one.model.a.trainable = False
+    one.train(DATA, steps=1)
+    one.model.a.trainable = True
+    with pytest.raises(ModelError, match="while these variables were frozen.*two/a/kernel"):
+        one.train(DATA, steps=2)
+    prepared = trainer(_Two, rate=0.01)
+    prepared.model({"x": tf.ones([1])})
+    prepared.optimizer.build(prepared.model.trainable_variables)
+    prepared.model.a.trainable = False
+    prepared.train(DATA, steps=1)
+    before = prepared.model.a.kernel.numpy()
+    prepared.model.a.trainable = True
+    prepared.train(DATA, steps=2)
+    assert prepared.model.a.kernel.numpy() != before
+
+
 @pytest.mark.upstream
 def test_upstream_ignores_freezing_after_tracing():
     model, optimizer = _Two(), keras.optimizers.SGD(0.01)

@@ -46,7 +46,12 @@ class TrainerState:
         return found
 
     def save(self, directory: CheckpointDirectory, step: int, hooks: Sequence[Hook]) -> Path:
-        """Saves everything, and the hooks' state, as one checkpoint."""
+        """Saves everything, and the hooks' state, as one checkpoint.
+
+        Replicas are given the mean of their own statistics first, so that training goes on
+        from the very state that is saved.
+        """
+        self.sync_replicas()
         extra = {"hooks": {name: hook.state for name, hook in named_hooks(hooks).items()}}
         return directory.save(step, self.variables(), extra)
 

@@ -76,6 +76,7 @@ class TrainStep:
         self._report: StepReport | None = None
         self._warned: set[str] = set()
         self._known: set[int] = set()
+        self._built_for: dict[str, set[int]] = {}
 
     # What to override
 
@@ -172,10 +173,13 @@ class TrainStep:
         with self.strategy.scope():
             if not self.model.built:
                 _trace_once(self.forward, element_spec, self.model)
-            for optimizer in self.optimizers.values():
+            trainable = self.model.trainable_variables
+            for name, optimizer in self.optimizers.items():
                 if not optimizer.built:
-                    optimizer.build(self.model.trainable_variables)
+                    optimizer.build(trainable)
+                    self._built_for[name] = {id(variable) for variable in trainable}
         self._check_scope()
+        self._check_unfrozen()
         self._known = {id(variable) for variable in self.model.variables}
 
     @property
@@ -306,6 +310,18 @@ class TrainStep:
                 "exist before the first step: call these layers in every training forward, or "
                 "build them in the model's build()."
             )
+
+    def _check_unfrozen(self) -> None:
+        """Raises ModelError for variables that an optimizer was not built for."""
+        for name, known in self._built_for.items():
+            new = [v.path for v in self.model.trainable_variables if id(v) not in known]
+            if new:
+                raise ModelError(
+                    f"The {name} was built while these variables were frozen, and Keras can't "
+                    f"add slots to it: {', '.join(new)}. To unfreeze layers later, call "
+                    "optimizer.build(variables) with all of them before the first train(), or go "
+                    "on with a new Trainer and optimizer."
+                )
 
     def _check_scope(self) -> None:
         """Raises ModelError if a variable belongs to another strategy."""
