@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfloss.data.feed import Feed
 from tfloss.engine import Block, Engine
 from tfloss.step import TrainStep
 
@@ -46,7 +47,7 @@ def make_step(
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         train_step = step(make_model(), optimizer(), **options)
-    train_step.build(dataset.element_spec)
+    train_step.build(Feed(dataset, strategy).element_spec)
     if strategy.num_replicas_in_sync > 1:
         dataset = strategy.experimental_distribute_dataset(dataset)
     return train_step, iter(dataset)

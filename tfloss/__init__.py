@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfloss import adapters, app, errors, hooks, summary
+    from tfloss.collective import cross_replica_concat, global_mean, global_sum
     from tfloss.context import current_step
     from tfloss.distribution import make_strategy
     from tfloss.engine import Engine
@@ -35,8 +36,11 @@ _WHERE = {
     "Trainer": "trainer",
     "__version__": "version",
     "add_loss": "losses",
+    "cross_replica_concat": "collective",
     "current_step": "context",
     "export": "saved_model",
+    "global_mean": "collective",
+    "global_sum": "collective",
     "load_weights": "warm_start",
     "make_strategy": "distribution",
     "metric": "evaluation",
@@ -54,9 +58,12 @@ __all__ = [
     "adapters",
     "add_loss",
     "app",
+    "cross_replica_concat",
     "current_step",
     "errors",
     "export",
+    "global_mean",
+    "global_sum",
     "hooks",
     "load_weights",
     "make_strategy",

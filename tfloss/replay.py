@@ -66,6 +66,7 @@ def replay(trainer: "Trainer", path: str | Path) -> str:
     if bad:
         lines.append(f"Not finite before the step began: {', '.join(bad)}")
     for index in range(report["replicas"]):
+        trainer.state().restore_for_replay(path, replica=index)
         batch = tf.data.Dataset.load(str(path / f"batch_{index}")).get_single_element()
         lines.append(f"Replica {index}: {_first_bad(trainer, batch, report['step'] - 1)}")
     return "\n".join(lines)

@@ -23,6 +23,7 @@ from tfloss.checkpoint import (
     sync_replicas,
 )
 from tfloss.hooks import Hook
+from tfloss.seeds import STRIDE, set_seed, split_seeds
 from tfloss.step import TrainStep
 
 
@@ -52,7 +53,10 @@ class TrainerState:
         from the very state that is saved.
         """
         self.sync_replicas()
-        extra = {"hooks": {name: hook.state for name, hook in named_hooks(hooks).items()}}
+        extra = {
+            "hooks": {name: hook.state for name, hook in named_hooks(hooks).items()},
+            "seeds": {"replicas": self._step.strategy.num_replicas_in_sync, "stride": STRIDE},
+        }
         return directory.save(step, self.variables(), extra)
 
     def restore(self, directory: CheckpointDirectory, path: Path, hooks: Sequence[Hook]) -> int:
@@ -70,6 +74,7 @@ class TrainerState:
             if name in variables
         }
         extra = directory.restore(path, variables, ignore=tuple(rates))
+        split_seeds(self._step.model, self._step.strategy)
         self._report_rates(path, rates)
         states = extra.get("hooks", {})
         for name, hook in named_hooks(hooks).items():
@@ -79,10 +84,8 @@ class TrainerState:
 
     def seed(self, seed: int) -> None:
         """Sets every seed generator of the model to a state that follows from `seed`."""
-        states = [state for _, state in _upstream.seed_states(self._step.model)]
-        numbers = np.random.SeedSequence(seed).generate_state(len(states) or 1)
-        for variable, number in zip(states, numbers, strict=False):
-            variable.assign(np.array([int(number) % 2**31, 0], dtype=variable.dtype))
+        set_seed(self._step.model, seed)
+        split_seeds(self._step.model, self._step.strategy)
 
     def sync_replicas(self) -> None:
         """Gives every replica the mean of variables that each has its own value of."""
@@ -98,13 +101,15 @@ class TrainerState:
         step = int(self._step.counter.numpy())
         CheckpointDirectory(path / "state").save(step, model, {}, check_finite=False)
 
-    def restore_for_replay(self, path: Path) -> None:
-        """Restores what `save_for_replay` saved."""
+    def restore_for_replay(self, path: Path, replica: int = 0) -> None:
+        """Restores what `save_for_replay` saved, with the random states of one replica."""
         directory = CheckpointDirectory(path / "state")
         model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
         newest = directory.latest()
         assert newest is not None, f"{path}/state is empty"
         directory.restore(newest, model)
+        for _, state in _upstream.seed_states(self._step.model):
+            state.assign(state.numpy() + np.array([replica * STRIDE, 0]))
 
     def _report_rates(self, path: Path, rates: Mapping[str, Any]) -> None:
         saved = tf.train.load_checkpoint(str(path / "variables"))

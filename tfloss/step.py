@@ -21,6 +21,7 @@ from tfloss.context import forward_context
 from tfloss.errors import LossError, ModelError, TflossError
 from tfloss.losses import LossWeights, Weight, check_reaches_variables, collect
 from tfloss.report import ReplicaReport, StepOutput, StepReport
+from tfloss.seeds import split_seeds
 
 
 class TrainStep:
@@ -172,7 +173,7 @@ class TrainStep:
         """
         with self.strategy.scope():
             if not self.model.built:
-                _trace_once(self.forward, element_spec, self.model)
+                self._trace_once(element_spec)
             trainable = self.model.trainable_variables
             for name, optimizer in self.optimizers.items():
                 if not optimizer.built:
@@ -180,6 +181,8 @@ class TrainStep:
                     self._built_for[name] = {id(variable) for variable in trainable}
         self._check_scope()
         self._check_unfrozen()
+        if not self._known:
+            split_seeds(self.model, self.strategy)
         self._known = {id(variable) for variable in self.model.variables}
 
     @property
@@ -311,6 +314,23 @@ class TrainStep:
                 "build them in the model's build()."
             )
 
+    def _trace_once(self, element_spec: Any) -> None:
+        """Builds the model by tracing its training forward, without computing anything.
+
+        Not inside `strategy.run`, where variables can't be created after a synchronisation.
+        """
+
+        def dry_run(batch):
+            with _upstream.inputs_untouched(self.model):
+                self.forward(batch)
+
+        try:
+            tf.function(dry_run, autograph=False).get_concrete_function(element_spec)
+        except Exception as error:
+            raise _upstream.innermost(error, TflossError) from None
+        if not self.model.built:
+            raise ModelError(f"Calling {self.model.name!r} did not build it.")
+
     def _check_unfrozen(self) -> None:
         """Raises ModelError for variables that an optimizer was not built for."""
         for name, known in self._built_for.items():
@@ -341,21 +361,6 @@ class TrainStep:
 
 def _tf_variable(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _trace_once(forward: Callable[[Any], Any], element_spec: Any, model: keras.Model) -> None:
-    """Builds the model by tracing its training forward, without computing anything."""
-
-    def dry_run(batch):
-        with _upstream.inputs_untouched(model):
-            forward(batch)
-
-    try:
-        tf.function(dry_run, autograph=False).get_concrete_function(element_spec)
-    except Exception as error:
-        raise _upstream.innermost(error, TflossError) from None
-    if not model.built:
-        raise ModelError(f"Calling {model.name!r} did not build it.")
 
 
 def _numbered(name: str, taken: Mapping[str, Any]) -> str:

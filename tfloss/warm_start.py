@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.checkpoint import CheckpointDirectory, Difference, load_manifest, named_variables
 from tfloss.errors import CheckpointError
 
@@ -41,7 +42,9 @@ def load_weights(
     strict: bool = True,
     rename: Mapping[str, str] | None = None,
 ) -> LoadReport:
-    """Loads a model's variables from a checkpoint; never the optimizer's. Host code.
+    """Loads a model's variables from a checkpoint, but no random states. Host code.
+
+    The optimizer's variables are left alone too.
 
     Args:
       model: a built model.
@@ -67,7 +70,9 @@ def load_weights(
         if name.startswith(_PREFIX)
     }
     saved = {new: entries[old] for new, old in names.items()}
-    variables = named_variables(model)
+    random = {name for name, _ in _upstream.seed_states(model)}
+    variables = {k: v for k, v in named_variables(model).items() if k not in random}
+    saved = {k: v for k, v in saved.items() if k not in random}
     difference = Difference(saved, variables)
     if strict and difference:
         raise CheckpointError(

@@ -1,0 +1,39 @@
+"""The random states of a model: Keras seed generators, each replica's its own.
+
+Keras keeps the state of a seed generator (Dropout's, ...) in one mirrored variable, so all
+replicas draw the same masks. Here replica r's state is replica 0's plus r * STRIDE. So a
+checkpoint needs replica 0's only; resumed on as many replicas a run goes on exactly, and on
+another number it is a run with other noise whose first replica goes on as before. Host code,
+cross-replica.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfloss import _upstream
+
+STRIDE = 1_000_003
+
+
+def set_seed(model: keras.Model, seed: int) -> None:
+    """Gives every seed generator a state that follows from `seed`, the same on all replicas."""
+    states = [state for _, state in _upstream.seed_states(model)]
+    numbers = np.random.SeedSequence(seed).generate_state(max(len(states), 1))
+    for state, number in zip(states, numbers, strict=False):
+        state.assign(np.array([int(number) % 2**30, 0], dtype=state.dtype))
+
+
+def split_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """From one state on all replicas to one for each. Call it once after assigning states."""
+    states = [state.value for _, state in _upstream.seed_states(model)]
+    if strategy.num_replicas_in_sync == 1 or not states:
+        return
+
+    def replica():
+        context = tf.distribute.get_replica_context()
+        shift = STRIDE * int(tf.get_static_value(context.replica_id_in_sync_group))
+        for state in states:
+            state.assign(state + tf.constant([shift, 0], state.dtype))
+
+    strategy.run(tf.autograph.experimental.do_not_convert(replica))
