@@ -163,6 +163,14 @@ def test_replicas_end_with_the_same_weights(count, replicas):
     assert weights[0] == pytest.approx(weights[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("batch", [6, None])
+def test_batches_that_may_not_divide_among_the_replicas_are_pointed_out(batch, replicas):
+    data = tf.data.Dataset.from_tensor_slices({"x": np.ones(12, np.float32)})
+    data = data.batch(8) if batch is None else data.batch(6, drop_remainder=True)
+    with pytest.warns(UserWarning, match="may not divide evenly among 4 replicas"):
+        trainer(strategy=replicas(4)).train(data, steps=1)
+
+
 def test_data_may_be_a_function_of_an_input_context():
     seen = []
 

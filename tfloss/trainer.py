@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from tfloss import replay
 from tfloss.checkpoint import CheckpointDirectory
-from tfloss.data.feed import Data, Feed
+from tfloss.data.feed import Data, Feed, as_dataset
 from tfloss.distribution import check_strategy
 from tfloss.engine import Block, Engine
 from tfloss.errors import CheckpointError
@@ -230,7 +230,7 @@ class Trainer:
             where = self.workdir or "the Trainer, which has no workdir"
             raise CheckpointError(f"There is no checkpoint in {where}. Train first.")
         self.hooks = self._all_hooks([])
-        self.train_step.build(Feed(data, self.strategy).element_spec)
+        self.train_step.build(as_dataset(data, self.strategy).element_spec)
         self._resume()
         return self.step
 
@@ -257,7 +257,7 @@ class Trainer:
         if not metrics and not losses:
             raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
         if not self.model.built:
-            self.train_step.build(Feed(data, self.strategy).element_spec)
+            self.train_step.build(as_dataset(data, self.strategy).element_spec)
         key = (*((name, id(one)) for name, one in metrics.items()), losses, self._trainable())
         if key not in self._evaluators:
             with self.strategy.scope():

@@ -3,6 +3,7 @@
 Host code. Nothing is known of what is in a batch: it is any nest that `tf.data` yields.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,14 @@ class Feed:
         self.steps_per_epoch = float(cardinality) if cardinality > 0 else None
         self.element_spec = self.dataset.element_spec
         if replicas > 1:
+            if self.batch_size is None or self.batch_size % replicas:
+                size = "some number of" if self.batch_size is None else self.batch_size
+                warnings.warn(
+                    f"Batches of {size} examples may not divide evenly among {replicas} replicas. "
+                    "Each replica counts the same, so examples would count differently. Batch "
+                    f"with a multiple of {replicas} and drop_remainder=True.",
+                    stacklevel=3,
+                )
             self.element_spec = tf.nest.map_structure(_open_batch, self.element_spec)
             self._distributed = strategy.experimental_distribute_dataset(self.dataset)
         else:
