@@ -1,0 +1,148 @@
+"""A name for every variable of a model and of an optimizer: unique, and the same in every run.
+
+Names follow from paths, never from positions, so that a layer put in between moves nothing.
+Host code.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfloss import _upstream
+
+
+def named_variables(model: keras.Model) -> dict[str, Any]:
+    """Every variable of a model by its path: weights, statistics, seeds, metrics, tf.Variables.
+
+    Layers may be held in attributes, lists, dicts, tuples, however nested. A seed generator is
+    named after the layer that owns it; a raw `tf.Variable`, or the state of a
+    `tf.random.Generator`, after the layer, the attribute and the keys in it
+    (`net/queues/left`). If two variables have one path, the later one gets `#1`.
+    """
+    owners = {id(state): name for name, state in _upstream.seed_states(model)}
+    found: dict[str, Any] = {}
+    for variable in [*model.variables, *model.metrics_variables]:
+        _add(found, owners.get(id(variable)) or str(variable.path), variable)
+    known = {id(variable) for variable in found.values()}
+    for path, layer in _upstream.layers_by_path(model):
+        for attribute, value in vars(layer).items():
+            if attribute.startswith("_self_"):  # TensorFlow's own record of the same
+                continue
+            for name, variable in _raw_variables(attribute, value):
+                if id(variable) not in known:
+                    known.add(id(variable))
+                    _add(found, f"{path}/{name}", variable)
+    return found
+
+
+def _raw_variables(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """`(attribute and keys, variable)` of what Keras doesn't track in an attribute.
+
+    Not by `keras.tree`: on an object, Keras replaces tuples by wrappers that it takes for leaves.
+    """
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _raw_variables(f"{name}/{key}", part)
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _raw_variables(f"{name}/{index}", part)
+    elif isinstance(value, tf.random.Generator):
+        yield name, value.state
+    elif isinstance(value, tf.Variable):
+        yield name, value
+
+
+def named_optimizer_variables(
+    optimizer: keras.optimizers.Optimizer, variables: Iterable[Any] = ()
+) -> dict[str, Any]:
+    """An optimizer's variables: `<path of the variable>/momentum` for slots, else their name.
+
+    `learning_rate` and `iteration` are those that count: of a LossScaleOptimizer, the inner
+    optimizer's, beside `loss_scale/dynamic_scale` and so on. What the optimizers of a
+    MultiOptimizer each have is `optimizers/0/iteration`, ...
+
+    Args:
+      optimizer: a built one.
+      variables: the variables it was built for, if it isn't one of Keras's, which know.
+    """
+    inner = getattr(optimizer, "inner_optimizer", None)
+    inners = getattr(optimizer, "optimizers", [])
+    within = {id(v) for one in ([inner] if inner else inners) for v in one.variables}
+    own = [v for v in optimizer.variables if id(v) not in within]
+    found = dict(named_optimizer_variables(inner, variables)) if inner else {}
+    slots = _slots(optimizer)
+    built_for = list(_built_for(optimizer)) or list(variables)
+    for variable in own:
+        name = _slot_name(variable, slots.get(id(variable)), built_for)
+        _add(found, f"loss_scale/{name}" if inner else name, variable)
+    for index, one in enumerate(inners):
+        paths = tuple(f"{variable.path}/" for variable in _built_for(one))
+        for name, variable in named_optimizer_variables(one, variables).items():
+            slot = bool(paths) and name.startswith(paths)
+            _add(found, name if slot else f"optimizers/{index}/{name}", variable)
+    return found
+
+
+def _slot_name(slot: Any, known: tuple[str, Any] | None, built_for: list[Any]) -> str:
+    """Keras names a slot `<path with _ for />_momentum`; this finds the path, and what is left.
+
+    Args:
+      known: the attribute that holds the slot, and the variable it is for (None if for none).
+      built_for: variables to guess from if nothing is known.
+    """
+    attribute, variable = known or ("", None)
+    if variable is None:
+        if re.fullmatch(r"variable(_\d+)?", slot.name) and attribute:
+            return attribute.strip("_")  # Keras numbers nameless variables through the process
+        fitting = [v for v in built_for if slot.name.startswith(_flat(v) + "_")]
+        if not fitting:
+            return slot.name
+        variable = max(fitting, key=lambda v: len(v.path))
+    flat = _flat(variable) + "_"
+    what = slot.name[len(flat) :] if slot.name.startswith(flat) else attribute.strip("_")
+    return f"{variable.path}/{what}"
+
+
+def _flat(variable: Any) -> str:
+    return variable.path.replace("/", "_")
+
+
+def _built_for(optimizer: Any) -> list[Any]:
+    """The variables an optimizer was built for, in its order.
+
+    `_trainable_variables` is private, and nothing public tells. The model's trainable
+    variables are others once a layer is frozen, or if there are several optimizers.
+    """
+    return list(getattr(optimizer, "_trainable_variables", ()))
+
+
+def _slots(optimizer: Any) -> dict[int, tuple[str, Any]]:
+    """`{id(slot): (attribute that holds it, variable that it is for or None)}`.
+
+    Names alone don't tell: Adafactor's slots have only the last part of a path (`kernel`),
+    and `a/b` and `a_b` have the same. But every Keras optimizer keeps its slots in lists with
+    one entry a variable (or None), in the order of the variables it was built for. That order
+    is not documented.
+    """
+    built_for, found = _built_for(optimizer), {}
+    for attribute, value in vars(optimizer).items():
+        if attribute in ("_variables", "_trainable_variables"):
+            continue
+        if isinstance(value, keras.Variable):
+            found.setdefault(id(value), (attribute, None))
+        elif isinstance(value, list) and len(value) == len(built_for):
+            for variable, slot in zip(built_for, value, strict=True):
+                if isinstance(slot, keras.Variable):
+                    found[id(slot)] = (attribute, variable)
+    return found
+
+
+def _add(found: dict[str, Any], name: str, variable: Any) -> None:
+    key, number = name, 0
+    while key in found:
+        number += 1
+        key = f"{name}#{number}"
+    found[key] = variable

@@ -1,0 +1,72 @@
+"""Variables' values, to and from the host, whatever each replica has of them. Host code."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def tf_variable(variable: Any) -> Any:
+    """TensorFlow's variable in a Keras one; itself otherwise."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def read(variable: Any) -> np.ndarray:
+    """The value on the host. Where replicas have values of their own: their mean.
+
+    Integers that differ (seed states) are those of replica 0, and so is a variable whose
+    aggregation is "only_first_replica". A variable that is summed when read (a metric's) gives
+    the sum.
+    """
+    value = tf_variable(variable)
+    if not isinstance(value, tf.distribute.DistributedValues):
+        return np.asarray(value.numpy())
+    aggregation = getattr(value, "aggregation", None)
+    if aggregation == tf.VariableAggregation.SUM:
+        return np.asarray(value.read_value().numpy())
+    local = [np.asarray(one.numpy()) for one in _replica_values(value)]
+    floating = tf.as_dtype(value.dtype).is_floating
+    first_only = aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA
+    if first_only or not floating or all(np.array_equal(local[0], one) for one in local[1:]):
+        return local[0]
+    return np.mean([one.astype(np.float64) for one in local], 0).astype(local[0].dtype)
+
+
+def assign(variable: Any, value: np.ndarray) -> None:
+    """Gives a variable a value on all replicas. `read` then returns exactly this value.
+
+    TensorFlow divides what is summed when read by the number of replicas: an integer 7 comes
+    back from two as 6, a float from three a little off. Here replica 0 gets all of it.
+    """
+    inner = tf_variable(variable)
+    if is_accumulator(inner) and isinstance(inner, tf.distribute.DistributedValues):
+        local = _replica_values(inner)
+        if len(local) == inner.distribute_strategy.num_replicas_in_sync:  # all in this process
+            for index, one in enumerate(local):
+                one.assign(value if index == 0 else tf.zeros_like(one))
+            return
+    variable.assign(value)
+
+
+def is_accumulator(variable: Any) -> bool:
+    """True for what is summed over replicas when it is read: the variables of a metric."""
+    if isinstance(variable, keras.Variable):
+        return (variable.synchronization, variable.aggregation) == ("on_read", "sum")
+    return (
+        getattr(variable, "synchronization", None) == tf.VariableSynchronization.ON_READ
+        and getattr(variable, "aggregation", None) == tf.VariableAggregation.SUM
+    )
+
+
+def sync_replicas(model: keras.Model) -> None:
+    """Gives every replica the mean of what each has its own value of (BatchNormalization)."""
+    for variable in model.variables:
+        value = tf_variable(variable)
+        if isinstance(value, tf.distribute.DistributedValues) and not variable.trainable:
+            if tf.as_dtype(value.dtype).is_floating:
+                assign(variable, read(variable))
+
+
+def _replica_values(value: Any) -> tuple:
+    return value.distribute_strategy.experimental_local_results(value)
