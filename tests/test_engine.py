@@ -36,8 +36,8 @@ def test_a_loss_that_is_not_finite_stops_before_its_update(count, per_call, repl
     seen = np.concatenate([np.asarray(part["x"]) for part in e.value.batch])
     assert seen.tolist() == [0.0, -1.0]
     assert train_step.counter.numpy() == 2
-    assert train_step.optimizer.iterations.numpy() == 2
-    for variable in train_step.optimizer.variables + train_step.model.variables:
+    assert train_step.optimizers["optimizer"].iterations.numpy() == 2
+    for variable in train_step.optimizers["optimizer"].variables + train_step.model.variables:
         for value in train_step.strategy.experimental_local_results(variable.value):
             assert np.isfinite(value.numpy()).all()
 

@@ -216,7 +216,7 @@ def test_building_computes_nothing_and_changes_no_state():
     model = train_step.model
     assert model.bn.moving_mean.numpy().tolist() == [0.0, 0.0]
     assert model.drop.seed_generator.state.numpy().tolist() == [3, 0]
-    assert train_step.optimizer.iterations.numpy() == 0
+    assert train_step.optimizers["optimizer"].iterations.numpy() == 0
 
 
 def test_an_error_in_the_models_call_is_shown_as_it_is():
@@ -245,9 +245,8 @@ def test_a_model_without_trainable_variables_is_refused():
         def call(self, batch, training=False):
             return tf.reduce_mean(batch["x"])
 
-    train_step, iterator = make_step(Model, DATA)
     with pytest.raises(ModelError, match="nothing to train"):
-        Engine(train_step).run(iterator, 1)
+        make_step(Model, DATA)
 
 
 # Other algorithms
@@ -261,14 +260,12 @@ class _Alternating(TrainStep):
         first = self.minimize(
             lambda b: {"w": tf.reduce_mean(tf.abs(m.w - 3.0 * b["x"] / b["x"]))},
             batch,
-            optimizer=self.optimizers["w"],
-            variables=[m.w],
+            group="w",
         )
         second = self.minimize(
             lambda b: {"v": tf.abs(m.v - tf.stop_gradient(tf.identity(m.w)))},
             batch,
-            optimizer=self.optimizers["v"],
-            variables=[m.v],
+            group="v",
         )
         return {**first, **second}
 
@@ -289,7 +286,10 @@ def test_a_step_of_two_alternating_updates(count, replicas):
         steps=2,
         strategy=replicas(count),
         step=_Alternating,
-        optimizer=lambda: {"w": keras.optimizers.SGD(1.0), "v": keras.optimizers.SGD(0.5)},
+        optimizer=lambda: {
+            "w": (keras.optimizers.SGD(1.0), lambda model: [model.w]),
+            "v": (keras.optimizers.SGD(0.5), lambda model: [model.v]),
+        },
     )
     # w: 0, 1, 2. v is pulled to the new w: 0.5, 1. Losses of step 2: |1-3|, |0.5-2|.
     assert train_step.model.w.numpy() == pytest.approx(2.0)
@@ -297,14 +297,6 @@ def test_a_step_of_two_alternating_updates(count, replicas):
     assert (found["losses/w"], found["losses/v"]) == (2.0, 1.5)
     assert found["losses/total"] == 3.5
     assert train_step.counter.numpy() == 2
-
-
-def test_several_optimizers_need_a_choice():
-    train_step, iterator = make_step(
-        Line, DATA, optimizer=lambda: {"a": keras.optimizers.SGD(), "b": keras.optimizers.SGD()}
-    )
-    with pytest.raises(ModelError, match=r"several optimizers \(a, b\)"):
-        Engine(train_step).run(iterator, 1)
 
 
 @pytest.mark.parametrize("kind", ["loss", "summary"])

@@ -163,14 +163,6 @@ def test_replicas_end_with_the_same_weights(count, replicas):
     assert weights[0] == pytest.approx(weights[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("batch", [6, None])
-def test_batches_that_may_not_divide_among_the_replicas_are_pointed_out(batch, replicas):
-    data = tf.data.Dataset.from_tensor_slices({"x": np.ones(12, np.float32)})
-    data = data.batch(8) if batch is None else data.batch(6, drop_remainder=True)
-    with pytest.warns(UserWarning, match="may not divide evenly among 4 replicas"):
-        trainer(strategy=replicas(4)).train(data, steps=1)
-
-
 def test_data_may_be_a_function_of_an_input_context():
     seen = []
 
@@ -353,8 +345,8 @@ class _Pair(keras.Model):
 class _Gan(tfloss.TrainStep):
     def step(self, batch):
         m = self.model
-        d = self.minimize(m.judge, batch, optimizer=self.optimizers["d"], variables=[m.d])
-        g = self.minimize(m.fool, batch, optimizer=self.optimizers["g"], variables=[m.g])
+        d = self.minimize(m.judge, batch, group="d")
+        g = self.minimize(m.fool, batch, group="g")
         return {**d, **g}
 
 
@@ -363,8 +355,11 @@ def test_a_gan_keeps_hooks_checkpoints_and_summaries(count, replicas, tmp_path):
     def gan(workdir):
         strategy = replicas(count)
         with strategy.scope():
-            rules = {"d": keras.optimizers.Adam(0.1), "g": keras.optimizers.SGD(0.1)}
             model = _Pair()
+            rules = {
+                "d": (keras.optimizers.Adam(0.1), [model.d]),
+                "g": (keras.optimizers.SGD(0.1), [model.g]),
+            }
         witness = Witness(Every(steps=7))
         mine = [witness, hooks.SaveCheckpoint()]
         return witness, tfloss.Trainer(

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfloss.data.feed import Feed
+from tfloss.data.feed import Feed, distribute
 from tfloss.engine import Block, Engine
 from tfloss.step import TrainStep
 
@@ -48,9 +48,7 @@ def make_step(
     with strategy.scope():
         train_step = step(make_model(), optimizer(), **options)
     train_step.build(Feed(dataset, strategy).element_spec)
-    if strategy.num_replicas_in_sync > 1:
-        dataset = strategy.experimental_distribute_dataset(dataset)
-    return train_step, iter(dataset)
+    return train_step, iter(distribute(dataset, strategy))
 
 
 def run(

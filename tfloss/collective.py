@@ -9,16 +9,19 @@ replica, and outside of training, they are the plain local formulas. Replica cod
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from tfloss.context import current_context
 from tfloss.errors import LossError
 
 
 def global_mean(values: Any, weights: Any = None) -> tf.Tensor:
     """`sum(values * weights) / sum(weights)`, both over the global batch.
+
+    The global batch is everything that one update sees: all replicas and all micro-batches.
 
     Args:
       values: floating-point tensor of any shape, on each replica its own.
@@ -28,20 +31,25 @@ def global_mean(values: Any, weights: Any = None) -> tf.Tensor:
         logarithm or a root, not only the result.)
 
     Returns:
-      A float32 scalar on each replica. Their mean over replicas, which is what a `TrainStep`
-      minimises and logs, is the global mean, and so is its gradient. It is 0, with gradient
-      0, where the sum of weights is 0: on one replica or on all.
+      A float32 scalar on each replica. Their mean over replicas (weighted by the examples that
+      each has), which is what a `TrainStep` minimises and logs, is the global mean, and so is
+      its gradient. It is 0, with gradient 0, where the sum of weights is 0: on one replica or
+      on all.
 
     Raises:
-      LossError: values that are not floating-point; under XLA on several replicas.
+      LossError: values that are not floating-point; inside a loop, branch or `tf.function`.
     """
     total, weight = _local_sums(values, weights)
-    return tf.math.divide_no_nan(total * _replicas(), _all_reduce_sum(weight))
+    context = current_context()
+    if context is not None and context.normalisers is not None:
+        return context.normalisers.mean(total, weight, context.share)
+    return tf.math.divide_no_nan(total, _times(_all_reduce_sum(weight), _share()))
 
 
 def global_sum(values: Any, weights: Any = None) -> tf.Tensor:
     """`sum(values * weights)` over the global batch; arguments and result as `global_mean`."""
-    return _local_sums(values, weights)[0] * _replicas()
+    total, share = _local_sums(values, weights)[0], _share()
+    return total if _is_one(share) else tf.math.divide_no_nan(total, share)
 
 
 def cross_replica_concat(tensor: Any) -> tf.Tensor:
@@ -89,9 +97,21 @@ def _context() -> Any:
     return context
 
 
-def _replicas() -> float:
-    context = _context()
-    return 1.0 if context is None else float(context.num_replicas_in_sync)
+def _share() -> "float | tf.Tensor":
+    """What this replica's loss counts in the objective."""
+    context = current_context()
+    if context is not None:
+        return context.share
+    replicas = _context()
+    return 1.0 if replicas is None else 1.0 / replicas.num_replicas_in_sync
+
+
+def _is_one(share: Any) -> bool:
+    return isinstance(share, float) and share == 1.0
+
+
+def _times(value: tf.Tensor, share: Any) -> tf.Tensor:
+    return value if _is_one(share) else value * share
 
 
 def _all_reduce_sum(value: tf.Tensor) -> tf.Tensor:
@@ -100,6 +120,12 @@ def _all_reduce_sum(value: tf.Tensor) -> tf.Tensor:
         return value
     with _refused_under_xla("global_mean"):
         return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+_NESTED = (
+    "tfloss.{} is called inside a loop, a branch or a nested tf.function, where the replicas can't "
+    "be synchronised. Call it outside of them."
+)
 
 
 @contextlib.contextmanager
@@ -111,7 +137,63 @@ def _refused_under_xla(name: str) -> Iterator[None]:
         if "merge_call" not in str(error):
             raise
         raise LossError(
-            f"tfloss.{name} must synchronise the replicas, which a nested tf.function and XLA "
-            "can't: train with jit=False on several replicas, and call it outside of loops, "
-            "branches and tf.functions."
+            _NESTED.format(name) + " If it already is, train with jit=False on several replicas."
         ) from None
+
+
+class CountingNormalisers:
+    """Notes the local sums of every `global_mean` of a forward pass that is run for them only.
+
+    What can't be reduced in the middle of a forward pass (compiled by XLA; before the other
+    micro-batches have run) is found by this pass beforehand. TensorFlow prunes from it what the
+    sums don't need: usually they need the labels only.
+
+    Args:
+      reaches: whether a tensor depends on a trainable variable. Weights that do have a
+        gradient, for which the sum of the values is needed as well.
+    """
+
+    def __init__(self, reaches: Callable[[tf.Tensor], bool]):
+        self._reaches = reaches
+        self._graph = _graph()
+        self.sums: list[tf.Tensor] = []  # float32 [2]: sum of values, sum of weights
+        self.learned: list[bool] = []
+
+    def mean(self, total: tf.Tensor, weight: tf.Tensor, share: Any) -> tf.Tensor:
+        if _graph() is not self._graph:
+            raise LossError(_NESTED.format("global_mean"))
+        learned = self._reaches(weight)
+        self.learned.append(learned)
+        self.sums.append(tf.stack([total if learned else tf.zeros([]), weight]))
+        return tf.math.divide_no_nan(total, weight)
+
+
+class GivenNormalisers:
+    """Gives every `global_mean` the global sums that a counting pass found, in order.
+
+    Args:
+      sums: float32 [n, 2], the sums over replicas and micro-batches.
+      learned: for each, whether its weights have a gradient.
+    """
+
+    def __init__(self, sums: tf.Tensor, learned: Sequence[bool]):
+        self._sums, self._learned = sums, learned
+        self._next = 0
+
+    def mean(self, total: tf.Tensor, weight: tf.Tensor, share: Any) -> tf.Tensor:
+        if self._next >= len(self._learned):
+            raise LossError(
+                "The training forward called tfloss.global_mean more often than when its "
+                "global sums were counted. Call it equally often in every forward pass."
+            )
+        index, self._next = self._next, self._next + 1
+        all_total, all_weight = tf.unstack(self._sums[index])
+        if self._learned[index]:
+            # d(S/W) = dS/W - S/W^2 dW: of value 0, with the gradient of the second term.
+            mean = tf.math.divide_no_nan(all_total, all_weight)
+            total -= mean * (weight - tf.stop_gradient(weight))
+        return tf.math.divide_no_nan(total, _times(all_weight, share))
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()

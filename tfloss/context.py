@@ -50,11 +50,24 @@ class Recorded:
 
 
 class ForwardContext:
-    """The losses and summaries of one replica's forward pass, and its step."""
+    """The losses and summaries of one replica's forward pass, and its step.
 
-    def __init__(self, step: tf.Tensor, recording: bool):
+    share: what this forward pass counts in the objective, its fraction of the examples of the
+      step; the shares of all replicas and micro-batches sum to 1.
+    normalisers: how `global_mean` finds its global sums here; None: by reducing over replicas.
+    """
+
+    def __init__(
+        self,
+        step: tf.Tensor,
+        recording: bool,
+        share: "float | tf.Tensor" = 1.0,
+        normalisers: Any = None,
+    ):
         self.step = step
         self.recording = recording
+        self.share = share
+        self.normalisers = normalisers
         self.losses: list[AddedLoss] = []
         self.summaries: dict[str, Recorded] = {}
         self.prefixes: list[str] = []
@@ -176,15 +189,21 @@ def current_step() -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def forward_context(step: tf.Tensor, recording: bool) -> Iterator[ForwardContext]:
+def forward_context(
+    step: tf.Tensor,
+    recording: bool,
+    share: "float | tf.Tensor" = 1.0,
+    normalisers: Any = None,
+) -> Iterator[ForwardContext]:
     """Opens the context of one forward pass in this thread. Replica code, trace time.
 
     Args:
       step: scalar int64 tensor, the number of completed updates.
       recording: whether summaries are wanted. If not, their tensors are dropped, so that
         the graph doesn't compute them.
+      share, normalisers: see `ForwardContext`.
     """
-    context = ForwardContext(step, recording)
+    context = ForwardContext(step, recording, share, normalisers)
     with (
         _upstream.intercept_add_loss(_observe_add_loss),
         _upstream.intercept_tf_summary(_observe_write),

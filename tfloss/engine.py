@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.batches import MicroBatches
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
 from tfloss.report import StepOutput
 from tfloss.step import TrainStep
@@ -102,7 +103,7 @@ class Engine:
         """Traced: the silent steps."""
 
         def body(i, rows):
-            output = self._step(next(iterator), recording=self._every_step)
+            output = self._step(self._step.take(iterator), recording=self._every_step)
             return i + 1, rows.write(i, self._row(output, recording=False))
 
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[None])
@@ -112,7 +113,7 @@ class Engine:
 
     def _one(self, iterator: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Traced: one recording step."""
-        output = self._step(next(iterator), recording=True)
+        output = self._step(self._step.take(iterator), recording=True)
         self._recorded = output.summaries
         row = self._row(output, recording=True)
         self.traces += 1
@@ -142,20 +143,28 @@ class _FiniteGuard:
         self.found: NonFiniteLossError | None = None
 
     def __call__(
-        self, watched: dict[str, tf.Tensor], batch: Any, before: dict[str, tf.Tensor]
+        self,
+        watched: dict[str, tf.Tensor],
+        micro: MicroBatches,
+        before: dict[str, tf.Tensor],
+        tolerated: tf.Tensor | None,
     ) -> tf.Tensor:
         """Traced: an assertion that all values are finite; keeps the evidence if not.
 
         Args:
           watched: `{name: value}`, the same on all replicas.
-          batch: of all replicas.
+          micro: the step's batches, of all replicas.
           before: random states as they were when the step began, by position.
+          tolerated: bool scalar, whether values that are not finite are let pass.
         """
         names = list(watched)
         values = tf.stack(list(watched.values()))
         finite = tf.reduce_all(tf.math.is_finite(values))
-        strategy = self._step.strategy
-        local = strategy.experimental_local_results(batch)
+        if tolerated is not None:
+            finite |= tolerated
+        by_batch = [self._step.strategy.experimental_local_results(one) for one in micro]
+        # Replica by replica, and in each the micro-batches in order.
+        local = [one for replica in zip(*by_batch, strict=True) for one in replica]
         flat = tf.nest.flatten(local, expand_composites=True)
 
         def keep(values, step, *parts):
@@ -163,7 +172,7 @@ class _FiniteGuard:
             whole = tf.nest.pack_sequence_as(local, tensors[len(before) :], expand_composites=True)
             losses = dict(zip(names, values.tolist(), strict=True))
             states = dict(zip(before, parts, strict=False))
-            self.found = NonFiniteLossError(int(step) + 1, losses, whole, states)
+            self.found = NonFiniteLossError(int(step) + 1, losses, tuple(whole), states)
             return np.bool_(False)
 
         kept = tf.cond(

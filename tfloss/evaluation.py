@@ -20,8 +20,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.batches import count, split
 from tfloss.context import forward_context
-from tfloss.data.feed import Data, as_dataset, leading_size, split
+from tfloss.data.feed import Data, as_dataset
 from tfloss.errors import DataError
 from tfloss.losses import LossWeights, collect
 
@@ -141,7 +142,7 @@ class Evaluator:
         examples = 0
         for batch in dataset.with_options(options):
             parts = split(batch, self.strategy.num_replicas_in_sync)
-            sizes = [leading_size(part) for part in parts]
+            sizes = [int(count(part)) for part in parts]
             predictions, losses = self._predict(batch, parts, tf.constant(step, tf.int64))
             for one in self.metrics.values():
                 if not isinstance(one, BoundMetric):
@@ -163,26 +164,31 @@ class Evaluator:
     ) -> tuple[Any, list[tf.Tensor]]:
         """Traced, cross-replica: whole predictions and the losses of each part."""
 
-        def replica(part):
+        numbers = [count(part) for part in parts]
+        total = sum(numbers[1:], numbers[0])
+
+        def replica(part, number):
+            share = 1.0 if len(parts) == 1 else number / total
             with _upstream.inputs_untouched(self.model):
                 with forward_context(step, recording=False) as context, context.silent():
                     predictions = self.model(part, training=False)
-                return predictions, self._training_losses(part, step)
+                return predictions, self._training_losses(part, step, share)
 
         if len(parts) == 1:
-            predictions, losses = replica(parts[0])
+            predictions, losses = replica(parts[0], numbers[0])
             each = [losses]
         else:
-            predictions, losses = self._run(replica, parts)
+            predictions, losses = self._run(replica, parts, numbers)
             each = list(losses)
         for one in self._bound.values():
             one(batch, predictions)
         return predictions, each
 
-    def _run(self, replica: Callable, parts: list[Any]) -> tuple[Any, tuple]:
+    def _run(self, replica: Callable, parts: list[Any], numbers: list[Any]) -> tuple[Any, tuple]:
         def chosen():
-            index = tf.distribute.get_replica_context().replica_id_in_sync_group
-            return replica(parts[int(tf.get_static_value(index))])
+            context = tf.distribute.get_replica_context()
+            index = int(tf.get_static_value(context.replica_id_in_sync_group))
+            return replica(parts[index], numbers[index])
 
         predictions, losses = self.strategy.run(chosen)
         local = self.strategy.experimental_local_results
@@ -190,11 +196,13 @@ class Evaluator:
         whole = [tf.concat(list(pieces), 0) for pieces in flat]
         return tf.nest.pack_sequence_as(predictions, whole), local(losses)
 
-    def _training_losses(self, part: Any, step: tf.Tensor) -> tf.Tensor:
+    def _training_losses(self, part: Any, step: tf.Tensor, share: Any) -> tf.Tensor:
         """Replica code: the losses of the training forward, which changes no state."""
         if not self.losses:
             return tf.zeros([0])
-        with keras.StatelessScope(), forward_context(step, recording=False) as context:
+        if not isinstance(share, float):
+            share = tf.cast(share, tf.float32)
+        with keras.StatelessScope(), forward_context(step, False, share) as context:
             returned = self.model(part, training=True)
             losses = collect(returned, context, self.model.trainable_variables)
         weighted = list(self.weights.apply(losses, step).values())

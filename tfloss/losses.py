@@ -223,7 +223,7 @@ def check_reaches_variables(
     """
     if tf.executing_eagerly():
         return
-    targets = {_upstream.captured_here(_handle(variable)).name for variable in variables}
+    targets = _handles(variables)
     constants = {k for k, v in _flatten(returned).items() if isinstance(v, float)}
     for name, value in losses.items():
         if name not in constants and not _reaches(value, targets):
@@ -235,11 +235,21 @@ def check_reaches_variables(
             )
 
 
+def reach(variables: Iterable[Any]) -> Callable[[tf.Tensor], bool]:
+    """Tells whether a gradient of a tensor of the current graph can reach one of the variables.
+
+    Ask for it outside of the model's `call`: in there, autocasting shows tensors for variables.
+    """
+    targets = _handles(variables)
+    return lambda tensor: _reaches(tensor, targets)
+
+
 _NO_GRADIENT = {"StopGradient", "PreventGradient", "Round", "Rint", "Floor", "Ceil", "Sign"}
 
 
-def _handle(variable: Any) -> tf.Tensor:
-    return (variable.value if isinstance(variable, keras.Variable) else variable).handle
+def _handles(variables: Iterable[Any]) -> set[str]:
+    values = [v.value if isinstance(v, keras.Variable) else v for v in variables]
+    return {_upstream.captured_here(value.handle).name for value in values}
 
 
 def _reaches(tensor: tf.Tensor, targets: set[str]) -> bool:

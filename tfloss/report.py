@@ -44,7 +44,7 @@ class ReplicaReport:
     scalars: tuple[str, ...]
     summed: tuple[str, ...]
     summaries: dict[str, Recorded]
-    reached: tuple[int, ...]
+    reached: dict[str, tuple[int, ...]]
 
     @classmethod
     def pack(
@@ -53,9 +53,16 @@ class ReplicaReport:
         weighted: Mapping[str, tf.Tensor],
         total: tf.Tensor,
         context: ForwardContext,
-        gradients: list[Any],
+        gradients: Mapping[str, list[Any]],
     ) -> tuple["ReplicaReport", tf.Tensor, dict[str, tf.Tensor]]:
-        """The report, the vector and the summaries' tensors of one replica. Replica code."""
+        """The report, the vector and the summaries' tensors of one replica. Replica code.
+
+        Every number counts by the replica's share of the examples, so that the sum over
+        replicas (and micro-batches) is the mean over examples, except of what is to be summed.
+
+        Args:
+          gradients: `{group: gradient or None of each of its variables}`.
+        """
         changed = {k: v for k, v in weighted.items() if v is not losses[k]}
         scalars = {k: v for k, v in context.summaries.items() if v.kind == "scalar"}
         others = {k: v for k, v in context.summaries.items() if v.kind != "scalar"}
@@ -65,17 +72,21 @@ class ReplicaReport:
             scalars=tuple(scalars),
             summed=tuple(k for k, v in scalars.items() if v.reduce == "sum"),
             summaries=others,
-            reached=tuple(i for i, g in enumerate(gradients) if g is not None),
+            reached={
+                group: tuple(i for i, g in enumerate(each) if g is not None)
+                for group, each in gradients.items()
+            },
         )
         values = [*losses.values(), *changed.values(), *(v.value for v in scalars.values()), total]
-        return report, tf.stack(values), {k: v.value for k, v in others.items()}
-
-    def mean_over_replicas(self, summed: tf.Tensor, replicas: int) -> tf.Tensor:
-        """From the vector's sum over replicas to means, except of what is to be summed."""
-        before = len(self.losses) + len(self.weighted)
-        scales = [1.0 / replicas] * before
-        scales += [1.0 if name in self.summed else 1.0 / replicas for name in self.scalars]
-        return summed * tf.constant([*scales, 1.0 / replicas], tf.float32)
+        vector = tf.stack(values)
+        if not isinstance(context.share, float):
+            # An empty replica's means are NaN, and count nothing.
+            vector = tf.where(context.share > 0, vector, 0.0)
+        if not (isinstance(context.share, float) and context.share == 1.0):
+            before = len(report.losses) + len(report.weighted)
+            summed = [False] * before + [k in report.summed for k in report.scalars] + [False]
+            vector = tf.where(summed, vector, vector * context.share)
+        return report, vector, {k: v.value for k, v in others.items()}
 
 
 @dataclasses.dataclass
@@ -89,17 +100,18 @@ class StepReport:
     scalars: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     summaries: dict[str, Recorded] = dataclasses.field(default_factory=dict)
     updates: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    applied: list[tf.Tensor] = dataclasses.field(default_factory=list)
 
     def add(
         self,
         replica: ReplicaReport,
         values: tf.Tensor,
-        summaries: Mapping[str, tuple[tf.Tensor, ...]],
+        summaries: Mapping[str, list[tf.Tensor]],
     ) -> dict[str, tf.Tensor]:
-        """Takes one `minimize`: its vector and, by name, each replica's summary.
+        """Takes one `minimize`: its vector and, by name, each replica's (and batch's) summary.
 
-        Returns `{name: value}` of what must be finite. Raises LossError or SummaryError for
-        a name that an earlier `minimize` of the step has used.
+        Returns the losses. Raises LossError or SummaryError for a name that an earlier
+        `minimize` of the step has used.
         """
         numbers = iter(tf.unstack(values))
         losses = {name: next(numbers) for name in replica.losses}
@@ -118,7 +130,7 @@ class StepReport:
             each = summaries[name]
             merged = tf.concat(each, 0) if recorded.kind == "histogram" else each[0]
             _keep(self.summaries, name, dataclasses.replace(recorded, value=merged))
-        return {**losses, TOTAL: self.totals[-1]}
+        return losses
 
     def output(self, shown: Mapping[str, tf.Tensor]) -> StepOutput:
         """Everything by its tag. `shown` is what `TrainStep.step` returned."""

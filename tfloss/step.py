@@ -9,19 +9,27 @@ passed on. The function given to `minimize` is replica code: it gets this replic
 as the data set yields it, and reports losses as a model's training forward does.
 """
 
+import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfloss import _upstream
-from tfloss.context import forward_context
-from tfloss.errors import LossError, ModelError, TflossError
-from tfloss.losses import LossWeights, Weight, check_reaches_variables, collect
-from tfloss.report import ReplicaReport, StepOutput, StepReport
-from tfloss.seeds import split_seeds
+from tfloss import _upstream, update
+from tfloss.backward import Backward, state_variables
+from tfloss.batches import MicroBatches
+from tfloss.ema import Averages, Ema
+from tfloss.errors import LossError, ModelError
+from tfloss.groups import Group, check_disjoint, due_sets, make_groups
+from tfloss.losses import LossWeights, Weight
+from tfloss.precision import LossScale, set_precision
+from tfloss.report import TOTAL, StepOutput, StepReport
+from tfloss.shares import normaliser_sums, shares
+from tfloss.variables import Variables
+
+MOST_SKIPPED = 20  # updates left out in a row before the guard takes it for a failure
 
 
 class TrainStep:
@@ -30,54 +38,74 @@ class TrainStep:
     Create it under the strategy's scope, call `build` once, then call it inside
     `tf.function`s, as `tfloss.Trainer` does:
 
-        output = train_step(batch, recording=False)
+        output = train_step(train_step.take(iterator), recording=False)
 
     Args:
       model: a Keras model whose `model(batch, training=True)` reports losses.
-      optimizer: a Keras optimizer. A subclass that makes several updates may take a
-        mapping `{name: optimizer}` and pass one of them to each `minimize`.
+      optimizer: a Keras optimizer, or groups: `{name: (optimizer, variables)}`; see
+        `tfloss.Group`.
       loss_weights: `{loss name or glob: float or callable of the step}`.
-      clip_norm: the global norm to which the gradient, summed over losses and reduced over
-        replicas, is clipped before the update. None: no clipping.
+      clip_norm: the global norm to which each group's gradient, summed over losses and reduced
+        over replicas and micro-batches, is clipped before the update. None: no clipping.
       jit: compile forward and backward pass of each replica with XLA.
+      accumulate: micro-batches (elements of the data set) in one update, which is that of
+        their union: each counts by its number of examples.
+      precision: None (as the layers are), "mixed_bfloat16" or "mixed_float16" (with a loss
+        scale); see `tfloss.precision`.
+      ema: decay of an exponential moving average of all weights, or a `tfloss.Ema`.
+      skip_nonfinite: leave out an update whose losses or gradients are not finite, and go on.
+        Weights, slots, averages and statistics stay as they were; the step counts, the
+        optimizer's iterations don't. After 20 in a row the NaN guard stops the run.
 
     Attributes:
-      counter: int64 variable, the number of completed updates.
+      counter: int64 variable, the number of completed steps.
       strategy: the strategy it was created under.
+      groups: `{name: Group}`; a single optimizer is the group "optimizer".
 
     Raises:
       ModelError: the model or optimizer was created outside of the strategy's scope.
       LossError: loss_weights that are not numbers or callables.
+      ValueError: an argument that makes no sense, by name.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        optimizer: keras.optimizers.Optimizer | Mapping[str, keras.optimizers.Optimizer],
+        optimizer: Any,
         *,
         loss_weights: Mapping[str, Weight] | None = None,
         clip_norm: float | None = None,
         jit: bool = False,
+        accumulate: int = 1,
+        precision: str | None = None,
+        ema: float | Ema | None = None,
+        skip_nonfinite: bool = False,
     ):
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive or None, got {clip_norm!r}.")
+        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+            raise ValueError(f"accumulate must be a whole number, at least 1; got {accumulate!r}.")
         self.model = model
-        self.optimizer = optimizer
+        self.groups = make_groups(optimizer)
         self.loss_weights = LossWeights(loss_weights)
         self.clip_norm = clip_norm
         self.jit = jit
+        self.accumulate = accumulate
+        self.skip_nonfinite = skip_nonfinite
         self.strategy = tf.distribute.get_strategy()
-        self.counter = tf.Variable(
-            tf.constant(0, tf.int64),
-            trainable=False,
-            name="step",
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
+        self.counter = _counter("step")
         self.guard: Callable[..., tf.Tensor] | None = None
+        self.averages: Averages | None = None
+        self._precision = precision
+        if precision is not None:
+            set_precision(model, precision)
+        self._loss_scale = LossScale() if precision == "mixed_float16" else None
+        self._ema = Ema(ema) if isinstance(ema, float | int) else ema
+        self._skipping = skip_nonfinite or self._loss_scale is not None
+        self._skipped = _counter("skipped")  # in a row
         self._report: StepReport | None = None
         self._warned: set[str] = set()
-        self._known: set[int] = set()
-        self._built_for: dict[str, set[int]] = {}
+        self._variables = Variables(model, self.groups, self.strategy)
 
     # What to override
 
@@ -96,101 +124,105 @@ class TrainStep:
     # What to use
 
     def minimize(
-        self,
-        forward: Callable[[Any], Any],
-        batch: Any,
-        *,
-        optimizer: keras.optimizers.Optimizer | None = None,
-        variables: Sequence[Any] | None = None,
+        self, forward: Callable[[Any], Any], batch: Any, *, group: str | None = None
     ) -> dict[str, tf.Tensor]:
         """One forward pass, one gradient, one update. Cross-replica code, traced.
 
         What is minimised is the weighted sum of the losses that `forward` reports (and of
-        the weight regularizers of `variables`), averaged over replicas.
+        the weight regularizers of the variables), averaged over the global batch.
 
         Args:
           forward: replica code; takes the replica's batch, returns or adds losses.
           batch: the batch, as `step` got it.
-          optimizer: by default `self.optimizer`.
-          variables: what to update; by default the model's trainable variables.
+          group: the optimizer group that all of these losses update. None: every group is
+            updated by the losses named after it.
 
         Returns:
-          `{name: float32 scalar}`, the raw losses averaged over replicas.
+          `{name: float32 scalar}`, the raw losses, averaged over the global batch.
 
         Raises:
-          LossError: a loss that can't be optimised (trace time).
+          LossError: a loss that can't be optimised, or that belongs to no group (trace time).
         """
         report = self._current_report()
-        optimizer = optimizer or self._only_optimizer()
-        variables = list(self.model.trainable_variables if variables is None else variables)
-        if not variables:
-            raise ModelError("There is nothing to train: the model has no trainable variables.")
-        step = tf.identity(self.counter)
-        before = self._random_states()
-        replica_report: list[ReplicaReport] = []
-        clipped = self.clip_norm is not None
-
-        def gradients(replica_batch):
-            found, *tensors = self._gradients(forward, replica_batch, variables, step)
-            replica_report[:] = [found]  # the same on every replica
-            return tuple(tensors)
-
-        values, grads, summaries, norm = self.strategy.run(gradients, args=(batch,))
-        (replica,) = replica_report
-        local = self.strategy.experimental_local_results
-        each = {name: local(value) for name, value in summaries.items()}
-        watched = report.add(replica, local(values)[0], each)
-        losses = {name: watched[name] for name in replica.losses}
-        if clipped:
-            watched["gradient_norm"] = local(norm)[0]
-            report.scalars[_numbered("gradient_norm", report.scalars)] = local(norm)[0]
+        groups = self._chosen(group)
+        variables = {name: one.trainable(self.model) for name, one in groups.items()}
+        check_disjoint(variables)
+        micro = batch if isinstance(batch, MicroBatches) else MicroBatches([batch])
         if report.recording:
-            self._report_learning_rate(report, optimizer)
-        # Nothing may be counted before there is a batch, let alone a finite loss.
-        check = values if self.guard is None else self.guard(watched, batch, before)
-        with tf.control_dependencies(local(check)):
-            token = tf.identity(step)
+            self._report_learning_rates(report, groups)
+        step = tf.identity(self.counter)
+        made: list[Backward] = []
 
-        def apply(replica_grads):
-            with (
-                tf.control_dependencies([token]),
-                _upstream.gradients_already_reduced(optimizer),
-            ):
-                optimizer.apply(replica_grads, [variables[i] for i in replica.reached])
+        def one_update(due: tuple[str, ...]) -> list[Any]:
+            backward = Backward(
+                self.model,
+                forward,
+                variables,
+                due,
+                self.loss_weights,
+                recording=report.recording,
+                jit=self.jit,
+            )
+            made.append(backward)
+            return self._update(backward, groups, variables, due, micro, step)
 
-        self.strategy.run(apply, args=(grads,))
+        # Which groups are due repeats; each combination has a branch of its own.
+        period = due_sets(groups)
+        branches = list(dict.fromkeys(period))
+        if len(branches) == 1:
+            outputs = one_update(branches[0])
+        else:
+            turn = tf.constant([branches.index(due) for due in period])
+            index = tf.gather(turn, step % len(period))
+            calls = [functools.partial(one_update, due) for due in branches]
+            outputs = tf.switch_case(index, calls)
+        vector, norms, applied, token, summaries = outputs
+        found = made[0].report
+        assert found is not None
+        losses = report.add(found, vector, dict(zip(found.summaries, summaries, strict=True)))
+        for name, norm in zip(groups, norms, strict=False):
+            report.scalars[self._tag("gradient_norm", name)] = norm
+        if self._skipping:
+            report.applied.append(applied)
+            self._report_skipped(report, applied)
         report.updates.append(token)
         return losses
 
     # What the engine uses
 
+    def take(self, iterator: Any) -> Any:
+        """The batch of one step: the next element, or as many as are accumulated. Traced."""
+        if self.accumulate == 1:
+            return next(iterator)
+        return MicroBatches([next(iterator) for _ in range(self.accumulate)])
+
     def build(self, element_spec: Any) -> None:
-        """Creates the variables of model and optimizer, before the first trace.
+        """Creates the variables of model and optimizers, before the first trace.
 
         Args:
           element_spec: `tf.TypeSpec`s of one replica's batch. The training forward is
             traced on it once, in a graph that is thrown away: nothing is computed.
         """
+        self._variables.build(element_spec, self.forward)
         with self.strategy.scope():
-            if not self.model.built:
-                self._trace_once(element_spec)
-            trainable = self.model.trainable_variables
-            for name, optimizer in self.optimizers.items():
-                if not optimizer.built:
-                    optimizer.build(trainable)
-                    self._built_for[name] = {id(variable) for variable in trainable}
-        self._check_scope()
-        self._check_unfrozen()
-        if not self._known:
-            split_seeds(self.model, self.strategy)
-        self._known = {id(variable) for variable in self.model.variables}
+            if self._precision is not None:
+                set_precision(self.model, self._precision)  # of layers made meanwhile
+            if self._ema is not None and self.averages is None:
+                self.averages = Averages(self._ema, self.model)
 
     @property
     def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
-        """All optimizers by name; a single one is named `optimizer`."""
-        if isinstance(self.optimizer, Mapping):
-            return dict(self.optimizer)
-        return {"optimizer": self.optimizer}
+        """All optimizers by the name of their group; a single one is named `optimizer`."""
+        return {name: group.optimizer for name, group in self.groups.items()}
+
+    def extra_variables(self) -> dict[str, Any]:
+        """More variables that belong in a checkpoint, by name."""
+        found: dict[str, Any] = {"skipped": self._skipped} if self._skipping else {}
+        if self._loss_scale is not None:
+            found |= self._loss_scale.variables()
+        if self.averages is not None:
+            found |= self.averages.variables()
+        return found
 
     def signature(self) -> tuple:
         """What is frozen when the step is traced; if it changed, the step is traced anew."""
@@ -202,7 +234,7 @@ class TrainStep:
         """Traces one step: cross-replica code, inside a `tf.function`.
 
         Args:
-          batch: one element of the (distributed) iterator.
+          batch: what `take` returned.
           recording: whether the model's summaries are wanted.
         """
         self._report = report = StepReport(recording)
@@ -210,68 +242,119 @@ class TrainStep:
             shown = dict(self.step(batch))
         finally:
             self._report = None
-        self._check_no_new_variables()
+        self._variables.check_no_new()
         if not report.updates:
             raise LossError(f"{type(self).__name__}.step never called self.minimize(...).")
         self.loss_weights.check_all_used(list(report.losses))
+        if self.averages is not None:
+            self._average(self.averages, report)
         with tf.control_dependencies(report.updates):
             self.counter.assign_add(1)
         return report.output(shown)
 
     # How
 
-    def _gradients(
-        self, forward: Callable[[Any], Any], batch: Any, variables: list[Any], step: tf.Tensor
-    ) -> tuple[ReplicaReport, tf.Tensor, list[Any], dict[str, tf.Tensor], tf.Tensor]:
-        """Replica code: (report, numbers, gradients, summaries, gradient norm).
+    def _update(
+        self,
+        backward: Backward,
+        groups: Mapping[str, Group],
+        variables: Mapping[str, list[Any]],
+        due: tuple[str, ...],
+        micro: MicroBatches,
+        step: tf.Tensor,
+    ) -> list[Any]:
+        """Traced, cross-replica; perhaps in a branch.
 
-        Numbers and gradients are reduced over replicas, and gradients are clipped.
+        Returns vector, the groups' gradient norms, whether it was applied, a tensor that comes
+        after the decision, and each summary of each replica and micro-batch.
         """
-        recording = self._current_report().recording
-        replicas = self.strategy.num_replicas_in_sync
-        reports: list[ReplicaReport] = []
+        strategy, model = self.strategy, self.model
+        seeds = self._random_states()
+        scale = None if self._loss_scale is None else tf.identity(self._loss_scale.value)
+        parts = shares(strategy, micro)
+        sums = None
+        if len(micro) > 1 or (self.jit and strategy.num_replicas_in_sync > 1):
+            sums = normaliser_sums(strategy, backward.count, model, micro, step)
+        states = functools.partial(state_variables, model)
+        before = update.read_states(strategy, states) if self._skipping else None
 
-        def compute(batch, step):
-            with tf.GradientTape() as tape, _upstream.inputs_untouched(self.model):
-                with forward_context(step, recording) as context:
-                    returned = forward(batch)
-                losses = collect(returned, context, variables)
-                check_reaches_variables(losses, returned, variables)
-                weighted = self.loss_weights.apply(losses, step)
-                terms = list(weighted.values())
-                total = sum(terms[1:], terms[0])
-                # Gradients are summed over replicas below, so this makes it their mean.
-                objective = total / replicas if replicas > 1 else total
-            with context.backward():
-                grads = tape.gradient(objective, [_tf_variable(v) for v in variables])
-            self._warn_unreached([v for v, g in zip(variables, grads, strict=True) if g is None])
-            report, values, summaries = ReplicaReport.pack(losses, weighted, total, context, grads)
-            reports.append(report)
-            return values, [grads[i] for i in report.reached], summaries
+        vector, gradients, summaries = update.accumulate(
+            strategy, backward, micro, parts, (step, scale, sums)
+        )
+        self._warn_unreached(backward.unreached)
+        report = backward.report
+        assert report is not None
+        reduced = update.reduce(
+            strategy,
+            vector,
+            gradients,
+            scale=scale,
+            clip_norm=self.clip_norm,
+            norms=self._skipping,
+        )
+        norms = dict(zip(due, reduced.norms, strict=False))
+        numbers = tf.unstack(reduced.vector)
+        watched = dict(zip(report.losses, numbers, strict=False)) | {TOTAL: numbers[-1]}
+        if self.clip_norm is not None and not self._skipping:
+            watched |= {self._tag("gradient_norm", name): norm for name, norm in norms.items()}
+        # Nothing may be counted before there is a batch, let alone a finite loss.
+        check: Any = reduced.vector
+        if self.guard is not None:
+            tolerated = self._skipped < MOST_SKIPPED if self.skip_nonfinite else None
+            check = self.guard(watched, micro, seeds, tolerated)
+        with tf.control_dependencies([check]):
+            token = tf.identity(step)
+        reached = [[variables[k][i] for i in report.reached[k]] for k in due]
 
-        if self.jit:
-            compute = tf.function(compute, jit_compile=True, autograph=False)
-        values, grads, summaries = compute(batch, step)
-        report = reports[-1]
-        if replicas > 1:
-            context = tf.distribute.get_replica_context()
-            values, *grads = context.all_reduce(tf.distribute.ReduceOp.SUM, [values, *grads])
-            values = report.mean_over_replicas(values, replicas)
-        norm = tf.constant(0.0)
-        if self.clip_norm is not None:
-            norm = tf.linalg.global_norm(grads)
-            grads, _ = tf.clip_by_global_norm(grads, self.clip_norm, use_norm=norm)
-        return report, values, grads, summaries, tf.cast(norm, tf.float32)
+        def apply() -> tf.Tensor:
+            update.apply(strategy, reduced.gradients, [groups[k] for k in due], reached, token)
+            return tf.constant(True)
 
-    def _report_learning_rate(
-        self, report: StepReport, optimizer: keras.optimizers.Optimizer
-    ) -> None:
-        """The rate of this update; a schedule is read before the update moves it on."""
-        for name, one in self.optimizers.items():
-            if one is optimizer:
-                several = isinstance(self.optimizer, Mapping)
-                tag = f"learning_rate/{name}" if several else "learning_rate"
-                report.scalars[tag] = tf.cast(tf.identity(one.learning_rate), tf.float32)
+        def leave_out() -> tf.Tensor:
+            update.restore_states(strategy, states, before)
+            return tf.constant(False)
+
+        applied = tf.constant(True)
+        if not self._skipping:
+            apply()
+        else:
+            finite = tf.reduce_all(tf.math.is_finite([*watched.values(), *norms.values()]))
+            with tf.control_dependencies([token]):
+                applied = tf.cond(finite, apply, leave_out)
+        asked = self._skipping or self.clip_norm is not None
+        known = [norms.get(name, tf.constant(0.0)) for name in groups] if asked else []
+        return [reduced.vector, known, applied, token, summaries]
+
+    def _average(self, averages: Averages, report: StepReport) -> None:
+        """Moves the averages, if an update was made. Traced, cross-replica."""
+
+        def move() -> tf.Tensor:
+            self.strategy.run(tf.autograph.experimental.do_not_convert(averages.update))
+            return tf.constant(True)
+
+        with tf.control_dependencies(report.updates):
+            if report.applied:
+                tf.cond(tf.reduce_any(report.applied), move, lambda: tf.constant(False))
+            else:
+                move()
+
+    def _report_skipped(self, report: StepReport, applied: tf.Tensor) -> None:
+        skipped = tf.where(applied, tf.zeros([], tf.int64), self._skipped + 1)
+        report.updates.append(tf.identity(self._skipped.assign(skipped)))
+        before = report.scalars.get("skipped", tf.constant(0.0))
+        report.scalars["skipped"] = tf.maximum(before, 1.0 - tf.cast(applied, tf.float32))
+        if self._loss_scale is not None:
+            report.scalars["loss_scale"] = tf.identity(self._loss_scale.value)
+            report.updates += [tf.identity(x) for x in self._loss_scale.update(applied)]
+
+    def _report_learning_rates(self, report: StepReport, groups: Mapping[str, Group]) -> None:
+        """The rates of this update; a schedule is read before the update moves it on."""
+        for name, group in groups.items():
+            rate = tf.cast(tf.identity(group.optimizer.learning_rate), tf.float32)
+            report.scalars[self._tag("learning_rate", name)] = rate
+
+    def _tag(self, what: str, group: str) -> str:
+        return what if len(self.groups) == 1 else f"{what}/{group}"
 
     def _random_states(self) -> dict[str, tf.Tensor]:
         """The seed generators' states before the forward pass moves them on."""
@@ -296,76 +379,24 @@ class TrainStep:
             raise RuntimeError("minimize() may only be called from TrainStep.step().")
         return self._report
 
-    def _only_optimizer(self) -> keras.optimizers.Optimizer:
-        if isinstance(self.optimizer, Mapping):
+    def _chosen(self, group: str | None) -> dict[str, Group]:
+        if group is None:
+            return self.groups
+        if group not in self.groups:
             raise ModelError(
-                f"{type(self).__name__} has several optimizers ({', '.join(self.optimizer)}): "
-                "say which one with minimize(..., optimizer=...)."
+                f"minimize(group={group!r}): the optimizer groups are {', '.join(self.groups)}."
             )
-        return self.optimizer
+        return {group: self.groups[group]}
 
-    def _check_no_new_variables(self) -> None:
-        """Raises ModelError if the step made variables: they are in no checkpoint or optimizer."""
-        late = [v.path for v in self.model.variables if id(v) not in self._known]
-        if self._known and late:
-            raise ModelError(
-                f"The training step created variables: {', '.join(late)}. All variables must "
-                "exist before the first step: call these layers in every training forward, or "
-                "build them in the model's build()."
-            )
 
-    def _trace_once(self, element_spec: Any) -> None:
-        """Builds the model by tracing its training forward, without computing anything.
-
-        Not inside `strategy.run`, where variables can't be created after a synchronisation.
-        """
-
-        def dry_run(batch):
-            with _upstream.inputs_untouched(self.model):
-                self.forward(batch)
-
-        try:
-            tf.function(dry_run, autograph=False).get_concrete_function(element_spec)
-        except Exception as error:
-            raise _upstream.innermost(error, TflossError) from None
-        if not self.model.built:
-            raise ModelError(f"Calling {self.model.name!r} did not build it.")
-
-    def _check_unfrozen(self) -> None:
-        """Raises ModelError for variables that an optimizer was not built for."""
-        for name, known in self._built_for.items():
-            new = [v.path for v in self.model.trainable_variables if id(v) not in known]
-            if new:
-                raise ModelError(
-                    f"The {name} was built while these variables were frozen, and Keras can't "
-                    f"add slots to it: {', '.join(new)}. To unfreeze layers later, call "
-                    "optimizer.build(variables) with all of them before the first train(), or go "
-                    "on with a new Trainer and optimizer."
-                )
-
-    def _check_scope(self) -> None:
-        """Raises ModelError if a variable belongs to another strategy."""
-        extended = self.strategy.extended
-        for what, variables in (
-            ("model", self.model.variables),
-            *((f"optimizer {n!r}", o.variables) for n, o in self.optimizers.items()),
-        ):
-            for variable in variables:
-                if not extended.variable_created_in_scope(_tf_variable(variable)):
-                    raise ModelError(
-                        f"The {what} was created outside of the scope of "
-                        f"{type(self.strategy).__name__} (variable {variable.path!r}). Create "
-                        "model and optimizer inside `with strategy.scope():`."
-                    )
+def _counter(name: str) -> tf.Variable:
+    return tf.Variable(
+        tf.constant(0, tf.int64),
+        trainable=False,
+        name=name,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
 
 
 def _tf_variable(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _numbered(name: str, taken: Mapping[str, Any]) -> str:
-    number = 1
-    tag = name
-    while tag in taken:
-        tag, number = f"{name}_{number}", number + 1
-    return tag

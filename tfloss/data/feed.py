@@ -1,14 +1,17 @@
 """A data set as the trainer needs it: distributed over replicas, its batches described.
 
-Host code. Nothing is known of what is in a batch: it is any nest that `tf.data` yields.
+Each global batch is cut into one part a replica, in order, of sizes that differ by at most one:
+batches need not divide, and a replica may get no example at all. (TensorFlow's own way cuts
+the data set's `batch` op, and cuts otherwise if it doesn't find one.) Host code. Nothing is known
+of what is in a batch: it is any nest that `tf.data` yields.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from tfloss import batches
 from tfloss.errors import DataError
 
 Data = tf.data.Dataset | Callable[[tf.distribute.InputContext], tf.data.Dataset]
@@ -23,8 +26,7 @@ class Feed:
       strategy: splits each batch over its replicas.
 
     Attributes:
-      element_spec: of one replica's batch; the first dimension is left open when a batch is
-        split.
+      element_spec: of one replica's batch.
       batch_size: examples in a global batch, or None if that is not known beforehand.
       iterator: at the next batch.
       used: whether a batch was taken since the last (re)start.
@@ -38,26 +40,13 @@ class Feed:
         self.data = data
         self.strategy = strategy
         self.dataset = as_dataset(data, strategy)
-        replicas = strategy.num_replicas_in_sync
         self.batch_size = _leading_dimension(self.dataset.element_spec)
         cardinality = int(self.dataset.cardinality())
         if cardinality == 0:
             raise DataError("The data set is empty: it has no batch at all.")
         self.steps_per_epoch = float(cardinality) if cardinality > 0 else None
-        self.element_spec = self.dataset.element_spec
-        if replicas > 1:
-            if self.batch_size is None or self.batch_size % replicas:
-                size = "some number of" if self.batch_size is None else self.batch_size
-                warnings.warn(
-                    f"Batches of {size} examples may not divide evenly among {replicas} replicas. "
-                    "Each replica counts the same, so examples would count differently. Batch "
-                    f"with a multiple of {replicas} and drop_remainder=True.",
-                    stacklevel=3,
-                )
-            self.element_spec = tf.nest.map_structure(_open_batch, self.element_spec)
-            self._distributed = strategy.experimental_distribute_dataset(self.dataset)
-        else:
-            self._distributed = self.dataset
+        self._distributed = distribute(self.dataset, strategy)
+        self.element_spec = _part_spec(self.dataset.element_spec, strategy)
         self.restart()
 
     def restart(self) -> None:
@@ -120,40 +109,74 @@ def as_dataset(data: Any, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
     return data
 
 
-def leading_size(batch: Any) -> int:
-    """The number of examples in a batch on the host: its first dimension.
+def distribute(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> Any:
+    """Yields each global batch, cut into one part for each replica, in order.
 
-    Raises DataError if its tensors disagree or none has a first dimension.
+    The data set itself where there is one replica. Otherwise a distributed data set, whose
+    iterator gives PerReplica parts; static shapes stay static where the batch divides.
     """
-    sizes = {_size(leaf) for leaf in tf.nest.flatten(batch)} - {None}
-    if len(sizes) != 1:
-        found = ", ".join(map(str, sorted(s for s in sizes if s is not None))) or "none"
-        raise DataError(
-            "Can't tell how many examples a batch has: the first dimensions of its tensors "
-            f"are {found}. Every tensor of a batch must have the batch as first dimension, or "
-            "be a scalar."
-        )
-    return sizes.pop()  # type: ignore[return-value]
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return dataset
+    each = _part_size(dataset.element_spec, replicas)
+
+    def parts(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        here = replicas // context.num_input_pipelines
+        first = here * context.input_pipeline_id
+
+        def cut(*elements: Any) -> tf.data.Dataset:
+            # tf.data hands the parts of a tuple over one by one.
+            spec = dataset.element_spec
+            batch = tf.nest.pack_sequence_as(spec, tf.nest.flatten(elements))
+            number = batches.count(batch)
+            if number is None:  # only scalars: for everybody
+                return tf.data.Dataset.from_tensors(batch).repeat(here)
+
+            def one(index: tf.Tensor) -> Any:
+                start, stop = batches.bounds(number, replicas, tf.cast(index, tf.int32))
+                found = batches.part(batch, start, stop)
+                return found if each is None else batches.with_count(found, each)
+
+            return tf.data.Dataset.range(first, first + here).map(_plain(one))
+
+        return dataset.flat_map(_plain(cut))
+
+    return strategy.distribute_datasets_from_function(parts)
 
 
-def split(batch: Any, parts: int) -> list[Any]:
-    """Splits a batch on the host into `parts` of nearly equal size, in order.
+def _part_size(spec: Any, replicas: int) -> int | None:
+    """Examples of each replica, if that is known and the same for all."""
+    size = _leading_dimension(spec)
+    return size // replicas if size is not None and size % replicas == 0 else None
 
-    Scalars go to every part. A batch of fewer than `parts` examples is not split.
+
+def _part_spec(spec: Any, strategy: tf.distribute.Strategy) -> Any:
+    """The spec of one replica's part of a batch, of any number of examples.
+
+    The number is left open because a model is built outside of the replicas, where
+    `cross_replica_concat` has nobody else's rows to add.
     """
-    size = leading_size(batch)
-    parts = parts if size >= parts else 1
-    bounds = [size * i // parts for i in range(parts + 1)]
-    return [
-        tf.nest.map_structure(lambda x, a=a, b=b: x[a:b] if _size(x) is not None else x, batch)
-        for a, b in zip(bounds, bounds[1:], strict=False)
-    ]
+    if strategy.num_replicas_in_sync == 1:
+        return spec
+
+    def cut(one: Any) -> Any:
+        if not one.shape.rank:
+            return one
+        rest = one.shape[1:]
+        if isinstance(one, tf.RaggedTensorSpec):
+            shape = [None, *rest]
+            ragged: Any = one
+            return tf.RaggedTensorSpec(
+                shape, ragged.dtype, ragged.ragged_rank, ragged.row_splits_dtype
+            )
+        if isinstance(one, tf.SparseTensorSpec):
+            return tf.SparseTensorSpec([None, *rest], one.dtype)
+        return tf.TensorSpec([None, *rest], one.dtype, one.name)
+
+    return tf.nest.map_structure(cut, spec)
 
 
-def _size(leaf: Any) -> int | None:
-    if isinstance(leaf, tf.RaggedTensor):
-        return int(leaf.nrows())
-    return None if leaf.shape.rank == 0 else int(leaf.shape[0])
+_plain = tf.autograph.experimental.do_not_convert
 
 
 def _leading_dimension(spec: Any) -> int | None:
@@ -162,12 +185,6 @@ def _leading_dimension(spec: Any) -> int | None:
         if shape is not None and shape.rank:
             return shape[0]
     return None
-
-
-def _open_batch(spec: Any) -> Any:
-    if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
-        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, spec.name)
-    return spec
 
 
 def _described(spec: Any) -> dict[str, str]:

@@ -1,0 +1,252 @@
+"""Accumulated, clipped, scaled, skipped: every rule alone and all together."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.toys import Line, make_step, run
+from tfloss import summary
+from tfloss.collective import global_mean
+from tfloss.context import current_step
+from tfloss.engine import Engine
+from tfloss.errors import DataError, LossError, NonFiniteLossError
+from tfloss.step import MOST_SKIPPED, TrainStep
+
+X = np.arange(1.0, 33.0, dtype=np.float32)
+VALID = (np.arange(32) % 5 == 0).astype(np.float32)
+
+
+def data(batch, **more):
+    columns = {"x": X, "valid": VALID, **more}
+    return tf.data.Dataset.from_tensor_slices(columns).batch(batch, drop_remainder=True).repeat()
+
+
+class Net(keras.Model):
+    def __init__(self):
+        super().__init__(name="net")
+        self.first = keras.layers.Dense(6, activation="tanh", name="first")
+        self.drop = keras.layers.Dropout(0.0)
+        self.last = keras.layers.Dense(2, name="last", kernel_regularizer="l2")
+
+    def call(self, batch, training=False):
+        z = self.last(self.drop(self.first(batch["x"][:, None] / 16.0), training=training))
+        each = tf.reduce_mean((tf.cast(z, tf.float32) - 1.0) ** 2, -1)
+        return {"mean": tf.reduce_mean(each), "masked": global_mean(each, batch["valid"])}
+
+
+def trained(batch, strategy=None, steps=20, **options):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
+    train_step, iterator = make_step(Net, data(batch), strategy=strategy, **options)
+    block = Engine(train_step).run(iterator, steps)
+    state = {v.path: v.numpy() for v in train_step.model.weights}
+    state |= {name: v.numpy() for name, v in train_step.extra_variables().items()}
+    return state, dict(zip(block.names, block.rows().T, strict=True)), train_step
+
+
+def assert_same(one, other, rtol=1e-6):
+    for name, value in one[0].items():
+        np.testing.assert_allclose(other[0][name], value, rtol, atol=rtol, err_msg=name)
+    for name, column in one[1].items():
+        np.testing.assert_allclose(other[1][name], column, 1e-5, atol=1e-6, err_msg=name)
+
+
+# Accumulation
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("jit", [False, True])
+def test_four_batches_of_8_are_one_of_32_with_everything_in_it(count, jit, replicas):
+    def optimizer():
+        schedule = keras.optimizers.schedules.PiecewiseConstantDecay([5, 12], [0.1, 0.05, 0.01])
+        return keras.optimizers.Adam(schedule)
+
+    options = {"optimizer": optimizer, "clip_norm": 0.5, "ema": 0.9}
+    whole = trained(32, **options)
+    parts = trained(8, accumulate=4, strategy=replicas(count), jit=jit, **options)
+    assert_same(whole, parts)
+    assert parts[2].optimizers["optimizer"].iterations.numpy() == 20
+    assert float(parts[2].optimizers["optimizer"].learning_rate.numpy()) == pytest.approx(0.01)
+
+
+def test_the_step_is_the_same_for_all_micro_batches_and_summaries_are_of_all():
+    def report(m, b, y):
+        summary.scalar("step", tf.cast(current_step(), tf.float32))
+        summary.scalar("number", tf.reduce_sum(b["x"]), reduce="sum")
+        summary.histogram("x", b["x"])
+        summary.image("first", tf.reshape(b["x"], [-1, 1, 1, 1]) / 32.0)
+        return {"mean": tf.reduce_mean(y)}
+
+    _, found, block = run(lambda: Line(report), data(8), steps=3, recording=True, accumulate=4)
+    assert found["step"] == 2.0
+    assert found["number"] == float(X.sum())
+    histogram, image = block.summaries
+    assert sorted(histogram.value.ravel().tolist()) == X.tolist()
+    assert image.value.ravel() == pytest.approx(X[: len(image.value)] / 32)  # the first batch's
+
+
+def test_dropout_differs_between_micro_batches_and_counts_on():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.w = self.add_weight(name="w", shape=(), initializer="ones")
+            self.drop = keras.layers.Dropout(0.5, seed=1)
+
+        def call(self, batch, training=False):
+            x = self.drop(tf.ones([8]), training=training)
+            summary.histogram("mask", x)
+            # The number of survivors normalises: it must be counted with the very same masks.
+            return {"mean": global_mean(self.w * batch["x"], tf.cast(x > 0, tf.float32))}
+
+    values = np.ones(32, np.float32)
+    dataset = tf.data.Dataset.from_tensor_slices({"x": values}).batch(8).repeat()
+    train_step, found, block = run(Model, dataset, recording=True, accumulate=4)
+    masks = block.summaries[0].value.reshape(4, 8)
+    assert len({tuple(mask) for mask in masks}) == 4
+    assert found["losses/mean"] == pytest.approx(1.0)
+    assert train_step.model.w.numpy() == pytest.approx(0.9)
+
+
+def test_a_variable_that_the_forward_assigns_itself_is_refused_when_accumulating():
+    class Model(Line):
+        def __init__(self):
+            super().__init__()
+            self.seen = tf.Variable(0.0, trainable=False)
+
+        def call(self, batch, training=False):
+            self.seen.assign_add(1.0)
+            return {"mean": tf.reduce_mean(self.w * batch["x"])}
+
+    train_step, iterator = make_step(Model, data(8), accumulate=2)
+    with pytest.raises(LossError, match=r"assigns a tf.Variable.*add_weight"):
+        Engine(train_step).run(iterator, 1)
+
+
+def test_batches_left_over_at_the_end_are_not_an_update():
+    dataset = tf.data.Dataset.from_tensor_slices({"x": X}).batch(8)
+    train_step, iterator = make_step(Line, dataset, accumulate=3)
+    with pytest.raises(tf.errors.OutOfRangeError):
+        Engine(train_step).run(iterator, 2)
+    assert train_step.counter.numpy() == 1
+    assert train_step.model.w.numpy() == pytest.approx(1 - 0.1 * X[:24].mean())
+
+
+@pytest.mark.parametrize("value", [0, 1.5, True])
+def test_accumulate_must_be_a_number_of_batches(value):
+    with pytest.raises(ValueError, match="accumulate must be a whole number"):
+        TrainStep(Line(), keras.optimizers.SGD(), accumulate=value)
+
+
+# Updates that are left out
+
+
+def _poisoned(bad_rows, kind):
+    bad = np.zeros(32, np.float32)
+    bad[bad_rows] = 1.0
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.w = self.add_weight(name="w", shape=(), initializer="ones")
+            self.norm = keras.layers.BatchNormalization(name="norm")
+
+        def call(self, batch, training=False):
+            x = batch["x"] / 32.0
+            if kind == "loss":
+                x = tf.where(batch["bad"] > 0, np.nan, x)
+            x = self.norm(x[:, None], training=training)[:, 0]
+            y = self.w * (x + 1.0)
+            if kind == "gradient":  # a finite loss, but the slope of a root is infinite at 0
+                y += tf.sqrt(tf.where(batch["bad"] > 0, 0.0 * self.w, 1.0))
+            return {"mean": tf.reduce_mean(y)}
+
+    return Model, data(8, bad=bad)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_bad_update_on_one_replica_changes_nothing_anywhere(count, kind, replicas):
+    model, dataset = _poisoned([15], kind)  # the last replica's, in the second step
+    train_step, iterator = make_step(
+        model,
+        dataset,
+        strategy=replicas(count),
+        optimizer=lambda: keras.optimizers.Adam(0.1),
+        skip_nonfinite=True,
+        ema=0.5,
+    )
+    engine = Engine(train_step)
+    engine.run(iterator, 1)
+
+    def state():
+        everything = [*train_step.model.variables, *train_step.optimizers["optimizer"].variables]
+        values = [v.value for v in everything] + list(train_step.extra_variables().values())[1:]
+        local = train_step.strategy.experimental_local_results
+        return [np.asarray(one) for value in values for one in local(value)]
+
+    before = state()
+    done = int(train_step.optimizers["optimizer"].iterations.numpy())
+    block = engine.run(iterator, 1)
+    for old, new in zip(before, state(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert dict(zip(block.names, block.rows()[0], strict=True))["skipped"] == 1.0
+    block = engine.run(iterator, 1)
+    assert dict(zip(block.names, block.rows()[0], strict=True))["skipped"] == 0.0
+    assert int(train_step.optimizers["optimizer"].iterations.numpy()) == done + 1
+    assert np.isfinite(np.concatenate([v.ravel() for v in state()])).all()
+
+
+def test_too_many_in_a_row_are_a_failure_that_names_the_loss():
+    def report(m, b, y):
+        return {"good": tf.reduce_mean(y), "bad": tf.reduce_mean(y) * np.nan}
+
+    train_step, iterator = make_step(lambda: Line(report), data(8), skip_nonfinite=True)
+    with pytest.raises(NonFiniteLossError, match="'bad'.* is not finite") as error:
+        Engine(train_step).run(iterator, 100)
+    assert error.value.step == MOST_SKIPPED + 1
+    assert train_step.model.w.numpy() == 1.0
+
+
+# Uneven batches
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("jit", [False, True])
+def test_batches_that_do_not_divide_count_every_example_once(count, jit, replicas):
+    def uneven(strategy, **options):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(1)
+        columns = {"x": X[:19], "valid": VALID[:19]}
+        dataset = tf.data.Dataset.from_tensor_slices(columns).batch(6).repeat()  # 6, 6, 6, 1
+        train_step, iterator = make_step(Net, dataset, strategy=strategy, **options)
+        block = Engine(train_step).run(iterator, 8)
+        state = {v.path: v.numpy() for v in train_step.model.weights}
+        return state, dict(zip(block.names, block.rows().T, strict=True))
+
+    assert_same(uneven(replicas(1)), uneven(replicas(count), jit=jit))
+
+
+def test_a_replica_without_examples_keeps_its_statistics(replicas):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.norm = keras.layers.BatchNormalization(name="norm", momentum=0.5)
+
+        def call(self, batch, training=False):
+            return {"mean": tf.reduce_mean(self.norm(batch["x"][:, None], training=training) ** 2)}
+
+    dataset = tf.data.Dataset.from_tensor_slices({"x": np.full(4, 8.0, np.float32)})
+    dataset = dataset.batch(4).take(1).concatenate(dataset.take(1).batch(4))  # 4, then 1
+    train_step, iterator = make_step(Model, dataset, strategy=replicas(2))
+    Engine(train_step).run(iterator, 2)
+    mean = train_step.strategy.experimental_local_results(train_step.model.norm.moving_mean.value)
+    assert [float(one.numpy()[0]) for one in mean] == [6.0, 4.0]
+    for variable in train_step.model.weights:
+        assert np.isfinite(variable.numpy()).all(), variable.path
+
+
+def test_tensors_that_disagree_about_the_number_of_examples_are_refused(replicas):
+    dataset = tf.data.Dataset.from_tensors({"x": np.ones(4, "f"), "anchors": np.ones((9, 4), "f")})
+    with pytest.raises(DataError, match="first dimensions of its tensors are 4, 9"):
+        make_step(Line, dataset.repeat(), strategy=replicas(2))

@@ -1,0 +1,65 @@
+"""Mixed precision: what layers compute in, and a loss scale that follows the gradients.
+
+    tfloss.Trainer(model, optimizer, precision="mixed_bfloat16")
+
+Variables, losses and updates stay float32. Micikevicius et al., "Mixed Precision Training"
+(2018), section 3.2, for the loss scale.
+"""
+
+import keras
+import tensorflow as tf
+
+from tfloss import _upstream
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def set_precision(model: keras.Model, name: str) -> None:
+    """Makes layers compute in another precision, except those with a policy of their own.
+
+    A layer made with `dtype="float32"` (a softmax, a head whose logits must be exact) keeps it;
+    one that took Keras's default gets the new one. Host code; before anything is traced.
+
+    Raises ValueError for another name than float32, mixed_bfloat16 and mixed_float16.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"precision={name!r}: choose one of {', '.join(PRECISIONS)}.")
+    policy, default = keras.DTypePolicy(name), keras.config.dtype_policy()
+    for _, layer in _upstream.layers_by_path(model):
+        if layer.dtype_policy is default:
+            layer.dtype_policy = policy
+
+
+class LossScale:
+    """A factor of the objective that keeps float16 gradients from vanishing. Cross-replica.
+
+    It is halved when a gradient (reduced over replicas) is not finite, and that update is left
+    out; it is doubled after `interval` updates without one.
+
+    Args:
+      initial: to begin with.
+      interval: updates.
+    """
+
+    def __init__(self, initial: float = 2.0**15, interval: int = 2000):
+        self.interval = interval
+        self.value = _variable(tf.constant(initial, tf.float32), "loss_scale")
+        self.good = _variable(tf.constant(0, tf.int64), "loss_scale_good_updates")
+
+    def update(self, finite: tf.Tensor) -> list[tf.Tensor]:
+        """Traced; after an update that was made (`finite`) or left out. Returns what to run."""
+        good = tf.where(finite, self.good + 1, tf.zeros_like(self.good))
+        grown = good >= self.interval
+        scale = tf.where(grown, self.value * 2.0, self.value)
+        scale = tf.where(finite, scale, tf.maximum(self.value / 2.0, 1.0))
+        good = tf.where(grown, tf.zeros_like(good), good)
+        return [self.value.assign(scale), self.good.assign(good)]
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """By name, for checkpoints."""
+        return {"loss_scale/value": self.value, "loss_scale/good_updates": self.good}
+
+
+def _variable(initial: tf.Tensor, name: str) -> tf.Variable:
+    first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+    return tf.Variable(initial, trainable=False, name=name, aggregation=first)

@@ -1,0 +1,177 @@
+"""From one replica's gradients to an update: reduced, unscaled, clipped, applied or left out.
+
+Cross-replica, traced: what is decided here is decided from what all replicas found, outside of
+`strategy.run`, where MirroredStrategy allows a branch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfloss import _upstream
+from tfloss.backward import Backward
+from tfloss.batches import MicroBatches
+from tfloss.groups import Group
+
+
+@dataclasses.dataclass
+class Reduced:
+    """Gradients as all replicas see them.
+
+    Attributes:
+      vector: float32, what `ReplicaReport` describes.
+      gradients: PerReplica; for each due group a list.
+      norms: float32 scalars, the global norm of each due group's gradient, before clipping;
+        empty where nobody asked.
+    """
+
+    vector: tf.Tensor
+    gradients: Any
+    norms: list[tf.Tensor]
+
+
+def reduce(
+    strategy: tf.distribute.Strategy,
+    vector: Any,
+    gradients: Any,
+    *,
+    scale: tf.Tensor | None,
+    clip_norm: float | None,
+    norms: bool,
+) -> Reduced:
+    """Sums vector and gradients over replicas; then unscales, then clips each group.
+
+    Args:
+      vector, gradients: PerReplica, as `Backward.gradients` returns them.
+      scale: what the objective was multiplied by, or None.
+      clip_norm: the global norm each group's gradient is clipped to, or None.
+      norms: whether norms are wanted without clipping, too.
+    """
+
+    def replica(vector, gradients):
+        if strategy.num_replicas_in_sync > 1:
+            context = tf.distribute.get_replica_context()
+            flat = [vector, *(g for each in gradients for g in each)]
+            vector, *flat = context.all_reduce(tf.distribute.ReduceOp.SUM, flat)
+            rest = iter(flat)
+            gradients = [[next(rest) for _ in each] for each in gradients]
+        if scale is not None:
+            gradients = [[_scaled(g, 1.0 / scale) for g in each] for each in gradients]
+        found = []
+        if norms or clip_norm is not None:
+            found = [tf.cast(tf.linalg.global_norm(each), tf.float32) for each in gradients]
+        if clip_norm is not None:
+            gradients = [
+                tf.clip_by_global_norm(each, clip_norm, use_norm=norm)[0]
+                for each, norm in zip(gradients, found, strict=True)
+            ]
+        return vector, gradients, found
+
+    vector, gradients, found = strategy.run(replica, args=(vector, gradients))
+    local = strategy.experimental_local_results
+    return Reduced(local(vector)[0], gradients, [local(norm)[0] for norm in found])
+
+
+def accumulate(
+    strategy: tf.distribute.Strategy,
+    backward: Backward,
+    micro: MicroBatches,
+    shares: list[Any],
+    more: tuple,
+) -> tuple[Any, Any, list[list[tf.Tensor]]]:
+    """Runs every micro-batch and sums what they give.
+
+    Args:
+      shares: what each micro-batch counts.
+      more: the other arguments of `Backward.gradients`.
+
+    Returns:
+      Vector and gradients, PerReplica; by summary, what each replica and micro-batch has of it.
+    """
+
+    def once(batch, share, more):
+        step, scale, sums = more
+        return strategy.run(backward.gradients, args=(batch, step, share, scale, sums))
+
+    def add(sums, found):
+        return tf.nest.map_structure(_added, sums, found)
+
+    local = strategy.experimental_local_results
+    if len(micro) > 1:
+        once = tf.function(once, autograph=False)  # traced once for all
+    total: Any = None
+    each: list[Any] = []
+    for batch, share in zip(micro, shares, strict=True):
+        # One after the other, so that only one of them holds its activations.
+        first = [] if total is None else tf.nest.flatten(local(total), expand_composites=True)
+        with tf.control_dependencies(first):
+            vector, gradients, summaries = once(batch, share, more)
+        each.append(summaries)
+        found = (vector, gradients)
+        total = found if total is None else strategy.run(add, args=(total, found))
+    assert backward.report is not None
+    merged = [
+        [one for summaries in each for one in local(summaries[name])]
+        for name in backward.report.summaries
+    ]
+    return *total, merged
+
+
+def apply(
+    strategy: tf.distribute.Strategy,
+    gradients: Any,
+    groups: Sequence[Group],
+    variables: Sequence[list[Any]],
+    after: tf.Tensor,
+) -> None:
+    """Lets every group's optimizer update its variables.
+
+    Args:
+      gradients: PerReplica, reduced.
+      groups: the due ones.
+      variables: for each, those that the gradients are of.
+      after: a tensor that must be computed before anything is changed.
+    """
+
+    def replica(gradients):
+        with tf.control_dependencies([after]):
+            for group, mine, each in zip(groups, variables, gradients, strict=True):
+                with _upstream.gradients_already_reduced(group.optimizer):
+                    group.optimizer.apply(each, mine)
+
+    strategy.run(replica, args=(gradients,))
+
+
+def read_states(strategy: tf.distribute.Strategy, states: Callable[[], list[Any]]) -> Any:
+    """PerReplica copies of variables, as they are at this point of the trace."""
+    return strategy.run(lambda: [tf.identity(state) for state in states()])
+
+
+def restore_states(
+    strategy: tf.distribute.Strategy, states: Callable[[], list[Any]], before: Any
+) -> None:
+    """Assigns what `read_states` read."""
+
+    def replica(values):
+        for state, value in zip(states(), values, strict=True):
+            state.assign(value)
+
+    strategy.run(replica, args=(before,))
+
+
+def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
+    return gradient * factor
+
+
+def _added(a: Any, b: Any) -> Any:
+    if isinstance(a, tf.IndexedSlices):
+        return tf.IndexedSlices(
+            tf.concat([a.values, b.values], 0),
+            tf.concat([a.indices, b.indices], 0),
+            a.dense_shape,
+        )
+    return a + b
