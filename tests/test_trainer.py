@@ -283,6 +283,29 @@ def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(tmp_path):
         np.testing.assert_array_equal(variable.numpy(), names[name].numpy(), err_msg=name)
 
 
+def test_a_step_may_have_more_variables_to_keep(tmp_path):
+    class Counting(tfloss.TrainStep):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.seen = tf.Variable(0.0, trainable=False)
+
+        def step(self, batch):
+            self.seen.assign_add(2.0)
+            return super().step(batch)
+
+        def extra_variables(self):
+            return {"seen": self.seen}
+
+    for steps, before in ((2, 0.0), (5, 4.0)):
+        one = trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()], train_step=Counting)
+        if before:
+            one.restore(DATA)
+        assert one.train_step.seen.numpy() == before
+        one.train(DATA, steps=steps)
+    assert one.state().variables()["seen"] is one.train_step.seen
+    assert one.train_step.seen.numpy() == 10.0
+
+
 def test_resuming_says_so_and_a_finished_run_is_left_alone(tmp_path, capsys):
     trainer(workdir=tmp_path, default_hooks=True).train(DATA, steps=4)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}

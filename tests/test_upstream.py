@@ -1,6 +1,7 @@
 """Each entry of `tfloss/_upstream.py` still does what it says."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -157,3 +158,50 @@ def test_innermost_finds_the_error_that_was_raised():
         tf.function(lambda x: Model()(x))(tf.zeros([1]))
     found = _upstream.innermost(e.value, KeyError)
     assert type(found) is KeyError and found.args == ("labels",)
+
+
+def _two_weights():
+    return [keras.Variable(0.0, name="one"), keras.Variable([0.0], name="two")]
+
+
+def test_an_optimizer_keeps_the_variables_it_was_built_for_in_order():
+    variables = _two_weights()
+    optimizer = keras.optimizers.Adam()
+    assert _upstream.optimizer_built_for(optimizer) == []
+    optimizer.build(variables)
+    found = _upstream.optimizer_built_for(optimizer)
+    assert [id(v) for v in found] == [id(v) for v in variables]
+
+
+def test_an_optimizer_keeps_its_slots_in_the_order_of_its_variables():
+    variables = _two_weights()
+    optimizer = keras.optimizers.Nadam()
+    optimizer.build(variables)
+    slots = _upstream.optimizer_slots(optimizer)
+    of = {id(v): slots.get(id(v)) for v in optimizer.variables}
+    assert of[id(optimizer.iterations)] == ("_iterations", None)
+    found = [known for known in of.values() if known is not None and known[1] is not None]
+    assert sorted((attribute, variable.name) for attribute, variable in found) == [
+        ("_momentums", "one"),
+        ("_momentums", "two"),
+        ("_velocities", "one"),
+        ("_velocities", "two"),
+    ]
+    # What a gradient does shows that the order is the one in which Keras uses them.
+    optimizer.apply([tf.constant(0.0), tf.constant([1.0])], variables)
+    moved = [known for v in optimizer.variables if (known := of[id(v)]) and np.any(v.numpy() != 0)]
+    assert {v.name for _, v in moved if v is not None} == {"two"}
+
+
+def test_seed_states_are_those_that_layers_own():
+    class Noisy(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="noisy")
+            self.first = keras.random.SeedGenerator(1)
+            self.others = [keras.random.SeedGenerator(2)]
+
+    layer = Noisy()
+    assert [(name, int(state.numpy()[0])) for name, state in _upstream.seed_states(layer)] == [
+        ("noisy/seed_generator", 1),
+        ("noisy/seed_generator", 2),
+    ]

@@ -212,3 +212,34 @@ def seed_states(model: keras.Layer) -> list[tuple[str, keras.Variable]]:
         for path, layer in layers_by_path(model)
         for generator in layer._seed_generators
     ]
+
+
+def optimizer_built_for(optimizer: Any) -> list[Any]:
+    """The variables an optimizer was built for, in its order; none if it doesn't say.
+
+    `_trainable_variables` is private, and nothing public tells. The model's trainable
+    variables are others once a layer is frozen, or if there are several optimizers.
+    """
+    return list(getattr(optimizer, "_trainable_variables", ()))
+
+
+def optimizer_slots(optimizer: Any) -> dict[int, tuple[str, Any]]:
+    """`{id(slot): (attribute that holds it, variable that it is for or None)}`.
+
+    Names alone don't tell: Adafactor's slots have only the last part of a path (`kernel`),
+    and `a/b` and `a_b` have the same. But every Keras optimizer keeps its slots in lists with
+    one entry a variable (or None), in the order of the variables it was built for. That order
+    is not documented.
+    """
+    built_for = optimizer_built_for(optimizer)
+    found: dict[int, tuple[str, Any]] = {}
+    for attribute, value in vars(optimizer).items():
+        if attribute in ("_variables", "_trainable_variables"):
+            continue
+        if isinstance(value, keras.Variable):
+            found.setdefault(id(value), (attribute, None))
+        elif isinstance(value, list) and len(value) == len(built_for):
+            for variable, slot in zip(built_for, value, strict=True):
+                if isinstance(slot, keras.Variable):
+                    found[id(slot)] = (attribute, variable)
+    return found

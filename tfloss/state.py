@@ -3,6 +3,7 @@
     model/<path>           weights, statistics, seed generators, other variables of the model
     <optimizer>/<path>     slots, by the path of the variable they belong to; iterations
     step                   completed updates
+    ...                    what `TrainStep.extra_variables` adds, under its own names
 
 Host code, cross-replica.
 """
@@ -36,14 +37,12 @@ class TrainerState:
     def variables(self) -> dict[str, Any]:
         """`{name: variable}` of everything."""
         found: dict[str, Any] = {"step": self._step.counter}
-        model = self._step.model
-        for name, variable in named_variables(model).items():
+        for name, variable in named_variables(self._step.model).items():
             found[f"model/{name}"] = variable
         for optimizer_name, optimizer in self._step.optimizers.items():
-            for name, variable in named_optimizer_variables(
-                optimizer, model.trainable_variables
-            ).items():
+            for name, variable in named_optimizer_variables(optimizer).items():
                 found[f"{optimizer_name}/{name}"] = variable
+        found.update(self._step.extra_variables())
         return found
 
     def save(self, directory: CheckpointDirectory, step: int, hooks: Sequence[Hook]) -> Path:

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.checkpoint.nets import CONTAINERS, built, chain
-from tfloss.checkpoint import named_optimizer_variables, named_variables
+from tfloss.checkpoint import named_optimizer_variables, named_variables, random_states
 
 OPTIMIZERS = {
     name: cls
@@ -95,6 +95,7 @@ def test_metrics_generators_and_states_that_a_layer_holds():
         "mean/count",
     }
     assert names["m/noisy/random"] is model.layers_by_name["a"].random.state
+    assert random_states(model) == {n for n in names if n.startswith("m/noisy/")}
 
 
 # Optimizers
@@ -166,9 +167,9 @@ def test_averages_and_accumulators_are_slots_too():
 
 def test_freezing_a_layer_later_renames_nothing():
     model, optimizer = built()
-    before = list(named_optimizer_variables(optimizer, model.trainable_variables))
+    before = list(named_optimizer_variables(optimizer))
     model.blocks[0].trainable = False
-    assert list(named_optimizer_variables(optimizer, model.trainable_variables)) == before
+    assert list(named_optimizer_variables(optimizer)) == before
 
 
 def test_two_optimizers_of_one_model():
@@ -176,7 +177,7 @@ def test_two_optimizers_of_one_model():
     one, two = keras.optimizers.Adafactor(), keras.optimizers.Adafactor()
     one.build(model.trainable_variables[:4])
     two.build(model.trainable_variables[4:])
-    slots = named_optimizer_variables(two, model.trainable_variables)
+    slots = named_optimizer_variables(two)
     assert slots["net/y/dense/kernel/r"] is two._r[0]
     assert not any(name.startswith("net/x") for name in slots)
 
@@ -206,11 +207,28 @@ def test_several_optimizers_in_one():
 
 
 def test_an_optimizer_that_does_not_say_what_it_was_built_for():
-    model, _ = built()
-    variable = model.trainable_variables[0]
-
     class Own:
         variables = [keras.Variable(0.0, name="net_x_dense_kernel_speed"), keras.Variable(1.0)]
 
-    names = list(named_optimizer_variables(Own(), [variable]))  # type: ignore[arg-type]
-    assert names == ["net/x/dense/kernel/speed", "variable"]
+    names = list(named_optimizer_variables(Own()))  # type: ignore[arg-type]
+    assert names[0] == "net_x_dense_kernel_speed" and len(names) == 2
+
+
+def test_an_optimizer_of_ones_own_that_keeps_its_slots_in_a_dict():
+    class Own(keras.optimizers.Optimizer):
+        def build(self, variables):
+            super().build(variables)
+            self.speeds = {v.path: self.add_variable_from_reference(v, "speed") for v in variables}
+
+    names = chain("a", optimizer=Own(0.1))
+    assert {"optimizer/chain/a/kernel/speed", "optimizer/chain/a/bias/speed"} < set(names)
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="Keras has none yet")
+def test_a_loss_scale_around_several_optimizers():
+    one, two = keras.optimizers.Adam(0.25), keras.optimizers.Adafactor(0.5)
+    both = keras.optimizers.MultiOptimizer(lambda v: one if "/a/" in v.path else two)
+    names = chain("a", "b", optimizer=keras.optimizers.LossScaleOptimizer(both))
+    assert {"optimizer/chain/a/kernel/velocity", "optimizer/chain/b/kernel/r"} < set(names)
+    assert "optimizer/loss_scale/dynamic_scale" in names
+    assert not [n for n in names if "#" in n]

@@ -13,7 +13,7 @@ is host code, cross-replica.
 
 from tfloss.checkpoint.difference import Difference
 from tfloss.checkpoint.directory import CheckpointDirectory, load_manifest, load_values
-from tfloss.checkpoint.names import named_optimizer_variables, named_variables
+from tfloss.checkpoint.names import named_optimizer_variables, named_variables, random_states
 from tfloss.checkpoint.values import assign, read, sync_replicas
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "load_values",
     "named_optimizer_variables",
     "named_variables",
+    "random_states",
     "read",
     "sync_replicas",
 ]

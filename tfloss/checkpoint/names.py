@@ -5,7 +5,7 @@ Host code.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -27,60 +27,63 @@ def named_variables(model: keras.Model) -> dict[str, Any]:
     for variable in [*model.variables, *model.metrics_variables]:
         _add(found, owners.get(id(variable)) or str(variable.path), variable)
     known = {id(variable) for variable in found.values()}
-    for path, layer in _upstream.layers_by_path(model):
-        for attribute, value in vars(layer).items():
-            if attribute.startswith("_self_"):  # TensorFlow's own record of the same
-                continue
-            for name, variable in _raw_variables(attribute, value):
-                if id(variable) not in known:
-                    known.add(id(variable))
-                    _add(found, f"{path}/{name}", variable)
+    for name, holder in _raw(model):
+        variable = holder.state if isinstance(holder, tf.random.Generator) else holder
+        if id(variable) not in known:
+            known.add(id(variable))
+            _add(found, name, variable)
     return found
 
 
-def _raw_variables(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """`(attribute and keys, variable)` of what Keras doesn't track in an attribute.
+def random_states(model: keras.Model) -> set[str]:
+    """The names, as `named_variables` has them, of the states of random generators."""
+    states = {id(state) for _, state in _upstream.seed_states(model)}
+    for _, holder in _raw(model):
+        if isinstance(holder, tf.random.Generator):
+            states.add(id(holder.state))
+    return {name for name, variable in named_variables(model).items() if id(variable) in states}
 
-    Not by `keras.tree`: on an object, Keras replaces tuples by wrappers that it takes for leaves.
-    """
+
+def _raw(model: keras.Model) -> Iterator[tuple[str, Any]]:
+    """`(layer path/attribute/keys, tf.Variable or tf.random.Generator)`: Keras tracks neither."""
+    for path, layer in _upstream.layers_by_path(model):
+        for attribute, value in vars(layer).items():
+            if not attribute.startswith("_self_"):  # TensorFlow's own record of the same
+                yield from _raw_in(f"{path}/{attribute}", value)
+
+
+def _raw_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Not by `keras.tree`: on an object, Keras has wrappers for tuples that it takes for leaves."""
     if isinstance(value, dict):
         for key, part in value.items():
-            yield from _raw_variables(f"{name}/{key}", part)
+            yield from _raw_in(f"{name}/{key}", part)
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
-            yield from _raw_variables(f"{name}/{index}", part)
-    elif isinstance(value, tf.random.Generator):
-        yield name, value.state
-    elif isinstance(value, tf.Variable):
+            yield from _raw_in(f"{name}/{index}", part)
+    elif isinstance(value, tf.random.Generator | tf.Variable):
         yield name, value
 
 
-def named_optimizer_variables(
-    optimizer: keras.optimizers.Optimizer, variables: Iterable[Any] = ()
-) -> dict[str, Any]:
+def named_optimizer_variables(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     """An optimizer's variables: `<path of the variable>/momentum` for slots, else their name.
 
     `learning_rate` and `iteration` are those that count: of a LossScaleOptimizer, the inner
     optimizer's, beside `loss_scale/dynamic_scale` and so on. What the optimizers of a
-    MultiOptimizer each have is `optimizers/0/iteration`, ...
-
-    Args:
-      optimizer: a built one.
-      variables: the variables it was built for, if it isn't one of Keras's, which know.
+    MultiOptimizer each have is `optimizers/0/iteration`, ... The optimizer must be built.
     """
     inner = getattr(optimizer, "inner_optimizer", None)
     inners = getattr(optimizer, "optimizers", [])
     within = {id(v) for one in ([inner] if inner else inners) for v in one.variables}
     own = [v for v in optimizer.variables if id(v) not in within]
-    found = dict(named_optimizer_variables(inner, variables)) if inner else {}
-    slots = _slots(optimizer)
-    built_for = list(_built_for(optimizer)) or list(variables)
+    found = dict(named_optimizer_variables(inner)) if inner else {}
+    slots = _upstream.optimizer_slots(optimizer)
+    built_for = _upstream.optimizer_built_for(optimizer)
     for variable in own:
         name = _slot_name(variable, slots.get(id(variable)), built_for)
         _add(found, f"loss_scale/{name}" if inner else name, variable)
     for index, one in enumerate(inners):
-        paths = tuple(f"{variable.path}/" for variable in _built_for(one))
-        for name, variable in named_optimizer_variables(one, variables).items():
+        paths = tuple(f"{variable.path}/" for variable in _upstream.optimizer_built_for(one))
+        for name, variable in named_optimizer_variables(one).items():
             slot = bool(paths) and name.startswith(paths)
             _add(found, name if slot else f"optimizers/{index}/{name}", variable)
     return found
@@ -108,36 +111,6 @@ def _slot_name(slot: Any, known: tuple[str, Any] | None, built_for: list[Any]) -
 
 def _flat(variable: Any) -> str:
     return variable.path.replace("/", "_")
-
-
-def _built_for(optimizer: Any) -> list[Any]:
-    """The variables an optimizer was built for, in its order.
-
-    `_trainable_variables` is private, and nothing public tells. The model's trainable
-    variables are others once a layer is frozen, or if there are several optimizers.
-    """
-    return list(getattr(optimizer, "_trainable_variables", ()))
-
-
-def _slots(optimizer: Any) -> dict[int, tuple[str, Any]]:
-    """`{id(slot): (attribute that holds it, variable that it is for or None)}`.
-
-    Names alone don't tell: Adafactor's slots have only the last part of a path (`kernel`),
-    and `a/b` and `a_b` have the same. But every Keras optimizer keeps its slots in lists with
-    one entry a variable (or None), in the order of the variables it was built for. That order
-    is not documented.
-    """
-    built_for, found = _built_for(optimizer), {}
-    for attribute, value in vars(optimizer).items():
-        if attribute in ("_variables", "_trainable_variables"):
-            continue
-        if isinstance(value, keras.Variable):
-            found.setdefault(id(value), (attribute, None))
-        elif isinstance(value, list) and len(value) == len(built_for):
-            for variable, slot in zip(built_for, value, strict=True):
-                if isinstance(slot, keras.Variable):
-                    found[id(slot)] = (attribute, variable)
-    return found
 
 
 def _add(found: dict[str, Any], name: str, variable: Any) -> None:
