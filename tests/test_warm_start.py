@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfloss.checkpoint import CheckpointDirectory, named_variables
 from tfloss.errors import CheckpointError
@@ -72,6 +73,70 @@ def test_renaming_whole_components(workdir):
     assert list(_values(model).values()) == [1.0, 2.0, 3.0, 4.0]
     with pytest.raises(CheckpointError):
         load_weights(model, workdir, rename={f"{prefix}enc": f"{prefix}backbone"})
+
+
+def test_two_names_renamed_to_one(workdir):
+    model = _model(["encoder", "head"])
+    before = _values(model)
+    prefix = next(iter(named_variables(model))).removesuffix("encoder/kernel")
+    rename = {f"{prefix}encoder": f"{prefix}head"}
+    with pytest.raises(CheckpointError, match="encoder/kernel' and '.*head/kernel', one name, '"):
+        load_weights(model, workdir, strict=False, rename=rename)
+    assert _values(model) == before
+    swap = {f"{prefix}encoder": f"{prefix}head", f"{prefix}head": f"{prefix}encoder"}
+    load_weights(model, workdir, rename=swap)
+    assert list(_values(model).values()) == [3.0, 4.0, 1.0, 2.0]
+
+
+class _Noisy(keras.Model):
+    """One weight and, in one layer, several random generators."""
+
+    def __init__(self, generators):
+        super().__init__(name="m")
+        self.w = self.add_weight(name="w", shape=())
+        self.noise = keras.layers.Layer(name="noise")
+        self.noise.seeds = [keras.random.SeedGenerator(i) for i in range(generators)]
+        self.noise.random = tf.random.Generator.from_seed(generators)
+        self.built = True
+
+
+@pytest.mark.parametrize("there", [0, 1, 3])
+def test_random_states_are_left_alone_however_many_there_are(there, tmp_path):
+    saved = _Noisy(there)
+    saved.w.assign(5.0)
+    variables = {f"model/{k}": v for k, v in named_variables(saved).items()}
+    CheckpointDirectory(tmp_path).save(1, variables)
+    model = _Noisy(2)
+    before = {name: v.numpy() for name, v in named_variables(model).items() if name != "m/w"}
+    assert len(before) == 3
+    report = load_weights(model, tmp_path)
+    assert report.loaded == ["m/w"] and not report.missing + report.unexpected
+    assert model.w.numpy() == 5.0
+    for name, value in before.items():
+        np.testing.assert_array_equal(named_variables(model)[name].numpy(), value, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [0, 40])
+def test_a_damaged_checkpoint(size, workdir):
+    model = _model(["encoder", "head"])
+    before = _values(model)
+    index = workdir / "checkpoints" / "step_00000005" / "variables.index"
+    index.write_bytes(index.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="the checkpoint is damaged"):
+        load_weights(model, workdir)
+    assert _values(model) == before
+
+
+def test_every_replica_gets_the_value(workdir, replicas):
+    strategy = replicas(2)
+    with strategy.scope():
+        layers = [keras.layers.Dense(2, name=name) for name in ("encoder", "head")]
+        model = keras.Sequential(layers, name="m")
+        model.build((None, 2))
+    load_weights(model, workdir)
+    for index, variable in enumerate(model.variables):
+        for local in strategy.experimental_local_results(variable.value):
+            assert local.numpy().flat[0] == index + 1.0
 
 
 def test_no_checkpoint_or_no_variables(tmp_path):

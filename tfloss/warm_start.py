@@ -5,17 +5,25 @@ print(report)
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import keras
-import tensorflow as tf
 
-from tfloss import _upstream
-from tfloss.checkpoint import CheckpointDirectory, Difference, load_manifest, named_variables
+from tfloss.checkpoint import (
+    CheckpointDirectory,
+    Difference,
+    assign,
+    load_manifest,
+    load_values,
+    named_variables,
+    random_states,
+)
 from tfloss.errors import CheckpointError
 
 _PREFIX = "model/"
+_SEED = r".*/seed_generator(#\d+)?"  # of a layer that this model may not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +63,8 @@ def load_weights(
         ("encoder" is not "encoder_2"); the longest that fits applies.
 
     Raises:
-      CheckpointError: no checkpoint; or, if strict, one that doesn't fit. Nothing is loaded
-        then.
+      CheckpointError: no checkpoint, or a damaged one; two names renamed to the same; or, if
+        strict, one that doesn't fit. Nothing is loaded then.
     """
     if not model.built:
         raise CheckpointError(
@@ -64,15 +72,14 @@ def load_weights(
         )
     found = _find(Path(path))
     entries = load_manifest(found)["variables"]
-    names = {
-        _renamed(name.removeprefix(_PREFIX), rename or {}): name
-        for name in entries
-        if name.startswith(_PREFIX)
-    }
-    saved = {new: entries[old] for new, old in names.items()}
-    random = {name for name, _ in _upstream.seed_states(model)}
+    names = _renamed_all([n for n in entries if n.startswith(_PREFIX)], rename or {})
+    random = random_states(model)
     variables = {k: v for k, v in named_variables(model).items() if k not in random}
-    saved = {k: v for k, v in saved.items() if k not in random}
+    saved = {
+        new: entries[old]
+        for new, old in names.items()
+        if new in variables or not (new in random or re.fullmatch(_SEED, new))
+    }
     difference = Difference(saved, variables)
     if strict and difference:
         raise CheckpointError(
@@ -81,11 +88,10 @@ def load_weights(
         )
     mismatched = [*difference.shapes, *difference.dtypes]
     refused = {row.split(" (")[0] for row in mismatched}
-    reader = tf.train.load_checkpoint(str(found / "variables"))
     fitting = [name for name in variables if name in saved and name not in refused]
-    values = {name: reader.get_tensor(names[name]) for name in fitting}
-    for name, value in values.items():
-        variables[name].assign(value)
+    values = load_values(found, [names[name] for name in fitting])
+    for name in fitting:
+        assign(variables[name], values[names[name]])
     return LoadReport(fitting, difference.missing, difference.unexpected, mismatched)
 
 
@@ -97,6 +103,21 @@ def _find(path: Path) -> Path:
         if newest is not None:
             return newest
     raise CheckpointError(f"There is no checkpoint in {path} or {path / 'checkpoints'}.")
+
+
+def _renamed_all(saved: list[str], rename: Mapping[str, str]) -> dict[str, str]:
+    """`{name in the model: name in the checkpoint}`. Raises CheckpointError if two collide."""
+    names: dict[str, str] = {}
+    for old in saved:
+        new = _renamed(old.removeprefix(_PREFIX), rename)
+        if new in names:
+            both = f"{names[new].removeprefix(_PREFIX)!r} and {old.removeprefix(_PREFIX)!r}"
+            raise CheckpointError(
+                f"rename={dict(rename)!r} gives two variables of the checkpoint, {both}, one "
+                f"name, {new!r}. Nothing was loaded. Rename one of them to something else."
+            )
+        names[new] = old
+    return names
 
 
 def _renamed(name: str, rename: Mapping[str, str]) -> str:
