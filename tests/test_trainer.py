@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfloss
 from tests.toys import Line, rows
 from tfloss import hooks, summary
-from tfloss.errors import DataError, LossError, ModelError, NonFiniteLossError
+from tfloss.errors import CheckpointError, DataError, LossError, ModelError, NonFiniteLossError
 from tfloss.hooks import Every, Hook
 
 DATA = rows([1.0, 2.0, 3.0, 4.0], 4)
@@ -322,6 +322,51 @@ def test_a_changed_constant_learning_rate_applies_and_is_reported(tmp_path):
     with pytest.warns(UserWarning, match="learning rate was 0.1 .* and is 0.2 now"):
         second.train(DATA, steps=2)
     assert second.model.w.numpy() == pytest.approx(1 - 0.1 * 2.5 - 0.2 * 2.5)
+
+
+@pytest.mark.parametrize("rate", ["schedule", "constant"])
+def test_a_schedule_may_follow_a_constant_rate_and_a_constant_rate_a_schedule(rate, tmp_path):
+    def schedule():
+        return keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.2])
+
+    first, then = (0.1, schedule()) if rate == "schedule" else (schedule(), 0.2)
+    trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()], rate=first).train(DATA, steps=2)
+    second = trainer(workdir=tmp_path, rate=then)
+    assert second.restore(DATA) == 2
+    before = second.model.w.numpy()
+    second.train(DATA, steps=3)
+    assert second.model.w.numpy() == pytest.approx(before - 0.2 * 2.5)
+
+
+def _with(optimizer, workdir):
+    mine = [hooks.SaveCheckpoint()]
+    return tfloss.Trainer(Line(), optimizer, workdir=workdir, hooks=mine, default_hooks=False)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_in_plain_words(tmp_path):
+    _with(keras.optimizers.Adam(0.1), tmp_path).train(DATA, steps=1)
+    for optimizer, keeps in (
+        (keras.optimizers.SGD(0.1), r"iteration\."),
+        (keras.optimizers.SGD(0.1, momentum=0.9), r"iteration, momentum\."),
+        (keras.optimizers.Adam(0.1, use_ema=True), r"average, iteration, momentum, velocity\."),
+        (keras.optimizers.Nadam(0.1), r"iteration, momentum, u_product, velocity\."),
+    ):
+        one = _with(optimizer, tmp_path)
+        match = (
+            "written with another optimizer. There 'optimizer' keeps iteration, momentum, "
+            rf"velocity; this one \({type(optimizer).__name__}\) keeps {keeps}.*load_weights"
+        )
+        with pytest.raises(CheckpointError, match=match):
+            one.train(DATA, steps=2)
+        assert one.model.w.numpy() == 1.0
+    assert _with(keras.optimizers.AdamW(0.1), tmp_path).train(DATA, steps=2).step == 2
+
+
+def test_a_changed_model_is_not_taken_for_another_optimizer(tmp_path):
+    _with(keras.optimizers.Adam(0.1), tmp_path).train(DATA, steps=1)
+    other = tfloss.Trainer(_Two(), keras.optimizers.SGD(0.1), workdir=tmp_path)
+    with pytest.raises(CheckpointError, match="not in the checkpoint: model/two/a/kernel"):
+        other.train(DATA, steps=2)
 
 
 def test_the_state_of_hooks_is_resumed(tmp_path):

@@ -9,20 +9,22 @@ Host code, cross-replica.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.checkpoint import (
     CheckpointDirectory,
+    load_manifest,
+    load_values,
     named_optimizer_variables,
     named_variables,
     sync_replicas,
 )
+from tfloss.errors import CheckpointError
 from tfloss.hooks import Hook
 from tfloss.seeds import STRIDE, set_seed, split_seeds
 from tfloss.step import TrainStep
@@ -64,15 +66,15 @@ class TrainerState:
         A constant learning rate is configuration: the optimizer keeps the one it has, and a
         difference is reported. A hook that the checkpoint doesn't know starts afresh.
 
-        Raises CheckpointError, before anything is changed, if the names or shapes differ.
+        Raises CheckpointError, before anything is changed, if the names or shapes differ; if
+        the optimizer is another one, it says that.
         """
         variables = self.variables()
-        rates = {
-            name: variables.pop(name)
-            for name in [f"{optimizer}/learning_rate" for optimizer in self._step.optimizers]
-            if name in variables
-        }
-        extra = directory.restore(path, variables, ignore=tuple(rates))
+        saved = load_manifest(path)["variables"]
+        self._check_optimizers(path, saved, variables)
+        rates = {name: variables.pop(name) for name in list(variables) if self._is_rate(name)}
+        ignored = [name for name in saved if self._is_rate(name)]
+        extra = directory.restore(path, variables, ignore=ignored)
         split_seeds(self._step.model, self._step.strategy)
         self._report_rates(path, rates)
         states = extra.get("hooks", {})
@@ -110,18 +112,55 @@ class TrainerState:
         for _, state in _upstream.seed_states(self._step.model):
             state.assign(state.numpy() + np.array([replica * STRIDE, 0]))
 
+    def _is_rate(self, name: str) -> bool:
+        """Whether a name is that of a constant learning rate. A schedule has none."""
+        optimizer = next((o for o in self._step.optimizers if name.startswith(f"{o}/")), None)
+        return optimizer is not None and name.endswith("/learning_rate")
+
+    def _check_optimizers(self, path: Path, saved: Collection[str], here: Collection[str]) -> None:
+        """Raises CheckpointError if an optimizer keeps other things than the one that was saved.
+
+        Of a model that has changed it says nothing: what some optimizers keep depends on it.
+        """
+        if _of_model(saved) != _of_model(here):
+            return
+        for name, optimizer in self._step.optimizers.items():
+            before, now = _kept(name, saved), _kept(name, here)
+            if before and before != now:
+                raise CheckpointError(
+                    f"The checkpoint {path} was written with another optimizer. There {name!r} "
+                    f"keeps {', '.join(sorted(before))}; this one ({type(optimizer).__name__}) "
+                    f"keeps {', '.join(sorted(now))}. Nothing was restored. Resume with the same "
+                    "optimizer and the same options of it, or start in a new workdir, with "
+                    "tfloss.load_weights(model, path) for the weights."
+                )
+
     def _report_rates(self, path: Path, rates: Mapping[str, Any]) -> None:
-        saved = tf.train.load_checkpoint(str(path / "variables"))
-        for name, variable in rates.items():
-            if not saved.has_tensor(name):
-                continue
-            old, new = float(saved.get_tensor(name)), float(variable.numpy())
+        saved = load_manifest(path)["variables"]
+        values = load_values(path, [name for name in rates if name in saved])
+        for name, value in values.items():
+            old, new = float(value), float(rates[name].numpy())
             if old != new:
                 warnings.warn(
                     f"The learning rate was {old:g} in {path} and is {new:g} now. A constant "
                     "rate is configuration, so the new one applies.",
                     stacklevel=2,
                 )
+
+
+def _of_model(names: Collection[str]) -> set[str]:
+    return {name for name in names if name.startswith("model/")}
+
+
+def _kept(optimizer: str, names: Collection[str]) -> set[str]:
+    """What an optimizer keeps: kinds of slots ("momentum"), and names of what is not a slot."""
+    own = [n.removeprefix(f"{optimizer}/") for n in names if n.startswith(f"{optimizer}/")]
+    kinds = {n.rpartition("/")[2].partition("#")[0] if _is_slot(n, names) else n for n in own}
+    return {kind for kind in kinds if not kind.endswith("learning_rate")}
+
+
+def _is_slot(name: str, names: Collection[str]) -> bool:
+    return f"model/{name.rpartition('/')[0]}" in names
 
 
 def named_hooks(hooks: Sequence[Hook]) -> dict[str, Hook]:
