@@ -1,3 +1,6 @@
+import collections
+import traceback
+
 import keras
 import numpy as np
 import pytest
@@ -6,8 +9,8 @@ import tensorflow as tf
 import tfloss.summary
 from tests.toys import Line
 from tfloss.context import current_step
-from tfloss.errors import DataError
-from tfloss.evaluation import Evaluator, metric
+from tfloss.errors import DataError, MetricError
+from tfloss.evaluation import Evaluator, _described, metric
 
 # 103 examples in batches of 8: 12 whole batches and one of 7.
 VALUES = np.random.RandomState(0).randn(103).astype(np.float32)
@@ -179,6 +182,41 @@ def test_tensors_that_disagree_about_the_batch(replicas):
     data = tf.data.Dataset.from_tensors({"x": tf.ones([4]), "z": tf.ones([3])})
     with pytest.raises(DataError, match="first dimensions of its tensors are 3, 4"):
         Evaluator(Line(), {"seen": Seen()}).run(data)
+
+
+def _picky(b, p):
+    return (b["label"], p["y"])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_metric_that_asks_for_what_is_not_there(count, replicas):
+    metrics = {"fine": Seen(), "acc": metric(keras.metrics.MeanSquaredError(), _picky)}
+    with pytest.raises(MetricError) as e:
+        evaluate(Line, metrics, batches(), replicas(count))
+    assert str(e.value) == (
+        "Metric 'acc' failed with KeyError: 'label'\n"
+        "  batch: {'x': float32 [8]}\n"
+        "  predictions: {'y': float32 [8]}"
+    )
+    assert isinstance(e.value.__cause__, KeyError)
+    assert "_picky" in "".join(traceback.format_exception(e.value))  # the line that asked
+
+
+def test_a_metric_in_plain_python_that_fails():
+    class Fails(Seen):
+        def update(self, batch, predictions):
+            raise RuntimeError("no boxes")
+
+    with pytest.raises(MetricError, match=r"(?s)'map' failed with RuntimeError: no boxes.*\[8\]"):
+        Evaluator(Line(), {"map": Fails()}).run(batches())
+
+
+def test_what_a_nest_holds_is_described():
+    pair = collections.namedtuple("Pair", "a b")
+    nest = {"p": pair(tf.zeros([2, 3]), [tf.constant(1)]), "r": (tf.ragged.constant([[1], []]), 3)}
+    assert _described(nest) == (
+        "{'p': (a=float32 [2, 3], b=[int32 []]), 'r': (int32 [2, None], int)}"
+    )
 
 
 def test_an_unbound_keras_metric():

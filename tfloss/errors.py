@@ -28,6 +28,10 @@ class CheckpointError(TflossError, ValueError):
     """A checkpoint that can't be written, or that doesn't fit the model."""
 
 
+class MetricError(TflossError, ValueError):
+    """A metric of an evaluation that can't be computed: its name, and what there is to use."""
+
+
 class ExportError(TflossError, ValueError):
     """A model that can't be exported for inference, or an export that disagrees with it."""
 

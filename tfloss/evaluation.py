@@ -23,7 +23,7 @@ from tfloss import _upstream
 from tfloss.batches import count, split
 from tfloss.context import forward_context
 from tfloss.data.feed import Data, as_dataset
-from tfloss.errors import DataError
+from tfloss.errors import DataError, MetricError
 from tfloss.losses import LossWeights, collect
 
 
@@ -128,6 +128,7 @@ class Evaluator:
 
         Raises:
           DataError: an empty or endless data set, or one whose batch size is not clear.
+          MetricError: a metric failed on a batch; it says what batch and predictions hold.
         """
         dataset = as_dataset(data, self.strategy)
         if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
@@ -143,10 +144,16 @@ class Evaluator:
         for batch in dataset.with_options(options):
             parts = split(batch, self.strategy.num_replicas_in_sync)
             sizes = [int(count(part)) for part in parts]
-            predictions, losses = self._predict(batch, parts, tf.constant(step, tf.int64))
-            for one in self.metrics.values():
+            try:
+                predictions, losses = self._predict(batch, parts, tf.constant(step, tf.int64))
+            except MetricError as error:
+                raise error from error.__context__  # TensorFlow forgets the cause on the way
+            for name, one in self.metrics.items():
                 if not isinstance(one, BoundMetric):
-                    one.update(_to_numpy(batch), _to_numpy(predictions))
+                    try:
+                        one.update(_to_numpy(batch), _to_numpy(predictions))
+                    except Exception as error:
+                        raise _metric_error(name, error, batch, predictions) from error
             for size, values in zip(sizes, losses, strict=True):
                 for name, value in zip(self._loss_names, values.numpy().tolist(), strict=True):
                     sums[name] += size * value
@@ -180,8 +187,11 @@ class Evaluator:
         else:
             predictions, losses = self._run(replica, parts, numbers)
             each = list(losses)
-        for one in self._bound.values():
-            one(batch, predictions)
+        for name, one in self._bound.items():
+            try:
+                one(batch, predictions)
+            except Exception as error:
+                raise _metric_error(name, error, batch, predictions) from error
         return predictions, each
 
     def _run(self, replica: Callable, parts: list[Any], numbers: list[Any]) -> tuple[Any, tuple]:
@@ -227,6 +237,28 @@ def _outside_scope(bound: BoundMetric) -> BoundMetric:
 def _reset(one: Any) -> None:
     if not isinstance(one, BoundMetric) and hasattr(one, "reset"):
         one.reset()
+
+
+def _metric_error(name: str, error: Exception, batch: Any, predictions: Any) -> MetricError:
+    return MetricError(
+        f"Metric {name!r} failed with {type(error).__name__}: {error}\n"
+        f"  batch: {_described(batch)}\n"
+        f"  predictions: {_described(predictions)}"
+    )
+
+
+def _described(nest: Any) -> str:
+    """`{'image': float32 [None, 28, 28], 'boxes': (...)}`: keys, dtypes and shapes of a nest."""
+    if isinstance(nest, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_described(v)}" for k, v in nest.items()) + "}"
+    if isinstance(nest, tuple | list):
+        names = [f"{name}=" for name in getattr(nest, "_fields", ())] or [""] * len(nest)
+        parts = [name + _described(v) for name, v in zip(names, nest, strict=True)]
+        return "(" + ", ".join(parts) + ")" if isinstance(nest, tuple) else f"[{', '.join(parts)}]"
+    dtype, shape = getattr(nest, "dtype", None), getattr(nest, "shape", None)
+    if dtype is None or shape is None:
+        return type(nest).__name__
+    return f"{tf.as_dtype(dtype).name} {[*shape] if shape.rank is not None else 'of any rank'}"
 
 
 def _to_numpy(nest: Any) -> Any:
