@@ -1,10 +1,17 @@
+import json
 import subprocess
 import sys
 import textwrap
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
+import tfloss
+from tests.toys import Line, rows
 from tfloss import replay
+from tfloss.errors import NonFiniteLossError
 
 SCRIPT = """
 import keras, numpy as np, tensorflow as tf, tfloss
@@ -47,9 +54,147 @@ def test_a_nan_is_replayed_by_the_command_and_traced_to_its_line(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "in the forward pass" in again.stdout
     assert "Sqrt" in again.stdout
+    assert "input 0: float32 [4, 1], all finite, from -2 to 6\n" in again.stdout
     assert "tf.sqrt(y)  # the culprit" in again.stdout
+    found = next(tmp_path.glob("run/nonfinite/step_*/replay.txt"))
+    assert found.read_text() in again.stdout
+
+
+@pytest.mark.slow
+def test_what_came_from_standard_input_is_not_started_again(tmp_path):
+    first = subprocess.run(
+        [sys.executable, "-"],
+        input=textwrap.dedent(SCRIPT),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "NonFiniteLossError" in first.stderr
+    again = _run("-m", "tfloss.cli", "replay", "run", cwd=tmp_path)
+    assert again.returncode == 1 and again.stdout == ""
+    assert "standard input. In a process that has the trainer" in again.stderr
+    (kept,) = tmp_path.glob("run/nonfinite/step_*")
+    assert f"print(tfloss.replay.replay(trainer, '{kept}'))" in again.stderr
 
 
 def test_a_run_without_a_bad_step(tmp_path, capsys):
     assert replay.main(tmp_path) == 1
     assert "no step is kept" in capsys.readouterr().err
+
+
+def _trainer(workdir, report=None):
+    model = Line(report or (lambda m, b, y: {"root": tf.reduce_mean(tf.sqrt(y))}))
+    mine = [tfloss.hooks.NaNGuard()]
+    return tfloss.Trainer(
+        model, keras.optimizers.SGD(0.0), workdir=workdir, hooks=mine, default_hooks=False
+    )
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A trainer whose third step was not finite, and the directory of that step."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "train.py", raising=False)
+    one = _trainer(tmp_path)
+    with pytest.raises(NonFiniteLossError):
+        one.train(rows([4.0, 3.0, 2.0, 1.0, 9.0, -1.0], 2), steps=5)
+    return one, tmp_path / "nonfinite" / "step_00000003"
+
+
+def test_a_step_is_replayed_by_the_trainer_that_stopped_or_by_a_new_one(stopped):
+    trainer, path = stopped
+    for one in (trainer, _trainer(None)):
+        found = tfloss.replay.replay(one, path)
+        assert "root = nan" in found
+        assert "Replica 0: in the forward pass, Detected Infinity or NaN" in found
+        assert "input 0: float32 [2], all finite, from -1 to 9\n" in found
+        assert "test_replay.py:" in found and "tf.sqrt(y))}" in found
+
+
+def test_a_step_whose_gradient_is_bad(tmp_path):
+    def root(m, b, y):  # of 0: its gradient is infinite
+        return tf.reduce_mean(tf.sqrt(y - b["x"]))
+
+    trainer = _trainer(tmp_path, lambda m, b, y: {"root": root(m, b, y) + np.inf})
+    with pytest.raises(NonFiniteLossError):
+        trainer.train(rows([1.0], 1), steps=1)
+    found = tfloss.replay.replay(_trainer(None, root), tmp_path / "nonfinite" / "step_00000001")
+    assert "in the backward pass, Detected Infinity or NaN" in found
+    assert "input 0: float32 [1], all finite, from " in found
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_replica_is_replayed(count, tmp_path, replicas):
+    with (strategy := replicas(count)).scope():
+        model = Line(lambda m, b, y: {"root": tf.reduce_mean(tf.sqrt(y))})
+        trainer = tfloss.Trainer(
+            model, keras.optimizers.SGD(0.0), strategy=strategy, workdir=tmp_path
+        )
+    with pytest.raises(NonFiniteLossError):
+        trainer.train(rows([1.0, 2.0, -1.0, 3.0], 4), steps=1)
+    found = tfloss.replay.replay(trainer, tmp_path / "nonfinite" / "step_00000001")
+    assert f"Replica {count - 1}: in the forward pass" in found
+    if count == 2:
+        assert "Replica 0: every tensor of the forward and the backward pass was finite" in found
+
+
+def _rerun(path, script, workdir):
+    """`tfloss replay` when the script is another one by now."""
+    report = json.loads((path / "report.json").read_text())
+    report["command"] = [*script]
+    report["directory"] = str(workdir)
+    (path / "report.json").write_text(json.dumps(report))
+    return replay.main(workdir)
+
+
+def test_a_script_that_does_not_reach_train(stopped, tmp_path, capfd):
+    _, path = stopped
+    assert _rerun(path, [sys.executable, "-c", "print('hello')"], tmp_path) == 1
+    out, err = capfd.readouterr()
+    assert out == "hello\n"
+    assert "nothing was replayed" in err and "ended with exit code 0" in err
+    assert f"tfloss.replay.replay(trainer, '{path}')" in err
+    assert _rerun(path, [sys.executable, "-c", "raise SystemExit(7)"], tmp_path) == 7
+    assert "ended with exit code 7" in capfd.readouterr().err
+    assert _rerun(path, [str(tmp_path / "python")], tmp_path) == 1
+    assert "could not be started" in capfd.readouterr().err
+
+
+def test_a_script_that_replays(stopped, tmp_path, capsys, monkeypatch):
+    trainer, path = stopped
+    monkeypatch.setenv(replay.VARIABLE, str(path))
+    with pytest.raises(SystemExit) as e:
+        trainer.train(rows([4.0, 3.0], 2), steps=5)
+    assert e.value.code == 0
+    assert capsys.readouterr().out == (path / "replay.txt").read_text()
+
+
+def test_a_notebook_is_not_started_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    with pytest.raises(NonFiniteLossError):
+        _trainer(tmp_path).train(rows([-1.0], 1), steps=1)
+    monkeypatch.setattr(replay.subprocess, "run", None)
+    assert replay.main(tmp_path) == 1
+    err = capsys.readouterr().err
+    assert "a notebook, a prompt" in err
+    assert f"tfloss.replay.replay(trainer, '{tmp_path}/nonfinite/step_00000001')" in err
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, np.nan, -np.inf, np.inf], "float32 [4], 1 NaN, 2 infinite, the others from 1 to 1"),
+        ([np.nan], "float32 [1], 1 NaN"),
+        ([], "float32 [0]"),
+        (["a"], "string [1]"),
+        ([[2, 3]], "int32 [1, 2], all finite, from 2 to 3"),
+    ],
+)
+def test_what_a_tensor_holds_is_said_in_a_line(values, expected):
+    assert replay._described(tf.constant(values)) == expected
+
+
+@pytest.mark.slow
+def test_the_module_is_there_without_importing_it():
+    code = "import tfloss, sys; assert 'tensorflow' not in sys.modules; tfloss.replay.replay"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

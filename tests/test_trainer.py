@@ -477,6 +477,26 @@ def test_evaluating_before_training_builds_the_model():
     assert set(found) == {"losses/loss", "losses/total"}
 
 
+def test_evaluating_weights_beside_a_checkpoint_that_was_not_restored(tmp_path):
+    trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()]).train(DATA, steps=2)  # w = 0.5
+    data = tf.data.Dataset.from_tensors({"x": tf.ones([2])})
+    metrics = {"y": tfloss.metric(keras.metrics.Mean(), lambda b, p: p["y"])}
+    one = trainer(workdir=tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"neither trained.*step_00000002.*trainer.restore"
+    ) as found:
+        assert one.evaluate(data, metrics) == {"y": 1.0}
+    assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert one.evaluate(data, losses=True)["losses/mean"] == 1.0  # once is enough
+        assert one.restore(data) == 2
+        assert one.evaluate(data, metrics) == {"y": 0.5}
+        other = trainer(workdir=tmp_path)
+        other.restore(data)
+        assert other.evaluate(data, metrics) == {"y": 0.5}
+
+
 def test_periodic_evaluation_is_logged_beside_training(tmp_path):
     data = tf.data.Dataset.from_tensor_slices({"x": np.arange(4.0, dtype=np.float32)}).batch(4)
     metrics = {"y": tfloss.metric(keras.metrics.Mean(), lambda b, p: p["y"])}

@@ -160,6 +160,20 @@ def test_innermost_finds_the_error_that_was_raised():
     assert type(found) is KeyError and found.args == ("labels",)
 
 
+def test_the_inputs_of_an_op_that_gave_nan_are_in_the_traceback():
+    tf.debugging.enable_check_numerics()
+    tf.debugging.disable_traceback_filtering()
+    try:
+        with pytest.raises(tf.errors.InvalidArgumentError) as e:
+            tf.constant([1.0, -2.0]) / tf.constant([4.0, 0.0])
+    finally:
+        tf.debugging.enable_traceback_filtering()
+        tf.debugging.disable_check_numerics()
+    found = _upstream.inputs_of_failed_check(e.value)
+    assert [one.numpy().tolist() for one in found] == [[1.0, -2.0], [4.0, 0.0]]
+    assert _upstream.inputs_of_failed_check(KeyError()) == []
+
+
 def _two_weights():
     return [keras.Variable(0.0, name="one"), keras.Variable([0.0], name="two")]
 

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfloss import adapters, app, errors, hooks, summary
+    from tfloss import adapters, app, errors, hooks, replay, summary
     from tfloss.collective import cross_replica_concat, global_mean, global_sum
     from tfloss.context import current_step
     from tfloss.distribution import make_strategy
@@ -45,7 +45,7 @@ _WHERE = {
     "make_strategy": "distribution",
     "metric": "evaluation",
 }
-_MODULES = ("adapters", "app", "errors", "hooks", "summary")
+_MODULES = ("adapters", "app", "errors", "hooks", "replay", "summary")
 
 __all__ = [
     "Engine",
@@ -68,6 +68,7 @@ __all__ = [
     "load_weights",
     "make_strategy",
     "metric",
+    "replay",
     "summary",
 ]
 

@@ -6,6 +6,7 @@ Each entry says what is used, why nothing public does, and which test in
 
 import contextlib
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -199,6 +200,20 @@ def innermost(error: BaseException, kind: type[BaseException]) -> BaseException:
             found = seen
         seen = seen.__cause__ or seen.__context__
     return found
+
+
+def inputs_of_failed_check(error: BaseException) -> list[Any]:
+    """The inputs of the op in whose output `tf.debugging.enable_check_numerics` saw a NaN.
+
+    The message only prints them, and elides most of a large one. They are a local variable of
+    TensorFlow's callback, which is in the error's traceback unless TensorFlow or Keras filters
+    it. Empty if the op was part of a graph.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        if code.co_name == "callback" and code.co_filename.endswith("check_numerics_callback.py"):
+            return list(frame.f_locals.get("inputs", ()))
+    return []
 
 
 def seed_states(model: keras.Layer) -> list[tuple[str, keras.Variable]]:

@@ -33,7 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         "replay",
         help="run the step whose loss was not finite once more, eagerly",
         description="Runs the step whose loss was not finite once more, eagerly, and prints "
-        "which tensor went bad first.",
+        "which tensor went bad first. It starts the training script again, as it was started "
+        "then, up to its trainer.train(...).",
     )
     replay.add_argument("workdir", type=Path, help="the workdir of the run that stopped")
     replay.set_defaults(run=_replay)

@@ -1,25 +1,34 @@
 """Runs the step in which a loss became NaN again, eagerly, and says what went bad first.
 
     $ tfloss replay runs/digits
-    $ python -c "...; tfloss.replay.replay(trainer, 'runs/digits/nonfinite/step_00000137')"
 
 The command starts the training script again, as it was started then, with the variable
-TFLOSS_REPLAY set; its `trainer.train(...)` then replays instead of training and exits.
+TFLOSS_REPLAY set: the script runs up to its first `trainer.train(...)`, which replays instead of
+training and exits. What was trained in a notebook, at a prompt or from standard input can't be
+started again; there, in the same process or one that has made the trainer as then:
+
+    print(tfloss.replay.replay(trainer, "runs/digits/nonfinite/step_00000137"))
+
 Host code, eager.
 """
 
+import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.checkpoint import CheckpointDirectory, load_manifest
 from tfloss.context import forward_context, is_library
 from tfloss.losses import collect
 
@@ -27,10 +36,15 @@ if TYPE_CHECKING:
     from tfloss.trainer import Trainer
 
 VARIABLE = "TFLOSS_REPLAY"
+_FOUND = "replay.txt"  # beside the batch: what was found, and that it was
 
 
 def main(workdir: str | Path) -> int:
-    """Replays the newest step kept under `workdir/nonfinite`; returns an exit code."""
+    """Replays the newest step kept under `workdir/nonfinite` by running its script again.
+
+    Returns an exit code: 0 if the step was replayed; what was found is printed and kept beside
+    the batch, in `replay.txt`.
+    """
     kept = sorted(Path(workdir).glob("nonfinite/step_*/report.json"))
     if not kept:
         print(
@@ -39,9 +53,51 @@ def main(workdir: str | Path) -> int:
             file=sys.stderr,
         )
         return 1
+    path = kept[-1].parent.resolve()
+    by_hand = (
+        "In a process that has the trainer, made as it was then:\n\n"
+        f"    print(tfloss.replay.replay(trainer, {str(path)!r}))"
+    )
+    if not _was_script(path):
+        print(
+            "tfloss replay: the run was no script that can be started again, but a notebook, a "
+            f"prompt, python -c or standard input. {by_hand}",
+            file=sys.stderr,
+        )
+        return 1
     report = json.loads(kept[-1].read_text())
-    environment = {**os.environ, VARIABLE: str(kept[-1].parent.resolve())}
-    return subprocess.run(report["command"], cwd=report["directory"], env=environment).returncode
+    (path / _FOUND).unlink(missing_ok=True)
+    code, ended = _start_again(report, path)
+    if (path / _FOUND).exists():
+        return 0
+    print(
+        f"tfloss replay: nothing was replayed. The command of that run {ended}, and no "
+        "trainer.train(...) in it had replayed the step. It was, in "
+        f"{report['directory']}:\n\n    {shlex.join(report['command'])}\n\n{by_hand}",
+        file=sys.stderr,
+    )
+    return code or 1
+
+
+def _start_again(report: dict[str, Any], path: Path) -> tuple[int, str]:
+    """Runs the command of a run; its exit code, and how it ended, in words."""
+    environment = {**os.environ, VARIABLE: str(path)}
+    try:
+        again = subprocess.run(report["command"], cwd=report["directory"], env=environment)
+    except OSError as error:
+        return 1, f"could not be started ({error})"
+    return again.returncode, f"ended with exit code {again.returncode}"
+
+
+def replay_and_exit(trainer: "Trainer", path: str | Path) -> NoReturn:
+    """What `trainer.train` does in a script that was started by `tfloss replay`.
+
+    Raises SystemExit with code 0 when the step was replayed.
+    """
+    found = replay(trainer, path)
+    print(found)
+    (Path(path) / _FOUND).write_text(found + "\n")
+    raise SystemExit(0)
 
 
 def replay(trainer: "Trainer", path: str | Path) -> str:
@@ -50,11 +106,15 @@ def replay(trainer: "Trainer", path: str | Path) -> str:
     Loads the weights of that moment into the trainer's model. Don't train on afterwards.
 
     Args:
-      trainer: one made as then; its model must be built.
+      trainer: the one that stopped, or one made as it was. Its model is built if it isn't.
       path: `workdir/nonfinite/step_00000137`.
+
+    Raises:
+      CheckpointError: the trainer's model is another one.
     """
     path = Path(path)
     report = json.loads((path / "report.json").read_text())
+    trainer.train_step.build(_batch(path, 0)[0])
     lines = [f"Step {report['step']}, eagerly, as it was when these losses were seen:"]
     lines += [f"  {name} = {value}" for name, value in report["losses"].items()]
     trainer.state().restore_for_replay(path)
@@ -67,9 +127,20 @@ def replay(trainer: "Trainer", path: str | Path) -> str:
         lines.append(f"Not finite before the step began: {', '.join(bad)}")
     for index in range(report["replicas"]):
         trainer.state().restore_for_replay(path, replica=index)
-        batch = tf.data.Dataset.load(str(path / f"batch_{index}")).get_single_element()
+        batch = _batch(path, index)[1]
         lines.append(f"Replica {index}: {_first_bad(trainer, batch, report['step'] - 1)}")
     return "\n".join(lines)
+
+
+def _was_script(path: Path) -> bool:
+    newest = CheckpointDirectory(path / "state").latest()
+    return newest is None or load_manifest(newest)["extra"].get("script", True) is not None
+
+
+def _batch(path: Path, replica: int) -> tuple[Any, Any]:
+    """A replica's batch: its type, and itself."""
+    dataset = tf.data.Dataset.load(str(path / f"batch_{replica}"))
+    return dataset.element_spec, dataset.get_single_element()
 
 
 def _first_bad(trainer: "Trainer", batch: Any, step: int) -> str:
@@ -78,7 +149,7 @@ def _first_bad(trainer: "Trainer", batch: Any, step: int) -> str:
     phase = "forward"
     tf.debugging.enable_check_numerics()
     try:
-        with tf.GradientTape() as tape, _upstream.inputs_untouched(model):
+        with _whole_tracebacks(), tf.GradientTape() as tape, _upstream.inputs_untouched(model):
             with forward_context(tf.constant(step, tf.int64), recording=False) as context:
                 returned = trainer.train_step.forward(batch)
             losses = collect(returned, context, variables)
@@ -97,13 +168,44 @@ def _first_bad(trainer: "Trainer", batch: Any, step: int) -> str:
     )
 
 
-def _summary(error: Exception) -> str:
-    """The op, its output and input, and the user's line, without Keras's framing."""
-    kept = [
-        line.strip()
-        for line in str(error).splitlines()
-        if any(word in line for word in ("!!!", "dtype:", "shape:", "elements:", "Input tensor"))
+@contextlib.contextmanager
+def _whole_tracebacks() -> Iterator[None]:
+    """Neither TensorFlow nor Keras takes frames out of an error, or adds to its message."""
+    switches = [
+        each for each in (tf.debugging, keras.config) if each.is_traceback_filtering_enabled()
     ]
+    for each in switches:
+        each.disable_traceback_filtering()
+    try:
+        yield
+    finally:
+        for each in switches:
+            each.enable_traceback_filtering()
+
+
+def _summary(error: Exception) -> str:
+    """The op, its output and inputs, and the user's line."""
+    words = ["!!!", "dtype:", "shape:", "elements:"]
+    inputs = [_described(one) for one in _upstream.inputs_of_failed_check(error)]
+    if not inputs:  # an op of a graph: TensorFlow names what it can
+        words += ["Input tensor", "Tensor("]
+    kept = [line.strip() for line in str(error).splitlines() if any(word in line for word in words)]
+    kept += [f"input {index}: {one}" for index, one in enumerate(inputs)]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library(f.filename)]
-    where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
-    return "\n  ".join([kept[0].strip("! ") if kept else str(error), *kept[1:], where])
+    where = [f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"] if frames else []
+    return "\n  ".join([kept[0].strip("! ") if kept else str(error), *kept[1:], *where])
+
+
+def _described(tensor: tf.Tensor) -> str:
+    """`float32 [4, 2], 1 NaN, 2 infinite, the others from -1 to 4`. By NumPy: ops are watched."""
+    text = f"{tensor.dtype.name} {tensor.shape.as_list()}"
+    if not (tensor.dtype.is_floating or tensor.dtype.is_integer) or not tensor.shape.num_elements():
+        return text
+    values = tensor.numpy().astype(np.float64)
+    nans, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    finite = values[np.isfinite(values)]
+    parts = [f"{nans} NaN"] * bool(nans) + [f"{infinite} infinite"] * bool(infinite)
+    others = "the others" if parts else "all finite,"
+    if finite.size:
+        parts.append(f"{others} from {finite.min():g} to {finite.max():g}")
+    return f"{text}, {', '.join(parts)}"

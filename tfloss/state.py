@@ -8,6 +8,7 @@
 Host code, cross-replica.
 """
 
+import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -94,13 +95,18 @@ class TrainerState:
             sync_replicas(self._step.model)
 
     def save_for_replay(self, path: Path, before: Mapping[str, Any]) -> None:
-        """Saves the model as it was when a step began: random states are given separately."""
+        """Saves the model as it was when a step began: random states are given separately.
+
+        And whether this process runs a script; notebooks, prompts and `python -c` have none.
+        """
         states = _upstream.seed_states(self._step.model)
         for index, value in before.items():
             states[int(index)][1].assign(value)
         model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
         step = int(self._step.counter.numpy())
-        CheckpointDirectory(path / "state").save(step, model, {}, check_finite=False)
+        script = getattr(sys.modules.get("__main__"), "__file__", None) or "<none>"
+        extra = {"script": None if script.startswith("<") else script}  # "<stdin>"
+        CheckpointDirectory(path / "state").save(step, model, extra, check_finite=False)
 
     def restore_for_replay(self, path: Path, replica: int = 0) -> None:
         """Restores what `save_for_replay` saved, with the random states of one replica."""
@@ -161,6 +167,17 @@ def _kept(optimizer: str, names: Collection[str]) -> set[str]:
 
 def _is_slot(name: str, names: Collection[str]) -> bool:
     return f"model/{name.rpartition('/')[0]}" in names
+
+
+def warn_if_unrestored(directory: CheckpointDirectory | None) -> None:
+    """Warns that a checkpoint is there which the weights to be evaluated are not from."""
+    newest = directory.latest() if directory is not None else None
+    if newest is not None:
+        warnings.warn(
+            f"Evaluating weights that this Trainer neither trained nor restored, although there "
+            f"is {newest}. To evaluate those, call trainer.restore(data) first.",
+            stacklevel=3,
+        )
 
 
 def named_hooks(hooks: Sequence[Hook]) -> dict[str, Hook]:

@@ -32,7 +32,7 @@ from tfloss.hooks import Every, Hook, MetricsFile, NaNGuard, Progress, SaveCheck
 from tfloss.hooks.base import RunInfo
 from tfloss.losses import Weight
 from tfloss.report import TOTAL
-from tfloss.state import TrainerState
+from tfloss.state import TrainerState, warn_if_unrestored
 from tfloss.step import TrainStep
 from tfloss.summary import Summary
 from tfloss.window import LogWindow
@@ -185,8 +185,7 @@ class Trainer:
         feed = self._next_feed(data)
         self.train_step.build(feed.element_spec)
         if bundle := os.environ.get(replay.VARIABLE):
-            print(replay.replay(self, bundle))
-            raise SystemExit(0)
+            replay.replay_and_exit(self, bundle)
         self._resume()
         if self.step >= steps:
             print(f"tfloss: step {self.step} is already reached, {steps} were asked for.")
@@ -256,9 +255,12 @@ class Trainer:
         metrics = dict(metrics or {})
         if not metrics and not losses:
             raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
+        if not self._resumed and not self._evaluators:
+            warn_if_unrestored(self.checkpoints)  # once
         if not self.model.built:
             self.train_step.build(as_dataset(data, self.strategy).element_spec)
-        key = (*((name, id(one)) for name, one in metrics.items()), losses, self._trainable())
+        trainable = tuple(v.path for v in self.model.trainable_variables)
+        key = (*((name, id(one)) for name, one in metrics.items()), losses, trainable)
         if key not in self._evaluators:
             with self.strategy.scope():
                 self._evaluators[key] = Evaluator(
@@ -397,9 +399,6 @@ class Trainer:
         if failure is not None and self.error is None:
             self.error = failure
             raise failure
-
-    def _trainable(self) -> tuple:
-        return tuple(v.path for v in self.model.trainable_variables)
 
 
 def _check_positive(name: str, value: Any) -> None:
