@@ -138,6 +138,16 @@ def test_every_replica_is_replayed(count, tmp_path, replicas):
         assert "Replica 0: every tensor of the forward and the backward pass was finite" in found
 
 
+def test_every_micro_batch_is_replayed(tmp_path):
+    model = Line(lambda m, b, y: {"root": tf.reduce_mean(tf.sqrt(y))})
+    trainer = tfloss.Trainer(model, keras.optimizers.SGD(0.0), accumulate=2, workdir=tmp_path)
+    with pytest.raises(NonFiniteLossError):
+        trainer.train(rows([1.0, 2.0, -1.0, 3.0], 2), steps=1)
+    found = tfloss.replay.replay(trainer, tmp_path / "nonfinite" / "step_00000001")
+    assert "Replica 0, micro-batch 0: every tensor of the forward" in found
+    assert "Replica 0, micro-batch 1: in the forward pass" in found
+
+
 def _rerun(path, script, workdir):
     """`tfloss replay` when the script is another one by now."""
     report = json.loads((path / "report.json").read_text())

@@ -200,22 +200,30 @@ def test_freezing_between_two_calls_is_respected():
     assert one.model.a.kernel.numpy() != before[0]
 
 
-def test_unfreezing_what_the_optimizer_was_not_built_for():
-    one = trainer(_Two, rate=0.01)
-    one.model.a.trainable = False
-    one.train(DATA, steps=1)
-    one.model.a.trainable = True
-    with pytest.raises(ModelError, match="while these variables were frozen.*two/a/kernel"):
-        one.train(DATA, steps=2)
-    prepared = trainer(_Two, rate=0.01)
-    prepared.model({"x": tf.ones([1])})
-    prepared.optimizer.build(prepared.model.trainable_variables)
-    prepared.model.a.trainable = False
-    prepared.train(DATA, steps=1)
-    before = prepared.model.a.kernel.numpy()
-    prepared.model.a.trainable = True
-    prepared.train(DATA, steps=2)
-    assert prepared.model.a.kernel.numpy() != before
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_layer_unfrozen_later_is_trained_and_the_slots_of_others_stay(count, replicas):
+    strategy = replicas(count)
+    with strategy.scope():
+        model, optimizer = _Two(), keras.optimizers.Adam(0.01)
+    one = tfloss.Trainer(model, optimizer, strategy=strategy, default_hooks=False)
+    model.a.trainable = False
+    one.train(DATA, steps=3)
+
+    def slots():
+        found = one.state().variables()
+        return {k: v.numpy().copy() for k, v in found.items() if "/momentum" in k}
+
+    before, frozen = slots(), model.a.kernel.numpy().copy()
+    assert {name.split("/")[2] for name in before} == {"b"}
+    model.a.trainable = True
+    one.train_step.build(DATA.element_spec)
+    after = slots()
+    assert {name: after[name] for name in before} == before
+    assert before["optimizer/two/b/kernel/momentum"] != 0.0
+    assert after["optimizer/two/a/kernel/momentum"] == 0.0
+    one.train(DATA, steps=4)
+    assert model.a.kernel.numpy() != frozen
+    assert optimizer.iterations.numpy() == 4
 
 
 @pytest.mark.upstream
@@ -454,6 +462,78 @@ def test_a_gan_keeps_hooks_checkpoints_and_summaries(count, replicas, tmp_path):
         np.testing.assert_array_equal(
             variable.numpy(), resumed.state().variables()[name].numpy(), err_msg=name
         )
+
+
+# Update rules
+
+
+def test_epochs_and_examples_count_all_micro_batches():
+    by_epoch, by_examples = Witness(Every(epochs=1)), Witness(Every(examples=16))
+    data = tf.data.Dataset.from_tensor_slices({"x": np.ones(32, np.float32)}).batch(4, True)
+    one = trainer(accumulate=2, hooks=[by_epoch, by_examples])
+    with pytest.raises(DataError, match="ended after 8 batches, at step 4 of 6"):
+        one.train(data, steps=6)
+    assert by_epoch.calls == [4] and by_examples.calls == [2, 4]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_all_rules_resume_bit_for_bit(count, replicas, tmp_path):
+    def make(workdir):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(3)
+        strategy = replicas(count)
+        with strategy.scope():
+            inputs = keras.Input([1], name="x")
+            hidden = keras.layers.Dropout(0.3)(keras.layers.Dense(4, "tanh", name="a")(inputs))
+            net = keras.Model(inputs, keras.layers.Dense(1, name="b")(hidden))
+            model = Line(lambda m, b, y: {"a": _error(net, b), "b": _error(net, b)})
+            model.net = net
+            groups = {
+                "a": (keras.optimizers.Adam(0.01), lambda m: net.get_layer("a")),
+                "b": tfloss.Group(keras.optimizers.SGD(0.1), lambda m: net.get_layer("b"), every=2),
+            }
+        return tfloss.Trainer(
+            model,
+            groups,
+            strategy=strategy,
+            workdir=workdir,
+            seed=1,
+            accumulate=2,
+            precision="mixed_float16",
+            ema=0.9,
+            clip_norm=1.0,
+            skip_nonfinite=True,
+            hooks=[hooks.SaveCheckpoint()],
+            default_hooks=False,
+        )
+
+    def _error(net, batch):
+        return tf.reduce_mean(tf.cast(net(batch["x"][:, None], training=True), tf.float32) ** 2)
+
+    straight = make(tmp_path / "a")
+    straight.train(DATA, steps=9)
+    make(tmp_path / "b").train(DATA, steps=4)
+    resumed = make(tmp_path / "b")
+    resumed.train(DATA, steps=9)
+    found = resumed.state().variables()
+    assert {"loss_scale/value", "skipped", "ema/line/w"} < set(found)
+    for name, variable in straight.state().variables().items():
+        np.testing.assert_array_equal(variable.numpy(), found[name].numpy(), err_msg=name)
+
+
+def test_averages_are_evaluated_and_exported_on_request(tmp_path):
+    one = trainer(ema=0.5)
+    error = tfloss.metric(keras.metrics.Mean(), lambda b, p: p["y"])
+    with pytest.raises(ValueError, match="no averages: make the Trainer with ema=0.999"):
+        trainer().evaluate(DATA.take(1), {"y": error}, ema=True)
+    one.train(DATA, steps=1)  # w: 1 -> 0.75; its average 0.875; mean of x 2.5
+    assert one.evaluate(DATA.take(1), {"y": error})["y"] == pytest.approx(2.5 * 0.75)
+    assert one.evaluate(DATA.take(1), {"y": error}, ema=True)["y"] == pytest.approx(2.5 * 0.875)
+    with one.averaged():
+        tfloss.export(one.model, tmp_path / "e", inputs={"x": tf.TensorSpec([None])})
+    served = tf.saved_model.load(str(tmp_path / "e")).signatures["serving_default"]
+    assert float(served(x=tf.constant([8.0]))["y"][0]) == pytest.approx(7.0)
+    assert one.model.w.numpy() == pytest.approx(0.75)
 
 
 # Evaluation

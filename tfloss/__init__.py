@@ -15,23 +15,28 @@ if TYPE_CHECKING:
     from tfloss.collective import cross_replica_concat, global_mean, global_sum
     from tfloss.context import current_step
     from tfloss.distribution import make_strategy
+    from tfloss.ema import Ema
     from tfloss.engine import Engine
     from tfloss.evaluation import metric
+    from tfloss.groups import Group
     from tfloss.hooks import Every, Hook
     from tfloss.losses import add_loss
+    from tfloss.result import TrainResult
     from tfloss.saved_model import export
     from tfloss.step import TrainStep
-    from tfloss.trainer import Trainer, TrainResult
+    from tfloss.trainer import Trainer
     from tfloss.version import __version__
     from tfloss.warm_start import load_weights
 
 # Imported when first used, so that a script can parse its flags, and quieten TensorFlow,
 # before TensorFlow starts.
 _WHERE = {
+    "Ema": "ema",
     "Engine": "engine",
     "Every": "hooks",
+    "Group": "groups",
     "Hook": "hooks",
-    "TrainResult": "trainer",
+    "TrainResult": "result",
     "TrainStep": "step",
     "Trainer": "trainer",
     "__version__": "version",
@@ -48,8 +53,10 @@ _WHERE = {
 _MODULES = ("adapters", "app", "errors", "hooks", "replay", "summary")
 
 __all__ = [
+    "Ema",
     "Engine",
     "Every",
+    "Group",
     "Hook",
     "TrainResult",
     "TrainStep",

@@ -258,3 +258,37 @@ def optimizer_slots(optimizer: Any) -> dict[int, tuple[str, Any]]:
                 if isinstance(slot, keras.Variable):
                     found[id(slot)] = (attribute, variable)
     return found
+
+
+def extend_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
+    """Builds an optimizer anew for more variables; slots that it has keep their values.
+
+    Keras builds an optimizer once, so a layer that is unfrozen later gets no slots and can't be
+    trained. `built` is public; the lists of the variables built for, and of the slots, are not.
+    """
+    slots = optimizer_slots(optimizer)
+    known = {id(v) for v in optimizer_built_for(optimizer)}
+    values = {
+        (attribute, id(variable)): slot
+        for slot in optimizer.variables
+        for attribute, variable in [slots.get(id(slot), ("", None))]
+        if variable is not None
+    }
+    others = {k: v for k, v in vars(optimizer).items() if isinstance(v, keras.Variable)}
+    gone = {id(slot) for slot in values.values()}
+    for slot in [v for v in optimizer._variables if id(v) in gone]:
+        optimizer._untrack_variable(slot)
+    optimizer._trainable_variables_indices = {}
+    optimizer.built = False
+    optimizer.build(
+        [*optimizer_built_for(optimizer)] + [v for v in variables if id(v) not in known]
+    )
+    slots = optimizer_slots(optimizer)
+    for slot in optimizer.variables:
+        attribute, variable = slots.get(id(slot), ("", None))
+        if (attribute, id(variable)) in values:
+            slot.assign(values[attribute, id(variable)])
+    for attribute, variable in others.items():  # made anew by some: Nadam's product of momenta
+        if (new := getattr(optimizer, attribute)) is not variable:
+            new.assign(variable)
+            optimizer._untrack_variable(variable)

@@ -84,6 +84,9 @@ class Backward:
                 tf.GradientTape(persistent=several) as tape,
                 _upstream.inputs_untouched(self._model),
             ):
+                # Watched in any case: TensorFlow's variables of a layer that was built while it
+                # was frozen are never watched by themselves, not even once it is unfrozen.
+                tape.watch(_tf_variables(self._all))
                 with forward_context(step, self._recording, share, given) as context:
                     returned = self._forward(batch)
                 losses = collect(returned, context, self._all)

@@ -125,10 +125,14 @@ def replay(trainer: "Trainer", path: str | Path) -> str:
     ]
     if bad:
         lines.append(f"Not finite before the step began: {', '.join(bad)}")
+    many = report["micro_batches"]
     for index in range(report["replicas"]):
         trainer.state().restore_for_replay(path, replica=index)
-        batch = _batch(path, index)[1]
-        lines.append(f"Replica {index}: {_first_bad(trainer, batch, report['step'] - 1)}")
+        # In order: each forward pass moves the random states on for the next.
+        for micro in range(many):
+            batch = _batch(path, index * many + micro)[1]
+            where = f"Replica {index}" + (f", micro-batch {micro}" if many > 1 else "")
+            lines.append(f"{where}: {_first_bad(trainer, batch, report['step'] - 1)}")
     return "\n".join(lines)
 
 
@@ -137,9 +141,9 @@ def _was_script(path: Path) -> bool:
     return newest is None or load_manifest(newest)["extra"].get("script", True) is not None
 
 
-def _batch(path: Path, replica: int) -> tuple[Any, Any]:
-    """A replica's batch: its type, and itself."""
-    dataset = tf.data.Dataset.load(str(path / f"batch_{replica}"))
+def _batch(path: Path, index: int) -> tuple[Any, Any]:
+    """A batch of a replica: its type, and itself."""
+    dataset = tf.data.Dataset.load(str(path / f"batch_{index}"))
     return dataset.element_spec, dataset.get_single_element()
 
 

@@ -224,10 +224,6 @@ class TrainStep:
             found |= self.averages.variables()
         return found
 
-    def extra_variables(self) -> dict[str, Any]:
-        """More variables that belong in a checkpoint, by name."""
-        return {}
-
     def signature(self) -> tuple:
         """What is frozen when the step is traced; if it changed, the step is traced anew."""
         trainable = tuple(v.path for v in self.model.trainable_variables)

@@ -9,11 +9,11 @@ reached run as many steps in one call as nobody has to interrupt, and let the ho
 due do their work. All of it is host code.
 """
 
+import contextlib
 import copy
-import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +25,22 @@ from tfloss import replay
 from tfloss.checkpoint import CheckpointDirectory
 from tfloss.data.feed import Data, Feed, as_dataset
 from tfloss.distribution import check_strategy
+from tfloss.ema import Ema
 from tfloss.engine import Block, Engine
 from tfloss.errors import CheckpointError
 from tfloss.evaluation import BoundMetric, Evaluator, HostMetric
 from tfloss.hooks import Every, Hook, MetricsFile, NaNGuard, Progress, SaveCheckpoint, TensorBoard
 from tfloss.hooks.base import RunInfo
 from tfloss.losses import Weight
-from tfloss.report import TOTAL
+from tfloss.result import TrainResult, last_losses
 from tfloss.state import TrainerState, warn_if_unrestored
 from tfloss.step import TrainStep
 from tfloss.summary import Summary
 from tfloss.window import LogWindow
+from tfloss.workdir import writable
 
 _CALL_SECONDS = 0.25  # how long a call of the device loop may keep Ctrl-C and clocks waiting
 _MOST_STEPS = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """What a call of `Trainer.train` ended with.
-
-    Attributes:
-      step: the number of completed updates.
-      losses: `{name: value}` of the last step, and `total`; empty if no step was run.
-      reason: why it stopped before the step that was asked for, or None.
-    """
-
-    step: int
-    losses: dict[str, float]
-    reason: str | None = None
 
 
 class Trainer:
@@ -63,7 +50,7 @@ class Trainer:
       model: a `keras.Model`; `model(batch, training=True)` reports losses (see
         `tfloss.losses`), `model(batch, training=False)` returns predictions. Create it, and
         the optimizer, inside `with strategy.scope()`.
-      optimizer: a Keras optimizer (or whatever `train_step` takes).
+      optimizer: a Keras optimizer, or groups: `{name: (optimizer, variables)}`; see `Group`.
       strategy: a `tf.distribute.Strategy`; by default the current one.
       workdir: where checkpoints, curves and metrics go. None: nothing is written.
       hooks: what happens beside training, in this order. The default hooks (`Progress`,
@@ -80,9 +67,7 @@ class Trainer:
         summaries are those of the last of them. The last step of a run is logged too.
       every_step: log the losses and scalar summaries of every single step (still written
         every `log_every` steps, together).
-      jit: compile forward and backward pass with XLA.
-      loss_weights: `{name or glob: float or callable of the step}`.
-      clip_norm: the global norm to which the reduced gradient is clipped.
+      jit, loss_weights, clip_norm, accumulate, precision, ema, skip_nonfinite: see `TrainStep`.
       train_step: a subclass of `TrainStep`, for another algorithm.
       clock: seconds; injectable for tests.
 
@@ -108,6 +93,10 @@ class Trainer:
         jit: bool = False,
         loss_weights: Mapping[str, Weight] | None = None,
         clip_norm: float | None = None,
+        accumulate: int = 1,
+        precision: str | None = None,
+        ema: float | Ema | None = None,
+        skip_nonfinite: bool = False,
         train_step: type[TrainStep] = TrainStep,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -120,7 +109,7 @@ class Trainer:
         self.optimizer = optimizer
         self.strategy = strategy or tf.distribute.get_strategy()
         check_strategy(self.strategy)
-        self.workdir = _writable(Path(workdir)) if workdir is not None else None
+        self.workdir = writable(Path(workdir)) if workdir is not None else None
         self.seed = seed
         self.log_every = log_every
         self.every_step = every_step
@@ -140,7 +129,15 @@ class Trainer:
             keras.utils.set_random_seed(seed)
         with self.strategy.scope():
             self.train_step = train_step(
-                model, optimizer, loss_weights=loss_weights, clip_norm=clip_norm, jit=jit
+                model,
+                optimizer,
+                loss_weights=loss_weights,
+                clip_norm=clip_norm,
+                jit=jit,
+                accumulate=accumulate,
+                precision=precision,
+                ema=ema,
+                skip_nonfinite=skip_nonfinite,
             )
         self._engine: Engine | None = None
         self._signature: tuple | None = None
@@ -190,8 +187,10 @@ class Trainer:
         if self.step >= steps:
             print(f"tfloss: step {self.step} is already reached, {steps} were asked for.")
             return TrainResult(self.step, {})
-        epoch = steps_per_epoch or feed.steps_per_epoch
-        self.run = RunInfo(self.step, steps, feed.batch_size, epoch)
+        many = self.train_step.accumulate
+        size = feed.batch_size and feed.batch_size * many
+        epoch = steps_per_epoch or (feed.steps_per_epoch and feed.steps_per_epoch / many)
+        self.run = RunInfo(self.step, steps, size, epoch)
         self._prepare_engine()
         self.error = self._reason = None
         last: dict[str, float] = {}
@@ -239,6 +238,7 @@ class Trainer:
         metrics: Mapping[str, BoundMetric | HostMetric] | None = None,
         *,
         losses: bool = False,
+        ema: bool = False,
     ) -> dict[str, float]:
         """Runs `model(batch, training=False)` over `data`, every example once. Host code.
 
@@ -248,6 +248,7 @@ class Trainer:
             `update(batch, predictions)` and `result()`.
           losses: also give validation losses, `losses/<name>`; no state changes. See
             `tfloss.evaluation.Evaluator.run` for what Dropout and BatchNormalization do.
+          ema: evaluate the moving averages of the weights instead (`Trainer(ema=...)`).
 
         Returns:
           `{name: value}`.
@@ -267,7 +268,21 @@ class Trainer:
                     self.model, metrics, losses=losses, loss_weights=self.train_step.loss_weights
                 )
         self.state().sync_replicas()
-        return self._evaluators[key].run(data, self.step)
+        with self.averaged() if ema else contextlib.nullcontext():
+            return self._evaluators[key].run(data, self.step)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the moving averages of its weights: to export them. Host code.
+
+        Raises ValueError if there are none (yet): give `ema` to the Trainer.
+        """
+        averages = self.train_step.averages
+        if averages is None:
+            raise ValueError("There are no averages: make the Trainer with ema=0.999, and train.")
+        self.state().sync_replicas()
+        with averages.swapped_in(self.strategy):
+            yield
 
     # What hooks call
 
@@ -361,7 +376,7 @@ class Trainer:
                     hook.after_call(self.step)
         if self._window:  # stopped between two logs
             self._log_window(())
-        return self._last_losses(block)
+        return last_losses(block)
 
     def _call(self, feed: Feed, count: int, recording: bool) -> Block:
         assert self._engine is not None
@@ -369,7 +384,8 @@ class Trainer:
             block = self._engine.run(feed.iterator, count, recording=recording)
         except (tf.errors.OutOfRangeError, StopIteration):
             self.step = int(self.train_step.counter.numpy())
-            feed.after_end(self.step - self.run.start, self.step, self.run.steps)
+            done = (self.step - self.run.start) * self.train_step.accumulate
+            feed.after_end(done, self.step, self.run.steps)
             return self._call(feed, count, recording)
         feed.used = True
         return block
@@ -378,15 +394,6 @@ class Trainer:
         """Logs the steps since the last log; summaries belong to the last of them."""
         for step, scalars in self._window.logs(self.run.batch_size):
             self.log(step, scalars, summaries if step == self.step else ())
-
-    @staticmethod
-    def _last_losses(block: Block | None) -> dict[str, float]:
-        if block is None:
-            return {}
-        row = dict(zip(block.names, block.rows()[-1].tolist(), strict=True))
-        prefix = "losses/"
-        losses = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-        return {**{k: v for k, v in losses.items() if k != TOTAL}, TOTAL: losses[TOTAL]}
 
     def _finish(self, started: list[Hook]) -> None:
         """Lets every hook end, whatever the others do."""
@@ -404,16 +411,3 @@ class Trainer:
 def _check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-
-
-def _writable(workdir: Path) -> Path:
-    """Makes the directory and tries to write in it; OSError names it if that fails."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".tfloss_write_test"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        message = f"workdir {str(workdir)!r} can't be written to: {error.strerror}"
-        raise type(error)(error.errno, message) from None
-    return workdir

@@ -29,7 +29,6 @@ class Variables:
     ):
         self._model, self._groups, self._strategy = model, groups, strategy
         self._known: set[int] = set()
-        self._built_for: dict[str, set[int]] = {}
 
     def build(self, element_spec: Any, forward: Callable[[Any], Any]) -> None:
         """Builds model and optimizers, if they aren't; checks them if they are.
@@ -39,7 +38,7 @@ class Variables:
           forward: the training forward, traced on it once if the model isn't built.
 
         Raises ModelError: made outside of the scope; nothing to train; a variable in two
-        groups; a layer unfrozen that an optimizer has no slots for.
+        groups.
         """
         self._check_scope()
         with self._strategy.scope():
@@ -50,9 +49,12 @@ class Variables:
             for name, group in self._groups.items():
                 if not group.optimizer.built:
                     group.optimizer.build(variables[name])
-                    self._built_for[name] = {id(variable) for variable in variables[name]}
+                    continue
+                known = {id(v) for v in _upstream.optimizer_built_for(group.optimizer)}
+                if known and not known.issuperset(map(id, variables[name])):
+                    # Unfrozen since: Keras itself would refuse them.
+                    _upstream.extend_optimizer(group.optimizer, variables[name])
         self._check_scope()
-        self._check_unfrozen(variables)
         if not self._known:
             split_seeds(self._model, self._strategy)
         self._known = {id(variable) for variable in self._model.variables}
@@ -83,18 +85,6 @@ class Variables:
             raise _upstream.innermost(error, TflossError) from None
         if not self._model.built:
             raise ModelError(f"Calling {self._model.name!r} did not build it.")
-
-    def _check_unfrozen(self, variables: Mapping[str, list[Any]]) -> None:
-        """Raises ModelError for variables that an optimizer was not built for."""
-        for name, known in self._built_for.items():
-            new = [v.path for v in variables[name] if id(v) not in known]
-            if new:
-                raise ModelError(
-                    f"The {name} was built while these variables were frozen, and Keras can't "
-                    f"add slots to it: {', '.join(new)}. To unfreeze layers later, call "
-                    "optimizer.build(variables) with all of them before the first train(), or go "
-                    "on with a new Trainer and optimizer."
-                )
 
     def _check_scope(self) -> None:
         """Raises ModelError if a variable belongs to another strategy."""

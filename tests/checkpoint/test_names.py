@@ -1,10 +1,12 @@
 import inspect
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.checkpoint.nets import CONTAINERS, built, chain
+from tfloss import _upstream
 from tfloss.checkpoint import named_optimizer_variables, named_variables, random_states
 
 OPTIMIZERS = {
@@ -106,6 +108,28 @@ def test_slots_are_named_after_their_variable():
     paths = [v.path for v in model.trainable_variables]
     slots = {f"{path}/{slot}" for path in paths for slot in ("momentum", "velocity")}
     assert set(named_optimizer_variables(optimizer)) == slots | {"iteration", "learning_rate"}
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_keras_can_be_extended(name):
+    """As if built for all from the start, but that old slots keep their values."""
+    model = keras.Sequential([keras.layers.Dense(2, name=n) for n in "ab"], name="chain")
+    model.build((None, 2))
+    first, every = model.trainable_variables[2:], model.trainable_variables
+    whole, grown = OPTIMIZERS[name](), OPTIMIZERS[name]()
+    whole.build(every)
+    grown.build(first)
+    grown.apply([tf.ones_like(v.value) for v in first], first)
+    before = {k: v.numpy() for k, v in named_optimizer_variables(grown).items()}
+    _upstream.extend_optimizer(grown, every)
+    after = named_optimizer_variables(grown)
+    assert set(after) == set(named_optimizer_variables(whole))
+    for key, value in before.items():
+        np.testing.assert_array_equal(after[key].numpy(), value, err_msg=key)
+    old = every[0].numpy()
+    grown.apply([tf.ones_like(v.value) for v in every], every)
+    assert (every[0].numpy() != old).all()
 
 
 @pytest.mark.upstream

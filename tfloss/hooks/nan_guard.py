@@ -39,14 +39,14 @@ class NaNGuard(Hook):
 
     def _save(self, path: Path, error: NonFiniteLossError) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        replicas = error.batch if isinstance(error.batch, tuple) else (error.batch,)
-        for index, batch in enumerate(replicas):
+        for index, batch in enumerate(error.batch):
             tf.data.Dataset.from_tensors(batch).save(str(path / f"batch_{index}"))
         self.trainer.state().save_for_replay(path, error.before)
         report = {
             "step": error.step,
             "losses": {name: str(value) for name, value in error.losses.items()},
-            "replicas": len(replicas),
+            "replicas": len(error.batch) // self.trainer.train_step.accumulate,
+            "micro_batches": self.trainer.train_step.accumulate,
             "command": [sys.executable, *sys.orig_argv[1:]],
             "directory": os.getcwd(),
         }

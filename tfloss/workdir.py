@@ -1,0 +1,16 @@
+"""The folder for everything that a run writes. Host code."""
+
+from pathlib import Path
+
+
+def writable(workdir: Path) -> Path:
+    """Makes the directory and tries to write in it; OSError names it if that fails."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".tfloss_write_test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        message = f"workdir {str(workdir)!r} can't be written to: {error.strerror}"
+        raise type(error)(error.errno, message) from None
+    return workdir
