@@ -19,6 +19,7 @@ class Normed(keras.Model):
         return {"mean": tf.reduce_mean(self.norm(batch["x"][:, None], training=training) ** 2)}
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_average_after_three_updates(count, replicas):
     train_step, iterator = make_step(Line, DATA, strategy=replicas(count), ema=0.9)

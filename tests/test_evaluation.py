@@ -135,6 +135,7 @@ class _Stateful(keras.Model):
         return {"y": y}
 
 
+@pytest.mark.promise(29)
 @pytest.mark.parametrize("count", [1, 2])
 def test_validation_losses_change_no_state(count, replicas):
     strategy = replicas(count)

@@ -127,6 +127,7 @@ class _Regularized(keras.Model):
         return {"mean": tf.reduce_mean(y)} if training else y
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_regularizers_count_once_a_step_whatever_the_replicas(count, replicas):
     train_step, found, _ = run(_Regularized, ONES, strategy=replicas(count))
@@ -175,6 +176,7 @@ class _Synced(keras.Model):
         return None if training else x
 
 
+@pytest.mark.promise(1)
 def test_replicas_keep_their_losses_apart_across_a_sync_point(replicas):
     # Replica 0 sees 1s, replica 1 sees 5s: [1, 10] and [5, 50], whose mean is [3, 30].
     data = rows([1.0, 1.0, 5.0, 5.0], 4)
@@ -183,6 +185,7 @@ def test_replicas_keep_their_losses_apart_across_a_sync_point(replicas):
     assert reported(found) == {"m": 3.0, "m_1": 30.0, "total": 33.0}
 
 
+@pytest.mark.promise(1)
 @pytest.mark.upstream
 def test_upstream_mixes_losses_of_replicas(replicas):
     strategy = replicas(2)
@@ -324,6 +327,7 @@ def test_unreached_variables_are_named_in_a_warning():
 # Precision
 
 
+@pytest.mark.promise(1)
 def test_losses_are_float32_under_mixed_precision():
     def report(model, batch, y):
         model.add_loss(tf.cast(tf.reduce_mean(y), tf.float64))
@@ -335,6 +339,7 @@ def test_losses_are_float32_under_mixed_precision():
 # Where a loss can't leave (pains.md 10 and 22)
 
 
+@pytest.mark.promise(22)
 @pytest.mark.parametrize("where", ["cond", "while", "map_fn", "function"])
 def test_add_loss_in_control_flow_is_refused_with_the_way_out(where):
     def report(model, batch, y):
@@ -355,6 +360,7 @@ def test_add_loss_in_control_flow_is_refused_with_the_way_out(where):
         values(report)
 
 
+@pytest.mark.promise(10)
 @pytest.mark.parametrize("kind", ["tf", "keras"])
 def test_add_loss_in_a_rematerialised_block_is_refused(kind):
     def report(model, batch, y):

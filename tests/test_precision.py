@@ -36,6 +36,7 @@ class Net(keras.Model):
         return {"error": error, "half": tf.reduce_mean(z)}
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("name", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_layers_compute_in_half_and_labels_stay_exact(name, count, replicas):
@@ -59,6 +60,7 @@ def test_an_unknown_precision_is_refused():
         set_precision(Net(), "fp16")
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_overflowing_gradient_halves_the_scale_and_is_left_out(count, replicas):
     # The gradient into `body` passes through float16: 2**15 * 8 / 8 examples * head is too much.

@@ -33,6 +33,7 @@ def _masks(engine, iterator, count):
     return np.reshape(summaries[0].value, [count, 32])
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize("count", [2, 4])
 def test_replicas_draw_their_own_masks_and_again_in_the_next_run(count, replicas):
     runs = []
@@ -53,6 +54,7 @@ def test_the_first_replica_is_as_on_one(replicas):
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.promise(6)
 @pytest.mark.upstream
 def test_upstream_draws_the_same_on_all_replicas(replicas):
     strategy = replicas(2)
@@ -83,6 +85,7 @@ def _states(trainer):
     return [v.numpy().tolist() for v in trainer.strategy.experimental_local_results(state)]
 
 
+@pytest.mark.promise(6)
 def test_a_resumed_run_draws_what_the_undisturbed_one_draws(replicas, tmp_path):
     straight = _trainer(replicas(2), tmp_path / "a")
     result = straight.train(DATA, steps=9)

@@ -26,6 +26,7 @@ class _TwoWeights(keras.Model):
         return tf.reduce_sum(self.w * tf.reduce_mean(batch["x"], 0)) if training else batch["x"]
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_gradient_is_clipped_after_it_is_reduced(count, replicas):
     data = rows([[3.0, 4.0], [0.0, 0.1]], 2)
@@ -41,6 +42,7 @@ def test_the_gradient_is_clipped_after_it_is_reduced(count, replicas):
     assert train_step.model.w.numpy() == pytest.approx(1 - np.array([1.5, 2.05]) / norm)
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_optimizers_own_clipping_sees_the_reduced_gradient_too(count, replicas):
     data = rows([[3.0, 4.0], [0.0, 0.1]], 2)
@@ -54,6 +56,7 @@ def test_an_optimizers_own_clipping_sees_the_reduced_gradient_too(count, replica
     assert train_step.model.w.numpy() == pytest.approx(1 - reduced / np.linalg.norm(reduced))
 
 
+@pytest.mark.promise(8)
 @pytest.mark.upstream
 def test_upstream_clips_before_it_reduces(replicas):
     strategy = replicas(2)
@@ -112,6 +115,7 @@ def test_many_steps_a_call_are_bit_for_bit_single_steps():
     assert engine.traces == 1
 
 
+@pytest.mark.promise(26)
 @pytest.mark.parametrize("count", [2, 4])
 def test_replicas_agree_with_one_in_calls_of_many_steps(count, replicas):
     one, curve, _ = _trained(12, 6)
@@ -132,6 +136,7 @@ def test_xla_agrees_with_the_graph():
 # Labels reach the model as they are (pains.md 11)
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_labels_reach_the_forward_bit_exact(policy):
     seen = {}
@@ -166,6 +171,7 @@ def test_labels_reach_the_forward_bit_exact(policy):
     )
 
 
+@pytest.mark.promise(11)
 @pytest.mark.upstream
 def test_upstream_casts_labels():
     class Model(keras.Model):

@@ -63,6 +63,7 @@ class _Tagged(keras.layers.Layer):
         return x
 
 
+@pytest.mark.promise(7, 21)
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_tag_is_the_name_given_whatever_the_scopes(count, jit, replicas):
@@ -127,6 +128,7 @@ def test_plain_calls_are_left_alone_outside_of_a_step(tmp_path):
 # Steps that are not due
 
 
+@pytest.mark.promise(7)
 def test_nothing_is_computed_on_a_step_that_is_not_due():
     calls = []
 
@@ -172,6 +174,7 @@ def test_summaries_do_nothing_outside_of_a_step():
 # Where a summary can't leave
 
 
+@pytest.mark.promise(22)
 @pytest.mark.parametrize("recording", [False, True])
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("where", ["cond", "while", "map_fn", "function"])
@@ -237,6 +240,7 @@ def test_misuse_is_named(record, message):
 # The step
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize("count", [1, 2])
 def test_current_step_is_right_on_every_step_of_a_call(count, replicas):
     def report(model, batch, y):
@@ -247,6 +251,7 @@ def test_current_step_is_right_on_every_step_of_a_call(count, replicas):
     assert block.rows()[:, block.names.index("losses/step")] == pytest.approx(np.arange(5.0))
 
 
+@pytest.mark.promise(7)
 @pytest.mark.upstream
 def test_upstream_freezes_the_writer_at_trace_time(tmp_path):
     first, second = (tf.summary.create_file_writer(str(tmp_path / n)) for n in "ab")

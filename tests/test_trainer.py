@@ -187,6 +187,7 @@ class _Two(keras.Model):
         return tf.reduce_mean(y**2) if training else y
 
 
+@pytest.mark.promise(16)
 def test_freezing_between_two_calls_is_respected():
     one = trainer(_Two, rate=0.01)
     one.train(DATA, steps=1)
@@ -200,6 +201,7 @@ def test_freezing_between_two_calls_is_respected():
     assert one.model.a.kernel.numpy() != before[0]
 
 
+@pytest.mark.promise(16)
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_layer_unfrozen_later_is_trained_and_the_slots_of_others_stay(count, replicas):
     strategy = replicas(count)
@@ -226,6 +228,7 @@ def test_a_layer_unfrozen_later_is_trained_and_the_slots_of_others_stay(count, r
     assert optimizer.iterations.numpy() == 4
 
 
+@pytest.mark.promise(16)
 @pytest.mark.upstream
 def test_upstream_ignores_freezing_after_tracing():
     model, optimizer = _Two(), keras.optimizers.SGD(0.01)
@@ -245,6 +248,7 @@ def test_upstream_ignores_freezing_after_tracing():
     assert model.a.kernel.numpy() != before
 
 
+@pytest.mark.promise(16)
 def test_the_step_is_traced_once():
     one = trainer()
     one.train(DATA, steps=30)
@@ -277,6 +281,7 @@ def _adam_trainer(workdir, **options):
     )
 
 
+@pytest.mark.promise(13)
 def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(tmp_path):
     straight = _adam_trainer(tmp_path / "a")
     result = straight.train(DATA, steps=12)
@@ -324,6 +329,7 @@ def test_resuming_says_so_and_a_finished_run_is_left_alone(tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.promise(28)
 def test_a_changed_constant_learning_rate_applies_and_is_reported(tmp_path):
     trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()], rate=0.1).train(DATA, steps=1)
     second = trainer(workdir=tmp_path, rate=0.2)
@@ -476,6 +482,7 @@ def test_epochs_and_examples_count_all_micro_batches():
     assert by_epoch.calls == [4] and by_examples.calls == [2, 4]
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("count", [1, 2])
 def test_all_rules_resume_bit_for_bit(count, replicas, tmp_path):
     def make(workdir):
@@ -593,6 +600,7 @@ def test_periodic_evaluation_is_logged_beside_training(tmp_path):
 # Files
 
 
+@pytest.mark.promise(7)
 @pytest.mark.parametrize("count", [1, 2])
 def test_event_files_read_back(count, replicas, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -709,12 +717,14 @@ def test_a_model_that_is_no_keras_model():
         tfloss.Trainer(lambda x: x, keras.optimizers.SGD())
 
 
+@pytest.mark.promise(20)
 def test_a_model_of_another_scope(replicas):
     one = tfloss.Trainer(Line(), keras.optimizers.SGD(), strategy=replicas(2), default_hooks=False)
     with pytest.raises(ModelError, match="model was created outside of the scope"):
         one.train(DATA, steps=1)
 
 
+@pytest.mark.promise(20)
 def test_variables_made_inside_the_step_are_refused():
     class Late(Line):
         def __init__(self):

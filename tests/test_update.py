@@ -55,6 +55,7 @@ def assert_same(one, other, rtol=1e-6):
 # Accumulation
 
 
+@pytest.mark.promise(14)
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("jit", [False, True])
 def test_four_batches_of_8_are_one_of_32_with_everything_in_it(count, jit, replicas):
@@ -164,6 +165,7 @@ def _poisoned(bad_rows, kind):
     return Model, data(8, bad=bad)
 
 
+@pytest.mark.promise(3, 15)
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_bad_update_on_one_replica_changes_nothing_anywhere(count, kind, replicas):
@@ -211,6 +213,7 @@ def test_too_many_in_a_row_are_a_failure_that_names_the_loss():
 # Uneven batches
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize("count", [2, 4, 8])
 @pytest.mark.parametrize("jit", [False, True])
 def test_batches_that_do_not_divide_count_every_example_once(count, jit, replicas):
@@ -227,6 +230,7 @@ def test_batches_that_do_not_divide_count_every_example_once(count, jit, replica
     assert_same(uneven(replicas(1)), uneven(replicas(count), jit=jit))
 
 
+@pytest.mark.promise(9)
 def test_a_replica_without_examples_keeps_its_statistics(replicas):
     class Model(keras.Model):
         def __init__(self):

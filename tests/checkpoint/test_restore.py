@@ -14,6 +14,7 @@ from tfloss.errors import CheckpointError
 # There and back
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("kind", [*CONTAINERS, "sequential", "functional"])
 def test_everything_is_restored(kind, tmp_path):
     model, optimizer = built(kind)
@@ -31,6 +32,7 @@ def test_everything_is_restored(kind, tmp_path):
         np.testing.assert_array_equal(read(variable), values[name], err_msg=name)
 
 
+@pytest.mark.promise(2)
 @pytest.mark.upstream
 @pytest.mark.parametrize("container", ["list", "dict"])
 def test_upstream_leaves_out_layers_in_lists_and_dicts(container, tmp_path):
@@ -51,6 +53,7 @@ def test_upstream_leaves_out_layers_in_lists_and_dicts(container, tmp_path):
     assert first.variables[0].numpy() != second.variables[0].numpy()
 
 
+@pytest.mark.promise(13)
 def test_dropout_goes_on_with_the_next_mask(tmp_path):
     def masks(model, count):
         return [model(tf.ones([4, 3]), training=True).numpy() for _ in range(count)]
@@ -64,6 +67,7 @@ def test_dropout_goes_on_with_the_next_mask(tmp_path):
     np.testing.assert_array_equal(masks(second, 2), expected)
 
 
+@pytest.mark.promise(13)
 @pytest.mark.upstream
 def test_upstream_has_no_place_for_dropouts_state(tmp_path):
     with pytest.raises(ValueError, match="SeedGenerator"):
@@ -119,6 +123,7 @@ def test_a_variable_whose_size_changes(tmp_path):
     assert [v.numpy().tolist() for v in variables.values()] == [[[1.0, 2.0]] * 3] * 2
 
 
+@pytest.mark.promise(28)
 def test_a_learning_rate_can_stay_as_it_is(tmp_path):
     path = CheckpointDirectory(tmp_path).save(1, chain("a"))
     variables = chain("a", optimizer=keras.optimizers.Adam(0.5))
@@ -132,6 +137,7 @@ def test_a_learning_rate_can_stay_as_it_is(tmp_path):
 # What doesn't fit
 
 
+@pytest.mark.promise(12)
 def test_a_model_that_differs_is_left_alone_and_all_differences_are_listed(tmp_path):
     path = CheckpointDirectory(tmp_path).save(1, chain("a", "b"))
     other = chain("a", "new", "b")
@@ -145,6 +151,7 @@ def test_a_model_that_differs_is_left_alone_and_all_differences_are_listed(tmp_p
         np.testing.assert_array_equal(read(variable), before[name])
 
 
+@pytest.mark.promise(12)
 @pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, keras.optimizers.Adafactor])
 def test_a_layer_in_between_takes_nobodys_slots(optimizer, tmp_path):
     saved = chain("a", "b", optimizer=optimizer(0.1))
@@ -179,6 +186,7 @@ def _with_slots(*names):
     return model, optimizer
 
 
+@pytest.mark.promise(12)
 @pytest.mark.upstream
 def test_upstream_gives_slots_to_the_layer_in_the_same_place(tmp_path):
     model, optimizer = _with_slots("a", "b")
@@ -191,6 +199,7 @@ def test_upstream_gives_slots_to_the_layer_in_the_same_place(tmp_path):
     assert (a, new, b) == (1.0, 2.0, 0.0)  # should be 1, 0, 2
 
 
+@pytest.mark.promise(12)
 @pytest.mark.upstream
 def test_upstream_restores_by_halves(tmp_path):
     def model(width):

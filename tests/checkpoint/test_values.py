@@ -30,6 +30,7 @@ def _local(strategy, variable):
     return [v.numpy().tolist() for v in strategy.experimental_local_results(value)]
 
 
+@pytest.mark.promise(4)
 def test_statistics_are_the_mean_over_replicas(replicas, tmp_path):
     strategy = replicas(2)
     model = _batch_norm(strategy)
@@ -45,6 +46,7 @@ def test_statistics_are_the_mean_over_replicas(replicas, tmp_path):
     assert _local(strategy, mean) == [[1.5], [1.5]]
 
 
+@pytest.mark.promise(4)
 @pytest.mark.upstream
 def test_upstream_keeps_the_statistics_of_one_replica(replicas, tmp_path):
     strategy = replicas(2)

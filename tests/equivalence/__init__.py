@@ -1,0 +1,1 @@
+"""The same numbers, however many replicas and workers share the work."""
