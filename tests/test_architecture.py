@@ -11,6 +11,7 @@ ORDER = [
     "workdir",
     "batches",
     "context",
+    "xla",
     "collective",
     "losses",
     "groups",

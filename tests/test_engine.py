@@ -106,14 +106,38 @@ def test_the_end_of_the_data_raises_and_the_counter_says_where():
     assert train_step.counter.numpy() == 3
 
 
-def test_xla_failures_come_with_advice():
+def test_all_that_xla_can_not_compile_is_named_by_line():
     def report(model, batch, y):
-        return tf.reduce_mean(y) + 0.0 * tf.strings.to_number(tf.strings.as_string(y[0]))
+        text = tf.strings.as_string(y[0])
+        png = tf.io.encode_png(tf.zeros([1, 1, 1], tf.uint8))
+        number = tf.strings.to_number(text) + tf.cast(tf.strings.length(png), tf.float32)
+        return tf.reduce_mean(y) + 0.0 * number
 
     train_step, iterator = make_step(lambda: Line(report), rows([1.0], 1), jit=True)
     with pytest.raises(tf.errors.InvalidArgumentError) as e:
         Engine(train_step).run(iterator, 1)
-    assert any("jit=False" in note for note in e.value.__notes__)
+    (note,) = e.value.__notes__
+    assert "jit=False" in note
+    line = report.__code__.co_firstlineno
+    for op, below in {
+        "AsString": 1,
+        "EncodePng": 2,
+        "StringToNumber": 3,
+        "StringLength": 3,
+    }.items():
+        assert f"no {op} ({__file__}:{line + below}, in report)" in note
+    assert "Mean" not in note and "Reshape" not in note
+
+
+def test_a_shape_that_is_not_static_is_advised_about():
+    def report(model, batch, y):
+        some = tf.boolean_mask(y, y > 0.0)
+        return tf.reduce_mean(tf.reshape(some, [-1, tf.size(tf.unique(some).y)]))
+
+    train_step, iterator = make_step(lambda: Line(report), rows([1.0], 1), jit=True)
+    with pytest.raises(tf.errors.OpError) as e:
+        Engine(train_step).run(iterator, 1)
+    assert "a shape that isn't static" in e.value.__notes__[0]
 
 
 def test_losses_that_depend_on_the_shape_are_refused():

@@ -219,3 +219,13 @@ def test_seed_states_are_those_that_layers_own():
         ("noisy/seed_generator", 1),
         ("noisy/seed_generator", 2),
     ]
+
+
+def test_kernels_of_xla_are_registered():
+    @tf.function
+    def traced(x):
+        return tf.strings.length(tf.io.encode_png(x)) + tf.size(tf.matmul([[1.0]], [[2.0]]))
+
+    graph = traced.get_concrete_function(tf.TensorSpec([1, 1, 1], tf.uint8)).graph
+    found = _upstream.without_xla_kernel(graph.get_operations())
+    assert {op.type for op in found} == {"EncodePng", "StringLength"}

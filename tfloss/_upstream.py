@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+import tensorflow.python.framework.kernels as registry  # what a kernel is registered for
 from keras.src.backend.common.name_scope import current_path  # of the layer being called
 
 _lock = threading.Lock()
@@ -292,3 +293,21 @@ def extend_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[Any]
         if (new := getattr(optimizer, attribute)) is not variable:
             new.assign(variable)
             optimizer._untrack_variable(variable)
+
+
+def without_xla_kernel(operations: list[tf.Operation]) -> list[tf.Operation]:
+    """Those of the operations that XLA can't compile on this machine's kind of device.
+
+    TensorFlow's own error names one of them. Which kernels there are is not public; XLA's are
+    registered when something is compiled for the first time.
+    """
+    tf.function(lambda: tf.constant(0), jit_compile=True, autograph=False)()
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+
+    def compiles(name: str) -> bool:
+        kernels = registry.get_registered_kernels_for_op(name).kernel
+        return any(one.device_type == f"XLA_{kind}_JIT" for one in kernels)
+
+    types = {op.type for op in operations} - {"Placeholder"}  # an argument of the function
+    missing = {name for name in types if not compiles(name)}
+    return [op for op in operations if op.type in missing]

@@ -34,6 +34,7 @@ class Backward:
     Attributes:
       report: what the tensors are; known once `gradients` is traced, the same on all replicas.
       unreached: variables that no loss reaches.
+      graph: what is compiled, with `jit`; known once `gradients` is traced.
       learned: which normalisers have a gradient; known once `count` is traced.
     """
 
@@ -55,6 +56,7 @@ class Backward:
         self._recording, self._jit = recording, jit
         self.report: ReplicaReport | None = None
         self.unreached: list[Any] = []
+        self.graph: tf.Graph | None = None
         self.learned: list[bool] = []
 
     def gradients(
@@ -114,6 +116,7 @@ class Backward:
             report, vector, summaries = ReplicaReport.pack(losses, weighted, total, context, found)
             self.report = report
             grads = [[found[k][i] for i in reached] for k, reached in report.reached.items()]
+            self.graph = tf.compat.v1.get_default_graph() if self._jit else None
             return vector, grads, summaries
 
         if not isinstance(share, float):

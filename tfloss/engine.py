@@ -20,6 +20,7 @@ from tfloss.errors import LossError, NonFiniteLossError, TflossError
 from tfloss.report import StepOutput
 from tfloss.step import TrainStep
 from tfloss.summary import Summary
+from tfloss.xla import uncompilable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +91,9 @@ class Engine:
         except tf.errors.InvalidArgumentError as error:
             if self._guard is not None and self._guard.found is not None:
                 raise self._guard.found from None
-            raise _with_jit_advice(error, self._step.jit) from None
+            raise _with_jit_advice(error, self._step.compiled) from None
         except (tf.errors.UnimplementedError, tf.errors.InternalError) as error:
-            raise _with_jit_advice(error, self._step.jit) from None
+            raise _with_jit_advice(error, self._step.compiled) from None
         except tf.errors.OutOfRangeError:
             raise
         except Exception as error:
@@ -188,11 +189,18 @@ class _FiniteGuard:
         return tf.debugging.Assert(kept, ["A loss is not finite."])
 
 
-def _with_jit_advice(error: Exception, jit: bool) -> Exception:
-    if jit:
+def _with_jit_advice(error: Exception, compiled: tf.Graph | None) -> Exception:
+    if compiled is None:
+        return error
+    ops = uncompilable(compiled)
+    if ops:
+        error.add_note(
+            f"The step was compiled with XLA (jit=True), which knows no {'; no '.join(ops)}. Do it "
+            "in the data set, or train with jit=False."
+        )
+    else:
         error.add_note(
             "The step was compiled with XLA (jit=True). If the message is about compilation "
-            "(an op or a string tensor that XLA doesn't know, a shape that isn't static), train "
-            "with jit=False."
+            "(a shape that isn't static, most likely), train with jit=False."
         )
     return error

@@ -61,6 +61,7 @@ class TrainStep:
       counter: int64 variable, the number of completed steps.
       strategy: the strategy it was created under.
       groups: `{name: Group}`; a single optimizer is the group "optimizer".
+      compiled: with `jit`, the graph of what XLA compiles, once it is traced.
 
     Raises:
       ModelError: the model or optimizer was created outside of the strategy's scope.
@@ -96,6 +97,7 @@ class TrainStep:
         self.counter = _counter("step")
         self.guard: Callable[..., tf.Tensor] | None = None
         self.averages: Averages | None = None
+        self.compiled: tf.Graph | None = None
         self._precision = precision
         if precision is not None:
             set_precision(model, precision)
@@ -281,6 +283,7 @@ class TrainStep:
         vector, gradients, summaries = update.accumulate(
             strategy, backward, micro, parts, (step, scale, sums)
         )
+        self.compiled = backward.graph
         self._warn_unreached(backward.unreached)
         report = backward.report
         assert report is not None

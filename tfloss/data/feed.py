@@ -45,6 +45,8 @@ class Feed:
         if cardinality == 0:
             raise DataError("The data set is empty: it has no batch at all.")
         self.steps_per_epoch = float(cardinality) if cardinality > 0 else None
+        if isinstance(strategy, tf.distribute.TPUStrategy):
+            check_for_tpu(self.dataset.element_spec)
         self._distributed = distribute(self.dataset, strategy)
         self.element_spec = _part_spec(self.dataset.element_spec, strategy)
         self.restart()
@@ -107,6 +109,27 @@ def as_dataset(data: Any, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
             "tf.data.Dataset.from_tensor_slices(...).batch(...)."
         )
     return data
+
+
+def check_for_tpu(spec: Any) -> None:
+    """Raises DataError, naming them, for tensors that a TPU can't be given.
+
+    They must be dense, not strings, and of static shapes: a TPU's program is compiled for them.
+    """
+    bad = []
+    for path, one in _flatten_with_path(spec):
+        if not isinstance(one, tf.TensorSpec):
+            bad.append(f"{path} is a {type(one).__name__.removesuffix('Spec')}")
+        elif one.dtype == tf.string:
+            bad.append(f"{path} is of strings")
+        elif not one.shape.is_fully_defined():
+            bad.append(f"{path} has shape {one.shape}")
+    if bad:
+        raise DataError(
+            "A TPU needs dense numbers of static shapes: "
+            + ", ".join(bad)
+            + ". Batch with drop_remainder=True, pad what varies, and leave strings out."
+        )
 
 
 def distribute(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> Any:

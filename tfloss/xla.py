@@ -1,0 +1,30 @@
+"""What XLA can't compile of a training step, by the user's source line. Trace time."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfloss import _upstream
+from tfloss.context import is_library
+
+
+def uncompilable(graph: Any) -> list[str]:
+    """`Op (file.py:12, in call)` for each op of a traced function that XLA has no kernel for.
+
+    Ops that nothing needs are named too; XLA leaves those out. Ops inside branches and loops
+    are not looked at.
+
+    Args:
+      graph: of the function, `tf.Graph`.
+    """
+    found = {}
+    for op in _upstream.without_xla_kernel(graph.get_operations()):
+        found[f"{op.type} ({_line(op)})"] = None
+    return list(found)
+
+
+def _line(op: tf.Operation) -> str:
+    frames = [frame for frame in op.traceback if not is_library(frame.filename)]
+    if not frames:
+        return "not in your code"
+    return f"{frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}"
