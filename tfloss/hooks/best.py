@@ -1,7 +1,7 @@
 """Exports the model whenever a watched metric is at its best.
 
     ExportBest("val/accuracy", export=lambda model, path: tfloss.export(model, path, inputs))
-    ExportBest("val/losses/total", mode="min")     # weights only: best.weights.h5
+    ExportBest("val/losses/total")                 # weights only: best.weights.h5
 
 Put Evaluate, or whatever logs the metric, before it in the list of hooks.
 """
@@ -24,7 +24,8 @@ class ExportBest(Hook):
 
     Args:
       metric: as it is logged, "val/accuracy".
-      mode: "max" if more is better, "min" for losses.
+      mode: "max" if more is better, "min" if less is. By default "min" for what is logged
+        under `losses/` (`losses/total`, `val/losses/kl`), else "max".
       export: `export(model, path)` writes a file or directory at `path`; the default saves
         the weights as `path/best.weights.h5`.
       path: instead of `workdir/export`.
@@ -33,7 +34,7 @@ class ExportBest(Hook):
     def __init__(
         self,
         metric: str,
-        mode: str = "max",
+        mode: str | None = None,
         *,
         export: Callable[[Any, Path], Any] | None = None,
         path: str | Path | None = None,
@@ -59,7 +60,7 @@ class ExportBest(Hook):
         _ = self.path  # fails now rather than at the first evaluation
 
     def on_log(self, step, scalars, summaries) -> None:
-        value = self._watch.value(scalars)
+        value = self._watch.value(step, scalars)
         if value is None or not self._watch.better(value, self.state.get("best")):
             return
         partial = self.path.with_name(self.path.name + ".partial")

@@ -37,7 +37,8 @@ class SaveCheckpoint(Hook):
       keep_last: how many of the newest stay; None: all.
       keep_best: how many of the best stay beside them.
       metric: as it is logged, "val/accuracy"; needed by keep_best.
-      mode: "max" if more is better, "min" for losses.
+      mode: "max" if more is better, "min" if less is. By default "min" for what is logged
+        under `losses/` (`losses/total`, `val/losses/kl`), else "max".
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class SaveCheckpoint(Hook):
         keep_last: int | None = 3,
         keep_best: int = 0,
         metric: str | None = None,
-        mode: str = "max",
+        mode: str | None = None,
     ):
         if keep_last is not None and keep_last < 1:
             raise ValueError(
@@ -74,7 +75,7 @@ class SaveCheckpoint(Hook):
             self._watch.start()
 
     def on_log(self, step, scalars, summaries) -> None:
-        value = self._watch.value(scalars) if self._watch is not None else None
+        value = self._watch.value(step, scalars) if self._watch is not None else None
         if value is not None:
             self._value = (step, value)
 

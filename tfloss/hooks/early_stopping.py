@@ -21,10 +21,13 @@ class EarlyStopping(Hook):
       metric: as it is logged, "val/accuracy".
       patience: evaluations (logs of the metric), at least 1.
       min_delta: an improvement must be larger than this.
-      mode: "max" if more is better, "min" for losses.
+      mode: "max" if more is better, "min" if less is. By default "min" for what is logged
+        under `losses/` (`losses/total`, `val/losses/kl`), else "max".
     """
 
-    def __init__(self, metric: str, *, patience: int, min_delta: float = 0.0, mode: str = "max"):
+    def __init__(
+        self, metric: str, *, patience: int, min_delta: float = 0.0, mode: str | None = None
+    ):
         if patience < 1:
             raise ValueError(f"EarlyStopping(patience={patience}): patience must be at least 1.")
         self.patience = patience
@@ -35,7 +38,7 @@ class EarlyStopping(Hook):
         self._stop_if_exhausted()
 
     def on_log(self, step, scalars, summaries) -> None:
-        value = self._watch.value(scalars)
+        value = self._watch.value(step, scalars)
         if value is None:
             return
         if self._watch.better(value, self.state.get("best")):
