@@ -123,7 +123,7 @@ def test_a_second_call_goes_on_from_the_first_in_the_data_too():
     assert one.train(data, steps=4).losses == {}
 
 
-def test_a_hook_can_stop_training_between_logs():
+def test_a_hook_can_stop_training_between_logs(capsys):
     class Stop(Witness):
         def after_call(self, step):
             self.trainer.stop("enough")
@@ -132,6 +132,48 @@ def test_a_hook_can_stop_training_between_logs():
     result = trainer(hooks=[stop], rate=0.0).train(DATA, steps=100)
     assert (result.step, result.reason) == (7, "enough")
     assert [s for s, _, _ in stop.logs] == [7]
+    assert capsys.readouterr().out == "tfloss: stopped at step 7: enough\n"
+
+
+def test_a_stop_at_the_last_step_is_no_early_stop(capsys):
+    class Stop(Hook):
+        every = Every(steps=3)
+
+        def after_call(self, step):
+            self.trainer.stop("enough")
+
+    assert trainer(hooks=[Stop()]).train(DATA, steps=3).reason is None
+    assert capsys.readouterr().out == ""
+
+
+def test_a_resumed_run_that_is_out_of_patience_says_so(tmp_path, capsys):
+    def make():
+        stopping = hooks.EarlyStopping("losses/total", patience=1)
+        keeping = hooks.SaveCheckpoint(Every(steps=1))
+        return trainer(rate=0.0, hooks=[stopping, keeping], workdir=tmp_path, log_every=1)
+
+    line = "losses/total has not fallen below 2.5 (step 1) in the last evaluation"
+    assert make().train(DATA, steps=9).step == 2  # with no learning rate the loss stays the same
+    assert capsys.readouterr().out.splitlines()[-1] == f"tfloss: stopped at step 2: {line}"
+    result = make().train(DATA, steps=9)
+    assert (result.step, result.reason) == (2, line)
+    assert capsys.readouterr().out.splitlines()[-1] == f"tfloss: stopped at step 2: {line}"
+
+
+def test_a_hook_whose_trigger_is_a_number_is_told_what_to_write(tmp_path):
+    for hook, message in [
+        (
+            hooks.SaveCheckpoint(5),
+            r"SaveCheckpoint: every=5 is not a trigger; write Every\(steps=5",
+        ),
+        (Witness(2.5), r"Witness: every=2.5 is not a trigger; write Every\(steps=2.5\)"),
+        (
+            Witness("epoch"),
+            r"Witness: every='epoch' is not a trigger; write Every\(steps=100\), say",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            trainer(hooks=[hook], workdir=tmp_path).train(DATA, steps=9)
 
 
 def test_hooks_end_even_if_one_of_them_fails():

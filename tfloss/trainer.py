@@ -10,7 +10,6 @@ due do their work. All of it is host code.
 """
 
 import contextlib
-import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from tfloss.errors import CheckpointError
 from tfloss.evaluation import BoundMetric, Evaluator, HostMetric
 from tfloss.hooks import Every, Hook, MetricsFile, NaNGuard, Progress, SaveCheckpoint, TensorBoard
 from tfloss.hooks.base import RunInfo
+from tfloss.hooks.every import started_copy
 from tfloss.losses import Weight
 from tfloss.result import TrainResult, last_losses
 from tfloss.state import TrainerState, warn_if_unrestored
@@ -199,8 +199,7 @@ class Trainer:
             for hook in self.hooks:
                 hook.trainer = self
                 if hook.every is not None:
-                    hook.every = copy.copy(hook.every)  # two hooks may have been given one
-                    hook.every.start(self.run)
+                    hook.every = started_copy(hook.every, self.run, type(hook).__name__)
                 started.append(hook)
                 hook.before_train()
             last = self._run_until(steps, feed)
@@ -210,7 +209,10 @@ class Trainer:
             raise
         finally:
             self._finish(started)
-        return TrainResult(self.step, last, self._reason)
+        reason = self._reason if self.step < steps else None
+        if reason is not None:
+            print(f"tfloss: stopped at step {self.step}: {reason}")
+        return TrainResult(self.step, last, reason)
 
     def restore(self, data: Data) -> int:
         """Restores the newest checkpoint of the workdir without training. Host code.

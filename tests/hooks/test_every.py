@@ -126,6 +126,11 @@ def test_impossible_periods_are_refused_by_name(arguments, message):
         Every(**arguments)
 
 
+def test_a_number_without_a_unit_is_told_what_to_write():
+    with pytest.raises(ValueError, match=r"^Every\(5\): 5 of what\? Write Every\(steps=5\)\.$"):
+        Every(5)
+
+
 def test_whole_numbers_may_be_written_as_floats():
     assert due_steps(Every(steps=1e2), RunInfo(0, 200)) == [100, 200]
 

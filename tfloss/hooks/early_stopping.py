@@ -58,6 +58,5 @@ class EarlyStopping(Hook):
         best = self.state.get("best")
         than = f"{best:.6g} (step {self.state['step']})" if best is not None else "any number"
         by = f" by more than {self._watch.min_delta:g}" if self._watch.min_delta else ""
-        self.trainer.stop(
-            f"{self._watch.metric} has not {verb} {than}{by} in the last {count} evaluations"
-        )
+        span = f"{count} evaluations" if count > 1 else "evaluation"
+        self.trainer.stop(f"{self._watch.metric} has not {verb} {than}{by} in the last {span}")

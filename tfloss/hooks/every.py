@@ -7,12 +7,13 @@
 All of this runs on the host, between calls of the training step.
 """
 
+import copy
 import math
 import numbers
 import time
 from collections.abc import Callable
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfloss.hooks.base import RunInfo
@@ -38,12 +39,12 @@ class Every:
       percent: of `RunInfo.steps`, at most 100.
       clock: seconds, for `secs`; injectable for tests.
 
-    Raises ValueError unless exactly one is given and it is more than 0.
+    Raises ValueError unless exactly one is given, by name, and it is more than 0.
     """
 
     def __init__(
         self,
-        *,
+        *unnamed: Any,
         steps: float | None = None,
         secs: float | None = None,
         epochs: float | Fraction | None = None,
@@ -51,6 +52,9 @@ class Every:
         percent: float | Fraction | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
+        if unnamed:
+            shown = ", ".join(map(repr, unnamed))
+            raise ValueError(f"Every({shown}): {shown} of what? Write {_advice(unnamed[0])}.")
         values = zip(_KINDS, (steps, secs, epochs, examples, percent), strict=True)
         given = {kind: value for kind, value in values if value is not None}
         if len(given) != 1:
@@ -139,6 +143,28 @@ class At:
 
     def __repr__(self) -> str:
         return f"At({', '.join(map(str, self.steps))})"
+
+
+def started_copy(every: Any, run: "RunInfo", owner: str) -> Every | At:
+    """A hook's trigger, ready for a run. A copy: two hooks may have been given one.
+
+    Args:
+      every: the hook's attribute; not None.
+      owner: the hook's name, for the message.
+
+    Raises ValueError for what is no trigger, a bare number most likely.
+    """
+    if not isinstance(every, Every | At):
+        raise ValueError(f"{owner}: every={every!r} is not a trigger; write {_advice(every)}.")
+    every = copy.copy(every)
+    every.start(run)
+    return every
+
+
+def _advice(value: Any) -> str:
+    """What somebody who gave a bare number may have meant."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return f"Every(steps={value!r})" if number else "Every(steps=100), say"
 
 
 def _exact(kind: str, value: float | Fraction) -> Fraction:
