@@ -26,9 +26,7 @@ def test_a_loss_that_is_not_finite_stops_before_its_update(count, per_call, repl
         optimizer=lambda: keras.optimizers.Adam(0.01),
     )
     engine = Engine(train_step)
-    with pytest.raises(
-        NonFiniteLossError, match="Loss 'root', 'total' is not finite at step 3"
-    ) as e:
+    with pytest.raises(NonFiniteLossError, match="Loss 'root' is not finite at step 3") as e:
         for _ in range(8):
             engine.run(iterator, per_call)
     assert e.value.step == 3

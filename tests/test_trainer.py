@@ -804,7 +804,7 @@ def test_a_nan_stops_and_keeps_the_last_good_checkpoint_and_the_batch(tmp_path):
         workdir=tmp_path,
         hooks=[witness, hooks.SaveCheckpoint(Every(steps=2)), hooks.NaNGuard()],
     )
-    with pytest.raises(NonFiniteLossError, match="Loss 'root', 'total' .* step 4") as e:
+    with pytest.raises(NonFiniteLossError, match="Loss 'root' is not finite at step 4") as e:
         one.train(data, steps=100)
     assert one.checkpoints.latest().name == "step_00000002"
     assert isinstance(witness.ended[0], NonFiniteLossError)
@@ -812,6 +812,13 @@ def test_a_nan_stops_and_keeps_the_last_good_checkpoint_and_the_batch(tmp_path):
     kept = tmp_path / "nonfinite" / "step_00000004"
     batch = tf.data.Dataset.load(str(kept / "batch_0")).get_single_element()
     assert batch["x"].numpy().tolist() == [-1.0, 7.0]
+
+
+def test_a_nan_without_a_workdir_says_what_it_takes_to_see_more():
+    one = trainer(lambda: Line(lambda m, b, y: tf.reduce_mean(-y) ** 0.5), hooks=[hooks.NaNGuard()])
+    with pytest.raises(NonFiniteLossError) as e:
+        one.train(DATA, steps=3)
+    assert "give the Trainer a workdir to keep the batch" in e.value.__notes__[0]
 
 
 def test_no_warnings_in_an_ordinary_run(tmp_path):

@@ -53,7 +53,7 @@ class NonFiniteLossError(TflossError, FloatingPointError):
         batch: tuple = (),
         before: dict[str, Any] | None = None,
     ):
-        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        bad = _culprits([name for name, value in losses.items() if not math.isfinite(value)])
         values = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
         super().__init__(
             f"Loss {', '.join(map(repr, bad))} is not finite at step {step} ({values}). "
@@ -64,3 +64,10 @@ class NonFiniteLossError(TflossError, FloatingPointError):
         self.losses = losses
         self.batch = batch
         self.before = before or {}
+
+
+def _culprits(names: list[str]) -> list[str]:
+    """The names without those that only follow: losses make the total, that the gradients."""
+    norms = [name for name in names if name.partition("/")[0] == "gradient_norm"]
+    own = [name for name in names if name != "total" and name not in norms]
+    return own or [name for name in names if name == "total"] or norms

@@ -30,7 +30,14 @@ class NaNGuard(Hook):
     def after_train(self) -> None:
         error = self.trainer.error
         workdir = self.trainer.workdir
-        if isinstance(error, NonFiniteLossError) and workdir is not None:
+        if not isinstance(error, NonFiniteLossError):
+            return
+        if workdir is None:
+            error.add_note(
+                "To see what went bad first, give the Trainer a workdir to keep the batch, and "
+                "train again."
+            )
+        else:
             path = workdir / "nonfinite" / f"step_{error.step:08d}"
             self._save(path, error)
             error.add_note(
