@@ -62,6 +62,7 @@ def _train(tmp_path, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert "Variant folder" not in done.stderr
     return done.stdout
 
 
@@ -87,4 +88,5 @@ def test_two_replicas_train_and_the_other_modes_use_what_they_left(tmp_path):
 
     assert "test/accuracy 0.9" in _train(tmp_path, "--mode=eval")
     _train(tmp_path, "--mode=export")
-    assert (tmp_path / "run" / "export" / "saved_model.pb").exists()
+    assert (tmp_path / "run" / "export_step_300" / "saved_model.pb").exists()
+    assert not (tmp_path / "run" / "export").exists()  # the best weights' place

@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-import tfloss.data.digits  # noqa: F401  registers the name "digits"
+from tfloss.data.digits import Digits
 
 
 def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
@@ -13,7 +13,9 @@ def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset,
     the way they are moved depend on the seed alone.
     """
     tfds.disable_progress_bar()
-    train, test = tfds.load("digits", split=["train", "test"], data_dir=data_dir)
+    builder = Digits(data_dir=data_dir)
+    builder.download_and_prepare()
+    train, test = builder.as_dataset(split=["train", "test"])
     train = train.cache().shuffle(2_000, seed=seed).repeat()
     train = train.batch(batch_size, drop_remainder=True)
     seeds = tf.data.Dataset.random(seed=seed).batch(2)

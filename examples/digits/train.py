@@ -51,7 +51,7 @@ def main(run: app.Run) -> None:
         result = trainer.evaluate(test, metrics, losses=True)
         print(*(f"test/{name} {value:.4f}" for name, value in result.items()), sep="  ")
     if run.mode == "export":
-        export(model, run.workdir / "export")
+        export(model, run.workdir / f"export_step_{trainer.step}")
     print(run.where())
 
 
