@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -321,12 +322,13 @@ def test_where_lists_what_is_there(parse, tmp_path):
     run = _run(parse)
     workdir = tmp_path / "run"
     assert run.where() == f"config      {workdir}/config.json"
-    for name in ("export", "train", "nonfinite"):
+    for name in ("export", "export_step_300", "train", "nonfinite"):
         (workdir / name).mkdir()
 
     assert run.where().splitlines() == [
         f"config      {workdir}/config.json",
         f"export      {workdir}/export",
+        f"export      {workdir}/export_step_300",
         f"nonfinite   {workdir}/nonfinite  (tfloss replay {workdir})",
         f"curves      tensorboard --logdir {workdir}",
     ]
@@ -383,6 +385,93 @@ def test_a_script_runs_quietly(recipe, tmp_path):
     done = _script(tmp_path, f"--config={recipe}", workdir, "--strategy=mirrored", "--replicas=2")
 
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "2 100 1.0\nTrue\n")
+
+
+INTERRUPTED = """
+import keras
+import tensorflow as tf
+
+import tfloss
+from tfloss import app
+
+class Slope(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.w = self.add_weight(name="w", shape=())
+
+    def call(self, batch, training=False):
+        return tf.reduce_mean((self.w * batch - 1.0) ** 2)
+
+def main(run):
+    say = lambda self, step: print("going", flush=True)
+    tell = type("Tell", (tfloss.Hook,), {"every": tfloss.Every(steps=3), "after_call": say})
+    data = tf.data.Dataset.from_tensors(tf.ones([4])).repeat()
+    trainer = tfloss.Trainer(
+        Slope(), keras.optimizers.SGD(0.1), workdir=run.workdir, hooks=[tell()], steps_per_call=1
+    )
+    trainer.train(data, run.config.steps)
+
+app.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_control_c_ends_a_script_with_a_line_that_says_how_to_go_on(recipe, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(INTERRUPTED)
+    workdir = tmp_path / "run"
+    command = [sys.executable, str(script), f"--config={recipe}", f"--workdir={workdir}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, "--config.steps=1000000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "going\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+
+    (saved_at,) = (workdir / "checkpoints").iterdir()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == (
+        f"train.py: interrupted; the newest checkpoint is {saved_at}. "
+        "Run the same command to go on from it."
+    )
+    assert "Traceback" not in err
+    step = int(saved_at.name.removeprefix("step_"))
+    again = subprocess.run(
+        [*command, f"--config.steps={step + 2}"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=100,
+    )
+    assert f"resuming at step {step} from" in again.stdout, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "left"),
+    [
+        ("train", " before there was a checkpoint in {}; the same command starts again."),
+        ("eval", "; run the same command to start again."),
+    ],
+)
+def test_control_c_before_a_checkpoint_says_so(recipe, tmp_path, capsys, mode, left):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+
+    def main(run):
+        raise KeyboardInterrupt
+
+    argv = ["train.py", f"--config={recipe}", f"--workdir={workdir}", f"--mode={mode}"]
+    with pytest.raises(SystemExit) as ended:
+        app.run(main, argv=argv)
+
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.endswith(f": interrupted{left.format(workdir)}\n")
 
 
 def test_what_is_not_chatter_stays(capfd):

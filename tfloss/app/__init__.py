@@ -93,12 +93,14 @@ class Run:
             "metrics.jsonl": str(self.workdir / "metrics.jsonl"),
             "config.json": str(self.workdir / "config.json"),
             "export": str(self.workdir / "export"),
+            **{path.name: str(path) for path in sorted(self.workdir.glob("export_step_*"))},
             "nonfinite": f"{self.workdir / 'nonfinite'}  (tfloss replay {self.workdir})",
             "train": f"tensorboard --logdir {self.workdir}",
         }
         names = {"metrics.jsonl": "values", "config.json": "config", "train": "curves"}
         there = {k: line for k, line in lines.items() if (self.workdir / k).exists()}
-        return "\n".join(f"{names.get(k, k):<12}{line}" for k, line in there.items())
+        labels = {k: names.get(k, k.partition("_step_")[0]) for k in there}
+        return "\n".join(f"{labels[k]:<12}{line}" for k, line in there.items())
 
 
 def run(
@@ -116,7 +118,8 @@ def run(
 
     Raises:
       SystemExit: always, as `absl.app.run` does: 0 after `main`, 2 for a command line, a
-        strategy or a workdir that can't be used.
+        strategy or a workdir that can't be used, 130 after Ctrl-C, with a line that says
+        what there is to go on from.
     """
     from absl import app, flags, logging
 
@@ -129,9 +132,14 @@ def run(
         options, default_verbosity = parsed
         if default_verbosity:  # which absl has turned up to "info" since
             logging.set_verbosity(logging.WARNING)
-        with _one_line(ValueError):
-            prepared = prepare(options)
-        main(prepared)
+        prepared = None
+        try:
+            with _one_line(ValueError):
+                prepared = prepare(options)
+            main(prepared)
+        except KeyboardInterrupt:
+            _say(f"interrupted{_what_is_left(prepared)}")
+            sys.exit(130)  # as a shell has it: 128 + SIGINT
 
     app.run(start, argv=None if argv is None else list(argv), flags_parser=parse)
     raise AssertionError  # absl exits
@@ -197,5 +205,21 @@ def _one_line(*errors: type[Exception]):
     try:
         yield
     except errors as error:
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
+        _say(str(error))
         sys.exit(2)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message}\n")
+
+
+def _what_is_left(run: Run | None) -> str:
+    """The end of the line that tells of an interruption."""
+    if run is None or not run.trains:
+        return "; run the same command to start again."
+    from tfloss.checkpoint import CheckpointDirectory
+
+    latest = CheckpointDirectory(run.workdir / "checkpoints").latest()
+    if latest is None:
+        return f" before there was a checkpoint in {run.workdir}; the same command starts again."
+    return f"; the newest checkpoint is {latest}. Run the same command to go on from it."
