@@ -585,6 +585,31 @@ def test_averages_are_evaluated_and_exported_on_request(tmp_path):
     assert one.model.w.numpy() == pytest.approx(0.75)
 
 
+def test_hooks_evaluate_and_export_the_averages(tmp_path):
+    error = tfloss.metric(keras.metrics.Mean(), lambda b, p: p["y"])
+    seen = []
+    one = trainer(
+        ema=0.5,
+        workdir=tmp_path,
+        hooks=[
+            hooks.Evaluate(DATA.take(1), {"y": error}, every=Every(steps=1), ema=True),
+            hooks.ExportBest(
+                "val/y",
+                "min",
+                ema=True,
+                export=lambda model, path: seen.append(float(model.w)) or path.write_text(""),
+            ),
+            witness := Witness(),
+        ],
+    )
+    one.train(DATA, steps=2)  # w: 0.75, 0.5; averages 0.875, 0.6875
+    assert seen == pytest.approx([0.875, 0.6875])
+    assert [s["val/y"] for _, s, _ in witness.logs if "val/y" in s] == pytest.approx(
+        [2.5 * 0.875, 2.5 * 0.6875]
+    )
+    assert one.model.w.numpy() == pytest.approx(0.5)
+
+
 # Evaluation
 
 

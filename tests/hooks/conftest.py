@@ -49,7 +49,7 @@ class FakeTrainer:
     def stop(self, reason: str) -> None:
         self.stopped = reason
 
-    def evaluate(self, dataset, metrics, losses=False) -> dict[str, float]:
+    def evaluate(self, dataset, metrics, losses=False, ema=False) -> dict[str, float]:
         results = self.results[self.step]
         return {k: v for k, v in results.items() if losses or not k.startswith("losses/")}
 

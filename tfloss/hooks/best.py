@@ -6,6 +6,7 @@
 Put Evaluate, or whatever logs the metric, before it in the list of hooks.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ class ExportBest(Hook):
       export: `export(model, path)` writes a file or directory at `path`; the default saves
         the weights as `path/best.weights.h5`.
       path: instead of `workdir/export`.
+      ema: export the moving averages of the weights (`Trainer(ema=...)`).
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class ExportBest(Hook):
         *,
         export: Callable[[Any, Path], Any] | None = None,
         path: str | Path | None = None,
+        ema: bool = False,
     ):
+        self._ema = ema
         self._watch = Watch("ExportBest", metric, mode)
         self._export = export or _save_weights
         self._given = path
@@ -66,7 +70,8 @@ class ExportBest(Hook):
         partial = self.path.with_name(self.path.name + ".partial")
         _remove(partial)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        self._export(self.trainer.model, partial)
+        with self.trainer.averaged() if self._ema else contextlib.nullcontext():
+            self._export(self.trainer.model, partial)
         if not partial.exists():
             raise ValueError(
                 f"ExportBest: export(model, path) wrote nothing at its path, {partial}. It has "

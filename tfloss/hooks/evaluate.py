@@ -23,6 +23,7 @@ class Evaluate(Hook):
       every: when; None: only at the end.
       name: prefix of what is logged. Two Evaluates need two names.
       losses: also the losses of the training forward, as `<name>/losses/<loss>`.
+      ema: of the moving averages of the weights (`Trainer(ema=...)`).
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Evaluate(Hook):
         every: Every | At | None = None,
         name: str = "val",
         losses: bool = False,
+        ema: bool = False,
     ):
         if not name or name.endswith("/"):
             raise ValueError(f"Evaluate(name={name!r}): name must be like 'val', without a '/'.")
@@ -41,6 +43,7 @@ class Evaluate(Hook):
         self.every = every
         self.name = name
         self.losses = losses
+        self.ema = ema
 
     def before_train(self) -> None:
         for other in self.trainer.hooks:
@@ -53,7 +56,9 @@ class Evaluate(Hook):
     def after_call(self, step: int) -> None:
         # Before the log, so that a checkpoint saved by a hook in on_log has it.
         self.state["step"] = step
-        results = self.trainer.evaluate(self.dataset, self.metrics, losses=self.losses)
+        results = self.trainer.evaluate(
+            self.dataset, self.metrics, losses=self.losses, ema=self.ema
+        )
         self.trainer.log(step, {f"{self.name}/{key}": value for key, value in results.items()})
 
     def after_train(self) -> None:
