@@ -149,3 +149,56 @@ def test_losses_that_depend_on_the_shape_are_refused():
     engine.run(iterator, 1)
     with pytest.raises(LossError, match="losses/a.*then losses/b"):
         engine.run(iter(rows([1.0, 2.0, 3.0], 3)), 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_bad_step_leaves_statistics_and_random_states_as_they_were(count, jit, replicas):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.norm = keras.layers.BatchNormalization(name="norm", momentum=0.5)
+            self.drop = keras.layers.Dropout(0.1, seed=1, name="drop")
+
+        def call(self, batch, training=False):
+            x = self.norm(batch["x"], training=training)
+            y = self.drop(x, training=training)
+            return {"mean": tf.reduce_mean(x**2) + tf.reduce_mean(y**2)}
+
+    values = np.ones([12, 1], np.float32)
+    values[11] = np.nan  # on the last replica, in the third step
+    dataset = tf.data.Dataset.from_tensor_slices({"x": values}).batch(4, True)
+    states = []
+    for steps in (2, 3):
+        train_step, iterator = make_step(Model, dataset, strategy=replicas(count), jit=jit)
+        engine = Engine(train_step)
+        if steps == 2:
+            engine.run(iterator, 2)
+        else:
+            with pytest.raises(NonFiniteLossError):
+                engine.run(iterator, 3)
+        local = train_step.strategy.experimental_local_results
+        states.append([one.numpy() for v in train_step.model.variables for one in local(v.value)])
+        keras.utils.set_random_seed(0)
+    for two, three in zip(*states, strict=True):
+        np.testing.assert_array_equal(two, three)
+
+
+def test_an_error_after_a_nan_is_its_own():
+    def report(model, batch, y):
+        tf.debugging.assert_less(batch["x"], 100.0, message="too big")
+        return tf.reduce_mean(y)
+
+    train_step, iterator = make_step(lambda: Line(report), rows([np.nan, 1000.0], 1))
+    engine = Engine(train_step)
+    with pytest.raises(NonFiniteLossError):
+        engine.run(iterator, 1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too big"):
+        engine.run(iterator, 1)
+
+
+def test_none_in_a_batch_is_let_through():
+    dataset = tf.data.Dataset.from_tensors({"x": np.ones(2, "f"), "nothing": None}).repeat()
+    train_step, iterator = make_step(Line, dataset)
+    Engine(train_step).run(iterator, 2)
+    assert train_step.model.w.numpy() == pytest.approx(0.8)

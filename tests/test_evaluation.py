@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfloss
 import tfloss.summary
 from tests.toys import Line
 from tfloss.context import current_step
-from tfloss.errors import DataError, MetricError
+from tfloss.errors import DataError, MetricError, ModelError
 from tfloss.evaluation import Evaluator, _described, metric
 
 # 103 examples in batches of 8: 12 whole batches and one of 7.
@@ -223,3 +224,71 @@ def test_what_a_nest_holds_is_described():
 def test_an_unbound_keras_metric():
     with pytest.raises(TypeError, match="'acc' must be made by tfloss.metric.*Bind it"):
         Evaluator(Line(), {"acc": keras.metrics.Mean()})
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_global_mean_is_the_same_validation_loss_on_uneven_parts(count, replicas):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.w = self.add_weight(name="w", shape=(), initializer="ones")
+
+        def call(self, batch, training=False):
+            y = self.w * batch["x"]
+            return {"mean": tfloss.global_mean(y)} if training else y
+
+    values = np.array([1, 4, 9, 16, 25], np.float32)
+    with (strategy := replicas(count)).scope():
+        evaluator = Evaluator(Model(), {}, losses=True)
+    data = tf.data.Dataset.from_tensor_slices({"x": values}).batch(5)
+    assert strategy and evaluator.run(data)["losses/mean"] == pytest.approx(11.0)
+
+
+class _Host:
+    def update(self, batch, predictions):
+        self.seen = predictions
+
+    def result(self):
+        return 1.0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_predictions_that_have_no_examples_are_refused(count, replicas):
+    class Model(keras.Model):
+        def call(self, batch, training=False):
+            return {"y": batch["x"], "t": tf.reduce_mean(batch["x"])}
+
+    with replicas(count).scope():
+        evaluator = Evaluator(Model(), {"m": _Host()})
+    data = tf.data.Dataset.from_tensor_slices({"x": np.ones(4, "f")}).batch(4)
+    with pytest.raises(ModelError, match=r"prediction \['t'\] is a scalar"):
+        evaluator.run(data)
+
+
+def test_predictions_of_a_size_that_depends_on_the_examples_are_refused(replicas):
+    class Model(keras.Model):
+        def call(self, batch, training=False):
+            return tf.RaggedTensor.from_row_lengths(
+                tf.range(tf.reduce_sum(batch["n"])), batch["n"]
+            ).to_tensor()
+
+    with replicas(2).scope():
+        evaluator = Evaluator(Model(), {"m": _Host()})
+    data = tf.data.Dataset.from_tensor_slices({"n": [1, 2, 3, 4]}).batch(4)
+    with pytest.raises(ModelError, match="shapes differ in more than the first dimension"):
+        evaluator.run(data)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sparse_tensors_and_none(count, replicas):
+    class Model(keras.Model):
+        def call(self, batch, training=False):
+            return {"y": tf.sparse.to_dense(batch["s"]), "nothing": None}
+
+    with replicas(count).scope():
+        evaluator = Evaluator(Model(), {"m": (host := _Host())})
+    sparse = tf.sparse.from_dense(np.eye(5, dtype="f"))
+    data = tf.data.Dataset.from_tensor_slices({"s": sparse}).batch(5)
+    evaluator.run(data.map(lambda b: {**b, "none": None}))
+    np.testing.assert_array_equal(host.seen["y"], np.eye(5))
+    assert host.seen["nothing"] is None

@@ -373,3 +373,39 @@ def test_add_loss_in_a_rematerialised_block_is_refused(kind):
 
     with pytest.raises(LossError, match="gradient would be lost"):
         values(report)
+
+
+@pytest.mark.promise(9)
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_keras_loss_object_is_not_divided_by_the_replicas(count, reduction, replicas):
+    def report(m, b, y):
+        loss = keras.losses.MeanSquaredError(reduction=reduction)
+        return {"mse": loss(tf.zeros_like(y), y)}
+
+    data = rows([1.0, 2.0, 3.0, 4.0], 4)
+    train_step, found, _ = run(lambda: Line(report), data, strategy=replicas(count))
+    assert found["losses/mse"] == pytest.approx(7.5)
+    assert train_step.model.w.numpy() == pytest.approx(1 - 0.1 * 15.0)
+
+
+@pytest.mark.upstream
+@pytest.mark.promise(9)
+def test_upstream_divides_some_losses_by_the_replicas_and_some_not(replicas):
+    y, zero = tf.ones([2, 1]), tf.zeros([2, 1])
+    with replicas(2).scope():
+        assert float(keras.losses.MeanSquaredError()(zero, y)) == 0.5
+        assert float(tf.reduce_mean(keras.losses.mean_squared_error(zero, y))) == 1.0
+
+
+def test_a_raw_variable_that_takes_part_is_pointed_out():
+    class Model(Line):
+        def __init__(self):
+            super().__init__()
+            self.scale = tf.Variable(1.0, name="scale")
+
+        def call(self, batch, training=False):
+            return {"mean": tf.reduce_mean(self.scale * self.w * batch["x"])}
+
+    with pytest.warns(UserWarning, match="that Keras doesn't know.*scale.*add_weight"):
+        run(Model, rows([1.0], 1))

@@ -104,3 +104,15 @@ def test_on_another_number_of_replicas_the_first_goes_on(replicas, tmp_path):
     four.restore(DATA)
     assert _states(four)[:2] == _states(two)
     assert len({tuple(s) for s in _states(four)}) == 4
+
+
+def test_a_second_trainer_of_the_same_model_does_not_split_again(replicas):
+    strategy = replicas(2)
+    with strategy.scope():
+        model = _Masks()
+        optimizers = [keras.optimizers.SGD(0.1) for _ in range(2)]
+    for optimizer in optimizers:
+        one = tfloss.Trainer(model, optimizer, strategy=strategy, default_hooks=False)
+        one.train(DATA, steps=2)
+    first, second = _states(one)
+    assert second[0] - first[0] == STRIDE and first[1] == second[1] == 4

@@ -850,3 +850,95 @@ def test_no_warnings_in_an_ordinary_run(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer(workdir=tmp_path, default_hooks=True).train(DATA, steps=3)
+
+
+# After an error, and beside another
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_again(tmp_path):
+    trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()]).train(DATA, steps=2)
+    other = trainer(_Two, workdir=tmp_path, hooks=[hooks.SaveCheckpoint()])
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="doesn't fit"):
+            other.train(DATA, steps=4)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000002"]
+
+
+def test_restore_restores_every_time(tmp_path):
+    one = trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()])
+    one.train(DATA, steps=1)
+    one.model.w.assign(99.0)
+    assert one.restore(DATA) == 1
+    assert one.model.w.numpy() == pytest.approx(0.75)
+
+
+def test_validation_losses_follow_frozen_layers_and_weights():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.norm = keras.layers.BatchNormalization(scale=False, center=False, name="norm")
+            self.w = self.add_weight(name="w", shape=(), initializer="ones")
+
+        def call(self, batch, training=False):
+            x = self.norm(batch["x"][:, None], training=training)
+            return {"square": tf.reduce_mean((self.w * x) ** 2)} if training else x
+
+    one, data = trainer(Model), rows([0.0, 10.0], 2).take(1)
+    before = one.evaluate(data, losses=True)["losses/square"]
+    one.model.norm.trainable = False  # then it uses its moving statistics
+    after = one.evaluate(data, losses=True)["losses/square"]
+    assert before == pytest.approx(1.0, abs=1e-2) and after == pytest.approx(50.0, rel=1e-2)
+
+
+def test_evaluating_with_ever_new_metrics_keeps_few(monkeypatch):
+    one = trainer()
+    for _ in range(12):
+        one.evaluate(DATA.take(1), {"y": tfloss.metric(keras.metrics.Mean(), lambda b, p: p["y"])})
+    assert len(one._evaluators) == 8
+
+
+def test_a_head_made_by_evaluating_does_not_disturb_training():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.body, self.head = keras.layers.Dense(1), keras.layers.Dense(2)
+
+        def call(self, batch, training=False):
+            h = self.body(batch["x"][:, None])
+            return tf.reduce_mean(h**2) if training else self.head(h)
+
+    one = trainer(Model, rate=0.001)
+    one.train(DATA, steps=2)
+    one.evaluate(DATA.take(1), {"m": tfloss.metric(keras.metrics.Mean(), lambda b, p: p)})
+    with pytest.warns(UserWarning, match="No loss reaches.*head|No loss reaches.*dense_1"):
+        assert one.train(DATA, steps=4).step == 4
+
+
+class _Penalised(tfloss.TrainStep):
+    def step(self, batch):
+        def half(name):
+            layer = getattr(self.model, name)
+            return lambda b: {name: tf.reduce_mean(layer(b["x"][:, None]) ** 2)}
+
+        a = self.minimize(half("a"), batch, group="a")
+        return {**a, **self.minimize(half("b"), batch, group="b")}
+
+
+def test_two_updates_with_regularizers_and_added_losses():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            options = {"kernel_regularizer": "l2", "activity_regularizer": "l2"}
+            self.a = keras.layers.Dense(1, name="a", **options)
+            self.b = keras.layers.Dense(1, name="b", **options)
+
+        def call(self, batch, training=False):
+            return self.b(self.a(batch["x"][:, None]))
+
+    model = Model()
+    groups = {k: (keras.optimizers.SGD(0.001), getattr(model, k)) for k in "ab"}
+    one = tfloss.Trainer(model, groups, train_step=_Penalised, default_hooks=False)
+    result = one.train(DATA, steps=2)
+    assert {"a", "b", "model/a", "model/b", "regularization", "regularization_1"} < set(
+        result.losses
+    )

@@ -254,3 +254,48 @@ def test_tensors_that_disagree_about_the_number_of_examples_are_refused(replicas
     dataset = tf.data.Dataset.from_tensors({"x": np.ones(4, "f"), "anchors": np.ones((9, 4), "f")})
     with pytest.raises(DataError, match="first dimensions of its tensors are 4, 9"):
         make_step(Line, dataset.repeat(), strategy=replicas(2))
+
+
+# What embeddings give
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_norm_of_an_embeddings_gradient_counts_repeated_rows_together(count, jit, replicas):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.table = keras.layers.Embedding(3, 1, embeddings_initializer="ones", name="table")
+
+        def call(self, batch, training=False):
+            return {"sum": 100.0 * tf.reduce_mean(self.table(batch["i"]))}
+
+    dataset = tf.data.Dataset.from_tensors({"i": np.zeros(100, np.int32)}).repeat()
+    train_step, found, _ = run(
+        Model,
+        dataset,
+        strategy=replicas(count),
+        optimizer=lambda: keras.optimizers.SGD(1.0),
+        clip_norm=1.0,
+        jit=jit,
+    )
+    assert found["gradient_norm"] == pytest.approx(100.0)
+    weights = train_step.model.table.embeddings.numpy().ravel()
+    assert weights.tolist() == pytest.approx([0.0, 1.0, 1.0])
+
+
+def test_an_embedding_accumulates():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.table = keras.layers.Embedding(4, 1, embeddings_initializer="ones", name="table")
+
+        def call(self, batch, training=False):
+            return {"mean": tf.reduce_mean(self.table(batch["i"]))}
+
+    dataset = tf.data.Dataset.from_tensor_slices({"i": [0, 1, 1, 3]}).batch(2).repeat()
+    train_step, _, _ = run(
+        Model, dataset, optimizer=lambda: keras.optimizers.SGD(1.0), accumulate=2
+    )
+    weights = train_step.model.table.embeddings.numpy().ravel()
+    assert weights.tolist() == pytest.approx([0.75, 0.5, 1.0, 0.75])

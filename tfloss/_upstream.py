@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 import tensorflow.python.framework.kernels as registry  # what a kernel is registered for
 from keras.src.backend.common.name_scope import current_path  # of the layer being called
+from keras.src.losses import loss as loss_module
 
 _lock = threading.Lock()
 _patches: dict[tuple[int, str], list] = {}  # (owner, attribute) -> [users, owner, original]
@@ -104,6 +105,24 @@ def intercept_tf_summary(observe: Callable[[str, Any, Any], bool]) -> Iterator[N
         for module in (tf.summary, tf.compat.v2.summary):
             stack.enter_context(_replaced(module, "write", make_write))
             stack.enter_context(_replaced(module.experimental, "summary_scope", make_scope))
+        yield
+
+
+@contextlib.contextmanager
+def losses_not_divided(here: Callable[[], bool]) -> Iterator[None]:
+    """A `keras.losses.Loss` gives the mean of its own examples, where `here()` is true.
+
+    It divides by the number of replicas, for optimizers that sum gradients over them, while
+    `keras.losses.mse` and TensorFlow's functions don't. There is no public switch.
+    """
+
+    def make(original):
+        def scale_loss_for_distribution(value):
+            return value if here() else original(value)
+
+        return scale_loss_for_distribution
+
+    with _replaced(loss_module, "scale_loss_for_distribution", make):
         yield
 
 

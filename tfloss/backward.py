@@ -15,7 +15,14 @@ from tfloss.collective import CountingNormalisers, GivenNormalisers
 from tfloss.context import forward_context
 from tfloss.errors import LossError
 from tfloss.groups import split_losses
-from tfloss.losses import REGULARIZATION, LossWeights, check_reaches_variables, collect, reach
+from tfloss.losses import (
+    REGULARIZATION,
+    LossWeights,
+    check_reaches_variables,
+    collect,
+    reach,
+    returned_names,
+)
 from tfloss.report import ReplicaReport
 
 
@@ -34,6 +41,7 @@ class Backward:
     Attributes:
       report: what the tensors are; known once `gradients` is traced, the same on all replicas.
       unreached: variables that no loss reaches.
+      untracked: trainable variables in the forward pass that the model doesn't know.
       graph: what is compiled, with `jit`; known once `gradients` is traced.
       learned: which normalisers have a gradient; known once `count` is traced.
     """
@@ -56,6 +64,7 @@ class Backward:
         self._recording, self._jit = recording, jit
         self.report: ReplicaReport | None = None
         self.unreached: list[Any] = []
+        self.untracked: list[tf.Variable] = []
         self.graph: tf.Graph | None = None
         self.learned: list[bool] = []
 
@@ -106,6 +115,8 @@ class Backward:
                     group: tape.gradient(objective, _tf_variables(self._variables[group]))
                     for group, objective in objectives.items()
                 }
+            own = {id(v.value) for v in self._model.variables}
+            self.untracked = [v for v in tape.watched_variables() if id(v) not in own]
             self.unreached = [
                 v
                 for group in found
@@ -113,7 +124,9 @@ class Backward:
                 if g is None
             ]
             total = _sum(weighted.values())
-            report, vector, summaries = ReplicaReport.pack(losses, weighted, total, context, found)
+            report, vector, summaries = ReplicaReport.pack(
+                losses, returned_names(returned), weighted, total, context, found
+            )
             self.report = report
             grads = [[found[k][i] for i in reached] for k, reached in report.reached.items()]
             self.graph = tf.compat.v1.get_default_graph() if self._jit else None

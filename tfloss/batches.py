@@ -91,6 +91,8 @@ def split(batch: Any, parts: int) -> list[Any]:
 
 
 def _is_scalar(leaf: Any) -> bool:
+    if leaf is None:  # tf.data lets it through
+        return True
     return not isinstance(leaf, tf.RaggedTensor | tf.SparseTensor) and leaf.shape.rank == 0
 
 

@@ -207,6 +207,7 @@ def forward_context(
     with (
         _upstream.intercept_add_loss(_observe_add_loss),
         _upstream.intercept_tf_summary(_observe_write),
+        _upstream.losses_not_divided(lambda: current_context() is not None),
         _entered(context),
     ):
         yield context

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.backward import state_variables
 from tfloss.batches import MicroBatches
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
 from tfloss.report import StepOutput
@@ -79,6 +80,8 @@ class Engine:
         if recording and steps != 1:
             raise ValueError(f"A recording call runs one step, got steps={steps}.")
         first = int(self._step.counter.numpy())
+        if self._guard is not None:
+            self._guard.found = None
         try:
             if recording:
                 values, tensors = self._recording(iterator)
@@ -90,6 +93,7 @@ class Engine:
                 values, summaries = self._silent(iterator, tf.constant(steps)), ()
         except tf.errors.InvalidArgumentError as error:
             if self._guard is not None and self._guard.found is not None:
+                self._guard.restore()
                 raise self._guard.found from None
             raise _with_jit_advice(error, self._step.compiled) from None
         except (tf.errors.UnimplementedError, tf.errors.InternalError) as error:
@@ -137,17 +141,34 @@ class _FiniteGuard:
 
     An assertion in the graph costs 1 % or less while it holds; a `tf.cond` around the update
     costs 8 to 20 % of a step of small kernels (benchmarks/guard.py).
+
+    Attributes:
+      found: the error to raise, if the assertion has failed.
     """
 
     def __init__(self, train_step: TrainStep):
         self._step = train_step
+        self._before: list[np.ndarray] = []
         self.found: NonFiniteLossError | None = None
+
+    def states(self) -> list[Any]:
+        """What a forward pass changes: statistics, random states."""
+        model = self._step.model
+        seeds = [state.value for _, state in _upstream.seed_states(model)]
+        return state_variables(model) + seeds
+
+    def restore(self) -> None:
+        """Puts those back to what they were when the bad step began. Host code."""
+        local = self._step.strategy.experimental_local_results
+        variables = [one for state in self.states() for one in local(state)]
+        for variable, value in zip(variables, self._before, strict=True):
+            variable.assign(value)
 
     def __call__(
         self,
         watched: dict[str, tf.Tensor],
         micro: MicroBatches,
-        before: dict[str, tf.Tensor],
+        before: list[Any],
         tolerated: tf.Tensor | None,
     ) -> tf.Tensor:
         """Traced: an assertion that all values are finite; keeps the evidence if not.
@@ -155,7 +176,7 @@ class _FiniteGuard:
         Args:
           watched: `{name: value}`, the same on all replicas.
           micro: the step's batches, of all replicas.
-          before: random states as they were when the step began, by position.
+          before: PerReplica values of `states()` when the step began.
           tolerated: bool scalar, whether values that are not finite are let pass.
         """
         names = list(watched)
@@ -163,26 +184,28 @@ class _FiniteGuard:
         finite = tf.reduce_all(tf.math.is_finite(values))
         if tolerated is not None:
             finite |= tolerated
-        by_batch = [self._step.strategy.experimental_local_results(one) for one in micro]
+        results = self._step.strategy.experimental_local_results
+        by_batch = [results(one) for one in micro]
+        states = [one for value in before for one in results(value)]
         # Replica by replica, and in each the micro-batches in order.
         local = [one for replica in zip(*by_batch, strict=True) for one in replica]
         flat = tf.nest.flatten(local, expand_composites=True)
+        there = [part for part in flat if part is not None]  # tf.data lets None through
 
         def keep(values, step, *parts):
-            tensors = [tf.convert_to_tensor(part) for part in parts]
-            whole = tf.nest.pack_sequence_as(local, tensors[len(before) :], expand_composites=True)
+            self._before = [np.array(part) for part in parts[: len(states)]]
+            tensors = (tf.convert_to_tensor(part) for part in parts[len(states) :])
+            leaves = [None if part is None else next(tensors) for part in flat]
+            whole = tf.nest.pack_sequence_as(local, leaves, expand_composites=True)
             losses = dict(zip(names, values.tolist(), strict=True))
-            states = dict(zip(before, parts, strict=False))
-            self.found = NonFiniteLossError(int(step) + 1, losses, tuple(whole), states)
+            self.found = NonFiniteLossError(int(step) + 1, losses, tuple(whole))
             return np.bool_(False)
 
         kept = tf.cond(
             finite,
             lambda: tf.constant(True),
             lambda: tf.ensure_shape(
-                tf.numpy_function(
-                    keep, [values, self._step.counter, *before.values(), *flat], tf.bool
-                ),
+                tf.numpy_function(keep, [values, self._step.counter, *states, *there], tf.bool),
                 [],
             ),
         )

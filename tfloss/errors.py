@@ -1,7 +1,6 @@
 """The errors that tfloss raises, each a subclass of the built-in that fits."""
 
 import math
-from typing import Any
 
 
 class TflossError(Exception):
@@ -43,7 +42,6 @@ class NonFiniteLossError(TflossError, FloatingPointError):
       step: the step that would have been completed (1 for the first update).
       losses: `{name: value}` of that step, as reported (means over replicas).
       batch: the batch of that step: a tuple with one for each replica.
-      before: values of the random states, by position, that the forward pass has moved on since.
     """
 
     def __init__(
@@ -51,7 +49,6 @@ class NonFiniteLossError(TflossError, FloatingPointError):
         step: int,
         losses: dict[str, float],
         batch: tuple = (),
-        before: dict[str, Any] | None = None,
     ):
         bad = _culprits([name for name, value in losses.items() if not math.isfinite(value)])
         values = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
@@ -63,7 +60,6 @@ class NonFiniteLossError(TflossError, FloatingPointError):
         self.step = step
         self.losses = losses
         self.batch = batch
-        self.before = before or {}
 
 
 def _culprits(names: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from tfloss import _upstream
 from tfloss.batches import count, split
 from tfloss.context import forward_context
 from tfloss.data.feed import Data, as_dataset
-from tfloss.errors import DataError, MetricError
+from tfloss.errors import DataError, MetricError, ModelError
 from tfloss.losses import LossWeights, collect
 
 
@@ -148,6 +148,14 @@ class Evaluator:
                 predictions, losses = self._predict(batch, parts, tf.constant(step, tf.int64))
             except MetricError as error:
                 raise error from error.__context__  # TensorFlow forgets the cause on the way
+            except tf.errors.InvalidArgumentError as error:
+                if "ConcatOp" not in str(error):
+                    raise
+                raise ModelError(
+                    "The replicas' predictions can't be put together: their shapes differ in more "
+                    "than the first dimension. Pad them to a size that doesn't depend on the "
+                    f"examples in the batch. TensorFlow says: {str(error).splitlines()[-1]}"
+                ) from None
             for name, one in self.metrics.items():
                 if not isinstance(one, BoundMetric):
                     try:
@@ -179,6 +187,7 @@ class Evaluator:
             with _upstream.inputs_untouched(self.model):
                 with forward_context(step, recording=False) as context, context.silent():
                     predictions = self.model(part, training=False)
+                _check_predictions(predictions)
                 return predictions, self._training_losses(part, step, share)
 
         if len(parts) == 1:
@@ -203,7 +212,7 @@ class Evaluator:
         predictions, losses = self.strategy.run(chosen)
         local = self.strategy.experimental_local_results
         flat = [local(x) for x in tf.nest.flatten(predictions)]
-        whole = [tf.concat(list(pieces), 0) for pieces in flat]
+        whole = [None if each[0] is None else tf.concat(list(each), 0) for each in flat]
         return tf.nest.pack_sequence_as(predictions, whole), local(losses)
 
     def _training_losses(self, part: Any, step: tf.Tensor, share: Any) -> tf.Tensor:
@@ -219,6 +228,16 @@ class Evaluator:
         named = {**losses, "total": sum(weighted[1:], weighted[0])}
         self._loss_names = list(named)
         return tf.stack(list(named.values()))
+
+
+def _check_predictions(predictions: Any) -> None:
+    """Raises ModelError for a scalar: a batch cut in two has two of it, and no examples."""
+    for path, leaf in _leaves(predictions):
+        if isinstance(leaf, tf.Tensor) and leaf.shape.rank == 0:
+            raise ModelError(
+                f"The prediction {path or 'of the model'} is a scalar. Every tensor that "
+                "model(batch, training=False) returns must have the examples as first dimension."
+            )
 
 
 def _outside_scope(bound: BoundMetric) -> BoundMetric:
@@ -263,8 +282,17 @@ def _described(nest: Any) -> str:
 
 def _to_numpy(nest: Any) -> Any:
     return tf.nest.map_structure(
-        lambda x: x if isinstance(x, tf.RaggedTensor | tf.SparseTensor) else x.numpy(), nest
+        lambda x: x.numpy() if isinstance(x, tf.Tensor) else x,
+        nest,
     )
+
+
+def _leaves(nest: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(nest, Mapping):
+        return [x for k, v in nest.items() for x in _leaves(v, f"{path}[{k!r}]")]
+    if isinstance(nest, tuple | list):
+        return [x for i, v in enumerate(nest) for x in _leaves(v, f"{path}[{i}]")]
+    return [(path, nest)]
 
 
 def _flatten_result(name: str, value: Any, into: dict[str, float]) -> None:

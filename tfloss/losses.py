@@ -87,6 +87,11 @@ def collect(
     return losses
 
 
+def returned_names(returned: Any) -> list[str]:
+    """The names of the losses that a forward pass returned."""
+    return list(_flatten(returned))
+
+
 def _flatten(returned: Any, prefix: str = "") -> dict[str, Any]:
     """`{joined/name: value}` of a returned scalar or nested mapping."""
     if returned is None and not prefix:

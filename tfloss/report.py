@@ -6,7 +6,7 @@ found, reduced over replicas, and `StepOutput` is what the step returns.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -40,6 +40,7 @@ class ReplicaReport:
     """
 
     losses: tuple[str, ...]
+    returned: frozenset[str]
     weighted: tuple[str, ...]
     scalars: tuple[str, ...]
     summed: tuple[str, ...]
@@ -50,6 +51,7 @@ class ReplicaReport:
     def pack(
         cls,
         losses: Mapping[str, tf.Tensor],
+        returned: Iterable[str],
         weighted: Mapping[str, tf.Tensor],
         total: tf.Tensor,
         context: ForwardContext,
@@ -61,6 +63,7 @@ class ReplicaReport:
         replicas (and micro-batches) is the mean over examples, except of what is to be summed.
 
         Args:
+          returned: the names that the forward pass gave itself.
           gradients: `{group: gradient or None of each of its variables}`.
         """
         changed = {k: v for k, v in weighted.items() if v is not losses[k]}
@@ -68,6 +71,7 @@ class ReplicaReport:
         others = {k: v for k, v in context.summaries.items() if v.kind != "scalar"}
         report = cls(
             losses=tuple(losses),
+            returned=frozenset(returned),
             weighted=tuple(changed),
             scalars=tuple(scalars),
             summed=tuple(k for k, v in scalars.items() if v.reduce == "sum"),
@@ -114,15 +118,10 @@ class StepReport:
         `minimize` of the step has used.
         """
         numbers = iter(tf.unstack(values))
-        losses = {name: next(numbers) for name in replica.losses}
-        for name, value in losses.items():
-            if name in self.losses:
-                raise LossError(
-                    f"Two `minimize` calls of one step report a loss named {name!r}. Return a "
-                    "mapping with another name from one of them."
-                )
-            self.losses[name] = value
-        self.weighted.update({name: next(numbers) for name in replica.weighted})
+        names = {name: self._named(name, name in replica.returned) for name in replica.losses}
+        losses = {new: next(numbers) for new in names.values()}
+        self.losses.update(losses)
+        self.weighted.update({names[name]: next(numbers) for name in replica.weighted})
         for name in replica.scalars:
             _keep(self.scalars, name, next(numbers))
         self.totals.append(next(numbers))
@@ -131,6 +130,19 @@ class StepReport:
             merged = tf.concat(each, 0) if recorded.kind == "histogram" else each[0]
             _keep(self.summaries, name, dataclasses.replace(recorded, value=merged))
         return losses
+
+    def _named(self, name: str, returned: bool) -> str:
+        """A name no earlier `minimize` has used. Paths and `regularization` can't be chosen."""
+        if name in self.losses and returned:
+            raise LossError(
+                f"Two `minimize` calls of one step report a loss named {name!r}. Return a "
+                "mapping with another name from one of them."
+            )
+        new, number = name, 0
+        while new in self.losses:
+            number += 1
+            new = f"{name}_{number}"
+        return new
 
     def output(self, shown: Mapping[str, tf.Tensor]) -> StepOutput:
         """Everything by its tag. `shown` is what `TrainStep.step` returned."""

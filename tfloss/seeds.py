@@ -25,15 +25,20 @@ def set_seed(model: keras.Model, seed: int) -> None:
 
 
 def split_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
-    """From one state on all replicas to one for each. Call it once after assigning states."""
+    """Gives every replica a state of its own, that of the first one and a multiple of STRIDE."""
     states = [state.value for _, state in _upstream.seed_states(model)]
     if strategy.num_replicas_in_sync == 1 or not states:
         return
 
     def replica():
         context = tf.distribute.get_replica_context()
-        shift = STRIDE * int(tf.get_static_value(context.replica_id_in_sync_group))
-        for state in states:
-            state.assign(state + tf.constant([shift, 0], state.dtype))
+        index = int(tf.get_static_value(context.replica_id_in_sync_group))
+        mine = tf.stack([tf.cast(state, tf.int64) for state in states])
+        # The first replica may be another worker's, so all of them ask it.
+        first = context.all_reduce(tf.distribute.ReduceOp.SUM, mine if index == 0 else mine * 0)
+        for state, value in zip(states, tf.unstack(first), strict=True):
+            state.assign(
+                tf.cast(value, state.dtype) + tf.constant([STRIDE * index, 0], state.dtype)
+            )
 
     strategy.run(tf.autograph.experimental.do_not_convert(replica))

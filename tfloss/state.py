@@ -71,14 +71,19 @@ class TrainerState:
         the optimizer is another one, it says that.
         """
         variables = self.variables()
-        saved = load_manifest(path)["variables"]
+        manifest = load_manifest(path)
+        saved, states = manifest["variables"], manifest["extra"].get("hooks", {})
+        if not isinstance(states, dict) or not all(isinstance(v, dict) for v in states.values()):
+            raise CheckpointError(
+                f"The hooks' states in {path} are damaged. To go on from the checkpoint before, "
+                f"move {path} away."
+            )
         self._check_optimizers(path, saved, variables)
         rates = {name: variables.pop(name) for name in list(variables) if self._is_rate(name)}
         ignored = [name for name in saved if self._is_rate(name)]
-        extra = directory.restore(path, variables, ignore=ignored)
+        directory.restore(path, variables, ignore=ignored)
         split_seeds(self._step.model, self._step.strategy)
         self._report_rates(path, rates)
-        states = extra.get("hooks", {})
         for name, hook in named_hooks(hooks).items():
             hook.state.clear()
             hook.state.update(states.get(name, {}))
@@ -94,14 +99,11 @@ class TrainerState:
         if self._step.strategy.num_replicas_in_sync > 1:
             sync_replicas(self._step.model)
 
-    def save_for_replay(self, path: Path, before: Mapping[str, Any]) -> None:
-        """Saves the model as it was when a step began: random states are given separately.
+    def save_for_replay(self, path: Path) -> None:
+        """Saves the model, whatever its values, for a step to be run again.
 
         And whether this process runs a script; notebooks, prompts and `python -c` have none.
         """
-        states = _upstream.seed_states(self._step.model)
-        for index, value in before.items():
-            states[int(index)][1].assign(value)
         model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
         step = int(self._step.counter.numpy())
         script = getattr(sys.modules.get("__main__"), "__file__", None) or "<none>"

@@ -95,7 +95,7 @@ class TrainStep:
         self.skip_nonfinite = skip_nonfinite
         self.strategy = tf.distribute.get_strategy()
         self.counter = _counter("step")
-        self.guard: Callable[..., tf.Tensor] | None = None
+        self.guard: Any = None  # the engine's
         self.averages: Averages | None = None
         self.compiled: tf.Graph | None = None
         self._precision = precision
@@ -271,7 +271,7 @@ class TrainStep:
         after the decision, and each summary of each replica and micro-batch.
         """
         strategy, model = self.strategy, self.model
-        seeds = self._random_states()
+        evidence = [] if self.guard is None else update.read_states(strategy, self.guard.states)
         scale = None if self._loss_scale is None else tf.identity(self._loss_scale.value)
         parts = shares(strategy, micro)
         sums = None
@@ -284,7 +284,7 @@ class TrainStep:
             strategy, backward, micro, parts, (step, scale, sums)
         )
         self.compiled = backward.graph
-        self._warn_unreached(backward.unreached)
+        self._warn(backward)
         report = backward.report
         assert report is not None
         reduced = update.reduce(
@@ -304,7 +304,7 @@ class TrainStep:
         check: Any = reduced.vector
         if self.guard is not None:
             tolerated = self._skipped < MOST_SKIPPED if self.skip_nonfinite else None
-            check = self.guard(watched, micro, seeds, tolerated)
+            check = self.guard(watched, micro, evidence, tolerated)
         with tf.control_dependencies([check]):
             token = tf.identity(step)
         reached = [[variables[k][i] for i in report.reached[k]] for k in due]
@@ -359,23 +359,24 @@ class TrainStep:
     def _tag(self, what: str, group: str) -> str:
         return what if len(self.groups) == 1 else f"{what}/{group}"
 
-    def _random_states(self) -> dict[str, tf.Tensor]:
-        """The seed generators' states before the forward pass moves them on."""
-        if self.guard is None:
-            return {}
-        states = _upstream.seed_states(self.model)
-        return {str(i): tf.identity(_tf_variable(state)) for i, (_, state) in enumerate(states)}
-
-    def _warn_unreached(self, unreached: list[Any]) -> None:
-        names = [v.path if isinstance(v, keras.Variable) else v.name for v in unreached]
-        new = [name for name in names if name not in self._warned]
-        self._warned.update(new)
-        if new:
-            warnings.warn(
-                f"No loss reaches these trainable variables, so they are not trained: "
-                f"{', '.join(new)}.",
-                stacklevel=2,
-            )
+    def _warn(self, backward: Backward) -> None:
+        """Tells once of each variable that will not be trained."""
+        for found, what in (
+            (
+                backward.unreached,
+                "No loss reaches these trainable variables, so they are not trained: {}.",
+            ),
+            (
+                backward.untracked,
+                "The training forward uses trainable tf.Variables that Keras doesn't know, so they "
+                "are not trained: {}. Make them with add_weight.",
+            ),
+        ):
+            names = [v.path if isinstance(v, keras.Variable) else v.name for v in found]
+            new = [name for name in names if name not in self._warned]
+            self._warned.update(new)
+            if new:
+                warnings.warn(what.format(", ".join(new)), stacklevel=2)
 
     def _current_report(self) -> StepReport:
         if self._report is None:

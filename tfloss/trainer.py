@@ -41,6 +41,7 @@ from tfloss.workdir import writable
 
 _CALL_SECONDS = 0.25  # how long a call of the device loop may keep Ctrl-C and clocks waiting
 _MOST_STEPS = 1000
+_MOST_EVALUATORS = 8
 
 
 class Trainer:
@@ -231,6 +232,7 @@ class Trainer:
             raise CheckpointError(f"There is no checkpoint in {where}. Train first.")
         self.hooks = self._all_hooks([])
         self.train_step.build(as_dataset(data, self.strategy).element_spec)
+        self._resumed = False
         self._resume()
         return self.step
 
@@ -262,9 +264,11 @@ class Trainer:
             warn_if_unrestored(self.checkpoints)  # once
         if not self.model.built:
             self.train_step.build(as_dataset(data, self.strategy).element_spec)
-        trainable = tuple(v.path for v in self.model.trainable_variables)
-        key = (*((name, id(one)) for name, one in metrics.items()), losses, trainable)
+        ids = ((name, id(one)) for name, one in metrics.items())
+        key = (*ids, losses, self.train_step.signature())
         if key not in self._evaluators:
+            while len(self._evaluators) >= _MOST_EVALUATORS:  # each holds its metrics and a trace
+                self._evaluators.pop(next(iter(self._evaluators)))
             with self.strategy.scope():
                 self._evaluators[key] = Evaluator(
                     self.model, metrics, losses=losses, loss_weights=self.train_step.loss_weights
@@ -336,13 +340,13 @@ class Trainer:
     def _resume(self) -> None:
         if self._resumed:
             return
-        self._resumed = True
         path = self.checkpoints.latest() if self.checkpoints is not None else None
         if self.checkpoints is not None and path is not None:
             self.step = self.state().restore(self.checkpoints, path, self.hooks)
             print(f"tfloss: resuming at step {self.step} from {path}")
         elif self.seed is not None:
             self.state().seed(self.seed)
+        self._resumed = True  # not before: after an error it must be tried again
 
     def _prepare_engine(self) -> None:
         """A new engine if something that is frozen in a trace has changed."""

@@ -61,6 +61,7 @@ def reduce(
             gradients = [[_scaled(g, 1.0 / scale) for g in each] for each in gradients]
         found = []
         if norms or clip_norm is not None:
+            gradients = [[_merged(g) for g in each] for each in gradients]
             found = [tf.cast(tf.linalg.global_norm(each), tf.float32) for each in gradients]
         if clip_norm is not None:
             gradients = [
@@ -165,6 +166,15 @@ def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
     return gradient * factor
+
+
+def _merged(gradient: Any) -> Any:
+    """An embedding's gradient with each row once: a norm of repeated rows is too small."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, place = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
+    return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
 def _added(a: Any, b: Any) -> Any:

@@ -1,5 +1,6 @@
 """The files: whole or absent, whatever happens."""
 
+import json
 import os
 import resource
 import shutil
@@ -284,3 +285,25 @@ def test_damaged_files_restore_nothing(file, how, tmp_path):
     with pytest.raises(CheckpointError, match=rf"{path}/variables\.\* can't be read.*damaged"):
         directory.restore(path, variables)
     assert not any(v.numpy().any() for v in variables.values())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda m: m.pop("variables"),
+        lambda m: m.update(variables=[]),
+        lambda m: m["variables"]["v"].pop("shape"),
+        lambda m: m.pop("extra"),
+        lambda m: m.update(extra=[]),
+    ],
+)
+def test_a_manifest_that_lost_something_is_damaged(damage, tmp_path):
+    variable = tf.Variable(1.0)
+    path = CheckpointDirectory(tmp_path).save(1, {"v": variable})
+    manifest = json.loads((path / "manifest.json").read_text())
+    damage(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    variable.assign(2.0)
+    with pytest.raises(CheckpointError, match="damaged. To go on from the one before, move"):
+        CheckpointDirectory(tmp_path).restore(path, {"v": variable})
+    assert variable.numpy() == 2.0

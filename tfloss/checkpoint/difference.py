@@ -65,6 +65,12 @@ class Difference:
                 "(dense, dense_1, ...): name the layers, or call keras.utils.clear_session() "
                 "before making the model a second time in one process."
             )
+        if self.missing and not (self.unexpected or self.shapes or self.dtypes):
+            return (
+                "If layers were unfrozen since (their optimizer slots are missing), or averages "
+                "or a loss scale were turned on, start in a new workdir, with "
+                "tfloss.load_weights(model, path) for the weights."
+            )
         return (
             "If the model was changed on purpose, start in a new workdir, with "
             "tfloss.load_weights(model, path, strict=False, rename={...}) for a warm start."

@@ -170,10 +170,22 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads((Path(path) / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from None
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint ({error}). To go on from the one before, move it "
+            "away."
+        ) from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path} was written in format {found}; this tfloss reads {FORMAT}.")
+    entries, extra = manifest.get("variables"), manifest.get("extra")
+    whole = isinstance(entries, dict) and isinstance(extra, dict)
+    if not whole or not all(
+        isinstance(one, dict) and {"shape", "dtype"} <= set(one) for one in entries.values()
+    ):
+        raise CheckpointError(
+            f"{Path(path) / _MANIFEST} lacks what it was written with, so the checkpoint is "
+            f"damaged. To go on from the one before, move {path} away."
+        )
     return manifest
 
 

@@ -48,7 +48,7 @@ class NaNGuard(Hook):
         path.mkdir(parents=True, exist_ok=True)
         for index, batch in enumerate(error.batch):
             tf.data.Dataset.from_tensors(batch).save(str(path / f"batch_{index}"))
-        self.trainer.state().save_for_replay(path, error.before)
+        self.trainer.state().save_for_replay(path)
         report = {
             "step": error.step,
             "losses": {name: str(value) for name, value in error.losses.items()},
