@@ -149,6 +149,25 @@ def test_an_unknown_key_far_from_all_lists_them(parse, recipe):
     )
 
 
+def test_an_unknown_key_of_a_group_lists_those_of_the_group(parse):
+    for key, message in (
+        ("lr", "config.optimizer has: learning_rate, name."),
+        (
+            "nam",
+            "Did you mean --config.optimizer.name? config.optimizer has: learning_rate, name.",
+        ),
+    ):
+        with pytest.raises(FlagError) as error:
+            parse(f"--config.optimizer.{key}=1")
+
+        assert str(error.value) == f"Unknown config key --config.optimizer.{key}. {message}"
+
+    with pytest.raises(
+        FlagError, match=r"--config.steps.x. Did you mean --config.steps\? .* has: "
+    ):
+        parse("--config.steps.x=1")
+
+
 def test_a_missing_recipe_is_named_with_the_nearest_file(recipe):
     with pytest.raises(FlagError) as error:
         wrong = recipe.with_name("recipes.py")

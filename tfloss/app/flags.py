@@ -226,11 +226,20 @@ def _bad_override(argv: Sequence[str], path: str | None) -> str | None:
     for argument in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if match and match[1] not in known:
-            near = _nearest(match[1], known)
-            return f"Unknown config key --config.{match[1]}. " + (
-                f"Did you mean --config.{near}?" if near else f"{path} has: {', '.join(known)}."
-            )
+            return f"Unknown config key --config.{match[1]}." + _keys_near(match[1], known, path)
     return None
+
+
+def _keys_near(key: str, known: Sequence[str], path: str) -> str:
+    """The nearest valid key and, since `lr` isn't near `learning_rate`, all of its group."""
+    group = key.rpartition(".")[0]
+    prefix, where = f"{group}.", f"config.{group}"
+    if not any(name.startswith(prefix) for name in known):
+        prefix, where = "", path
+    below = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
+    near = _nearest(key.removeprefix(prefix), below)
+    hint = f" Did you mean --config.{prefix}{near}?" if near else ""
+    return f"{hint} {where} has: {', '.join(below)}."
 
 
 def _nearest(name: str, valid: Sequence[str]) -> str | None:
