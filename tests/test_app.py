@@ -227,7 +227,7 @@ def test_a_flag_that_the_script_defines_too_is_an_error(recipe):
 def test_prepare_seeds_and_saves_the_config(parse, tmp_path, capsys):
     run = app.prepare(parse("--seed=5", "--strategy=mirrored", "--replicas=2"))
     first = tf.random.uniform([]).numpy()
-    again = app.prepare(parse("--seed=5"))
+    again = app.prepare(parse("--seed=5", "--mode=eval"))
 
     assert run.strategy.num_replicas_in_sync == 2
     assert again.strategy.num_replicas_in_sync == 1
@@ -237,6 +237,12 @@ def test_prepare_seeds_and_saves_the_config(parse, tmp_path, capsys):
         "steps": 100,
         "smooth": False,
         "optimizer": {"name": "adam", "learning_rate": 0.001},
+        "--seed": 5,
+        "--strategy": "mirrored",
+        "--replicas": 2,
+        "--jit": False,
+        "--overfit_batches": None,
+        "--max_steps": None,
     }
     assert os.listdir(tmp_path / "run") == ["config.json"]
     assert capsys.readouterr().out == ""
@@ -253,6 +259,18 @@ def test_another_config_in_the_same_workdir_is_reported(parse, tmp_path, capsys)
         "  optimizer.learning_rate: 0.001 -> 0.0003\n"
     )
     assert json.loads(file.read_text())["steps"] == 200
+
+
+def test_other_flags_in_the_same_workdir_are_reported(parse, tmp_path, capsys):
+    app.prepare(parse("--max_steps=50", "--strategy=mirrored", "--replicas=2"))
+    app.prepare(parse("--seed=3", "--overfit_batches=1", "--strategy=mirrored", "--replicas=4"))
+
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  --seed: 0 -> 3",
+        "  --replicas: 2 -> 4",
+        "  --overfit_batches: null -> 1",
+        "  --max_steps: 50 -> null",
+    ]
 
 
 def test_evaluation_reports_the_difference_and_keeps_the_config(parse, tmp_path, capsys):

@@ -148,8 +148,8 @@ def run(
 def prepare(options: Options) -> Run:
     """Makes a `Run` of parsed flags: strategy, seed, workdir and its `config.json`.
 
-    In a mode that trains the config is saved; if one was saved before, what differs is
-    printed.
+    In a mode that trains the config is saved, with the flags that shape the training as
+    `--seed` and so on; if one was saved before, what differs is printed.
 
     Raises:
       ValueError: the strategy can't be made here, the saved config can't be read, the
@@ -181,16 +181,26 @@ def prepare(options: Options) -> Run:
         max_steps=options.max_steps,
     )
     try:
-        _keep_config(prepared, write=prepared.trains and is_chief(strategy))
+        flags = {
+            "--seed": options.seed,
+            "--strategy": options.strategy,
+            "--replicas": strategy.num_replicas_in_sync,
+            "--jit": options.jit,
+            "--overfit_batches": options.overfit_batches,
+            "--max_steps": options.max_steps,
+        }
+        _keep_config(prepared, flags, write=prepared.trains and is_chief(strategy))
     except OSError as error:
         raise ValueError(f"Can't write to --workdir={options.workdir}: {error}") from None
     return prepared
 
 
-def _keep_config(run: Run, write: bool) -> None:
+def _keep_config(run: Run, flags: dict[str, Any], write: bool) -> None:
     """Prints what differs from the config in the workdir, and puts the new one there."""
-    new = to_json(run.config)
     old = read_config(run.workdir)
+    if not run.trains:  # the flags there are those of the training, and are to differ
+        flags = {name: value for name, value in (old or {}).items() if name in flags}
+    new = to_json(run.config) | flags
     changed = differences(old, new) if old is not None else []
     if changed:
         print(f"The config differs from {run.workdir / FILE}; the new one counts:")
