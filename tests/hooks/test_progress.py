@@ -127,20 +127,50 @@ def test_a_terminal_has_one_live_line_and_results_above_it(make_trainer, clock, 
     assert hook._view._bar is None  # taken down at the end
 
 
-def test_a_narrow_terminal_shows_all_of_it(make_trainer, clock):
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        # 16 columns of bar and a space leave 103 of 120
+        (
+            120,
+            "━━━━━━━━━━━━━━━━ step 4/4  total 0.4321  cross_entropy 0.4  regularization 0.0321  |  "
+            "2 steps/s  took 0:02",
+        ),
+        (80, "step 4/4  total 0.4321  cross_entropy 0.4  regularization 0.0321  |  took 0:02"),
+        (70, "step 4/4  total 0.4321  cross_entropy 0.4  (+1 loss)  |  took 0:02"),
+        (60, "step 4/4  total 0.4321  (+2 losses)  |  took 0:02"),
+        (30, "step 4/4  |  took 0:02"),
+        (20, "step 4/4  |  took 0…"),
+    ],
+)
+def test_the_line_fits_the_terminal_by_leaving_out_the_least(make_trainer, clock, width, line):
     out = io.StringIO()
-    console = Console(force_terminal=True, file=out, width=60, color_system=None)
+    console = Console(force_terminal=True, file=out, width=width, color_system=None)
     trainer = make_trainer([Progress(console=console, clock=clock)], on_step=ticking(clock, 0.5))
     trainer.begin(4)
     trainer.log(1, LOG)
     trainer.begin = lambda steps: None
     trainer.train(4)
-    last = out.getvalue().split("\x1b[2K")[-1]
-    assert "━" * 16 in last
-    assert " ".join(last.replace("━", "").split()).startswith(
-        "step 4/4 total 0.4321 cross_entropy 0.4 regularization 0.0321 | "
-        "64 examples/s 2 steps/s took 0:02"
-    )
+    *_, last = out.getvalue().split("\x1b[2K")
+    assert last.partition("\n")[0].rstrip() == line
+    assert "\x1b[1A" not in out.getvalue()  # never a second line to go up from
+
+
+def test_the_line_follows_a_terminal_that_is_made_narrower(make_trainer, clock):
+    out = io.StringIO()
+    console = Console(force_terminal=True, file=out, width=160, color_system=None)
+
+    def on_step(step):
+        clock.now += 0.5
+        console.width = 160 if step < 3 else 60
+
+    trainer = make_trainer([Progress(console=console, clock=clock)], on_step=on_step)
+    trainer.begin(4)
+    trainer.log(1, LOG)
+    trainer.begin = lambda steps: None
+    trainer.train(4)
+    *_, last = out.getvalue().split("\x1b[2K")
+    assert last.partition("\n")[0].rstrip() == "━━━━━━━━━━━━━━━━ step 4/4  |  took 0:02"
 
 
 def test_a_terminal_is_redrawn_every_fifth_of_a_second_only(make_trainer, clock):

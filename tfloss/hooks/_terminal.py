@@ -1,13 +1,18 @@
 """The two faces of the progress line: one that is redrawn, and lines that follow each other.
 
     view = PlainLines(sys.stderr)
-    view.start(0, 2000); view.show(137, "step 137/2000 ..."); view.say("..."); view.stop()
+    view.start(0, 2000); view.show(137, lambda room: "step 137/2000 ..."[:room])
+    view.say("..."); view.stop()
 
 Nothing is drawn between two calls of `show`; there is no thread.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
+
+_BAR = 16
+_ROOM_FOR_BAR = 100  # columns; on a narrower terminal names and numbers need them more
 
 
 class PlainLines:
@@ -19,9 +24,9 @@ class PlainLines:
     def start(self, step: int, total: int) -> None:
         """Nothing to set up."""
 
-    def show(self, step: int, text: str) -> None:
-        """The state of training at `step`."""
-        self.say(text)
+    def show(self, step: int, text: Callable[[int | None], str]) -> None:
+        """The state of training at `step`: `text(room)`, None for any length."""
+        self.say(text(None))
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -43,10 +48,13 @@ class TerminalLine:
         from rich.progress import BarColumn, Progress, TextColumn
         from rich.table import Column
 
+        columns: list[Any] = [TextColumn("{task.fields[line]}", markup=False)]
+        self._taken = 0
+        if self._console.width >= _ROOM_FOR_BAR:
+            columns.insert(0, BarColumn(bar_width=_BAR, table_column=Column(min_width=_BAR)))
+            self._taken = _BAR + 1
         self._bar = Progress(
-            BarColumn(bar_width=16, table_column=Column(min_width=16)),
-            # A narrow terminal gets a second line; the time left is never cut off.
-            TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=False)),
+            *columns,
             console=self._console,
             auto_refresh=False,  # no thread of its own
             # Standard output may be a file while the line is on a terminal.
@@ -54,11 +62,12 @@ class TerminalLine:
         )
         self._task = self._bar.add_task("", total=max(total, 1), completed=step, line="")
 
-    def show(self, step: int, text: str) -> None:
-        """Redraws the line."""
+    def show(self, step: int, text: Callable[[int | None], str]) -> None:
+        """Redraws the line as `text(room)`, with the columns that the terminal has by now."""
         if not self._bar.live.is_started:
             self._bar.start()
-        self._bar.update(self._task, completed=step, line=text)
+        line = text(self._console.width - self._taken)
+        self._bar.update(self._task, completed=step, line=line)
         self._bar.refresh()
 
     def say(self, text: str) -> None:

@@ -6,6 +6,7 @@
 Evaluation results are a line of their own: `step 137  val/accuracy 0.981`.
 """
 
+import functools
 import math
 import sys
 import time
@@ -25,7 +26,8 @@ _LOSSES = 8  # shown by name; a model with more has TensorBoard
 class Progress(Hook):
     """Step, losses by name, speed and the time left; evaluation results as they come. Host.
 
-    It reads the host's own step count and values already logged, never the device. Losses
+    The live line fits the terminal: narrow ones have no bar, fewer losses and no speed. It
+    reads the host's own step count and values already logged, never the device. Losses
     are those last logged, so with `log_every=100` they change every 100 steps.
 
     Args:
@@ -100,17 +102,35 @@ class Progress(Hook):
 
     def _show(self, step: int, rate: float | None, tail: str) -> None:
         ordered = sorted(self._losses, key=lambda name: name != "total")  # stable: total first
-        losses = [f"{name} {_number(self._losses[name])}" for name in ordered[:_LOSSES]]
-        if len(ordered) > _LOSSES:
-            losses.append(f"(+{len(ordered) - _LOSSES} losses)")
+        losses = [f"{name} {_number(self._losses[name])}" for name in ordered]
         speed = []
         if rate:
             if self.trainer.run.batch_size:
                 speed.append(f"{_speed(rate * self.trainer.run.batch_size)} examples/s")
             speed.append(f"{_speed(rate)} steps/s")
-        speed += [tail] if tail else []
-        head = "  ".join([f"step {step}/{self.trainer.run.steps}", *losses])
-        self._view.show(step, f"{head}  |  {'  '.join(speed)}" if speed else head)
+        head = f"step {step}/{self.trainer.run.steps}"
+        self._view.show(step, functools.partial(_fitted, head, losses, speed, tail))
+
+
+def _fitted(head: str, losses: list[str], speed: list[str], tail: str, room: int | None) -> str:
+    """The line in at most `room` columns, if it can be.
+
+    The first to go are the speeds, then losses from the last. The step and the time left stay.
+    """
+    shown, speed = min(len(losses), _LOSSES), list(speed)
+    while True:
+        more = len(losses) - shown
+        left = [head, *losses[:shown]]
+        if more and shown:
+            left.append(f"(+{more} {'losses' if more > 1 else 'loss'})")
+        right = [*speed, tail] if tail else speed
+        line = "  |  ".join("  ".join(part) for part in (left, right) if part)
+        if room is None or len(line) <= room or not (speed or shown):
+            return line
+        if speed:
+            speed = speed[1:]
+        else:
+            shown -= 1
 
 
 def _rate(first: tuple[float, int], last: tuple[float, int]) -> float | None:
