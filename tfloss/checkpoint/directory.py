@@ -177,11 +177,11 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path} was written in format {found}; this tfloss reads {FORMAT}.")
-    entries, extra = manifest.get("variables"), manifest.get("extra")
-    whole = isinstance(entries, dict) and isinstance(extra, dict)
-    if not whole or not all(
+    entries = manifest.get("variables")
+    described = isinstance(entries, dict) and all(
         isinstance(one, dict) and {"shape", "dtype"} <= set(one) for one in entries.values()
-    ):
+    )
+    if not described or not isinstance(manifest.get("extra"), dict):
         raise CheckpointError(
             f"{Path(path) / _MANIFEST} lacks what it was written with, so the checkpoint is "
             f"damaged. To go on from the one before, move {path} away."
