@@ -16,6 +16,8 @@ ORDER = [
     "losses",
     "groups",
     "summary",
+    "cluster",
+    "rendezvous",
     "distribution",
     "seeds",
     "precision",
@@ -40,6 +42,7 @@ ORDER = [
     "saved_model",
     "adapters",
     "app",
+    "launch",
     "cli",
 ]
 

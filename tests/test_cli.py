@@ -24,6 +24,8 @@ def test_version(capsys):
         ([], "the following arguments are required: COMMAND"),
         (["reply"], "invalid choice: 'reply'"),
         (["replay"], "the following arguments are required: workdir"),
+        (["launch", "--", "true"], "the following arguments are required: --workers"),
+        (["launch", "--workers=0", "--", "true"], "invalid number (from 1) value: '0'"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, message, capsys):
@@ -40,7 +42,7 @@ def test_help_names_the_commands(capsys):
 
     assert error.value.code == 0
     out = capsys.readouterr().out
-    assert "replay" in out and "version" in out
+    assert "launch" in out and "replay" in out and "version" in out
 
 
 def test_replay_gets_the_workdir_and_gives_the_exit_code(tmp_path, monkeypatch):
@@ -57,3 +59,18 @@ def test_replay_gets_the_workdir_and_gives_the_exit_code(tmp_path, monkeypatch):
 def test_replay_of_a_folder_that_is_not_there(tmp_path, capsys):
     assert cli.main(["replay", str(tmp_path / "runs")]) == 2
     assert capsys.readouterr().err == f"tfloss replay: there is no folder '{tmp_path}/runs'.\n"
+
+
+@pytest.mark.parametrize("between", [["--"], []])
+def test_launch_gets_the_command_as_it_stands(between, monkeypatch):
+    seen = []
+    monkeypatch.setattr("tfloss.launch.run", lambda *given: seen.append(given) or 75)
+    options = ["--workers=2", "--max-restarts", "3", *between]
+
+    assert cli.main(["launch", *options, "python", "t.py", "--workers=9", "--", "x"]) == 75
+    assert seen == [(["python", "t.py", "--workers=9", "--", "x"], 2, 3, 30)]
+
+
+def test_launch_of_nothing(capsys):
+    assert cli.main(["launch", "--workers=2", "--"]) == 2
+    assert "no command; it comes last: -- python train.py ..." in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A strategy from a name."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 import tensorflow as tf
 
 from tfloss.distribution import STRATEGIES, check_strategy, is_chief, make_strategy
+from tfloss.errors import ClusterError
+from tfloss.launch import _free_ports
 
 CLUSTER = {
     "cluster": {"worker": ["localhost:1", "localhost:2"]},
@@ -18,6 +21,9 @@ CLUSTER = {
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TFLOSS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
     monkeypatch.delenv("TPU_NAME", raising=False)
 
 
@@ -83,12 +89,41 @@ def test_auto_follows_tf_config(monkeypatch):
         make_strategy("auto")
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"cluster": 3}'])
-def test_a_broken_tf_config_is_shown(monkeypatch, text):
-    monkeypatch.setenv("TF_CONFIG", text)
+def test_auto_needs_several_workers(monkeypatch):
+    one = {"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(one))
 
-    with pytest.raises(ValueError, match="TF_CONFIG can't be read"):
+    assert make_strategy("auto").num_replicas_in_sync == 1
+
+
+def test_a_broken_tf_config_is_shown(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{")
+
+    with pytest.raises(ClusterError, match="TF_CONFIG is wrong"):
         make_strategy("auto")
+
+
+def test_a_slurm_step_of_one_task_is_no_cluster(monkeypatch):
+    for name, value in {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "n1",
+        "SLURM_STEP_TASKS_PER_NODE": "1",
+        "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_PROCID": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    assert make_strategy("auto").num_replicas_in_sync == 1
+    with pytest.raises(ClusterError, match=r"one worker: SLURM_STEP_NUM_TASKS is 1.*--ntasks=2"):
+        make_strategy("multi_worker")
+
+
+def test_the_time_to_connect_must_be_seconds(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", json.dumps(CLUSTER))
+    monkeypatch.setenv("TFLOSS_CONNECT_TIMEOUT", "5m")
+
+    with pytest.raises(ClusterError, match="TFLOSS_CONNECT_TIMEOUT must be seconds, and is '5m'"):
+        make_strategy("multi_worker")
 
 
 def test_central_storage_is_refused():
@@ -153,3 +188,87 @@ def test_logical_devices_are_made_in_a_fresh_process():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "3"
+
+
+def in_a_cluster(code, rank, addresses, **variables):
+    """Starts a worker with the variables that Kubernetes and its user set."""
+    environ = {"TFLOSS_WORKERS": ",".join(addresses), "JOB_COMPLETION_INDEX": str(rank)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+SUM = """
+import tensorflow as tf
+from tfloss.distribution import is_chief, make_strategy
+
+strategy = make_strategy("auto")
+
+def add():
+    context = tf.distribute.get_replica_context()
+    rank = tf.cast(context.replica_id_in_sync_group, tf.float32)
+    return context.all_reduce("sum", 1.0 + 10.0 * rank)
+
+total = float(tf.function(lambda: strategy.run(add))())
+print(strategy.num_replicas_in_sync, total, is_chief(strategy))
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_add_a_number():
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+    workers = [in_a_cluster(SUM, rank, addresses) for rank in (0, 1)]
+
+    out = [worker.communicate(timeout=120) for worker in workers]
+
+    assert [worker.returncode for worker in workers] == [0, 0], out
+    assert [printed for printed, _ in out] == ["2 12.0 True\n", "2 12.0 False\n"]
+
+
+@pytest.mark.slow
+def test_an_absent_worker_ends_a_training_script(tmp_path):
+    (tmp_path / "recipe.py").write_text(
+        "import ml_collections\ndef get_config(): return ml_collections.ConfigDict()\n"
+    )
+    code = (
+        "from tfloss import app\n"
+        f"argv = ['train.py', '--config={tmp_path}/recipe.py', '--workdir={tmp_path}/run']\n"
+        "app.run(lambda run: None, argv=argv)\n"
+    )
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+    worker = in_a_cluster(code, 0, addresses, TFLOSS_CONNECT_TIMEOUT="3")
+
+    _, error = worker.communicate(timeout=60)
+
+    assert worker.returncode == 2
+    assert f"worker 1 ({addresses[1]}: connection refused)" in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_tensorflow_starts_is_not_waited_for_without_end():
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+    stays = (
+        "from tfloss import distribution\n"
+        "distribution._LEAST_START = 4.0\n"
+        "distribution.make_strategy('multi_worker', connect_timeout=4.0)\n"
+    )
+    leaves = (
+        "import os\n"
+        "from tfloss import cluster, rendezvous\n"
+        "found = cluster.find_cluster()\n"
+        "rendezvous.wait_for_workers(found.addresses, found.rank, 60.0)\n"
+        "os._exit(9)\n"
+    )
+    leaver = in_a_cluster(leaves, 1, addresses)
+    stayer = in_a_cluster(stays, 0, addresses)
+
+    _, error = stayer.communicate(timeout=60)
+
+    assert (leaver.wait(), stayer.returncode) == (9, 1)
+    assert "_tensorflow_connects_the_workers" in error

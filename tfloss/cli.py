@@ -1,6 +1,7 @@
 """The `tfloss` command. Host code.
 
-    tfloss replay runs/digits     runs again, eagerly, the step whose loss was not finite
+    tfloss launch --workers 2 -- python train.py ...    a cluster of workers on this machine
+    tfloss replay runs/digits    runs again, eagerly, the step whose loss was not finite
     tfloss version
 
 A sub-command is one function that takes the parsed arguments and returns the exit code; it
@@ -29,6 +30,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    launch = commands.add_parser(
+        "launch",
+        help="run a script as several workers on this machine",
+        usage="tfloss launch --workers N [--max-restarts N] [--grace SECONDS] -- COMMAND ...",
+        description="Runs the command as several workers on this machine, each with a TF_CONFIG "
+        "and a share of the GPUs of its own, and prints what they print behind their numbers. "
+        "Signals are passed on. When one worker fails, all are ended, and the exit code is that "
+        "worker's.",
+    )
+    launch.add_argument("--workers", type=_at_least(1), required=True, help="how many processes")
+    launch.add_argument(
+        "--max-restarts",
+        type=_at_least(0),
+        default=0,
+        help="how often all are started again after one has failed (0)",
+    )
+    launch.add_argument(
+        "--grace",
+        type=_at_least(0),
+        default=30,
+        help="seconds between SIGTERM and SIGKILL for those that are ended (30)",
+    )
+    launch.add_argument("command", nargs=argparse.REMAINDER, help="python train.py ...")
+    launch.set_defaults(run=_launch)
+
     replay = commands.add_parser(
         "replay",
         help="run the step whose loss was not finite once more, eagerly",
@@ -42,6 +68,26 @@ def _parser() -> argparse.ArgumentParser:
     version = commands.add_parser("version", help="print the versions of tfloss and TensorFlow")
     version.set_defaults(run=_version)
     return parser
+
+
+def _at_least(least: int):
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise ValueError
+        return value
+
+    number.__name__ = f"number (from {least})"  # argparse says: invalid number (from 1) value
+    return number
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    command = arguments.command[arguments.command[:1] == ["--"] :]
+    if not command:
+        sys.stderr.write("tfloss launch: no command; it comes last: -- python train.py ...\n")
+        return 2
+    from tfloss import launch
+
+    return launch.run(command, arguments.workers, arguments.max_restarts, arguments.grace)
 
 
 def _replay(arguments: argparse.Namespace) -> int:

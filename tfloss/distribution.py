@@ -5,11 +5,16 @@ with strategy.scope():
     model = Classifier()
 """
 
-import json
+import faulthandler
+import math
 import os
 from typing import Any
 
 import tensorflow as tf
+
+from tfloss.cluster import Cluster, find_cluster, why_none
+from tfloss.errors import ClusterError
+from tfloss.rendezvous import wait_for_workers
 
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
@@ -20,29 +25,45 @@ _REFUSED = (
 )
 
 
-def make_strategy(name: str = "auto", replicas: int | None = None) -> tf.distribute.Strategy:
+CONNECT_TIMEOUT = 300.0
+_LEAST_START = 60.0  # seconds that TensorFlow gets to start once all workers are there
+
+
+def make_strategy(
+    name: str = "auto", replicas: int | None = None, connect_timeout: float | None = None
+) -> tf.distribute.Strategy:
     """A strategy from its name. Call it before anything else uses TensorFlow's devices.
+
+    Under several workers it returns when all of them have called it (`tfloss.rendezvous`).
 
     Args:
       name: one of
-        "auto": multi_worker where the variable TF_CONFIG describes a cluster of several
-          workers, mirrored with several GPUs or `replicas` > 1, else one;
+        "auto": multi_worker where the environment names several workers, mirrored with several
+          GPUs or `replicas` > 1, else one;
         "one": TensorFlow's default strategy: one replica, on the GPU if there is one;
         "mirrored": a replica on each GPU of this machine, or on each of `replicas` logical
           CPU devices, which are made here, if it has no GPU;
-        "multi_worker": the replicas of all workers that TF_CONFIG names;
+        "multi_worker": the replicas of all workers that the environment names: TF_CONFIG,
+          TFLOSS_WORKERS with JOB_COMPLETION_INDEX, or Slurm's variables (`tfloss.cluster`).
+          TF_CONFIG is set then, for TensorFlow;
         "tpu": the TPU named by the variable TPU_NAME, or this machine's own.
       replicas: how many replicas, for "auto", "one" and "mirrored". None: one for each GPU,
         or one for each logical CPU device configured so far.
+      connect_timeout: seconds to wait for the other workers. None: those of the variable
+        TFLOSS_CONNECT_TIMEOUT, or 300.
 
     Raises:
       ValueError: an unknown name, a number of replicas that the machine can't give, or
         devices that are not there.
+      ClusterError: a ValueError: the environment names the workers wrongly, halfway or not.
+      MissingWorkersError: other workers have not come in time; it names their addresses.
+      SystemExit: SIGTERM while it waits for them.
     """
     if replicas is not None and replicas < 1:
         raise ValueError(f"replicas must be at least 1, got {replicas}.")
+    cluster = find_cluster() if name in ("auto", "multi_worker") else None
     if name == "auto":
-        name = _choose(replicas)
+        name = _choose(replicas, cluster)
     if name in ("multi_worker", "tpu") and replicas is not None:
         raise ValueError(
             f"replicas={replicas} can't be chosen with strategy {name!r}: it has one replica "
@@ -57,7 +78,7 @@ def make_strategy(name: str = "auto", replicas: int | None = None) -> tf.distrib
     if name == "mirrored":
         return _mirrored(replicas)
     if name == "multi_worker":
-        return _multi_worker()
+        return _multi_worker(cluster, connect_timeout)
     if name == "tpu":
         return _tpu()
     raise ValueError(f"Unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}.")
@@ -89,8 +110,8 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return resolver.task_type == "worker" and resolver.task_id == 0
 
 
-def _choose(replicas: int | None) -> str:
-    if _cluster_size() > 1:
+def _choose(replicas: int | None, cluster: Cluster | None) -> str:
+    if cluster and len(cluster.addresses) > 1:
         return "multi_worker"
     several = len(tf.config.list_physical_devices("GPU")) > 1 if replicas is None else replicas > 1
     return "mirrored" if several else "one"
@@ -122,34 +143,57 @@ def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
 
-def _cluster_size() -> int:
-    """The number of workers that TF_CONFIG names; 0 without it."""
-    text = os.environ.get("TF_CONFIG")
-    if not text:
-        return 0
-    try:
-        cluster = json.loads(text).get("cluster", {})
-        return sum(len(cluster.get(job, [])) for job in ("chief", "master", "worker"))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"The variable TF_CONFIG can't be read ({error}): {text}") from None
-
-
-def _multi_worker() -> tf.distribute.Strategy:
-    if not _cluster_size():
-        raise ValueError(
-            "Strategy 'multi_worker' needs to know its workers: set the variable TF_CONFIG on "
-            'each of them, for instance {"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
-            '"task": {"type": "worker", "index": 0}}.'
+def _multi_worker(cluster: Cluster | None, connect_timeout: float | None) -> tf.distribute.Strategy:
+    if cluster is None:
+        raise ClusterError(f"Strategy 'multi_worker' finds no workers. {why_none()}")
+    if cluster.source.startswith("SLURM") and len(cluster.addresses) == 1:
+        raise ClusterError(
+            "Strategy 'multi_worker' finds one worker: SLURM_STEP_NUM_TASKS is 1. Ask for more "
+            "(srun --ntasks=2), or use 'mirrored' for the GPUs of one host."
         )
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    except RuntimeError as error:
-        if "at program startup" not in str(error):
-            raise
+    if connect_timeout is None:
+        connect_timeout = _connect_timeout()
+    if _tensorflow_has_started():  # said before the others wait for this worker
         raise ValueError(
             "TensorFlow has started already, too late to connect to other workers. Make the "
             "strategy first, before any tensor, variable, model or data set."
-        ) from None
+        )
+    os.environ["TF_CONFIG"] = cluster.tf_config()
+    wait_for_workers(cluster.addresses, cluster.rank, connect_timeout)
+    return _tensorflow_connects_the_workers(max(connect_timeout, _LEAST_START))
+
+
+def _tensorflow_connects_the_workers(timeout: float) -> tf.distribute.Strategy:
+    """Makes the strategy, or ends the program with a traceback that shows this function.
+
+    A worker that dies between the meeting and here would be waited for without end, and with
+    Python locked: no exception, thread or signal handler could stop it.
+    """
+    faulthandler.dump_traceback_later(timeout, exit=True, file=2)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _tensorflow_has_started() -> bool:
+    threads = tf.config.threading.get_inter_op_parallelism_threads()
+    try:
+        tf.config.threading.set_inter_op_parallelism_threads(threads + 1)
+    except RuntimeError:  # what can only be set before the start shows it
+        return True
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    return False
+
+
+def _connect_timeout() -> float:
+    text = os.environ.get("TFLOSS_CONNECT_TIMEOUT") or str(CONNECT_TIMEOUT)
+    try:
+        if (seconds := float(text)) >= 0 and math.isfinite(seconds):
+            return seconds
+    except ValueError:
+        pass
+    raise ClusterError(f"The variable TFLOSS_CONNECT_TIMEOUT must be seconds, and is {text!r}.")
 
 
 def _tpu() -> tf.distribute.Strategy:

@@ -27,6 +27,14 @@ class CheckpointError(TflossError, ValueError):
     """A checkpoint that can't be written, or that doesn't fit the model."""
 
 
+class ClusterError(TflossError, ValueError):
+    """An environment that names the workers of a run wrongly or halfway: the variable, the way."""
+
+
+class MissingWorkersError(TflossError, TimeoutError):
+    """Workers of the cluster that have not answered in time: their addresses, what was tried."""
+
+
 class MetricError(TflossError, ValueError):
     """A metric of an evaluation that can't be computed: its name, and what there is to use."""
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tfloss.app.config import FILE, differences, read_config, to_json, write_config
 from tfloss.app.flags import FlagError, Options, parse_flags
+from tfloss.errors import MissingWorkersError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -118,8 +119,8 @@ def run(
 
     Raises:
       SystemExit: always, as `absl.app.run` does: 0 after `main`, 2 for a command line, a
-        strategy or a workdir that can't be used, 130 after Ctrl-C, with a line that says
-        what there is to go on from.
+        strategy or a workdir that can't be used, or workers that are missing, 130 after
+        Ctrl-C, with a line that says what there is to go on from.
     """
     from absl import app, flags, logging
 
@@ -134,7 +135,7 @@ def run(
             logging.set_verbosity(logging.WARNING)
         prepared = None
         try:
-            with _one_line(ValueError):
+            with _one_line(ValueError, MissingWorkersError):
                 prepared = prepare(options)
             main(prepared)
         except KeyboardInterrupt:
@@ -154,6 +155,7 @@ def prepare(options: Options) -> Run:
     Raises:
       ValueError: the strategy can't be made here, the saved config can't be read, the
         workdir can't be written or, in a mode that doesn't train, is missing.
+      MissingWorkersError: other workers of the cluster have not come in time.
     """
     if options.mode in ("eval", "export") and not options.workdir.is_dir():
         raise ValueError(

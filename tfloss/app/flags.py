@@ -72,7 +72,8 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | No
         "strategy",
         "auto",
         STRATEGIES,
-        "How to use the devices; auto takes all GPUs of this machine.",
+        "How to use the devices; auto takes all workers that TF_CONFIG, TFLOSS_WORKERS or Slurm "
+        "names, or all GPUs of this machine.",
         flag_values=values,
     )
     flags.DEFINE_integer(
