@@ -1,6 +1,11 @@
 """Who the workers are, from faked environments."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +30,7 @@ def slurm(**changed):
         "SLURM_STEP_TASKS_PER_NODE": "2,1",
         "SLURM_STEP_NUM_TASKS": "3",
         "SLURM_PROCID": "2",
-        "SLURM_NODEID": "1",
+        "SLURMD_NODENAME": "n10",
         "SLURM_LOCALID": "0",
     } | changed
     return {name: value for name, value in names.items() if value is not None}
@@ -137,9 +142,10 @@ def test_tensorflow_reads_the_same(environ, monkeypatch):
         (slurm(SLURM_STEP_TASKS_PER_NODE=None), "is set, but not SLURM_STEP_TASKS_PER_NODE"),
         # srun --distribution=cyclic: task 1 runs on the second host
         (
-            slurm(SLURM_PROCID="1", SLURM_NODEID="1", SLURM_LOCALID="0"),
-            "SLURM_NODEID is 1, where task 1 .* should have 0.*--distribution=block",
+            slurm(SLURM_PROCID="1"),
+            "SLURMD_NODENAME is n10, where task 1 .* should have n2: .*--distribution=block",
         ),
+        (slurm(SLURM_LOCALID="1"), "SLURM_LOCALID is 1, where task 2 .* should have 0: "),
     ],
 )
 def test_a_wrong_or_half_set_one_is_refused(environ, message):
@@ -156,6 +162,56 @@ def test_a_wrong_or_half_set_one_is_refused(environ, message):
     ],
 )
 def test_what_to_do_where_there_is_none(environ, message):
-    import re
-
     assert re.search(message, why_none(environ))
+
+
+def blocks(language):
+    """The code blocks of docs/distribution.md."""
+    text = (Path(__file__).parents[1] / "docs" / "distribution.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_manifest_names_the_pods_that_the_job_has():
+    yaml = pytest.importorskip("yaml")
+    service, job = yaml.safe_load_all(blocks("yaml")[0])
+    pod = job["spec"]["template"]["spec"]
+    environ = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+
+    name, count = job["metadata"]["name"], job["spec"]["completions"]
+    found = [find_cluster(environ | {"JOB_COMPLETION_INDEX": str(i)}) for i in range(count)]
+
+    assert service["spec"]["selector"] == {"job-name": name}
+    hosts = [f"{name}-{i}.{pod['subdomain']}:2222" for i in range(count)]
+    assert list(found[0].addresses) == hosts and pod["subdomain"] == service["metadata"]["name"]
+    assert [each.rank for each in found] == list(range(count))
+
+
+@pytest.mark.parametrize("ended", [0, 1, 75])
+def test_the_batch_script_runs_as_slurm_would_run_it(ended, tmp_path):
+    """An srun that starts two tasks as the real one does, and a scontrol that writes down."""
+    (script,) = [block for block in blocks("bash") if "#SBATCH" in block]
+    task = (
+        "from tfloss.cluster import find_cluster\n"
+        "found = find_cluster()\n"
+        f"print(found.rank, *found.addresses); raise SystemExit({ended} * found.rank)\n"
+    )
+    programs = {
+        "srun": "export SLURM_STEP_NODELIST=n[1-2] SLURM_STEP_TASKS_PER_NODE='1(x2)'\n"
+        "export SLURM_STEP_NUM_TASKS=2 SLURM_STEP_ID=0 SLURM_LOCALID=0\n"
+        'SLURM_PROCID=0 SLURMD_NODENAME=n1 python -c "$TASK"\n'
+        'SLURM_PROCID=1 SLURMD_NODENAME=n2 python -c "$TASK"\n',
+        "scontrol": f'echo "$@" >> {tmp_path}/scontrol.txt\n',
+        "python": f'exec {sys.executable} "$@"\n',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environ = os.environ | {"PATH": path, "SLURM_JOB_ID": "7", "TASK": task}
+
+    done = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True)
+
+    assert done.returncode == ended, done.stderr
+    assert done.stdout == "0 n1:15448 n2:15448\n1 n1:15448 n2:15448\n"
+    requeued = tmp_path / "scontrol.txt"
+    assert (requeued.read_text() if requeued.exists() else "") == "requeue 7\n" * (ended == 75)

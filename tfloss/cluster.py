@@ -223,12 +223,13 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
     if rank >= tasks:
         raise ClusterError(f"SLURM_PROCID is {rank}, but the step has {tasks} tasks, from 0.")
     places = [(node, local) for node, count in enumerate(counts) for local in range(count)]
-    for name, expected in zip(("SLURM_NODEID", "SLURM_LOCALID"), places[rank], strict=True):
-        if environ.get(name, str(expected)) != str(expected):
+    node, local = places[rank]
+    for name, expected in (("SLURMD_NODENAME", hosts[node]), ("SLURM_LOCALID", str(local))):
+        if environ.get(name, expected) != expected:
             raise ClusterError(
-                f"{name} is {environ[name]}, where task {rank} of SLURM_STEP_TASKS_PER_NODE="
-                f"{environ['SLURM_STEP_TASKS_PER_NODE']} should have {expected}: the tasks are "
-                "not laid out host by host. Start them with srun --distribution=block."
+                f"{name} is {environ[name]}, where task {rank} of {environ['SLURM_STEP_NODELIST']} "
+                f"with {environ['SLURM_STEP_TASKS_PER_NODE']} tasks should have {expected}: the "
+                "tasks are not laid out host by host. Start them with srun --distribution=block."
             )
     first = _slurm_port(environ, number, max(counts))
     addresses = tuple(f"{hosts[node]}:{first + local}" for node, local in places)
