@@ -236,3 +236,32 @@ def test_the_launcher_does_not_import_tensorflow():
         "assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_tensorflow_workers_start_again_when_one_is_killed(start, tmp_path):
+    code = (
+        "import pathlib, signal\n"
+        "import tensorflow as tf\n"
+        "from tfloss import make_strategy\n"
+        "strategy = make_strategy()\n"
+        "def one():\n"
+        "    return tf.distribute.get_replica_context().all_reduce('sum', tf.constant(1.0))\n"
+        "@tf.function\n"
+        "def add():\n"
+        "    return strategy.run(one)\n"
+        f"died = pathlib.Path({str(tmp_path)!r}, 'died')\n"
+        "first = not died.exists()\n"
+        "for step in range(10):\n"
+        "    total = float(add())\n"
+        "    if first and index == 1 and step == 5:\n"
+        "        died.touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "print('total', total)\n"
+    )
+    code, out, error = finish(start(code, "--max-restarts=1"), timeout=150)
+
+    assert (code, out) == (0, ["[0] total 2.0", "[1] total 2.0"]), error
+    assert (
+        "tfloss launch: worker 1 was killed by SIGKILL; starting all 2 again (restart 1 of 1)"
+        in error
+    )

@@ -225,7 +225,8 @@ def _shares_of_gpus(workers: int) -> list[dict[str, str]]:
     """The variables that give each worker GPUs of its own: two can't work on the same one."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        gpus = [str(n) for n in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+        # A container has the files of its own GPUs only.
+        gpus = [str(n) for n in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     else:
         gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
     if not gpus:
