@@ -79,6 +79,14 @@ STATEMENTS = {
         "Freezing a layer after the step was traced is ignored.",
         "Respected between two `train` calls, as is unfreezing; one trace otherwise.",
     ),
+    17: (
+        "One worker's collective read hangs; an absent peer hangs start-up for ever.",
+        "All workers read; start-up has a deadline that names who is missing; SIGTERM saves.",
+    ),
+    18: (
+        "`fit` fails under `MultiWorkerMirroredStrategy`.",
+        "The same numbers on one process and on several workers.",
+    ),
     20: (
         "Variables made inside the step fail obscurely, or are in no checkpoint.",
         "Made before the first step; otherwise refused by name, as are those of another scope.",

@@ -1,6 +1,6 @@
 """Writes the table of docs/distribution.md: how far weights are from those of one replica.
 
-    python docs/same_numbers.py          # about five minutes on two cores
+python docs/same_numbers.py          # about five minutes on two cores
 """
 
 import os

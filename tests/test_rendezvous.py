@@ -71,6 +71,7 @@ def test_all_go_on_when_the_last_has_come(addresses, start):
         assert worker.communicate(timeout=15) == ("met\n", "")
 
 
+@pytest.mark.promise(17)
 def test_an_absent_worker_is_named_in_time(addresses, start):
     workers = [start(rank, addresses, timeout=3.0) for rank in (0, 2)]
 
@@ -83,6 +84,7 @@ def test_an_absent_worker_is_named_in_time(addresses, start):
         assert "TFLOSS_CONNECT_TIMEOUT=SECONDS waits longer" in error
 
 
+@pytest.mark.promise(17)
 def test_sigterm_ends_the_wait(addresses, start):
     worker = start(0, addresses[:2], timeout=60.0)
     time.sleep(0.5)
