@@ -95,19 +95,22 @@ def check_strategy(strategy: tf.distribute.Strategy) -> None:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes files: always, unless there are several.
+    """Whether this process is the one that writes files: always, unless there are several."""
+    return worker_position(strategy)[0] == 0
 
-    Under several workers it is the task "chief", or worker 0 where there is no chief.
+
+def worker_position(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """This worker's number among those that train, and how many there are: (0, 1) for one.
+
+    A task "chief" comes before the tasks "worker".
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return True
+        return 0, 1
     resolver: Any = strategy.cluster_resolver
-    if resolver is None or resolver.task_type is None:
-        return True
-    chiefs = {"chief", "master"}
-    if chiefs & set(resolver.cluster_spec().jobs):
-        return resolver.task_type in chiefs
-    return resolver.task_type == "worker" and resolver.task_id == 0
+    cluster = resolver.cluster_spec().as_dict() if resolver is not None else {}
+    tasks = [(job, i) for job in ("chief", "worker") for i in range(len(cluster.get(job, ())))]
+    mine = resolver and (resolver.task_type, resolver.task_id)
+    return (tasks.index(mine), len(tasks)) if mine in tasks else (0, 1)
 
 
 def _choose(replicas: int | None, cluster: Cluster | None) -> str:

@@ -43,6 +43,24 @@ class ExportError(TflossError, ValueError):
     """A model that can't be exported for inference, or an export that disagrees with it."""
 
 
+class WorkerError(TflossError, RuntimeError):
+    """Workers of one cluster that don't do the same thing: what differs, and on which."""
+
+
+class Preempted(SystemExit):
+    """The machine is wanted back (SIGTERM): raised out of `train`, on all workers after the
+    same step, when a checkpoint is saved.
+
+    A script that doesn't catch it ends with exit code 75 (EX_TEMPFAIL: start me again). It is
+    not an Exception, so that `except Exception` does not keep the machine.
+    """
+
+    CODE = 75
+
+    def __init__(self) -> None:
+        super().__init__(self.CODE)
+
+
 class NonFiniteLossError(TflossError, FloatingPointError):
     """A loss became NaN or infinite. The update of that step was not applied.
 

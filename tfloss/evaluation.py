@@ -9,6 +9,8 @@
 A batch is split over the replicas on the host, the predictions are put together again in
 the order of the data set, and metrics see whole batches: on 1 and on 4 replicas they see the
 same thing, last short batch included. A batch with fewer examples than replicas runs on one.
+With several workers each of them evaluates the whole data set, on one device: nothing is sent, and
+it takes as long as on one. Their results are the first worker's.
 """
 
 import collections
@@ -23,6 +25,7 @@ from tfloss import _upstream
 from tfloss.batches import count, split
 from tfloss.context import forward_context
 from tfloss.data.feed import Data, as_dataset
+from tfloss.distribution import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
 from tfloss.losses import LossWeights, collect
 
@@ -105,6 +108,8 @@ class Evaluator:
         self.losses = losses
         self.weights = loss_weights or LossWeights(None)
         self.strategy = tf.distribute.get_strategy()
+        alone = worker_position(self.strategy)[1] == 1
+        self._parts = self.strategy.num_replicas_in_sync if alone else 1
         self._bound = {
             k: _outside_scope(m) for k, m in metrics.items() if isinstance(m, BoundMetric)
         }
@@ -142,7 +147,7 @@ class Evaluator:
         sums: dict[str, float] = collections.defaultdict(float)
         examples = 0
         for batch in dataset.with_options(options):
-            parts = split(batch, self.strategy.num_replicas_in_sync)
+            parts = split(batch, self._parts)
             sizes = [int(count(part)) for part in parts]
             try:
                 predictions, losses = self._predict(batch, parts, tf.constant(step, tf.int64))

@@ -48,8 +48,17 @@ class TrainerState:
         found.update(self._step.extra_variables())
         return found
 
-    def save(self, directory: CheckpointDirectory, step: int, hooks: Sequence[Hook]) -> Path:
+    def save(
+        self,
+        directory: CheckpointDirectory,
+        step: int,
+        hooks: Sequence[Hook],
+        *,
+        write: bool = True,
+    ) -> Path:
         """Saves everything, and the hooks' state, as one checkpoint.
+
+        All workers must call it, to read the variables; those without `write` write nothing.
 
         Replicas are given the mean of their own statistics first, so that training goes on
         from the very state that is saved.
@@ -59,7 +68,7 @@ class TrainerState:
             "hooks": {name: hook.state for name, hook in named_hooks(hooks).items()},
             "seeds": {"replicas": self._step.strategy.num_replicas_in_sync, "stride": STRIDE},
         }
-        return directory.save(step, self.variables(), extra)
+        return directory.save(step, self.variables(), extra, write=write)
 
     def restore(self, directory: CheckpointDirectory, path: Path, hooks: Sequence[Hook]) -> int:
         """Restores a checkpoint and returns its step.
@@ -99,7 +108,7 @@ class TrainerState:
         if self._step.strategy.num_replicas_in_sync > 1:
             sync_replicas(self._step.model)
 
-    def save_for_replay(self, path: Path) -> None:
+    def save_for_replay(self, path: Path, *, write: bool = True) -> None:
         """Saves the model, whatever its values, for a step to be run again.
 
         And whether this process runs a script; notebooks, prompts and `python -c` have none.
@@ -108,7 +117,9 @@ class TrainerState:
         step = int(self._step.counter.numpy())
         script = getattr(sys.modules.get("__main__"), "__file__", None) or "<none>"
         extra = {"script": None if script.startswith("<") else script}  # "<stdin>"
-        CheckpointDirectory(path / "state").save(step, model, extra, check_finite=False)
+        CheckpointDirectory(path / "state").save(
+            step, model, extra, check_finite=False, write=write
+        )
 
     def restore_for_replay(self, path: Path, replica: int = 0) -> None:
         """Restores what `save_for_replay` saved, with the random states of one replica."""

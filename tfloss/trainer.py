@@ -21,26 +21,26 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import replay
+from tfloss.agreement import Agreement
 from tfloss.checkpoint import CheckpointDirectory
 from tfloss.data.feed import Data, Feed, as_dataset
 from tfloss.distribution import check_strategy
 from tfloss.ema import Ema
-from tfloss.engine import Block, Engine
+from tfloss.engine import Engine
 from tfloss.errors import CheckpointError
 from tfloss.evaluation import BoundMetric, Evaluator, HostMetric
 from tfloss.hooks import Every, Hook, MetricsFile, NaNGuard, Progress, SaveCheckpoint, TensorBoard
 from tfloss.hooks.base import RunInfo
 from tfloss.hooks.every import started_copy
+from tfloss.loop import Loop
 from tfloss.losses import Weight
-from tfloss.result import TrainResult, last_losses
+from tfloss.result import TrainResult
 from tfloss.state import TrainerState, warn_if_unrestored
 from tfloss.step import TrainStep
 from tfloss.summary import Summary
 from tfloss.window import LogWindow
 from tfloss.workdir import writable
 
-_CALL_SECONDS = 0.25  # how long a call of the device loop may keep Ctrl-C and clocks waiting
-_MOST_STEPS = 1000
 _MOST_EVALUATORS = 8
 
 
@@ -110,6 +110,7 @@ class Trainer:
         self.optimizer = optimizer
         self.strategy = strategy or tf.distribute.get_strategy()
         check_strategy(self.strategy)
+        self.agreement = Agreement(self.strategy)
         self.workdir = writable(Path(workdir)) if workdir is not None else None
         self.seed = seed
         self.log_every = log_every
@@ -144,8 +145,8 @@ class Trainer:
         self._signature: tuple | None = None
         self._feed: Feed | None = None
         self._resumed = False
-        self._reason: str | None = None
-        self._window = LogWindow(every_step, clock)
+        self.stopped: str | None = None
+        self.window = LogWindow(every_step, clock)
         self._evaluators: dict[tuple, Evaluator] = {}
 
     # What a script calls
@@ -186,14 +187,14 @@ class Trainer:
             replay.replay_and_exit(self, bundle)
         self._resume()
         if self.step >= steps:
-            print(f"tfloss: step {self.step} is already reached, {steps} were asked for.")
+            self.say(f"step {self.step} is already reached, {steps} were asked for.")
             return TrainResult(self.step, {})
         many = self.train_step.accumulate
         size = feed.batch_size and feed.batch_size * many
         epoch = steps_per_epoch or (feed.steps_per_epoch and feed.steps_per_epoch / many)
         self.run = RunInfo(self.step, steps, size, epoch)
         self._prepare_engine()
-        self.error = self._reason = None
+        self.error = self.stopped = None
         last: dict[str, float] = {}
         started: list[Hook] = []
         try:
@@ -201,18 +202,19 @@ class Trainer:
                 hook.trainer = self
                 if hook.every is not None:
                     hook.every = started_copy(hook.every, self.run, type(hook).__name__)
-                started.append(hook)
-                hook.before_train()
-            last = self._run_until(steps, feed)
+                if self.runs(hook):
+                    started.append(hook)
+                    hook.before_train()
+            last = Loop(self, self._engine, feed, self._fixed_steps_per_call).run(steps)
         except BaseException as error:
             self.error = error
             self.step = int(self.train_step.counter.numpy())  # a call may not have returned
             raise
         finally:
             self._finish(started)
-        reason = self._reason if self.step < steps else None
+        reason = self.stopped if self.step < steps else None
         if reason is not None:
-            print(f"tfloss: stopped at step {self.step}: {reason}")
+            self.say(f"stopped at step {self.step}: {reason}")
         return TrainResult(self.step, last, reason)
 
     def restore(self, data: Data) -> int:
@@ -275,7 +277,8 @@ class Trainer:
                 )
         self.state().sync_replicas()
         with self.averaged() if ema else contextlib.nullcontext():
-            return self._evaluators[key].run(data, self.step)
+            # The first worker's, so that no rounding makes one of them decide otherwise.
+            return self.agreement.chiefs(self._evaluators[key].run(data, self.step))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -297,17 +300,29 @@ class Trainer:
     ) -> None:
         """Gives values to every hook's `on_log`: writers write them, others watch them."""
         for hook in self.hooks:
-            hook.on_log(step, scalars, summaries)
+            if self.runs(hook):
+                hook.on_log(step, scalars, summaries)
+
+    def runs(self, hook: Hook) -> bool:
+        """Whether a hook is called on this worker: writers are on the first one only."""
+        return self.agreement.chief or not hook.chief_only
 
     def stop(self, reason: str) -> None:
         """Ends training after the current step; `TrainResult.reason` says why."""
-        self._reason = self._reason or reason
+        self.stopped = self.stopped or reason
+
+    def say(self, text: str) -> None:
+        """Prints a line, on one of the workers."""
+        if self.agreement.chief:
+            print(f"tfloss: {text}", flush=True)
 
     def save_checkpoint(self) -> Path:
         """Saves the whole state under `workdir/checkpoints` and returns the directory."""
         if self.checkpoints is None:
             raise ValueError("Can't save a checkpoint: the Trainer has no workdir.")
-        return self.state().save(self.checkpoints, self.step, self.hooks)
+        return self.state().save(
+            self.checkpoints, self.step, self.hooks, write=self.agreement.chief
+        )
 
     def state(self) -> TrainerState:
         """All variables that a checkpoint holds."""
@@ -343,9 +358,13 @@ class Trainer:
         path = self.checkpoints.latest() if self.checkpoints is not None else None
         if self.checkpoints is not None and path is not None:
             self.step = self.state().restore(self.checkpoints, path, self.hooks)
-            print(f"tfloss: resuming at step {self.step} from {path}")
+            self.say(f"resuming at step {self.step} from {path}")
         elif self.seed is not None:
             self.state().seed(self.seed)
+        self.agreement.check_same(
+            {"the step to go on from": self.step},
+            "They must all see the same workdir: put it on a file system that they share.",
+        )
         self._resumed = True  # not before: after an error it must be tried again
 
     def _prepare_engine(self) -> None:
@@ -355,51 +374,6 @@ class Trainer:
         if self._engine is None or signature != self._signature:
             self._engine = Engine(self.train_step, every_step=self.every_step, guard=guard)
             self._signature = signature
-
-    def _run_until(self, steps: int, feed: Feed) -> dict[str, float]:
-        """The loop. Returns the losses of the last step."""
-        block = None
-        most = self._fixed_steps_per_call or 1
-        self._window.restart()
-        while self.step < steps and self._reason is None:
-            log_at = min(steps, (self.step // self.log_every + 1) * self.log_every)
-            due = [h.every.next_step(self.step) for h in self.hooks if h.every is not None]
-            stop_at = min([log_at, *(s for s in due if s is not None)])
-            # The step that is logged is a call of its own: it also returns the summaries.
-            recording = self.step + 1 == log_at
-            count = 1 if recording else min(stop_at - self.step, log_at - 1 - self.step, most)
-            began = self.clock()
-            block = self._call(feed, count, recording)
-            if self._fixed_steps_per_call is None and count == most:
-                took = self.clock() - began
-                most = min(2 * most, _MOST_STEPS) if took < _CALL_SECONDS / 2 else most
-            self.step += count
-            self._window.add(block)
-            if self.step == log_at:
-                self._log_window(block.summaries)
-            for hook in self.hooks:
-                if hook.every is not None and hook.every.due(self.step):
-                    hook.after_call(self.step)
-        if self._window:  # stopped between two logs
-            self._log_window(())
-        return last_losses(block)
-
-    def _call(self, feed: Feed, count: int, recording: bool) -> Block:
-        assert self._engine is not None
-        try:
-            block = self._engine.run(feed.iterator, count, recording=recording)
-        except (tf.errors.OutOfRangeError, StopIteration):
-            self.step = int(self.train_step.counter.numpy())
-            done = (self.step - self.run.start) * self.train_step.accumulate
-            feed.after_end(done, self.step, self.run.steps)
-            return self._call(feed, count, recording)
-        feed.used = True
-        return block
-
-    def _log_window(self, summaries: Sequence[Summary]) -> None:
-        """Logs the steps since the last log; summaries belong to the last of them."""
-        for step, scalars in self._window.logs(self.run.batch_size):
-            self.log(step, scalars, summaries if step == self.step else ())
 
     def _finish(self, started: list[Hook]) -> None:
         """Lets every hook end, whatever the others do."""

@@ -1,5 +1,7 @@
 """The folder for everything that a run writes. Host code."""
 
+import os
+import socket
 from pathlib import Path
 
 
@@ -7,7 +9,7 @@ def writable(workdir: Path) -> Path:
     """Makes the directory and tries to write in it; OSError names it if that fails."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".tfloss_write_test"
+        probe = workdir / f".tfloss_write_test_{os.getpid()}_{socket.gethostname()}"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 
+from tfloss.agreement import Agreement
 from tfloss.hooks import Hook, RunInfo
 
 
@@ -38,6 +40,9 @@ class FakeTrainer:
     on_step: Callable[[int], None] = lambda step: None
     checkpoints: FakeCheckpoints | None = dataclasses.field(default_factory=FakeCheckpoints)
     stopped: str | None = None
+    agreement: Agreement = dataclasses.field(
+        default_factory=lambda: Agreement(tf.distribute.get_strategy())
+    )
     logged: list[tuple[int, dict]] = dataclasses.field(default_factory=list)
     saves: list[int] = dataclasses.field(default_factory=list)
 

@@ -70,6 +70,7 @@ class CheckpointDirectory:
         extra: Mapping[str, Any] | None = None,
         *,
         check_finite: bool = True,
+        write: bool = True,
     ) -> Path:
         """Writes a checkpoint and returns its directory. One of the same step is replaced.
 
@@ -80,6 +81,7 @@ class CheckpointDirectory:
           check_finite: refuse to write NaN or infinite weights, statistics and slots. A
             metric's variables and raw tf.Variables may be what they like: the next reset, or
             their owner, knows.
+          write: whether this worker writes. All of them read, which may take all.
 
         Raises:
           CheckpointError: a value is not finite (the first such variable is named), there are
@@ -93,6 +95,8 @@ class CheckpointDirectory:
         values = {name: read(variable) for name, variable in variables.items()}
         if check_finite:
             _check_finite(step, variables, values)
+        if not write:
+            return self._target(step)
         return self._write(step, values, _manifest(step, values, dict(extra or {})))
 
     def restore(

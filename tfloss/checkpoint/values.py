@@ -60,12 +60,32 @@ def is_accumulator(variable: Any) -> bool:
 
 
 def sync_replicas(model: keras.Model) -> None:
-    """Gives every replica the mean of what each has its own value of (BatchNormalization)."""
-    for variable in model.variables:
-        value = tf_variable(variable)
-        if isinstance(value, tf.distribute.DistributedValues) and not variable.trainable:
-            if tf.as_dtype(value.dtype).is_floating:
-                assign(variable, read(variable))
+    """Gives every replica the mean of what each has its own value of (BatchNormalization).
+
+    All workers must call it.
+    """
+    values = [
+        tf_variable(variable)
+        for variable in model.variables
+        if not variable.trainable and tf.as_dtype(variable.dtype).is_floating
+    ]
+    values = [one for one in values if isinstance(one, tf.distribute.DistributedValues)]
+    if not values:
+        return
+    strategy: Any = values[0].distribute_strategy
+    if len(_replica_values(values[0])) == strategy.num_replicas_in_sync:  # all in this process
+        for value in values:
+            assign(value, read(value))
+        return
+
+    def replica():
+        context = tf.distribute.get_replica_context()
+        mean = tf.distribute.ReduceOp.MEAN
+        found = context.all_reduce(mean, [tf.identity(value) for value in values])
+        for value, one in zip(values, found, strict=True):
+            value.assign(one)
+
+    strategy.run(tf.autograph.experimental.do_not_convert(replica))
 
 
 def _replica_values(value: Any) -> tuple:

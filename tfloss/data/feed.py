@@ -1,5 +1,9 @@
 """A data set as the trainer needs it: distributed over replicas, its batches described.
 
+With several workers each reads the whole data set, and takes its own replicas' parts of every
+batch. So all must see the same batches: seed what shuffles. A function of an `InputContext` reads
+what is this worker's only; its batches are cut over this worker's replicas.
+
 Each global batch is cut into one part a replica, in order, of sizes that differ by at most one:
 batches need not divide, and a replica may get no example at all. (TensorFlow's own way cuts
 the data set's `batch` op, and cuts otherwise if it doesn't find one.) Host code. Nothing is known
@@ -12,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss import batches
+from tfloss.distribution import worker_position
 from tfloss.errors import DataError
 
 Data = tf.data.Dataset | Callable[[tf.distribute.InputContext], tf.data.Dataset]
@@ -22,7 +27,8 @@ class Feed:
 
     Args:
       data: a data set of global batches, or `input_fn(tf.distribute.InputContext)` that
-        makes one of this worker's batches.
+        makes one of this worker's batches. They are to be of the same size on all workers; where
+        the data of one ends earlier, it trains on with no examples until that of all has ended.
       strategy: splits each batch over its replicas.
 
     Attributes:
@@ -39,15 +45,18 @@ class Feed:
     def __init__(self, data: Data, strategy: tf.distribute.Strategy):
         self.data = data
         self.strategy = strategy
-        self.dataset = as_dataset(data, strategy)
-        self.batch_size = _leading_dimension(self.dataset.element_spec)
+        workers = worker_position(strategy)[1]
+        own = workers > 1 and not isinstance(data, tf.data.Dataset)
+        self.dataset = as_dataset(data, strategy, own_share=own)
+        size = _leading_dimension(self.dataset.element_spec)
+        self.batch_size = size and size * (workers if own else 1)
         cardinality = int(self.dataset.cardinality())
         if cardinality == 0:
             raise DataError("The data set is empty: it has no batch at all.")
         self.steps_per_epoch = float(cardinality) if cardinality > 0 else None
         if isinstance(strategy, tf.distribute.TPUStrategy):
             check_for_tpu(self.dataset.element_spec)
-        self._distributed = distribute(self.dataset, strategy)
+        self._distributed = distribute(self.dataset, strategy, own_share=own)
         self.element_spec = _part_spec(self.dataset.element_spec, strategy)
         self.restart()
 
@@ -92,13 +101,20 @@ class Feed:
             )
 
 
-def as_dataset(data: Any, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
-    """The `tf.data.Dataset` that `data` is or makes. Raises DataError if it is neither."""
+def as_dataset(
+    data: Any, strategy: tf.distribute.Strategy, *, own_share: bool = False
+) -> tf.data.Dataset:
+    """The `tf.data.Dataset` that `data` is or makes. Raises DataError if it is neither.
+
+    Args:
+      own_share: a function is asked for this worker's share, not for all of the data.
+    """
     if callable(data) and not isinstance(data, tf.data.Dataset):
+        index, workers = worker_position(strategy) if own_share else (0, 1)
         data = data(
             tf.distribute.InputContext(
-                num_input_pipelines=1,
-                input_pipeline_id=0,
+                num_input_pipelines=workers,
+                input_pipeline_id=index,
                 num_replicas_in_sync=strategy.num_replicas_in_sync,
             )
         )
@@ -132,20 +148,31 @@ def check_for_tpu(spec: Any) -> None:
         )
 
 
-def distribute(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> Any:
+def distribute(
+    dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, *, own_share: bool = False
+) -> Any:
     """Yields each global batch, cut into one part for each replica, in order.
 
     The data set itself where there is one replica. Otherwise a distributed data set, whose
     iterator gives PerReplica parts; static shapes stay static where the batch divides.
+
+    Args:
+      own_share: the batches are this worker's; they are cut over its own replicas.
     """
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return dataset
+    index, workers = worker_position(strategy)
+    here = replicas // workers
+    first = 0 if own_share else here * index
+    replicas = here if own_share else replicas
     each = _part_size(dataset.element_spec, replicas)
+    # Known beforehand to never end, TensorFlow need not ask all workers at each step.
+    endless = dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    if own_share and not endless:
+        each = None  # there may be none
 
-    def parts(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        here = replicas // context.num_input_pipelines
-        first = here * context.input_pipeline_id
+    def parts(_: tf.distribute.InputContext) -> tf.data.Dataset:
 
         def cut(*elements: Any) -> tf.data.Dataset:
             # tf.data hands the parts of a tuple over one by one.
@@ -162,7 +189,12 @@ def distribute(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> An
 
             return tf.data.Dataset.range(first, first + here).map(_plain(one))
 
-        return dataset.flat_map(_plain(cut))
+        found = dataset.flat_map(_plain(cut))
+        if endless:
+            found = found.apply(
+                tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+            )
+        return found
 
     return strategy.distribute_datasets_from_function(parts)
 

@@ -67,18 +67,22 @@ class ExportBest(Hook):
         value = self._watch.value(step, scalars)
         if value is None or not self._watch.better(value, self.state.get("best")):
             return
+        with self.trainer.averaged() if self._ema else contextlib.nullcontext():
+            if self.trainer.agreement.chief:
+                self._write()
+        self.state = {"best": value, "step": step}
+
+    def _write(self) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
         _remove(partial)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with self.trainer.averaged() if self._ema else contextlib.nullcontext():
-            self._export(self.trainer.model, partial)
+        self._export(self.trainer.model, partial)
         if not partial.exists():
             raise ValueError(
                 f"ExportBest: export(model, path) wrote nothing at its path, {partial}. It has "
                 "to write there; the result is then moved to its final place."
             )
         _replace(partial, self.path)
-        self.state = {"best": value, "step": step}
 
     def after_train(self) -> None:
         self._watch.finish(self.trainer.error)

@@ -10,7 +10,7 @@ import json
 import warnings
 from typing import TYPE_CHECKING
 
-from tfloss.errors import DataError
+from tfloss.errors import DataError, Preempted
 from tfloss.hooks._watch import Watch
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import At, Every
@@ -26,7 +26,7 @@ class SaveCheckpoint(Hook):
     state of every hook at the moment it is saved. If a hook changed its state after the
     last one (a final evaluation), the end saves again at the same step.
 
-    A clean end is one without an error, the data running out, and Ctrl-C. After any other
+    A clean end is one without an error, the data running out, Ctrl-C and SIGTERM. After any other
     error (a loss that is not finite) the last checkpoint saved before stays the last.
 
     `keep_best` ranks the checkpoints at whose own step the metric was logged, so evaluate
@@ -87,10 +87,12 @@ class SaveCheckpoint(Hook):
 
     def after_train(self) -> None:
         step, error = self.trainer.step, self.trainer.error
-        clean = error is None or isinstance(error, DataError | KeyboardInterrupt)
+        clean = error is None or isinstance(error, DataError | KeyboardInterrupt | Preempted)
         if clean and step > self.trainer.run.start:
             self._rank(step)
-            if self._saved != (step, self._states()):
+            # Together: reading the variables takes all workers.
+            changed = self._saved != (step, self._states())
+            if self.trainer.agreement.settle([changed])[0][0]:
                 self.after_call(step)
         if self._watch is not None:
             self._watch.finish(error)
@@ -120,7 +122,7 @@ class SaveCheckpoint(Hook):
         self.state["best"] = ranking[: self.keep_best]
 
     def _delete_others(self) -> None:
-        if self.keep_last is None:
+        if self.keep_last is None or not self.trainer.agreement.chief:
             return
         steps = sorted(self._directory().steps())
         best = {step for _, step in self.state.get("best", [])}

@@ -30,6 +30,8 @@ class MetricsFile(Hook):
       clock: the field `time`, seconds since 1970; injectable for tests.
     """
 
+    chief_only = True
+
     def __init__(self, path: str | Path | None = None, *, clock: Callable[[], float] = time.time):
         self._given = path
         self._clock = clock

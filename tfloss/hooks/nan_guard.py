@@ -46,13 +46,17 @@ class NaNGuard(Hook):
 
     def _save(self, path: Path, error: NonFiniteLossError) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        for index, batch in enumerate(error.batch):
+        agreement = self.trainer.agreement
+        first = agreement.index * len(error.batch)  # each worker has its own replicas' batches
+        for index, batch in enumerate(error.batch, first):
             tf.data.Dataset.from_tensors(batch).save(str(path / f"batch_{index}"))
-        self.trainer.state().save_for_replay(path)
+        self.trainer.state().save_for_replay(path, write=agreement.chief)
+        if not agreement.chief:
+            return
         report = {
             "step": error.step,
             "losses": {name: str(value) for name, value in error.losses.items()},
-            "replicas": len(error.batch) // self.trainer.train_step.accumulate,
+            "replicas": self.trainer.strategy.num_replicas_in_sync,
             "micro_batches": self.trainer.train_step.accumulate,
             "command": [sys.executable, *sys.orig_argv[1:]],
             "directory": os.getcwd(),

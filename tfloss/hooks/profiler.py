@@ -28,6 +28,8 @@ class Profile(Hook):
     Raises ValueError for other numbers.
     """
 
+    chief_only = True
+
     def __init__(self, start: int, stop: int, *, logdir: str | Path | None = None):
         if not 0 <= start < stop:
             raise ValueError(f"Profile({start}, {stop}): it must be that 0 <= start < stop.")

@@ -37,6 +37,8 @@ class Progress(Hook):
       clock: seconds; injectable for tests.
     """
 
+    chief_only = True
+
     def __init__(
         self,
         *,

@@ -30,6 +30,8 @@ class TensorBoard(Hook):
         are shorter than that.
     """
 
+    chief_only = True
+
     def __init__(self, logdir: str | Path | None = None, *, flush_secs: float = 5.0):
         self.every = Every(secs=flush_secs)
         self._given = logdir

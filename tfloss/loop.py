@@ -1,0 +1,122 @@
+"""The loop of `Trainer.train`: calls of many steps, cut where a hook is due. Host code.
+
+Between two calls the workers, if there are several, settle what depends on their clocks and on
+signals, so that all of them make the same calls (`tfloss.agreement`).
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import tensorflow as tf
+
+from tfloss.data.feed import Feed
+from tfloss.engine import Block, Engine
+from tfloss.errors import Preempted
+from tfloss.result import last_losses
+from tfloss.signals import caught
+from tfloss.summary import Summary
+
+if TYPE_CHECKING:
+    from tfloss.trainer import Trainer
+
+_CALL_SECONDS = 0.25  # how long a call of the device loop may keep Ctrl-C and clocks waiting
+_MOST_STEPS = 1000
+
+
+class Loop:
+    """One call of `Trainer.train`, from its first step to its last.
+
+    Args:
+      trainer: whose hooks are called, and whose `step` is moved on.
+      engine: runs the steps.
+      feed: the data.
+      steps_per_call: the most steps in a call, or None to choose by the time they take.
+    """
+
+    def __init__(
+        self, trainer: "Trainer", engine: Engine | None, feed: Feed, steps_per_call: int | None
+    ):
+        assert engine is not None
+        self._trainer, self._engine, self._feed = trainer, engine, feed
+        self._fixed = steps_per_call
+
+    def run(self, steps: int) -> dict[str, float]:
+        """Runs until `steps` are done or somebody stops it. Returns the last step's losses.
+
+        Raises:
+          Preempted: after SIGTERM, if there is a workdir to save in.
+          KeyboardInterrupt: at once on a single worker, else after the same step on all.
+        """
+        trainer = self._trainer
+        several = trainer.agreement.workers > 1
+        signals = ["SIGTERM"] * (trainer.checkpoints is not None) + ["SIGINT"] * several
+        trainer.window.restart()
+        block, most = None, self._fixed or 1
+        with caught(*signals) as came:
+            stopped = trainer.stopped is not None  # by a hook, before the first step
+            while trainer.step < steps and not stopped:
+                count, recording, log_at = self._next_call(steps, most)
+                began = trainer.clock()
+                block = self._call(count, recording)
+                took = trainer.clock() - began
+                if self._fixed is None and count == most and took < _CALL_SECONDS / 2:
+                    most = min(2 * most, _MOST_STEPS)
+                trainer.step += count
+                trainer.window.add(block)
+                if trainer.step == log_at:
+                    self._log(block.summaries)
+                self._call_hooks()
+                wishes = [trainer.stopped is not None, "SIGTERM" in came, "SIGINT" in came]
+                wishes, (most,) = trainer.agreement.settle(wishes, [most])
+                most = int(most)
+                stopped, terminate, interrupt = wishes
+                if stopped and trainer.stopped is None:
+                    trainer.stop("another worker stopped")
+                if terminate:
+                    trainer.say(
+                        f"SIGTERM at step {trainer.step}: saving a checkpoint, then ending with "
+                        f"exit code {Preempted.CODE}. The same command goes on from there."
+                    )
+                    raise Preempted
+                if interrupt:
+                    raise KeyboardInterrupt
+        if trainer.window:  # stopped between two logs
+            self._log(())
+        return last_losses(block)
+
+    def _next_call(self, steps: int, most: int) -> tuple[int, bool, int]:
+        """How many steps, whether it is the one that is logged, and which step is next logged."""
+        step, every = self._trainer.step, self._trainer.log_every
+        log_at = min(steps, (step // every + 1) * every)
+        due = [h.every.next_step(step) for h in self._trainer.hooks if h.every is not None]
+        stop_at = min([log_at, *(s for s in due if s is not None)])
+        # The step that is logged is a call of its own: it also returns the summaries.
+        recording = step + 1 == log_at
+        return (1 if recording else min(stop_at - step, log_at - 1 - step, most)), recording, log_at
+
+    def _call(self, count: int, recording: bool) -> Block:
+        trainer, feed = self._trainer, self._feed
+        try:
+            block = self._engine.run(feed.iterator, count, recording=recording)
+        except (tf.errors.OutOfRangeError, StopIteration):
+            trainer.step = int(trainer.train_step.counter.numpy())
+            done = (trainer.step - trainer.run.start) * trainer.train_step.accumulate
+            feed.after_end(done, trainer.step, trainer.run.steps)
+            return self._call(count, recording)
+        feed.used = True
+        return block
+
+    def _call_hooks(self) -> None:
+        """Those that are due; by the first worker's clock, where that decides."""
+        trainer = self._trainer
+        timed = [hook for hook in trainer.hooks if hook.every is not None]
+        due = [float(hook.every.due(trainer.step)) for hook in timed if hook.every is not None]
+        for hook, now in zip(timed, trainer.agreement.settle([], due)[1], strict=True):
+            if now and trainer.runs(hook):
+                hook.after_call(trainer.step)
+
+    def _log(self, summaries: Sequence[Summary]) -> None:
+        """Logs the steps since the last log; summaries belong to the last of them."""
+        trainer = self._trainer
+        for step, scalars in trainer.window.logs(trainer.run.batch_size):
+            trainer.log(step, scalars, summaries if step == trainer.step else ())
