@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import warnings
 
 import keras
@@ -161,19 +162,21 @@ def test_a_resumed_run_that_is_out_of_patience_says_so(tmp_path, capsys):
 
 
 def test_a_hook_whose_trigger_is_a_number_is_told_what_to_write(tmp_path):
-    for hook, message in [
-        (
-            hooks.SaveCheckpoint(5),
-            r"SaveCheckpoint: every=5 is not a trigger; write Every\(steps=5",
-        ),
-        (Witness(2.5), r"Witness: every=2.5 is not a trigger; write Every\(steps=2.5\)"),
-        (
-            Witness("epoch"),
-            r"Witness: every='epoch' is not a trigger; write Every\(steps=100\), say",
-        ),
+    for every, advice in [
+        (5, "steps=5)"),
+        (2.5, "epochs=2.5)"),
+        (0, "steps=100), say"),
+        ("epoch", "steps=100), say"),
     ]:
-        with pytest.raises(ValueError, match=message):
-            trainer(hooks=[hook], workdir=tmp_path).train(DATA, steps=9)
+        said = f"every={every!r} is not a trigger; write Every({advice}."
+        one = trainer(hooks=[Witness(every)], workdir=tmp_path)
+        with pytest.raises(ValueError, match=re.escape(f"Witness: {said}")):
+            one.train(DATA, steps=9)
+        assert not one.optimizer.built  # at once: nothing was made or restored for it
+        with pytest.raises(ValueError, match=re.escape(f"SaveCheckpoint: {said}")):
+            hooks.SaveCheckpoint(every)
+        with pytest.raises(ValueError, match=re.escape(f"Evaluate: {said}")):
+            hooks.Evaluate(DATA, {}, every=every)
 
 
 def test_hooks_end_even_if_one_of_them_fails():

@@ -31,7 +31,7 @@ from tfloss.errors import CheckpointError
 from tfloss.evaluation import BoundMetric, Evaluator, HostMetric
 from tfloss.hooks import Every, Hook, MetricsFile, NaNGuard, Progress, SaveCheckpoint, TensorBoard
 from tfloss.hooks.base import RunInfo
-from tfloss.hooks.every import started_copy
+from tfloss.hooks.every import check_trigger, started_copy
 from tfloss.loop import Loop
 from tfloss.losses import Weight
 from tfloss.result import TrainResult
@@ -201,7 +201,7 @@ class Trainer:
             for hook in self.hooks:
                 hook.trainer = self
                 if hook.every is not None:
-                    hook.every = started_copy(hook.every, self.run, type(hook).__name__)
+                    hook.every = started_copy(hook.every, self.run)
                 if self.runs(hook):
                     started.append(hook)
                     hook.before_train()
@@ -333,6 +333,8 @@ class Trainer:
     def _all_hooks(self, more: list[Hook]) -> list[Hook]:
         """The user's hooks, then the defaults: what produces comes before what keeps it."""
         given = self._own_hooks + more
+        for hook in given:
+            check_trigger(hook.every, type(hook).__name__)
         if not self._default_hooks:
             return given
         if self._defaults is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tfloss.errors import DataError, Preempted
 from tfloss.hooks._watch import Watch
 from tfloss.hooks.base import Hook
-from tfloss.hooks.every import At, Every
+from tfloss.hooks.every import At, Every, check_trigger
 
 if TYPE_CHECKING:
     from tfloss.checkpoint import CheckpointDirectory
@@ -50,6 +50,7 @@ class SaveCheckpoint(Hook):
         metric: str | None = None,
         mode: str | None = None,
     ):
+        check_trigger(every, "SaveCheckpoint")
         if keep_last is not None and keep_last < 1:
             raise ValueError(
                 f"SaveCheckpoint(keep_last={keep_last}): it must be at least 1, or None for all."

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfloss.hooks.base import Hook
-from tfloss.hooks.every import At, Every
+from tfloss.hooks.every import At, Every, check_trigger
 
 
 class Evaluate(Hook):
@@ -36,6 +36,7 @@ class Evaluate(Hook):
         losses: bool = False,
         ema: bool = False,
     ):
+        check_trigger(every, "Evaluate")
         if not name or name.endswith("/"):
             raise ValueError(f"Evaluate(name={name!r}): name must be like 'val', without a '/'.")
         self.dataset = dataset

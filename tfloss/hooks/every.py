@@ -145,17 +145,19 @@ class At:
         return f"At({', '.join(map(str, self.steps))})"
 
 
-def started_copy(every: Any, run: "RunInfo", owner: str) -> Every | At:
-    """A hook's trigger, ready for a run. A copy: two hooks may have been given one.
+def check_trigger(every: Any, owner: str) -> None:
+    """Raises ValueError for what is no trigger nor None, a bare number most likely.
 
     Args:
-      every: the hook's attribute; not None.
+      every: the hook's attribute.
       owner: the hook's name, for the message.
-
-    Raises ValueError for what is no trigger, a bare number most likely.
     """
-    if not isinstance(every, Every | At):
+    if every is not None and not isinstance(every, Every | At):
         raise ValueError(f"{owner}: every={every!r} is not a trigger; write {_advice(every)}.")
+
+
+def started_copy(every: Every | At, run: "RunInfo") -> Every | At:
+    """A hook's trigger, ready for a run. A copy: two hooks may have been given one."""
     every = copy.copy(every)
     every.start(run)
     return every
@@ -163,8 +165,9 @@ def started_copy(every: Any, run: "RunInfo", owner: str) -> Every | At:
 
 def _advice(value: Any) -> str:
     """What somebody who gave a bare number may have meant."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return f"Every(steps={value!r})" if number else "Every(steps=100), say"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        return "Every(steps=100), say"
+    return f"Every(steps={value!r})" if value % 1 == 0 else f"Every(epochs={value!r})"
 
 
 def _exact(kind: str, value: float | Fraction) -> Fraction:
