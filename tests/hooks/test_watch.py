@@ -49,6 +49,25 @@ def test_a_metric_that_its_neighbours_lack_is_told_at_their_first_log():
     ]
 
 
+@pytest.mark.parametrize(
+    ("metric", "log", "told"),
+    [
+        ("val/coco/map", {"val/lvis/map": 0.5}, False),  # another Evaluate's, before its own
+        ("val/coco/losses/rpn/box", {"val/lvis/map": 0.5}, False),
+        ("val/coco/losses/rpn/box", {"val/coco/map": 0.5}, True),  # losses=True was forgotten
+        ("val/losses/rpn/box", {"val/accuracy": 0.5}, True),
+        ("losses/bocks", {"losses/box": 0.5}, True),
+        ("losses/bocks", {"val/losses/box": 0.5, "learning_rate": 0.1}, False),
+    ],
+)
+def test_neighbours_are_what_the_same_evaluation_logs(metric, log, told):
+    watch = Watch("ExportBest", metric)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watch.value(10, log)
+    assert bool(caught) == told
+
+
 def test_a_metric_that_came_once_may_be_missing_later():
     watch = Watch("ExportBest", "val/accuracy")
     with warnings.catch_warnings():

@@ -12,6 +12,8 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 
+_LOSSES = ("losses", "weighted_losses")
+
 
 class Watch:
     """One metric for one hook. Host.
@@ -29,11 +31,15 @@ class Watch:
     def __init__(self, owner: str, metric: str, mode: str | None = None, min_delta: float = 0.0):
         if mode not in ("max", "min", None):
             raise ValueError(f"{owner}(mode={mode!r}): mode must be 'max' or 'min'.")
-        is_loss = not {"losses", "weighted_losses"}.isdisjoint(metric.split("/")[:-1])
-        mode = mode or ("min" if is_loss else "max")
+        parts = metric.split("/")[:-1]
+        losses = next((i for i, part in enumerate(parts) if part in _LOSSES), None)
+        mode = mode or ("max" if losses is None else "min")
         if not min_delta >= 0:
             raise ValueError(f"{owner}(min_delta={min_delta!r}): min_delta must be at least 0.")
         self.owner, self.metric, self.mode, self.min_delta = owner, metric, mode, min_delta
+        # What comes in one log with it: val/..., coco/val/..., the training's losses/...
+        end = None if losses is None else max(losses, 1)
+        self._prefix = "".join(f"{part}/" for part in parts[:end])
         self._others: set[str] = set()
         self._seen = self._warned = False
 
@@ -51,9 +57,8 @@ class Watch:
             self._seen = True
             return float(scalars[self.metric])
         self._others.update(scalars)
-        prefix = self.metric.partition("/")[0] + "/"
-        beside = sorted(name for name in scalars if name.startswith(prefix))
-        if beside and "/" in self.metric and not (self._seen or self._warned):
+        beside = sorted(name for name in scalars if name.startswith(self._prefix))
+        if beside and self._prefix and not (self._seen or self._warned):
             self._warned = True
             warnings.warn(
                 f"{self.owner} waits for {self.metric!r}, and what was logged at step {step} lacks "
