@@ -359,13 +359,14 @@ def test_where_lists_what_is_there(parse, tmp_path):
     run = _run(parse)
     workdir = tmp_path / "run"
     assert run.where() == f"config      {workdir}/config.json"
-    for name in ("export", "export_step_300", "train", "nonfinite"):
+    for name in ("export", "export_step_1000", "export_step_300", "train", "nonfinite"):
         (workdir / name).mkdir()
 
     assert run.where().splitlines() == [
         f"config      {workdir}/config.json",
         f"export      {workdir}/export",
         f"export      {workdir}/export_step_300",
+        f"export      {workdir}/export_step_1000",
         f"nonfinite   {workdir}/nonfinite  (tfloss replay {workdir})",
         f"curves      tensorboard --logdir {workdir}",
     ]

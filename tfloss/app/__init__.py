@@ -18,7 +18,7 @@ before TensorFlow is imported. Host code.
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -94,7 +94,7 @@ class Run:
             "metrics.jsonl": str(self.workdir / "metrics.jsonl"),
             "config.json": str(self.workdir / "config.json"),
             "export": str(self.workdir / "export"),
-            **{path.name: str(path) for path in sorted(self.workdir.glob("export_step_*"))},
+            **{path.name: str(path) for path in _by_step(self.workdir.glob("export_step_*"))},
             "nonfinite": f"{self.workdir / 'nonfinite'}  (tfloss replay {self.workdir})",
             "train": f"tensorboard --logdir {self.workdir}",
         }
@@ -219,6 +219,10 @@ def _one_line(*errors: type[Exception]):
     except errors as error:
         _say(str(error))
         sys.exit(2)
+
+
+def _by_step(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: (len(path.name), path.name))  # 300 before 1000
 
 
 def _say(message: str) -> None:
