@@ -4,6 +4,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfloss.data.digits import Digits
+from tfloss.data.prepare import prepared
 
 
 def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
@@ -13,8 +14,7 @@ def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset,
     the way they are moved depend on the seed alone.
     """
     tfds.disable_progress_bar()
-    builder = Digits(data_dir=data_dir)
-    builder.download_and_prepare()
+    builder = prepared(lambda: Digits(data_dir=data_dir))
     train, test = builder.as_dataset(split=["train", "test"])
     train = train.cache().shuffle(2_000, seed=seed).repeat()
     train = train.batch(batch_size, drop_remainder=True)

@@ -70,6 +70,10 @@ def main() -> None:
     test = data.batch(10)
     with strategy.scope():
         model, optimizer = Net(), keras.optimizers.SGD(0.05)
+
+    def export(model, path):
+        tfloss.export(model, path, inputs={"x": tf.TensorSpec([None, 3])})
+
     mse = tfloss.metric(keras.metrics.MeanSquaredError(), lambda b, p: (b["y"], p["y"]))
     trainer = tfloss.Trainer(
         model,
@@ -78,7 +82,7 @@ def main() -> None:
         workdir=sys.argv[1],
         hooks=[
             hooks.Evaluate(test, {"mse": mse}, every=tfloss.Every(steps=20), losses=True),
-            hooks.ExportBest("val/mse", "min"),
+            hooks.ExportBest("val/mse", "min", export=export),
             hooks.EarlyStopping("val/mse", mode="min", patience=1000),
             hooks.SaveCheckpoint(tfloss.Every(secs=0.5)),
             Slow(),
@@ -88,6 +92,7 @@ def main() -> None:
     )
     result = trainer.train(data.batch(16).repeat(), steps=int(sys.argv[2]))
     found = trainer.evaluate(test, {"mse": mse}, losses=True)
+    export(model, f"{sys.argv[1]}/last")
     weights = {v.path: v.numpy().ravel().tolist() for v in model.weights}
     print(json.dumps({"step": result.step, "val": found, "weights": weights}), flush=True)
 

@@ -87,7 +87,8 @@ def test_two_workers_train_as_one_process_and_write_once(tmp_path):
         assert one[0] == two[0]
         for a, b in zip(one[1:], two[1:], strict=True):
             assert a == b or a == pytest.approx(b, rel=1e-4)
-    assert (tmp_path / "two" / "export").is_dir()
+    assert (tmp_path / "two" / "export" / "saved_model.pb").is_file()
+    assert (tmp_path / "two" / "last" / "saved_model.pb").is_file()
     (events,) = (tmp_path / "two" / "train").iterdir()
     steps = [
         event.step

@@ -14,7 +14,7 @@ is host code, cross-replica.
 from tfloss.checkpoint.difference import Difference
 from tfloss.checkpoint.directory import CheckpointDirectory, load_manifest, load_values
 from tfloss.checkpoint.names import named_optimizer_variables, named_variables, random_states
-from tfloss.checkpoint.values import assign, read, sync_replicas
+from tfloss.checkpoint.values import assign, read, sync_replicas, synced_by_all
 
 __all__ = [
     "CheckpointDirectory",
@@ -27,4 +27,5 @@ __all__ = [
     "random_states",
     "read",
     "sync_replicas",
+    "synced_by_all",
 ]

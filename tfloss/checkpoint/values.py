@@ -1,5 +1,7 @@
 """Variables' values, to and from the host, whatever each replica has of them. Host code."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -59,11 +61,26 @@ def is_accumulator(variable: Any) -> bool:
     )
 
 
+@contextlib.contextmanager
+def synced_by_all() -> Iterator[None]:
+    """Inside, `sync_replicas` does nothing: all workers have done it, and one goes on alone."""
+    _synced.append(True)
+    try:
+        yield
+    finally:
+        _synced.pop()
+
+
+_synced: list[bool] = []
+
+
 def sync_replicas(model: keras.Model) -> None:
     """Gives every replica the mean of what each has its own value of (BatchNormalization).
 
     All workers must call it.
     """
+    if _synced:
+        return
     values = [
         tf_variable(variable)
         for variable in model.variables

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tfloss.checkpoint import synced_by_all
 from tfloss.hooks._watch import Watch
 from tfloss.hooks.base import Hook
 
@@ -67,9 +68,15 @@ class ExportBest(Hook):
         value = self._watch.value(step, scalars)
         if value is None or not self._watch.better(value, self.state.get("best")):
             return
+        agreement = self.trainer.agreement
+        if agreement.workers > 1:
+            self.trainer.state().sync_replicas()
         with self.trainer.averaged() if self._ema else contextlib.nullcontext():
-            if self.trainer.agreement.chief:
+            if agreement.workers == 1:
                 self._write()
+            elif agreement.chief:
+                with synced_by_all():
+                    self._write()
         self.state = {"best": value, "step": step}
 
     def _write(self) -> None:

@@ -26,6 +26,7 @@ import keras
 import tensorflow as tf
 
 from tfloss.checkpoint import sync_replicas
+from tfloss.distribution import is_chief
 from tfloss.errors import ExportError
 from tfloss.saved_model.checks import check_ops, verify_signature
 from tfloss.saved_model.signature import Inputs, Predict, Signature, parse, predict
@@ -49,7 +50,8 @@ def export(
     Outputs are named by the keys of the model's predictions, joined by "/" where nested; a
     single tensor is `output`, those of a tuple are `output_0`, `output_1`, ... Half precision
     becomes float32. Statistics that differ between replicas (BatchNormalization's moving
-    averages) are exported as their mean; the model itself is left as it was.
+    averages) are exported as their mean; the model itself is left as it was. With several
+    workers call it on all of them; the first one writes.
 
     Args:
       model: a `keras.Model`, created under a strategy or not.
@@ -90,6 +92,10 @@ def export(
 
     def forward(signature: Signature, tensors: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
         return predict(model, signature, outputs, tensors)
+
+    if not _writes(model):
+        with _replicas_averaged(model):  # which takes all workers
+            return target
 
     def write() -> None:
         traced = {signature.name: _trace(signature, forward) for signature in parsed}
@@ -180,6 +186,14 @@ def _captured_state(functions: Iterable[Any]) -> list[Any]:
         objects = [one for one in gc.get_objects() if issubclass(type(one), kind)]
         tables = [one for one in objects if id(one.resource_handle) in handles]
     return [*variables.values(), *tables]
+
+
+def _writes(model: keras.Model) -> bool:
+    """Whether this process is the first of the workers that the model is trained by."""
+    for variable in model.variables:
+        if isinstance(variable.value, tf.distribute.DistributedValues):
+            return is_chief(variable.value.distribute_strategy)
+    return True
 
 
 @contextlib.contextmanager

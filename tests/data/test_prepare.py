@@ -1,0 +1,49 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+from tfloss.data.digits import Digits
+from tfloss.data.prepare import prepared
+
+CODE = """
+import sys
+from tfloss.data.digits import Digits
+from tfloss.data.prepare import prepared
+builder = prepared(lambda: Digits(data_dir=sys.argv[1]))
+print(builder.info.splits["train"].num_examples, len(list(builder.as_dataset(split="test"))))
+"""
+
+
+def test_two_processes_at_once(tmp_path):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CODE, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert out.split() == ["1437", "360"]
+
+
+def test_what_is_there_is_used(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return Digits(data_dir=str(tmp_path))
+
+    prepared(make)
+    assert len(calls) == 2
+    builder = prepared(make)
+    assert len(calls) == 3
+    (one,) = builder.as_dataset(split="test[:1]")
+    assert np.asarray(one["image"]).shape == (8, 8, 1)

@@ -1,0 +1,47 @@
+"""Prepares a TFDS data set once, however many processes of a machine or cluster want it."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+
+def prepared(make: "Callable[[], tfds.core.DatasetBuilder]") -> "tfds.core.DatasetBuilder":
+    """A builder whose data set lies in its data_dir; made there now if it didn't. Host code.
+
+    Two workers that prepare the same data set write over each other's files, and both fail. Here
+    the first one does it, and the others wait. (On a remote file system such as gs:// nobody waits:
+    prepare the data set beforehand.)
+
+        builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir="data"))
+        train = builder.as_dataset(split="train")
+
+    Args:
+      make: makes the builder; called again once the data set is there.
+    """
+    builder = make()
+    if builder.data_path.exists():
+        return builder
+    with _locked(str(builder.data_dir)):
+        builder = make()
+        builder.download_and_prepare()
+    return builder
+
+
+@contextlib.contextmanager
+def _locked(data_dir: str) -> Iterator[None]:
+    """Waits for the other processes that are in here. The lock goes when its process does."""
+    if "://" in data_dir or os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    path = Path(data_dir).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
