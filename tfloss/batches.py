@@ -4,6 +4,7 @@ The examples of a batch lie along the first dimension of every tensor in it; sca
 temperature) belong to all of them.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -88,6 +89,15 @@ def split(batch: Any, parts: int) -> list[Any]:
         raise DataError("Can't tell how many examples a batch has: it holds only scalars.")
     parts = parts if size >= parts else 1
     return [part(batch, *bounds(int(size), parts, index)) for index in range(parts)]
+
+
+def leaves(nest: Any, path: str = "") -> list[tuple[str, Any]]:
+    """`(path['key'][0], leaf)` of everything in a nest."""
+    if isinstance(nest, Mapping):
+        return [x for k, v in nest.items() for x in leaves(v, f"{path}[{k!r}]")]
+    if isinstance(nest, tuple | list):
+        return [x for i, v in enumerate(nest) for x in leaves(v, f"{path}[{i}]")]
+    return [(path, nest)]
 
 
 def _is_scalar(leaf: Any) -> bool:

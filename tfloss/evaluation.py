@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.batches import count, split
+from tfloss.batches import count, leaves, split
 from tfloss.context import forward_context
 from tfloss.data.feed import Data, as_dataset
 from tfloss.distribution import worker_position
@@ -237,7 +237,7 @@ class Evaluator:
 
 def _check_predictions(predictions: Any) -> None:
     """Raises ModelError for a scalar: a batch cut in two has two of it, and no examples."""
-    for path, leaf in _leaves(predictions):
+    for path, leaf in leaves(predictions):
         if isinstance(leaf, tf.Tensor) and leaf.shape.rank == 0:
             raise ModelError(
                 f"The prediction {path or 'of the model'} is a scalar. Every tensor that "
@@ -290,14 +290,6 @@ def _to_numpy(nest: Any) -> Any:
         lambda x: x.numpy() if isinstance(x, tf.Tensor) else x,
         nest,
     )
-
-
-def _leaves(nest: Any, path: str = "") -> list[tuple[str, Any]]:
-    if isinstance(nest, Mapping):
-        return [x for k, v in nest.items() for x in _leaves(v, f"{path}[{k!r}]")]
-    if isinstance(nest, tuple | list):
-        return [x for i, v in enumerate(nest) for x in _leaves(v, f"{path}[{i}]")]
-    return [(path, nest)]
 
 
 def _flatten_result(name: str, value: Any, into: dict[str, float]) -> None:

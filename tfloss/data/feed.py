@@ -133,7 +133,7 @@ def check_for_tpu(spec: Any) -> None:
     They must be dense, not strings, and of static shapes: a TPU's program is compiled for them.
     """
     bad = []
-    for path, one in _flatten_with_path(spec):
+    for path, one in batches.leaves(spec, "batch"):
         if not isinstance(one, tf.TensorSpec):
             bad.append(f"{path} is a {type(one).__name__.removesuffix('Spec')}")
         elif one.dtype == tf.string:
@@ -245,17 +245,9 @@ def _leading_dimension(spec: Any) -> int | None:
 def _described(spec: Any) -> dict[str, str]:
     """`{path in the nest: dtype and rank}`, which must not change between data sets."""
     paths = tf.nest.map_structure(lambda s: s, spec)
-    flat = _flatten_with_path(paths)
+    flat = batches.leaves(paths, "batch")
     return {
         path: f"{getattr(s, 'dtype', s).name if hasattr(s, 'dtype') else s} of rank "
         f"{s.shape.rank if hasattr(s, 'shape') else '?'}"
         for path, s in flat
     }
-
-
-def _flatten_with_path(nest: Any, path: str = "batch") -> list[tuple[str, Any]]:
-    if isinstance(nest, dict):
-        return [x for k, v in nest.items() for x in _flatten_with_path(v, f"{path}[{k!r}]")]
-    if isinstance(nest, tuple | list):
-        return [x for i, v in enumerate(nest) for x in _flatten_with_path(v, f"{path}[{i}]")]
-    return [(path, nest)]
