@@ -10,13 +10,17 @@ one worker everything is its own and nothing is sent. Host code, cross-replica, 
 `tf.function`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from tfloss.distribution import worker_position
 from tfloss.errors import WorkerError
+
+T = TypeVar("T")
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError)
 
 
 class Agreement:
@@ -66,6 +70,38 @@ class Agreement:
             if (column != column[0]).any():
                 each = ", ".join(f"{value:g} on worker {i}" for i, value in enumerate(column))
                 raise WorkerError(f"The workers differ: {name} is {each}. {advice}")
+
+    def together(self, what: str, work: Callable[[], T]) -> T:
+        """Does something on every worker, and returns when it is done on all.
+
+        So nobody leaves the program, and with it takes the others along, while one still writes.
+
+        Args:
+          what: it is, as in "save a checkpoint".
+
+        Raises what `work` raised here; WorkerError if it failed on another worker only.
+        """
+        failure: Exception | None = None
+        result: Any = None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - raised below, when the others know
+            failure = error
+        (failed,), _ = self.settle([failure is not None])
+        if failure is not None:
+            raise failure
+        if failed:
+            raise WorkerError(f"Another worker failed to {what}; see what it printed.")
+        return result
+
+    def explain(self, error: BaseException) -> None:
+        """Adds to TensorFlow's error about a lost worker what it means."""
+        if self.workers > 1 and isinstance(error, _LOST):
+            error.add_note(
+                "tfloss: this is what the loss of another worker looks like from here; the cause "
+                "is in that worker's output. All workers must be started again; they go on from "
+                "the last checkpoint."
+            )
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """The sum over workers of float64 [n]."""

@@ -8,8 +8,12 @@ with strategy.scope():
 import faulthandler
 import math
 import os
+import signal
+import threading
+import zlib
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfloss.cluster import Cluster, find_cluster, why_none
@@ -45,7 +49,8 @@ def make_strategy(
           CPU devices, which are made here, if it has no GPU;
         "multi_worker": the replicas of all workers that the environment names: TF_CONFIG,
           TFLOSS_WORKERS with JOB_COMPLETION_INDEX, or Slurm's variables (`tfloss.cluster`).
-          TF_CONFIG is set then, for TensorFlow;
+          TF_CONFIG is set then, for TensorFlow, and Python, NumPy and TensorFlow are seeded
+          alike on all of them, so that a data set that nobody seeds is shuffled alike;
         "tpu": the TPU named by the variable TPU_NAME, or this machine's own.
       replicas: how many replicas, for "auto", "one" and "mirrored". None: one for each GPU,
         or one for each logical CPU device configured so far.
@@ -78,6 +83,8 @@ def make_strategy(
     if name == "mirrored":
         return _mirrored(replicas)
     if name == "multi_worker":
+        if os.environ.get("TFLOSS_REPLAY"):  # `tfloss replay` runs one replica after the other
+            return tf.distribute.get_strategy()
         return _multi_worker(cluster, connect_timeout)
     if name == "tpu":
         return _tpu()
@@ -163,7 +170,10 @@ def _multi_worker(cluster: Cluster | None, connect_timeout: float | None) -> tf.
         )
     os.environ["TF_CONFIG"] = cluster.tf_config()
     wait_for_workers(cluster.addresses, cluster.rank, connect_timeout)
-    return _tensorflow_connects_the_workers(max(connect_timeout, _LEAST_START))
+    strategy = _tensorflow_connects_the_workers(max(connect_timeout, _LEAST_START))
+    # All read the same data set, so it must be shuffled alike, also where nobody seeds it.
+    keras.utils.set_random_seed(zlib.crc32(repr(cluster.addresses).encode()))
+    return strategy
 
 
 def _tensorflow_connects_the_workers(timeout: float) -> tf.distribute.Strategy:
@@ -177,6 +187,10 @@ def _tensorflow_connects_the_workers(timeout: float) -> tf.distribute.Strategy:
         return tf.distribute.MultiWorkerMirroredStrategy()
     finally:
         faulthandler.cancel_dump_traceback_later()
+        # TensorFlow puts a handler of its own in, which only takes notice; Python doesn't know it.
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _tensorflow_has_started() -> bool:

@@ -9,6 +9,7 @@ also returns the model's summaries.
 """
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,20 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.backward import state_variables
 from tfloss.batches import MicroBatches
+from tfloss.distribution import worker_position
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
 from tfloss.report import StepOutput
 from tfloss.step import TrainStep
 from tfloss.summary import Summary
 from tfloss.xla import uncompilable
+
+_OTHERS_SECONDS = 1.0
+# What a step that XLA can't compile may fail with.
+_COMPILERS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+    tf.errors.InternalError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +101,16 @@ class Engine:
                 )
             else:
                 values, summaries = self._silent(iterator, tf.constant(steps)), ()
-        except tf.errors.InvalidArgumentError as error:
+        except tf.errors.OpError as error:
+            # Other ops that the failed assertion has cut off may be named in its place.
             if self._guard is not None and self._guard.found is not None:
                 self._guard.restore()
                 raise self._guard.found from None
+            if isinstance(error, tf.errors.OutOfRangeError):
+                raise
+            if not isinstance(error, _COMPILERS):
+                raise _upstream.innermost(error, TflossError) from None
             raise _with_jit_advice(error, self._step.compiled) from None
-        except (tf.errors.UnimplementedError, tf.errors.InternalError) as error:
-            raise _with_jit_advice(error, self._step.compiled) from None
-        except tf.errors.OutOfRangeError:
-            raise
         except Exception as error:
             raise _upstream.innermost(error, TflossError) from None
         return Block(first, self._names[recording], values, summaries)
@@ -199,6 +210,10 @@ class _FiniteGuard:
             whole = tf.nest.pack_sequence_as(local, leaves, expand_composites=True)
             losses = dict(zip(names, values.tolist(), strict=True))
             self.found = NonFiniteLossError(int(step) + 1, losses, tuple(whole))
+            if worker_position(self._step.strategy)[1] > 1:
+                # The failed assertion cuts off this worker's part of what others still receive.
+                # They find the same a moment later.
+                time.sleep(_OTHERS_SECONDS)
             return np.bool_(False)
 
         kept = tf.cond(

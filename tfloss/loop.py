@@ -103,7 +103,7 @@ class Loop:
             done = (trainer.step - trainer.run.start) * trainer.train_step.accumulate
             feed.after_end(done, trainer.step, trainer.run.steps)
             return self._call(count, recording)
-        feed.used = True
+        feed.after_call(trainer.agreement)
         return block
 
     def _call_hooks(self) -> None:

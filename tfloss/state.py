@@ -9,6 +9,7 @@ Host code, cross-replica.
 """
 
 import sys
+import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tfloss import _upstream
+from tfloss.agreement import Agreement
 from tfloss.checkpoint import (
     CheckpointDirectory,
     load_manifest,
@@ -29,6 +31,8 @@ from tfloss.errors import CheckpointError
 from tfloss.hooks import Hook
 from tfloss.seeds import STRIDE, set_seed, split_seeds
 from tfloss.step import TrainStep
+
+_NETWORK_SECONDS = 10.0  # what a network file system may take to show elsewhere what is new
 
 
 class TrainerState:
@@ -191,6 +195,30 @@ def warn_if_unrestored(directory: CheckpointDirectory | None) -> None:
             f"is {newest}. To evaluate those, call trainer.restore(data) first.",
             stacklevel=3,
         )
+
+
+def newest_checkpoint(directory: CheckpointDirectory | None, agreement: Agreement) -> Path | None:
+    """The checkpoint to go on from: the first worker's newest, which all must see.
+
+    Agreed on before anybody restores, which takes all of them.
+
+    Raises WorkerError, on all workers, if one of them doesn't.
+    """
+    if directory is None:
+        return None
+    steps = directory.steps() if agreement.chief else []
+    step = int(agreement.settle([], [steps[-1] if steps else -1])[1][0])
+    if step < 0:
+        return None
+    until = time.monotonic() + _NETWORK_SECONDS
+    while step not in directory.steps() and time.monotonic() < until:
+        time.sleep(0.1)
+    agreement.check_same(
+        {f"the number of {directory.at(step)}": float(step in directory.steps())},
+        "The first worker goes on from it. All must see the same workdir, at the same path: put "
+        "it on a file system that they share.",
+    )
+    return directory.at(step)
 
 
 def named_hooks(hooks: Sequence[Hook]) -> dict[str, Hook]:

@@ -10,6 +10,7 @@ due do their work. All of it is host code.
 """
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from tfloss.hooks.every import check_trigger, started_copy
 from tfloss.loop import Loop
 from tfloss.losses import Weight
 from tfloss.result import TrainResult
-from tfloss.state import TrainerState, warn_if_unrestored
+from tfloss.state import TrainerState, newest_checkpoint, warn_if_unrestored
 from tfloss.step import TrainStep
 from tfloss.summary import Summary
 from tfloss.window import LogWindow
@@ -208,6 +209,7 @@ class Trainer:
             last = Loop(self, self._engine, feed, self._fixed_steps_per_call).run(steps)
         except BaseException as error:
             self.error = error
+            self.agreement.explain(error)
             self.step = int(self.train_step.counter.numpy())  # a call may not have returned
             raise
         finally:
@@ -229,7 +231,7 @@ class Trainer:
         Raises:
           CheckpointError: there is none, or it doesn't fit the model.
         """
-        if self.checkpoints is None or self.checkpoints.latest() is None:
+        if newest_checkpoint(self.checkpoints, self.agreement) is None:
             where = self.workdir or "the Trainer, which has no workdir"
             raise CheckpointError(f"There is no checkpoint in {where}. Train first.")
         self.hooks = self._all_hooks([])
@@ -320,9 +322,9 @@ class Trainer:
         """Saves the whole state under `workdir/checkpoints` and returns the directory."""
         if self.checkpoints is None:
             raise ValueError("Can't save a checkpoint: the Trainer has no workdir.")
-        return self.state().save(
-            self.checkpoints, self.step, self.hooks, write=self.agreement.chief
-        )
+        arguments = (self.checkpoints, self.step, self.hooks)
+        save = functools.partial(self.state().save, *arguments, write=self.agreement.chief)
+        return self.agreement.together("save a checkpoint", save)
 
     def state(self) -> TrainerState:
         """All variables that a checkpoint holds."""
@@ -357,16 +359,12 @@ class Trainer:
     def _resume(self) -> None:
         if self._resumed:
             return
-        path = self.checkpoints.latest() if self.checkpoints is not None else None
+        path = newest_checkpoint(self.checkpoints, self.agreement)
         if self.checkpoints is not None and path is not None:
             self.step = self.state().restore(self.checkpoints, path, self.hooks)
             self.say(f"resuming at step {self.step} from {path}")
         elif self.seed is not None:
             self.state().seed(self.seed)
-        self.agreement.check_same(
-            {"the step to go on from": self.step},
-            "They must all see the same workdir: put it on a file system that they share.",
-        )
         self._resumed = True  # not before: after an error it must be tried again
 
     def _prepare_engine(self) -> None:

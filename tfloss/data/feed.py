@@ -16,6 +16,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss import batches
+from tfloss.agreement import Agreement
+from tfloss.data.alike import FirstBatch
 from tfloss.distribution import worker_position
 from tfloss.errors import DataError
 
@@ -56,7 +58,9 @@ class Feed:
         self.steps_per_epoch = float(cardinality) if cardinality > 0 else None
         if isinstance(strategy, tf.distribute.TPUStrategy):
             check_for_tpu(self.dataset.element_spec)
-        self._distributed = distribute(self.dataset, strategy, own_share=own)
+        self._first = FirstBatch() if workers > 1 and not own else None
+        watched = self.dataset if self._first is None else self._first.seen(self.dataset)
+        self._distributed = distribute(watched, strategy, own_share=own)
         self.element_spec = _part_spec(self.dataset.element_spec, strategy)
         self.restart()
 
@@ -64,6 +68,12 @@ class Feed:
         """Goes back to the first batch."""
         self.iterator = iter(self._distributed)
         self.used = False
+
+    def after_call(self, agreement: Agreement) -> None:
+        """Some batches were taken. Warns if several workers' differ."""
+        self.used = True
+        if self._first is not None:
+            self._first.compare(agreement)
 
     def after_end(self, done: int, step: int, steps: int) -> None:
         """Starts anew if an earlier `train` call took the last batch; otherwise raises.
