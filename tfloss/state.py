@@ -110,7 +110,9 @@ class TrainerState:
     def sync_replicas(self) -> None:
         """Gives every replica the mean of variables that each has its own value of."""
         if self._step.strategy.num_replicas_in_sync > 1:
-            sync_replicas(self._step.model)
+            averages = self._step.averages
+            more = averages.variables().values() if averages is not None else ()
+            sync_replicas(self._step.model, more)
 
     def save_for_replay(self, path: Path, *, write: bool = True) -> None:
         """Saves the model, whatever its values, for a step to be run again.

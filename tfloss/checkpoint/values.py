@@ -1,7 +1,7 @@
 """Variables' values, to and from the host, whatever each replica has of them. Host code."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -74,10 +74,13 @@ def synced_by_all() -> Iterator[None]:
 _synced: list[bool] = []
 
 
-def sync_replicas(model: keras.Model) -> None:
+def sync_replicas(model: keras.Model, more: Iterable[tf.Variable] = ()) -> None:
     """Gives every replica the mean of what each has its own value of (BatchNormalization).
 
     All workers must call it.
+
+    Args:
+      more: other variables that replicas may have their own values of, such as averages.
     """
     if _synced:
         return
@@ -86,7 +89,7 @@ def sync_replicas(model: keras.Model) -> None:
         for variable in model.variables
         if not variable.trainable and tf.as_dtype(variable.dtype).is_floating
     ]
-    values = [one for one in values if isinstance(one, tf.distribute.DistributedValues)]
+    values = [one for one in [*values, *more] if isinstance(one, tf.distribute.DistributedValues)]
     if not values:
         return
     strategy: Any = values[0].distribute_strategy
