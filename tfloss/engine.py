@@ -151,7 +151,7 @@ class _FiniteGuard:
     """Aborts a step before its update when a loss is not finite, and keeps the batch.
 
     An assertion in the graph costs 1 % or less while it holds; a `tf.cond` around the update
-    costs 8 to 20 % of a step of small kernels (benchmarks/guard.py).
+    costs 6 to 28 % of a step of small kernels (benchmarks/guard.py).
 
     Attributes:
       found: the error to raise, if the assertion has failed.
