@@ -16,6 +16,7 @@ ORDER = [
     "losses",
     "groups",
     "summary",
+    "detection",
     "cluster",
     "rendezvous",
     "distribution",

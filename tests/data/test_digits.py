@@ -114,7 +114,7 @@ def test_a_second_load_reads_and_does_not_generate(data_dir: Path, monkeypatch: 
     def fail(*_):
         raise AssertionError("generated again")
 
-    monkeypatch.setattr(tfloss.data.digits, "_load_sklearn", fail)
+    monkeypatch.setattr(tfloss.data.digits, "load_sklearn", fail)
     before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
     network.clear()
     assert len(list(tfds.load("digits", split="test", data_dir=data_dir))) == 360

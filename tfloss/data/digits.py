@@ -49,7 +49,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
-        images, labels = _load_sklearn()
+        images, labels = load_sklearn()
         train, test = split_indices(labels)
         return {
             "train": self._generate_examples(images, labels, train),
@@ -83,7 +83,8 @@ def split_indices(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.nda
     return np.sort(by_class[~held_out]), np.sort(by_class[held_out])
 
 
-def _load_sklearn() -> tuple[np.ndarray, np.ndarray]:
+def load_sklearn() -> tuple[np.ndarray, np.ndarray]:
+    """All digits: images float32 [1797, 8, 8, 1] in [0, 1], labels int64 [1797]."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
