@@ -28,7 +28,7 @@ def intersection(first: Any, second: Any) -> tf.Tensor:
 def iou(first: Any, second: Any) -> tf.Tensor:
     """[..., N, 4] and [..., M, 4] boxes -> intersection over union [..., N, M], 0 for padding."""
     both = intersection(first, second)
-    union = area(first)[..., :, tf.newaxis] + area(second)[..., tf.newaxis, :] - both
+    union = tf.expand_dims(area(first), -1) + tf.expand_dims(area(second), -2) - both
     return tf.math.divide_no_nan(both, union)
 
 

@@ -31,4 +31,4 @@ def rasterise(polygons: Any, boxes: Any, size: int) -> tf.Tensor:
     at = x0 + tf.math.divide_no_nan((row - y0) * (x1 - x0), y1 - y0)
     right = columns[..., tf.newaxis, :, tf.newaxis] < at[..., tf.newaxis, :]
     met = crosses[..., tf.newaxis, :] & right  # [..., row, column, P]
-    return tf.cast(tf.math.count_nonzero(met, -1) % 2, tf.float32)
+    return tf.cast(tf.math.floormod(tf.math.count_nonzero(met, -1), 2), tf.float32)

@@ -71,7 +71,7 @@ def match(
             index,
         )
         is_positive |= tf.reduce_any(is_best, -1)
-    is_negative = filled & ~is_positive & (highest < negative)
+    is_negative = filled & tf.logical_not(is_positive) & (highest < negative)
     if crowd is not None:
         regions = tf.where(tf.expand_dims(crowd, -1), truth, 0.0)
         inside = tf.reduce_max(intersection(boxes, regions), -1)

@@ -24,7 +24,7 @@ def propose(
     scores, index = tf.math.top_k(scores, min(considered, scores.shape[-1]))
     boxes = tf.gather(boxes, index, batch_dims=1)
     kept, filled = _suppress(boxes, scores, count, overlap)
-    boxes = tf.where(filled[..., tf.newaxis], tf.gather(boxes, kept, batch_dims=1), 0.0)
+    boxes = tf.where(tf.expand_dims(filled, -1), tf.gather(boxes, kept, batch_dims=1), 0.0)
     return boxes, tf.where(filled, tf.gather(scores, kept, batch_dims=1), -float("inf"))
 
 
@@ -47,18 +47,18 @@ def detect(
     scores = tf.convert_to_tensor(scores)
     classes = scores.shape[-1]
     each = tf.reshape(scores, [-1, scores.shape[1] * classes])
-    considered = min(each.shape[-1], max(10 * count, 200))
+    considered = min(scores.shape[1] * classes, max(10 * count, 200))
     best, index = tf.math.top_k(tf.where(each >= least, each, -float("inf")), considered)
     labels = index % classes
     boxes = tf.gather(boxes, index // classes, batch_dims=1)
     # Classes side by side: boxes of different ones never meet.
     far = tf.reduce_max(tf.abs(boxes)) + 1.0
-    apart = boxes + 2.0 * far * tf.cast(labels, tf.float32)[..., tf.newaxis]
+    apart = boxes + 2.0 * far * tf.expand_dims(tf.cast(labels, tf.float32), -1)
     kept, filled = _suppress(apart, best, count, overlap)
 
     def take(values: Any, padding: Any) -> tf.Tensor:
         taken = tf.gather(values, kept, batch_dims=1)
-        where = filled if taken.shape.rank == 2 else filled[..., tf.newaxis]
+        where = filled if taken.shape.rank == 2 else tf.expand_dims(filled, -1)
         return tf.where(where, taken, tf.cast(padding, taken.dtype))
 
     return take(boxes, 0.0), take(best, 0.0), take(labels, 0)
@@ -69,7 +69,7 @@ def _suppress(boxes, scores, count: int, overlap: float) -> tuple[tf.Tensor, tf.
     # TensorFlow's takes a score threshold above -inf, and empty boxes for no boxes.
     there = scores > -float("inf")
     index, number = tf.image.non_max_suppression_padded(
-        tf.where(there[..., tf.newaxis], boxes, 0.0),
+        tf.where(tf.expand_dims(there, -1), boxes, 0.0),
         tf.where(there, scores, tf.float32.min),
         count,
         iou_threshold=overlap,

@@ -51,7 +51,7 @@ def roi_align(
     level = tf.clip_by_value(tf.cast(level, tf.int32), 0, len(features) - 1)
     total: Any = 0.0
     for number, (each, stride) in enumerate(zip(features, strides, strict=True)):
-        here = tf.cast(level == number, tf.float32)[..., tf.newaxis, tf.newaxis]
+        here = tf.cast(level == number, tf.float32)[:, :, tf.newaxis, tf.newaxis]
         y = _hats(boxes[..., 0], boxes[..., 2], each.shape[1], stride, size, points) * here
         x = _hats(boxes[..., 1], boxes[..., 3], each.shape[2], stride, size, points)
         rows = tf.einsum("nrih,nhwc->nriwc", tf.cast(y, each.dtype), each)
@@ -64,6 +64,8 @@ def _hats(low, high, length: int, stride: int, size: int, points: int) -> tf.Ten
     steps = (tf.range(size * points, dtype=tf.float32) + 0.5) / (size * points)
     at = low[..., tf.newaxis] + (high - low)[..., tf.newaxis] * steps
     at = tf.clip_by_value(at / stride - 0.5, 0.0, length - 1.0)
-    hats = tf.maximum(1.0 - tf.abs(at[..., tf.newaxis] - tf.range(length, dtype=tf.float32)), 0.0)
+    hats = tf.maximum(
+        1.0 - tf.abs(tf.expand_dims(at, -1) - tf.range(length, dtype=tf.float32)), 0.0
+    )
     shape = tf.concat([tf.shape(low), [size, points, length]], 0)
     return tf.reduce_mean(tf.reshape(hats, shape), -2)

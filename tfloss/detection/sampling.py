@@ -65,8 +65,8 @@ def noise(keys: Any, step: Any, count: int) -> tf.Tensor:
     return tf.cast(whole, tf.float32) * 2.0**-24
 
 
-def _mix(bits: tf.Tensor) -> tf.Tensor:
-    def shift(by: int) -> tf.Tensor:
+def _mix(bits: Any) -> Any:
+    def shift(by: int) -> Any:
         return tf.bitwise.right_shift(bits, tf.constant(by, tf.uint32))
 
     bits = bits + tf.constant(0x9E3779B9, tf.uint32)  # so that 0 is not left as it is
