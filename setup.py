@@ -23,7 +23,14 @@ INSTALL_REQUIRES = [
     "ml_collections>=1.1",  # 1.1.0
     "rich>=13",  # 15.0.0
 ]
-EXAMPLES = ["scikit-learn>=1.5"]  # 1.9.1; the digits come in its wheel
+DETECTION = [
+    "pycocotools>=2.0.8",  # 2.0.11; average precision
+    "pillow>=10",  # 13.0.0; boxes in pictures
+]
+EXAMPLES = [
+    *DETECTION,
+    "scikit-learn>=1.5",  # 1.9.1; the digits come in its wheel
+]
 TEST = [
     *EXAMPLES,
     "pytest>=8",  # 9.2.0
@@ -50,7 +57,13 @@ setup(
     package_data={"tfloss": ["py.typed"]},
     python_requires=">=3.11,<3.14",
     install_requires=INSTALL_REQUIRES,
-    extras_require={"examples": EXAMPLES, "test": TEST, "docs": DOCS, "dev": DEV},
+    extras_require={
+        "detection": DETECTION,
+        "examples": EXAMPLES,
+        "test": TEST,
+        "docs": DOCS,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["tfloss=tfloss.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -52,6 +52,45 @@ def test_histograms_see_all_replicas_and_images_come_from_the_first(replicas):
     assert found["t"].value == b"1"
 
 
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_drawings_are_made_on_the_host_of_the_first_replica(count, jit, replicas):
+    seen = []
+
+    def bars(heights, widths):
+        seen.append((heights.tolist(), widths.tolist()))
+        return np.full([2, int(heights[0]), int(widths), 3], 7, np.uint8)
+
+    def report(model, batch, y):
+        with summary.scope("a"):
+            summary.draw("bars", bars, y[:2] + 4.0, tf.constant(6.0))
+        summary.draw("other", lambda y: np.zeros([1, 2, 2, 1]), y)
+
+    _, found = recorded(report, count, replicas, jit=jit)
+    assert seen == [([5.0, 6.0], 6.0)]
+    assert set(found) == {"a/bars", "other"}
+    assert found["a/bars"].kind == "image"
+    assert found["a/bars"].value.shape == (2, 5, 6, 3) and (found["a/bars"].value == 7).all()
+
+
+def test_a_drawing_that_fails_says_so_once_and_training_goes_on():
+    def crooked(y):
+        raise KeyError("no such colour")
+
+    def report(model, batch, y):
+        summary.draw("broken", crooked, y)
+        summary.draw("flat", lambda y: y, y)
+
+    with (
+        pytest.warns(UserWarning, match="'broken' can't be drawn: crooked fails .*no such colour"),
+        pytest.warns(UserWarning, match=r"'flat' .* it returned shape \(4,\)"),
+    ):
+        scalars, found = recorded(report)
+    assert not found and scalars["losses/total"] == 2.5
+    with pytest.raises(SummaryError, match="'none' has no tensors"):
+        summary.draw("none", crooked)
+
+
 # Tags
 
 

@@ -38,7 +38,8 @@ class AddedLoss:
 class Recorded:
     """One summary of one replica, as a tensor of the step.
 
-    kind: "scalar", "histogram", "image", "text", or "raw" (a plain `tf.summary` call).
+    kind: "scalar", "histogram", "image", "text", "drawing" (one tensor of it), or "raw" (a plain
+      `tf.summary` call).
     reduce: how scalars of several replicas become one: "mean" or "sum".
     """
 

@@ -22,7 +22,7 @@ from tfloss.distribution import worker_position
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
 from tfloss.report import StepOutput
 from tfloss.step import TrainStep
-from tfloss.summary import Summary
+from tfloss.summary import Summary, on_host
 from tfloss.xla import uncompilable
 
 _OTHERS_SECONDS = 1.0
@@ -95,10 +95,7 @@ class Engine:
         try:
             if recording:
                 values, tensors = self._recording(iterator)
-                summaries = tuple(
-                    Summary(one.name, one.kind, tensor.numpy(), one.options)
-                    for one, tensor in zip(self._recorded, tensors, strict=True)
-                )
+                summaries = on_host(self._recorded, tensors)
             else:
                 values, summaries = self._silent(iterator, tf.constant(steps)), ()
         except tf.errors.OpError as error:

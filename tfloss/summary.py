@@ -13,7 +13,8 @@ calls do nothing. All of this module runs at trace time, in replica code.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -109,6 +110,34 @@ def image(name: str, value: Any, *, max_outputs: int = 3) -> None:
         _record(Recorded(name, "image", tensor[:max_outputs]))
 
 
+def draw(name: str, function: Callable[..., Any], *tensors: Any) -> None:
+    """Records images that are drawn on the host, by any library.
+
+        tfloss.summary.draw("detections", drawing.boxes, image[:2], boxes[:2], scores[:2])
+
+    The tensors leave the step like any summary, under XLA too. `function` is called when they are
+    written, never in a step that writes nothing. If it fails, a warning says so, once for each
+    name, and training goes on without the picture.
+
+    Args:
+      name: the tag.
+      function: `(*arrays) -> images`, NumPy arrays [n, height, width, channels], uint8 or float in
+        [0, 1]; all of them are written. Host code.
+      *tensors: what it is given, replica 0's. Take `[:n]` of a batch here: what isn't drawn need
+        not leave the device.
+
+    Raises SummaryError as `scalar` does, and without tensors.
+    """
+    if not tensors:
+        raise SummaryError(f"Drawing {name!r} has no tensors to draw.")
+    if _wanted(name):
+        # Each tensor travels alone; `on_host` puts them together again.
+        for number, tensor in enumerate(tensors):
+            options = {"draw": function, "more": number + 1 < len(tensors)}
+            tensor = tf.convert_to_tensor(tensor)
+            _record(Recorded(f"{name}:{number}", "drawing", tensor, options=options))
+
+
 def text(name: str, value: Any) -> None:
     """Records a string tensor of replica 0 (Markdown; rank 1 and 2 become tables).
 
@@ -133,6 +162,46 @@ def scope(prefix: str) -> Iterator[None]:
         yield
     finally:
         context.prefixes.pop()
+
+
+def on_host(recorded: Sequence[Recorded], tensors: Sequence[Any]) -> tuple[Summary, ...]:
+    """What a step has recorded, with its tensors' values: drawings are drawn. Host code."""
+    found, parts = [], []
+    for one, tensor in zip(recorded, tensors, strict=True):
+        if one.kind != "drawing":
+            found.append(Summary(one.name, one.kind, tensor.numpy(), one.options))
+            continue
+        parts.append(tensor.numpy())
+        if not one.options["more"]:
+            name = one.name.rpartition(":")[0]
+            images = drawn(name, one.options["draw"], *parts)
+            if images is not None:
+                found.append(Summary(name, "image", images))
+            parts = []
+    return tuple(found)
+
+
+_failed: set[str] = set()  # drawings that were reported, by name
+
+
+def drawn(name: str, function: Callable[..., Any], *values: Any) -> np.ndarray | None:
+    """What `function(*values)` draws, or None with a warning, once a name, if it fails. Host."""
+    try:
+        images = np.asarray(function(*values))
+        if images.ndim != 4:
+            raise ValueError(f"it returned shape {images.shape}, not [n, height, width, channels]")
+        return images
+    except Exception as error:  # a picture is not worth a training run
+        if name not in _failed:
+            _failed.add(name)
+            shapes = tf.nest.map_structure(np.shape, values)
+            warnings.warn(
+                f"Summary {name!r} can't be drawn: {getattr(function, '__name__', function)} fails "
+                f"for arrays of shapes {shapes}: {type(error).__name__}: {error}. Training goes on "
+                "without it.",
+                stacklevel=2,
+            )
+        return None
 
 
 def _wanted(name: str, every_step: bool = False) -> bool:

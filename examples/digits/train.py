@@ -40,9 +40,7 @@ def main(run: app.Run) -> None:
         evaluate = Evaluate(test, metrics, every=every, losses=True)
         hooks = [evaluate, ExportBest("val/accuracy", export=export), *hooks]
 
-    trainer = tfloss.Trainer(
-        model, optimizer, strategy=run.strategy, workdir=run.workdir, seed=run.seed, jit=run.jit
-    )
+    trainer = run.trainer(model, optimizer)
     if run.trains:
         trainer.train(run.overfit(train), run.steps(config.steps), hooks=hooks)
     else:

@@ -3,9 +3,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
+import tensorflow_datasets as tfds
 
 from tfloss.data.digits import Digits
 from tfloss.data.prepare import prepared
+from tfloss.errors import DataError
 
 CODE = """
 import sys
@@ -47,3 +50,13 @@ def test_what_is_there_is_used(tmp_path):
     assert len(calls) == 3
     (one,) = builder.as_dataset(split="test[:1]")
     assert np.asarray(one["image"]).shape == (8, 8, 1)
+
+
+def test_what_would_be_downloaded_says_how_to_prepare_it(tmp_path):
+    def make():
+        return tfds.builder("coco/2017", data_dir=tmp_path / "data")
+
+    with pytest.raises(DataError, match=r"tfds build coco/2017 --data_dir=\S*/data$"):
+        prepared(make, download=False)
+    builder = prepared(lambda: Digits(data_dir=tmp_path), download=False)  # needs no download
+    assert builder.info.splits["test"].num_examples == 360

@@ -49,6 +49,7 @@ def test_decode_is_the_inverse_of_encode():
 def test_no_coding_is_infinite():
     anchor = tf.constant([0.0, 0.0, 8.0, 8.0])
     assert np.isfinite(encode([0.0, 0.0, 0.0, 0.0], anchor)).all()
+    assert np.isfinite(encode(anchor, [3.0, 3.0, 3.0, 3.0])).all()
     huge = decode([0.0, 0.0, 1e4, 1e4], anchor)
     np.testing.assert_allclose(huge, [4 - 250, 4 - 250, 4 + 250, 4 + 250], rtol=1e-5)
 

@@ -1,11 +1,20 @@
 """Runs an example as a user does: its train script, in processes of its own."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfloss
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,3 +88,43 @@ def load_without_tfloss(
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=300)
     assert done.returncode == 0, done.stderr[-4_000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def load(path: str) -> types.ModuleType:
+    """A module of an example, such as "detector/model.py", under a name of its own."""
+    name = "example_" + path.removesuffix(".py").replace("/", "_")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def train_a_little(
+    make: Callable[[], keras.Model],
+    data: tf.data.Dataset,
+    strategy: tf.distribute.Strategy,
+    *,
+    steps: int = 3,
+    **options: Any,
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """The last step's losses and the weights after some steps of gradient descent.
+
+    Plain SGD, in which a wrong gradient shows; Adam would hide its size.
+    """
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        model, optimizer = make(), keras.optimizers.SGD(0.05)
+    trainer = tfloss.Trainer(model, optimizer, strategy=strategy, log_every=1, **options)
+    losses = trainer.train(data, steps).losses
+    return {k: float(v) for k, v in losses.items()}, [w.numpy() for w in model.weights]
+
+
+def assert_same(first: Any, second: Any, tolerance: float = 2e-5) -> None:
+    """Two results of `train_a_little` agree, relative to the size of each."""
+    assert set(first[0]) == set(second[0])
+    for name, value in first[0].items():
+        np.testing.assert_allclose(second[0][name], value, rtol=tolerance, err_msg=name)
+    for one, other in zip(first[1], second[1], strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=tolerance * max(np.abs(one).max(), 1))

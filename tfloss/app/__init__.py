@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from tfloss.hooks import Hook
+    from tfloss.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,18 @@ class Run:
         if self.overfit_batches is None:
             return dataset
         return dataset.take(self.overfit_batches).cache().repeat()
+
+    def trainer(self, model: Any, optimizer: Any, **options: Any) -> "Trainer":
+        """A `tfloss.Trainer` with what the flags say: strategy, workdir, seed, jit.
+
+        Args:
+          model, optimizer: made in the strategy's scope.
+          **options: of `tfloss.Trainer`; they come before the flags.
+        """
+        from tfloss.trainer import Trainer
+
+        flags = {"strategy": self.strategy, "workdir": self.workdir}
+        return Trainer(model, optimizer, **{**flags, "seed": self.seed, "jit": self.jit, **options})
 
     def hooks(self) -> "list[Hook]":
         """The hooks that flags ask for: the profiler, with `--profile`."""

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfloss.errors import DataError
+
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 
-def prepared(make: "Callable[[], tfds.core.DatasetBuilder]") -> "tfds.core.DatasetBuilder":
+def prepared(
+    make: "Callable[[], tfds.core.DatasetBuilder]", *, download: bool = True
+) -> "tfds.core.DatasetBuilder":
     """A builder whose data set lies in its data_dir; made there now if it didn't. Host code.
 
     Two workers that prepare the same data set write over each other's files, and both fail. Here
@@ -22,10 +26,21 @@ def prepared(make: "Callable[[], tfds.core.DatasetBuilder]") -> "tfds.core.Datas
 
     Args:
       make: makes the builder; called again once the data set is there.
+      download: False for data sets that nobody wants to download by accident.
+
+    Raises:
+      DataError: it isn't there, and making it would download it with `download=False`.
     """
     builder = make()
     if builder.data_path.exists():
         return builder
+    if builder.url_infos and not download:
+        full = builder.info.full_name
+        root = str(builder.data_dir).removesuffix(full).rstrip("/")
+        raise DataError(
+            f"The data set {full} is not in {root!r}, and is not downloaded from here. Prepare it "
+            f"with: tfds build {full.rpartition('/')[0]} --data_dir={root}"
+        )
     with _locked(str(builder.data_dir)):
         builder = make()
         builder.download_and_prepare()

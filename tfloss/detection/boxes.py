@@ -37,15 +37,16 @@ def encode(boxes: Any, anchors: Any, weights: Sequence[float] = (1, 1, 1, 1)) ->
 
     Args:
       boxes: [..., 4].
-      anchors: [..., 4], none of them empty.
+      anchors: [..., 4].
       weights: of the offsets (y, x, height, width), so that each has about unit variance.
 
     Returns:
       [..., 4]: (centre - anchor's centre) / anchor's size, then log(size / anchor's size), times
-      the weights. Finite for padding too, whose offsets mean nothing.
+      the weights. Finite for empty ones too, where it means nothing: NaN would go through a mask,
+      as a gradient.
     """
     (cy, cx, h, w), (ay, ax, ah, aw) = _centres(boxes), _centres(anchors)
-    h, w = tf.maximum(h, 1e-3), tf.maximum(w, 1e-3)
+    h, w, ah, aw = (tf.maximum(side, 1e-3) for side in (h, w, ah, aw))
     offsets = [(cy - ay) / ah, (cx - ax) / aw, tf.math.log(h / ah), tf.math.log(w / aw)]
     return tf.stack(offsets, -1) * tf.constant(weights, tf.float32)
 

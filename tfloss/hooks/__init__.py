@@ -16,6 +16,7 @@ from tfloss.hooks.metrics_file import MetricsFile
 from tfloss.hooks.nan_guard import NaNGuard
 from tfloss.hooks.profiler import Profile
 from tfloss.hooks.progress import Progress
+from tfloss.hooks.show import Show
 from tfloss.hooks.tensorboard import TensorBoard
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "Progress",
     "RunInfo",
     "SaveCheckpoint",
+    "Show",
     "TensorBoard",
 ]

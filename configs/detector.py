@@ -1,0 +1,30 @@
+"""A two-stage detector with masks on scenes of real handwritten digits, 10 classes.
+
+    python examples/detector/train.py --config=configs/detector.py --workdir=runs/detector
+
+Result: box AP50 0.983, mask AP50 0.983 (box AP 0.85, mask AP 0.87) on 200 test scenes, seed 0.
+Time: 3 minutes on 2 CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The recipe. Any value can be changed with --config.name=value."""
+    config = ConfigDict()
+    config.dataset = "digit_scenes"  # any TFDS data set with the features of coco/2017
+    config.data_dir = "data"  # where TFDS finds or prepares it
+    config.batch_size = 16
+    config.steps = 1_000
+    config.eval_every = 250
+    config.max_boxes = 5  # places for objects; what an image has more of is left out
+    config.cache = True  # keep the resized images in memory
+    config.mirror = ()  # of "columns", "rows", "diagonal": what may be mirrored; not digits
+    config.model = ConfigDict()
+    config.model.image_size = (64, 64)
+    config.model.anchor_sizes = ((12, 16), (20, 24), (28, 32))  # of strides 4, 8, 16
+    config.model.width = 32
+    config.model.masks = True
+    config.model.detections = 20
+    config.optimizer = ConfigDict({"learning_rate": 2e-3, "weight_decay": 1e-3, "clip_norm": 5.0})
+    return config

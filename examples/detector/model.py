@@ -1,0 +1,319 @@
+"""Mask R-CNN on a feature pyramid, small enough for a CPU.
+
+    image ─▶ Backbone ─▶ features of 3 levels ─▶ RPN ─▶ objectness, offsets of all anchors
+                              │                              │
+                              │          training:           ├─▶ anchors matched, sampled ─▶ rpn/*
+                              ▼                              ▼
+                          RoIAlign ◀─── boxes ◀───────── proposals
+                              │          training: + true boxes, matched, sampled ─▶ box/*, mask/*
+                              └─────────▶ heads          inference: ─▶ detections, their masks
+
+He et al. 2017 (arXiv:1703.06870); Ren et al. 2015 (arXiv:1506.01497); Lin et al. 2017
+(arXiv:1612.03144). Training computes no detections, and inference neither matches nor samples.
+"""
+
+import keras
+import tensorflow as tf
+
+import tfloss
+from tfloss.detection import drawing, nms
+from tfloss.detection.anchors import anchors
+from tfloss.detection.boxes import SECOND_STAGE, clip, decode, encode
+from tfloss.detection.masks import rasterise
+from tfloss.detection.matching import match
+from tfloss.detection.roi_align import roi_align
+from tfloss.detection.sampling import noise, sample
+
+layers = keras.layers
+STRIDES = (4, 8, 16)
+
+
+class Detector(keras.Model):
+    """Finds objects, their classes and, if wanted, their masks.
+
+    A batch is `{"image": float32 [n, h, w, c] in [0, 1]}`, and in training also `"id"`: int64
+    [n]; `"boxes"`: float32 [n, g, 4], pixels (ymin, xmin, ymax, xmax), padded with 0; `"labels"`:
+    [n, g] in [0, classes); `"crowd"`: bool [n, g]; with masks `"polygons"`: [n, g, p, 2], (y, x).
+
+    In inference it returns `{"boxes": [n, d, 4], "scores": [n, d], "labels": int32 [n, d]}` with
+    d = detections, padded with score 0, and with masks `"masks"`: [n, d, 14, 14], each pixel's
+    probability in the box.
+
+    Args:
+      classes: how many there are.
+      image_size: (height, width).
+      anchor_sizes: for each of the 3 levels, roots of the anchors' areas.
+      width: channels of the first stage.
+      masks: whether there is a mask head.
+      rpn_samples, roi_samples: anchors and regions that take part in the losses, per image.
+      proposals: regions of interest per image.
+      detections: at most so many per image.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        image_size: tuple[int, int],
+        anchor_sizes,
+        width: int = 32,
+        masks: bool = True,
+        rpn_samples: int = 64,
+        roi_samples: int = 32,
+        proposals: int = 64,
+        detections: int = 20,
+    ):
+        super().__init__(name="detector")
+        self.classes, self.image_size = classes, tuple(image_size)
+        self.rpn_samples, self.roi_samples = rpn_samples, roi_samples
+        self.proposals, self.detections = proposals, detections
+        self.anchors = anchors(self.image_size, STRIDES, [tuple(s) for s in anchor_sizes])
+        self.scale = 2.0 * max(anchor_sizes[0])  # of a box that looks at the second level
+        self.backbone = Backbone(width)
+        self.rpn = RegionProposals(2 * width, len(anchor_sizes[0]) * 3)
+        self.box_head = BoxHead(4 * width, classes)
+        self.mask_head = MaskHead(2 * width, classes) if masks else None
+
+    def call(self, batch, training=False):
+        features = self.backbone(batch["image"])
+        objectness, offsets = self.rpn(features)
+        boxes, scores = self.propose(objectness, offsets)
+        if training:
+            _show_proposals(batch["image"], boxes, scores)
+            with tfloss.summary.scope("rpn"):
+                losses = {"rpn": self.rpn_losses(batch, objectness, offsets)}
+            return {**losses, **self.roi_losses(batch, features, boxes)}
+        return self.detect(features, boxes)
+
+    def rpn_losses(self, batch, objectness, offsets):
+        """Which anchors are objects, and how far from them: on a sample of the anchors."""
+        found = match(
+            self.anchors,
+            batch["boxes"],
+            positive=0.6,
+            negative=0.3,
+            best=True,
+            crowd=batch["crowd"],
+        )
+        draw = noise(batch["id"], 2 * tfloss.current_step(), len(self.anchors))
+        some = sample(
+            found.positive,
+            found.negative,
+            self.rpn_samples,
+            positives=self.rpn_samples // 2,
+            noise=draw,
+        )
+        _show_sample(batch["image"], self.anchors, some)
+        logits = tf.gather(objectness, some.index, batch_dims=1)
+        guessed = tf.gather(offsets, some.index, batch_dims=1)
+        truth = tf.gather(found.index, some.index, batch_dims=1)
+        truth = tf.gather(batch["boxes"], truth, batch_dims=1)
+        target = encode(truth, tf.gather(self.anchors, some.index))
+        return {
+            "objectness": tfloss.global_mean(
+                tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(some.positive, tf.float32), logits),
+                some.drawn,
+            ),
+            "box": tfloss.global_mean(smooth_l1(target - guessed, 1 / 9), some.positive),
+        }
+
+    def propose(self, objectness, offsets):
+        """The regions of interest. No gradient flows through their coordinates."""
+        boxes = clip(decode(tf.stop_gradient(offsets), self.anchors), *self.image_size)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        scores = tf.where(tf.reduce_min(sides, -1) >= 1.0, objectness, -float("inf"))
+        return nms.propose(
+            boxes,
+            tf.stop_gradient(scores),
+            self.proposals,
+            considered=8 * self.proposals,
+            overlap=0.7,
+        )
+
+    def roi_losses(self, batch, features, proposals):
+        """Class, box and mask of a sample of the proposals and the true boxes."""
+        crowd = batch["crowd"][..., tf.newaxis]
+        regions = tf.concat([proposals, tf.where(crowd, 0.0, batch["boxes"])], 1)
+        found = match(regions, batch["boxes"], positive=0.5, negative=0.5, crowd=batch["crowd"])
+        draw = noise(batch["id"], 2 * tfloss.current_step() + 1, regions.shape[1])
+        foreground = self.roi_samples // 4
+        some = sample(
+            found.positive, found.negative, self.roi_samples, positives=foreground, noise=draw
+        )
+        regions = tf.gather(regions, some.index, batch_dims=1)
+        truth = tf.gather(found.index, some.index, batch_dims=1)
+        labels = tf.cast(tf.gather(batch["labels"], truth, batch_dims=1), tf.int32)
+        labels = tf.where(some.positive, labels, self.classes)  # the last class: background
+
+        logits, guessed = self.box_head(self.align(features, regions, 7))
+        target = encode(tf.gather(batch["boxes"], truth, batch_dims=1), regions, SECOND_STAGE)
+        losses = {
+            "box": {
+                "class": tfloss.global_mean(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), some.drawn
+                ),
+                "box": tfloss.global_mean(smooth_l1(target - guessed, 1.0), some.positive),
+            }
+        }
+        right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
+        tfloss.summary.scalar("box/accuracy", tfloss.global_mean(right, some.positive))
+        if self.mask_head:
+            # Positives come first in a sample, so the first places hold all of them.
+            regions, truth, labels, positive = (
+                each[:, :foreground] for each in (regions, truth, labels, some.positive)
+            )
+            logits = self.mask_head(self.align(features, regions, 7), labels)
+            polygons = tf.gather(batch["polygons"], truth, batch_dims=1)
+            target = rasterise(polygons, regions, logits.shape[-1])
+            each = tf.nn.sigmoid_cross_entropy_with_logits(target, logits)
+            losses["mask"] = {
+                "mask": tfloss.global_mean(each, positive[..., tf.newaxis, tf.newaxis])
+            }
+        return losses
+
+    def detect(self, features, regions):
+        """The final boxes, and masks of these only."""
+        logits, offsets = self.box_head(self.align(features, regions, 7))
+        there = tf.cast(tf.reduce_any(regions > 0, -1, keepdims=True), tf.float32)
+        scores = tf.nn.softmax(logits)[..., :-1] * there
+        boxes = clip(decode(offsets, regions, SECOND_STAGE), *self.image_size)
+        boxes, scores, labels = nms.detect(boxes, scores, self.detections, least=0.05, overlap=0.5)
+        found = {"boxes": boxes, "scores": scores, "labels": labels}
+        if self.mask_head:
+            logits = self.mask_head(self.align(features, boxes, 7), labels)
+            found["masks"] = tf.sigmoid(logits)
+        return found
+
+    def align(self, features, boxes, size):
+        """What the features look like in the boxes: [n, r, size, size, channels]."""
+        return roi_align(features, STRIDES, boxes, size, canonical=self.scale)
+
+
+class Backbone(layers.Layer):
+    """A residual net of 3 stages and its feature pyramid: 3 levels of 2 * width channels."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.stem = _conv(width // 2, stride=2)
+        self.stages = [Stage(width * 2**i) for i in range(len(STRIDES))]
+        self.lateral = [layers.Conv2D(2 * width, 1) for _ in STRIDES]
+        self.smooth = [layers.Conv2D(2 * width, 3, padding="same") for _ in STRIDES]
+        self.double = layers.UpSampling2D()
+
+    def call(self, image):
+        found, x = [], self.stem(2.0 * image - 1.0)
+        for stage, lateral in zip(self.stages, self.lateral, strict=True):
+            x = stage(x)
+            found.append(lateral(x))
+        for level in reversed(range(len(found) - 1)):
+            above = self.double(found[level + 1])
+            found[level] += above[:, : found[level].shape[1], : found[level].shape[2]]
+        return [smooth(each) for smooth, each in zip(self.smooth, found, strict=True)]
+
+
+class Stage(layers.Layer):
+    """Half the resolution, then a residual block."""
+
+    def __init__(self, filters: int):
+        super().__init__()
+        self.down, self.first, self.second = _conv(filters, 2), _conv(filters), _conv(filters)
+
+    def call(self, x):
+        x = self.down(x)
+        return x + self.second(self.first(x))
+
+
+class RegionProposals(layers.Layer):
+    """One small head on all levels: objectness [n, A] and offsets [n, A, 4] of all anchors."""
+
+    def __init__(self, filters: int, anchors: int):
+        super().__init__()
+        self.conv = layers.Conv2D(filters, 3, padding="same", activation="relu")
+        self.objectness = layers.Conv2D(anchors, 1)
+        self.offsets = layers.Conv2D(4 * anchors, 1, kernel_initializer=_small(0.01))
+
+    def call(self, features):
+        logits, offsets = [], []
+        for level in features:
+            x = self.conv(level)
+            cells = level.shape[1] * level.shape[2]
+            logits.append(tf.reshape(self.objectness(x), [-1, cells * self.objectness.filters]))
+            offsets.append(tf.reshape(self.offsets(x), [-1, cells * self.objectness.filters, 4]))
+        return tf.concat(logits, 1), tf.concat(offsets, 1)
+
+
+class BoxHead(layers.Layer):
+    """Regions [n, r, 7, 7, c] -> logits [n, r, classes + 1] and offsets [n, r, 4]."""
+
+    def __init__(self, units: int, classes: int):
+        super().__init__()
+        self.hidden = [layers.Dense(units, activation="relu") for _ in range(2)]
+        self.logits = layers.Dense(classes + 1, kernel_initializer=_small(0.01))
+        self.offsets = layers.Dense(4, kernel_initializer=_small(0.001))
+
+    def call(self, regions):
+        n, height, width, channels = regions.shape[1:]
+        x = tf.reshape(regions, [-1, n, height * width * channels])
+        for hidden in self.hidden:
+            x = hidden(x)
+        return self.logits(x), self.offsets(x)
+
+
+class MaskHead(layers.Layer):
+    """Regions [n, r, 7, 7, c], labels [n, r] -> the labels' mask logits [n, r, 14, 14]."""
+
+    def __init__(self, filters: int, classes: int):
+        super().__init__()
+        self.convs = [
+            layers.Conv2D(filters, 3, padding="same", activation="relu") for _ in range(2)
+        ]
+        self.up = layers.Conv2DTranspose(filters, 2, strides=2, activation="relu")
+        self.logits = layers.Conv2D(classes, 1)
+
+    def call(self, regions, labels):
+        n, size = regions.shape[1], regions.shape[2]
+        x = tf.reshape(regions, [-1, size, size, regions.shape[-1]])
+        for conv in self.convs:
+            x = conv(x)
+        logits = tf.reshape(
+            self.logits(self.up(x)), [-1, n, 2 * size, 2 * size, self.logits.filters]
+        )
+        chosen = tf.one_hot(labels, self.logits.filters)  # background: none, a mask of 0
+        return tf.einsum("nrhwc,nrc->nrhw", logits, chosen)
+
+
+def smooth_l1(error, beta: float):
+    """[..., 4] errors -> [...]: quadratic below beta, else linear (Girshick 2015, eq. 3)."""
+    size = tf.abs(error)
+    each = tf.where(size < beta, 0.5 * error**2 / beta, size - 0.5 * beta)
+    return tf.reduce_sum(each, -1)
+
+
+def _conv(filters: int, stride: int = 1) -> keras.Sequential:
+    return keras.Sequential(
+        [
+            layers.Conv2D(filters, 3, stride, padding="same", use_bias=False),
+            layers.GroupNormalization(8),
+            layers.ReLU(),
+        ]
+    )
+
+
+def _small(deviation: float) -> keras.initializers.Initializer:
+    return keras.initializers.RandomNormal(stddev=deviation)
+
+
+def _show_proposals(image, boxes, scores):
+    """The ten best proposals of four images, with their objectness."""
+    tfloss.summary.draw(
+        "proposals", drawing.boxes, image[:4], boxes[:4, :10], tf.sigmoid(scores[:4, :10])
+    )
+
+
+def _show_sample(image, all_anchors, some):
+    """The anchors that take part, of four images: which are objects, and which are not."""
+    boxes = tf.where(some.drawn[:4, :, tf.newaxis], tf.gather(all_anchors, some.index[:4]), 0.0)
+    tfloss.summary.draw("sampled", _draw_sample, image[:4], boxes, some.positive[:4])
+
+
+def _draw_sample(image, boxes, positive):
+    return drawing.boxes(image, boxes, labels=positive)
