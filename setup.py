@@ -30,6 +30,7 @@ DETECTION = [
 EXAMPLES = [
     *DETECTION,
     "scikit-learn>=1.5",  # 1.9.1; the digits come in its wheel
+    "palmerpenguins>=0.1.4",  # 0.1.6; so do the penguins
 ]
 TEST = [
     *EXAMPLES,

@@ -19,7 +19,7 @@ def rasterise(polygons: Any, boxes: Any, size: int) -> tf.Tensor:
     Returns:
       float32 [..., size, size] of 0 and 1.
     """
-    polygons, boxes = tf.convert_to_tensor(polygons), tf.convert_to_tensor(boxes)
+    polygons, boxes = tf.cast(polygons, tf.float32), tf.cast(boxes, tf.float32)
     steps = (tf.range(size, dtype=tf.float32) + 0.5) / size
     ymin, xmin, ymax, xmax = (boxes[..., i, tf.newaxis] for i in range(4))
     rows, columns = ymin + (ymax - ymin) * steps, xmin + (xmax - xmin) * steps  # [..., size]

@@ -1,0 +1,20 @@
+"""A small conv net on Fashion-MNIST: 60,000 pictures of garments, 10 classes.
+
+python examples/fashion/train.py --config=configs/fashion.py --workdir=runs/fashion
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The recipe. Any value can be changed with --config.name=value."""
+    config = ConfigDict()
+    config.data_dir = "data"  # where TFDS finds or prepares it
+    config.batch_size = 128
+    config.steps = 3_000
+    config.eval_every = 1_000
+    config.representation = "sparse"  # or "one_hot", with mixup
+    config.net = ConfigDict({"width": 16, "dropout": 0.2})
+    config.application = ConfigDict()  # of keras.applications in place of net
+    config.optimizer = ConfigDict({"learning_rate": 3e-3, "weight_decay": 1e-2})
+    return config

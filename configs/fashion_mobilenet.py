@@ -1,0 +1,22 @@
+"""MobileNetV2 of keras.applications, unchanged, on Fashion-MNIST.
+
+    python examples/fashion/train.py --config=configs/fashion_mobilenet.py --workdir=runs/mobilenet
+
+From scratch; `--config.application.weights=imagenet` begins with weights that Keras downloads.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """The recipe. Any value can be changed with --config.name=value."""
+    config = ConfigDict()
+    config.data_dir = "data"
+    config.batch_size = 64
+    config.steps = 1_500
+    config.eval_every = 500
+    config.representation = "sparse"
+    config.application = ConfigDict({"name": "MobileNetV2", "side": 56, "alpha": 0.35})
+    config.application.weights = config_dict.placeholder(str)
+    config.optimizer = ConfigDict({"learning_rate": 2e-3, "weight_decay": 1e-2})
+    return config

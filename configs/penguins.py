@@ -1,0 +1,22 @@
+"""Five tasks on 344 penguins: species, sex, mass, isotopes, and what was hidden of the input.
+
+python examples/penguins/train.py --config=configs/penguins.py --workdir=runs/penguins
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The recipe. Any value can be changed with --config.name=value."""
+    config = ConfigDict()
+    config.data_dir = "data"
+    config.batch_size = 32
+    config.steps = 1_500
+    config.eval_every = 500
+    config.learning_rate = 3e-3
+    config.weight_decay = 1e-2
+    config.model = ConfigDict()
+    config.model.tasks = ("species", "sex", "mass", "isotopes", "reconstruction")
+    config.model.uncertainty = False
+    config.model.width = 64
+    return config

@@ -1,0 +1,20 @@
+"""Fashion-MNIST as TFDS has it, in batches. The model chooses what it makes of the labels."""
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfloss.data.prepare import prepared
+
+
+def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """Endless training batches of 60,000 pictures, and 10,000 test pictures once.
+
+    A batch is `{"image": uint8 [n, 28, 28, 1], "label": int64 [n]}`. TFDS downloads 30 MB on
+    first use. The order depends on the seed alone.
+    """
+    tfds.disable_progress_bar()
+    builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
+    train, test = builder.as_dataset(split=["train", "test"])
+    train = train.cache().shuffle(10_000, seed=seed).repeat()
+    train = train.batch(batch_size, drop_remainder=True)
+    return train.prefetch(tf.data.AUTOTUNE), test.batch(500).cache()

@@ -1,0 +1,27 @@
+"""The penguins as batches, with what is missing left missing."""
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfloss.data.penguins import PenguinsPalmer
+from tfloss.data.prepare import prepared
+
+
+def batches(
+    data_dir: str, batch_size: int, seed: int
+) -> tuple[tf.data.Dataset, tf.data.Dataset, dict[str, tuple[list[float], list[float]]]]:
+    """Endless training batches of 275 penguins, the 69 others once, and means and deviations.
+
+    The statistics are those of the training penguins: `{"mass": ([4200.0], [800.0]), ...}`.
+    """
+    tfds.disable_progress_bar()
+    builder = prepared(lambda: PenguinsPalmer(data_dir=data_dir))
+    train, test = builder.as_dataset(split=["train", "test"])
+    penguins = list(train.as_numpy_iterator())
+    statistics = {}
+    for name in ("measurements", "mass", "isotopes"):
+        values = np.stack([one[name] for one in penguins]).reshape(len(penguins), -1)
+        statistics[name] = (np.nanmean(values, 0).tolist(), np.nanstd(values, 0).tolist())
+    train = train.cache().shuffle(len(penguins), seed=seed).repeat()
+    return train.batch(batch_size).prefetch(2), test.batch(batch_size).cache(), statistics
