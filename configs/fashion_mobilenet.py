@@ -1,4 +1,4 @@
-"""MobileNetV2 of keras.applications, unchanged, on Fashion-MNIST.
+"""MobileNet of keras.applications, unchanged, on Fashion-MNIST.
 
     python examples/fashion/train.py --config=configs/fashion_mobilenet.py --workdir=runs/mobilenet
 
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.steps = 1_500
     config.eval_every = 500
     config.representation = "sparse"
-    config.application = ConfigDict({"name": "MobileNetV2", "side": 56, "alpha": 0.35})
+    config.application = ConfigDict({"name": "MobileNet", "side": 56, "alpha": 0.25})
     config.application.weights = config_dict.placeholder(str)
     config.optimizer = ConfigDict({"learning_rate": 2e-3, "weight_decay": 1e-2})
     return config

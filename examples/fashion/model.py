@@ -68,7 +68,9 @@ def small_net(width: int = 32, dropout: float = 0.3) -> keras.Model:
 def application(name: str, side: int, **options) -> keras.Model:
     """A model of `keras.applications`, unchanged, behind a resize to side x side x 3.
 
-    Pictures come in [0, 1] and the model gets 0 to 255 or -1 to 1, as it is made for.
+    Pictures come in [0, 1] and the model gets -1 to 1 or 0 to 255, as it is made for. In a short
+    run from scratch mind the momentum of its BatchNormalizations: MobileNet's is 0.99, but V2's and
+    V3's 0.999, so that for thousands of steps the averages used in inference lag behind.
     """
     backbone = getattr(keras.applications, name)(
         include_top=False, input_shape=(side, side, 3), pooling="avg", **options
@@ -76,8 +78,8 @@ def application(name: str, side: int, **options) -> keras.Model:
     image = keras.Input([None, None, 1])
     x = layers.Resizing(side, side)(image)
     x = layers.Concatenate()([x, x, x])
-    # From V3 on, MobileNets and EfficientNets scale 0..255 themselves.
-    x = layers.Rescaling(2.0, -1.0)(x) if name == "MobileNetV2" else layers.Rescaling(255.0)(x)
+    scales_itself = name.startswith(("MobileNetV3", "EfficientNet"))  # from 0 to 255
+    x = layers.Rescaling(255.0)(x) if scales_itself else layers.Rescaling(2.0, -1.0)(x)
     return keras.Model(image, backbone(x), name="net")
 
 

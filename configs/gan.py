@@ -1,0 +1,20 @@
+"""A GAN on Fashion-MNIST: two groups of variables, R1 penalty, averaged generator.
+
+python examples/gan/train.py --config=configs/gan.py --workdir=runs/gan
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The recipe. Any value can be changed with --config.name=value."""
+    config = ConfigDict()
+    config.data_dir = "data"
+    config.batch_size = 64
+    config.steps = 3_000
+    config.eval_every = 500
+    config.alternating = False  # both groups at once, or the discriminator first
+    config.rate = 1e-3
+    config.ema = 0.995  # of what is evaluated and exported
+    config.model = ConfigDict({"latent": 64, "width": 16, "r1": 0.5})
+    return config

@@ -1,0 +1,28 @@
+"""Fashion-MNIST in [-1, 1], without labels; with each test picture a latent vector to draw from."""
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfloss.data.prepare import prepared
+
+
+def batches(
+    data_dir: str, batch_size: int, latent: int, seed: int
+) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """Endless training batches, and 5,000 test pictures with latent vectors, the same each time.
+
+    `{"image": float32 [n, 28, 28, 1]}`, and `{"image", "latent": float32 [n, latent]}`.
+    """
+    tfds.disable_progress_bar()
+    builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
+    train, test = builder.as_dataset(split=["train", "test[:50%]"])
+    train = train.map(_scaled).cache().shuffle(10_000, seed=seed).repeat()
+    train = train.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    numbers = tf.data.Dataset.range(test.cardinality())
+    draw = numbers.map(lambda i: tf.random.stateless_normal([latent], [0, i]))
+    test = tf.data.Dataset.zip(test.map(_scaled), draw)
+    return train, test.map(lambda one, z: {**one, "latent": z}).batch(250).cache()
+
+
+def _scaled(example):
+    return {"image": tf.cast(example["image"], tf.float32) / 127.5 - 1.0}
