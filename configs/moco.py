@@ -1,0 +1,19 @@
+"""MoCo on Fashion-MNIST: an encoder trained without labels.
+
+python examples/moco/train.py --config=configs/moco.py --workdir=runs/moco
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The recipe. Any value can be changed with --config.name=value."""
+    config = ConfigDict()
+    config.data_dir = "data"
+    config.batch_size = 128
+    config.steps = 3_000
+    config.eval_every = 1_000
+    config.model = ConfigDict({"width": 32, "size": 64, "queue": 4096, "momentum": 0.99})
+    config.model.temperature = 0.1
+    config.optimizer = ConfigDict({"learning_rate": 2e-3, "weight_decay": 1e-4})
+    return config

@@ -1,0 +1,23 @@
+"""VQ-VAE on Fashion-MNIST: pictures as 7x7 of 128 codes, 343 bits in place of 6,272.
+
+    python examples/vqvae/train.py --config=configs/vqvae.py --workdir=runs/vqvae
+
+`--config.bottleneck=gaussian` makes it a beta-VAE with an annealed KL term.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The recipe. Any value can be changed with --config.name=value."""
+    config = ConfigDict()
+    config.data_dir = "data"
+    config.batch_size = 64
+    config.steps = 3_000
+    config.eval_every = 1_000
+    config.learning_rate = 1e-3
+    config.width = 32
+    config.bottleneck = "quantizer"  # or "gaussian"
+    config.quantizer = ConfigDict({"codes": 128, "channels": 16, "decay": 0.95, "commitment": 0.25})
+    config.gaussian = ConfigDict({"size": 4, "beta": 0.01, "anneal": 1_000})
+    return config

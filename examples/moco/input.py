@@ -1,0 +1,62 @@
+"""Two views of each picture of Fashion-MNIST, and the labelled pictures of a linear probe."""
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfloss.data.prepare import prepared
+
+
+def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """Endless training batches of views, and what the probe is trained and tested on.
+
+    `{"query": float32 [n, 28, 28, 1], "key": the same}`: no labels. The probe's batches are
+    `{"image": float32 [n, 28, 28, 1], "label": int64 [n], "tests": bool [n]}`: 10,000 training
+    pictures, and all 10,000 test pictures. Order and views depend on the seed alone.
+    """
+    tfds.disable_progress_bar()
+    builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
+    train, some, test = builder.as_dataset(split=["train", "train[:17%]", "test"])
+    train = train.map(lambda one: tf.cast(one["image"], tf.float32) / 255.0)
+    train = train.cache().shuffle(10_000, seed=seed).repeat().batch(batch_size, drop_remainder=True)
+    seeds = tf.data.Dataset.random(seed=seed).batch(2, drop_remainder=True).batch(2)
+    train = tf.data.Dataset.zip(train, seeds).map(
+        lambda image, seed: {"query": view(image, seed[0]), "key": view(image, seed[1])},
+        num_parallel_calls=2,
+        deterministic=True,
+    )
+    probe = _probe(some, tests=False).concatenate(_probe(test, tests=True))
+    return train.prefetch(tf.data.AUTOTUNE), probe.batch(500).cache()
+
+
+def _probe(examples, tests: bool):
+    return examples.map(
+        lambda one: {
+            "image": tf.cast(one["image"], tf.float32) / 255.0,
+            "label": one["label"],
+            "tests": tests,
+        }
+    )
+
+
+def view(image, seed):
+    """Each picture cropped, stretched, mirrored, made brighter or darker, and partly erased."""
+    n = tf.shape(image)[0]
+    draw = tf.unstack(tf.random.stateless_uniform([9, n], seed))
+    side = 0.75 + 0.25 * draw[0]
+    stretch = 0.85 + 0.3 * draw[1]
+    height, width = side, tf.minimum(side * stretch, 1.0)
+    top, left = draw[2] * (1 - height), draw[3] * (1 - width)
+    mirrored = draw[4] < 0.5
+    start = tf.where(mirrored, left + width, left)
+    end = tf.where(mirrored, left, left + width)
+    boxes = tf.stack([top, start, top + height, end], 1)
+    seen = tf.image.crop_and_resize(image, boxes, tf.range(n), [28, 28])
+    seen *= (0.6 + 0.8 * draw[5])[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    y, x = 28 * draw[6], 28 * draw[7]
+    at = tf.range(28, dtype=tf.float32)
+    size = 10.0 * draw[8][:, tf.newaxis]
+    rows = tf.abs(at - y[:, tf.newaxis]) * 2 < size
+    columns = tf.abs(at - x[:, tf.newaxis]) * 2 < size
+    erased = rows[:, :, tf.newaxis] & columns[:, tf.newaxis]
+    seen = tf.where(erased[..., tf.newaxis], 0.0, seen)
+    return tf.ensure_shape(tf.clip_by_value(seen, 0.0, 1.0), [None, 28, 28, 1])

@@ -1,0 +1,113 @@
+"""MoCo: learning what pictures have in common, without a label.
+
+    query view ─▶ encoder ──────▶ projection ─▶ q ─┐
+                     │ slowly follows               ├─▶ which key is q's own?
+    key view ───▶ momentum encoder ──────────▶ k ─┤
+                                                    └─▶ queue of earlier keys: the wrong answers
+
+He et al. 2020 (arXiv:1911.05722), with the projection of Chen et al. 2020 (arXiv:2003.04297). No
+layer mixes the examples of a batch, so nothing leaks from a key to its query.
+"""
+
+import keras
+import tensorflow as tf
+
+import tfloss
+
+layers = keras.layers
+
+
+class Moco(keras.Model):
+    """An encoder that is trained by telling views of one picture from those of others.
+
+    A training batch is `{"query": float32 [n, 28, 28, 1], "key": the same}`. In inference it
+    takes `{"image": [n, 28, 28, 1]}` and returns `{"features": [n, 4 * width]}`.
+
+    Args:
+      width: channels of the first convolution.
+      size: of a key.
+      queue: how many keys are kept; a multiple of the batches' size.
+      momentum: how slowly the momentum encoder follows, in each step.
+      temperature: of the softmax over keys.
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        size: int = 64,
+        queue: int = 4096,
+        momentum: float = 0.99,
+        temperature: float = 0.1,
+    ):
+        super().__init__(name="moco")
+        self.momentum, self.temperature = momentum, temperature
+        self.encoder, self.projection = _encoder(width), _projection(4 * width, size)
+        self.slow_encoder, self.slow_projection = _encoder(width), _projection(4 * width, size)
+        for slow in (self.slow_encoder, self.slow_projection):
+            slow.trainable = False
+        self.queue = self.add_weight(
+            shape=[queue, size], initializer=_directions, trainable=False, name="queue"
+        )
+        self.next = self.add_weight(
+            shape=[], initializer="zeros", dtype="int32", trainable=False, name="next"
+        )
+        self.follow(momentum=0.0)
+
+    def call(self, batch, training=False):
+        if not training:
+            return {"features": self.encoder(batch["image"])}
+        self.follow(self.momentum)
+        q = tf.math.l2_normalize(self.projection(self.encoder(batch["query"])), -1)
+        k = self.slow_projection(self.slow_encoder(batch["key"]))
+        k = tf.stop_gradient(tf.math.l2_normalize(k, -1))
+        loss, right = self.contrast(q, k)
+        self.enqueue(tfloss.cross_replica_concat(k))
+        tfloss.summary.scalar("right", right)
+        tfloss.summary.image("views", tf.concat([batch["query"], batch["key"]], 2), max_outputs=6)
+        return {"contrast": loss}
+
+    def contrast(self, q, k):
+        """InfoNCE: the cross entropy of q's own key among those of the queue (eq. 1)."""
+        own = tf.reduce_sum(q * k, -1, keepdims=True)
+        logits = tf.concat([own, q @ tf.transpose(self.queue)], 1) / self.temperature
+        first = tf.zeros([tf.shape(q)[0]], tf.int32)
+        each = tf.nn.sparse_softmax_cross_entropy_with_logits(first, logits)
+        right = tf.cast(tf.argmax(logits, -1, tf.int32) == first, tf.float32)
+        return tf.reduce_mean(each), tf.reduce_mean(right)
+
+    def enqueue(self, keys):
+        """Puts the keys of all replicas in the place of the oldest."""
+        places = (self.next + tf.range(tf.shape(keys)[0])) % self.queue.shape[0]
+        self.queue.assign(tf.tensor_scatter_nd_update(self.queue, places[:, tf.newaxis], keys))
+        self.next.assign((self.next + tf.shape(keys)[0]) % self.queue.shape[0])
+
+    def follow(self, momentum):
+        """Moves the momentum encoder towards the encoder (eq. 2)."""
+        for fast, slow in (
+            (self.encoder, self.slow_encoder),
+            (self.projection, self.slow_projection),
+        ):
+            for new, old in zip(fast.weights, slow.weights, strict=True):
+                old.assign(momentum * old + (1.0 - momentum) * new)
+
+
+def _encoder(width: int) -> keras.Model:
+    """Pictures [n, 28, 28, 1] -> features [n, 4 * width]."""
+    blocks = [keras.Input([28, 28, 1])]
+    for filters in (width, 2 * width, 4 * width):
+        blocks += [
+            layers.Conv2D(filters, 3, strides=2, padding="same"),
+            layers.GroupNormalization(8),
+            layers.ReLU(),
+        ]
+    return keras.Sequential([*blocks, layers.GlobalAveragePooling2D()])
+
+
+def _projection(features: int, size: int) -> keras.Model:
+    return keras.Sequential(
+        [keras.Input([features]), layers.Dense(features, "relu"), layers.Dense(size)]
+    )
+
+
+def _directions(shape, dtype):
+    return tf.math.l2_normalize(tf.random.stateless_normal(shape, [1, 2], dtype=dtype), -1)

@@ -1,0 +1,158 @@
+"""An autoencoder with a bottleneck that owns its loss: discrete codes, or a Gaussian.
+
+    image ─▶ encoder ─▶ z ─▶ bottleneck ─▶ z' ─▶ decoder ─▶ reconstruction
+                              │
+                              ├─ Quantizer: the nearest of k codes; commitment
+                              └─ Gaussian: a sample; annealed KL divergence
+
+VQ-VAE: van den Oord et al. 2017 (arXiv:1711.00937). Beta-VAE: Higgins et al. 2017.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+import tfloss
+
+layers = keras.layers
+
+
+class Autoencoder(keras.Model):
+    """Puts pictures through a bottleneck.
+
+    A batch is `{"image": float32 [n, 28, 28, 1] in [0, 1]}`. In training it returns the
+    reconstruction's loss, and its bottleneck adds its own; in inference it returns
+    `{"reconstruction": [n, 28, 28, 1]}` and, with codes, `{"codes": int32 [n, 7, 7]}`.
+
+    Args:
+      bottleneck: a `Quantizer` or a `Gaussian`.
+      width: channels of the largest pictures.
+    """
+
+    def __init__(self, bottleneck: keras.Layer, width: int = 32):
+        super().__init__(name="autoencoder")
+        self.bottleneck = bottleneck
+        self.encoder = keras.Sequential(
+            [
+                layers.Conv2D(width, 4, 2, padding="same", activation="relu"),
+                layers.Conv2D(2 * width, 4, 2, padding="same", activation="relu"),
+                layers.Conv2D(2 * width, 3, padding="same", activation="relu"),
+                layers.Conv2D(bottleneck.channels, 1),
+            ]
+        )
+        self.decoder = keras.Sequential(
+            [
+                layers.Conv2D(2 * width, 3, padding="same", activation="relu"),
+                layers.Conv2DTranspose(2 * width, 4, 2, padding="same", activation="relu"),
+                layers.Conv2DTranspose(width, 4, 2, padding="same", activation="relu"),
+                layers.Conv2D(1, 3, padding="same"),
+            ]
+        )
+
+    def call(self, batch, training=False):
+        image = batch["image"]
+        z, extra = self.bottleneck(self.encoder(image), training=training)
+        found = self.decoder(z)
+        if not training:
+            return {"reconstruction": found, **extra}
+        tfloss.summary.image("reconstructed", tf.concat([image, found], 2), max_outputs=8)
+        return {"reconstruction": tf.reduce_mean((found - image) ** 2)}
+
+
+class Quantizer(layers.Layer):
+    """The nearest of k codes; the codes are running means of what was nearest to them.
+
+    `[n, h, w, channels] -> [n, h, w, channels]`, and `{"codes": int32 [n, h, w]}`.
+
+    Args:
+      codes: k.
+      channels: length of a code.
+      decay: of the running sums (appendix A.1), which are those of the global batch.
+      commitment: weight of the encoder's distance to its codes (beta, eq. 3).
+      revive: a code that on average fewer vectors than this were nearest to in a batch is put
+        where one of them is (as in Jukebox, Dhariwal et al. 2020, arXiv:2005.00341).
+    """
+
+    def __init__(
+        self,
+        codes: int = 128,
+        channels: int = 16,
+        decay: float = 0.95,
+        commitment: float = 0.25,
+        revive: float = 0.5,
+    ):
+        super().__init__(name="quantizer")
+        self.codes, self.channels = codes, channels
+        self.decay, self.commitment, self.revive = decay, commitment, revive
+
+    def build(self, shape):
+        def state(name, shape, initializer):
+            return self.add_weight(shape=shape, initializer=initializer, trainable=False, name=name)
+
+        spread = keras.initializers.RandomNormal(stddev=0.5, seed=1)
+        self.book = state("book", [self.codes, self.channels], spread)
+        self.counts = state("counts", [self.codes], "ones")
+        self.sums = state("sums", [self.codes, self.channels], "zeros")
+
+    def call(self, z, training=False):
+        flat = tf.reshape(z, [-1, self.channels])
+        distance = tf.reduce_sum(self.book**2, 1) - 2.0 * flat @ tf.transpose(self.book)
+        nearest = tf.argmin(distance, 1, tf.int32)  # |z|^2 is the same for all codes
+        chosen = tf.gather(tf.convert_to_tensor(self.book), nearest)
+        if training:
+            away = tf.reduce_mean((flat - tf.stop_gradient(chosen)) ** 2)
+            tfloss.add_loss(self, commitment=self.commitment * away)
+            self.learn(tf.stop_gradient(flat), nearest)
+        # The decoder's gradient passes straight through to the encoder (section 3.2).
+        straight = flat + tf.stop_gradient(chosen - flat)
+        codes = tf.reshape(nearest, tf.shape(z)[:-1])
+        return tf.reshape(straight, tf.shape(z)), {"codes": codes}
+
+    def learn(self, flat, nearest):
+        """Moves each code to the mean of its vectors, over all replicas (eq. 6 to 8)."""
+        flat = tfloss.cross_replica_concat(flat)
+        whose = tf.one_hot(tfloss.cross_replica_concat(nearest), self.codes)
+        part = tf.reduce_mean(whose, 0)
+        perplexity = tf.exp(-tf.reduce_sum(part * tf.math.log(part + 1e-10)))
+        tfloss.summary.scalar("perplexity", perplexity)
+
+        counts = self.decay * self.counts + (1 - self.decay) * tf.reduce_sum(whose, 0)
+        sums = self.decay * self.sums + (1 - self.decay) * tf.transpose(whose) @ flat
+        # Vectors at even distances; another set in each step.
+        offset = tf.cast(tfloss.current_step() % 997, tf.int32)
+        places = (tf.range(self.codes) * 7919 + offset) % tf.shape(flat)[0]
+        dead = (counts < self.revive)[:, tf.newaxis]
+        self.counts.assign(tf.where(dead[:, 0], 1.0, counts))
+        self.sums.assign(tf.where(dead, tf.gather(flat, places), sums))
+        self.book.assign(self.sums / self.counts[:, tf.newaxis])
+
+
+class Gaussian(layers.Layer):
+    """A sample of a normal distribution, kept near the standard one by an annealed KL term.
+
+    `[n, h, w, 2 * size] -> [n, h, w, size]`: mean and log-variance of each number. Its mean is
+    what is decoded in inference.
+
+    Args:
+      size: numbers in each place.
+      beta: weight of the divergence in the end, per pixel of the picture.
+      anneal: after so many steps; it grows from 0 in a straight line.
+    """
+
+    def __init__(self, size: int = 4, beta: float = 0.01, anneal: int = 1_000):
+        super().__init__(name="gaussian")
+        self.channels, self.beta, self.anneal = 2 * size, beta, anneal
+        self.random = keras.random.SeedGenerator(seed=1)
+
+    def call(self, z, training=False):
+        mean, log_variance = tf.split(z, 2, axis=-1)
+        if not training:
+            return mean, {}
+        each = (mean**2 + tf.exp(log_variance) - 1.0 - log_variance) / 2
+        divergence = tf.reduce_mean(tf.reduce_sum(each, [1, 2, 3]))
+        grown = tf.minimum(tf.cast(tfloss.current_step(), tf.float32) / self.anneal, 1.0)
+        tfloss.add_loss(self, divergence=self.beta * grown * divergence / 28**2)
+        tfloss.summary.scalar("bits", divergence / math.log(2))
+        noise = keras.random.normal(tf.shape(mean), seed=self.random)
+        return mean + tf.exp(log_variance / 2) * noise, {}
