@@ -1,9 +1,10 @@
-"""Takes a picture that a run wrote for TensorBoard, for the docs.
+"""Takes pictures that a run wrote for TensorBoard, for the docs.
 
-    python docs/summary_picture.py runs/gan samples docs/examples/gan.png
+    python docs/summary_picture.py runs/gan docs/examples/gan.png samples --zoom=2
+    python docs/summary_picture.py runs/detector docs/examples/detector.png rpn/sampled val/found \
+        --images=4
 
-Needs the `docs` extra. The last step's first picture of that tag; `--step=1000` takes that
-step's, `--index=1` its second, and `--zoom=4` draws each pixel as 4x4.
+Needs the `docs` extra. Each tag makes a row of its first pictures of the last step.
 """
 
 import argparse
@@ -18,28 +19,35 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
-def picture(workdir: Path, tag: str, step: int | None = None, index: int = 0) -> np.ndarray:
-    """The uint8 pixels [height, width, channels]. Raises KeyError, naming the tags there are."""
+def pictures(workdir: Path, tag: str) -> list[np.ndarray]:
+    """The last step's, uint8 [height, width, channels]. KeyError names the tags there are."""
     events = EventAccumulator(str(workdir / "train"), size_guidance={"tensors": 0})
     events.Reload()
-    written = {e.step: e for e in events.Tensors(tag)}
-    protos = written[max(written) if step is None else step].tensor_proto.string_val
-    return tf.io.decode_png(protos[2 + index]).numpy()  # width and height come first
+    last = max(events.Tensors(tag), key=lambda event: event.step)
+    encoded = last.tensor_proto.string_val[2:]  # after width and height
+    return [tf.io.decode_png(one).numpy() for one in encoded]
+
+
+def row(images: list[np.ndarray], gap: int) -> np.ndarray:
+    """Pictures side by side, in colour, with a white gap between them."""
+    coloured = [np.repeat(one, 3, 2) if one.shape[-1] == 1 else one for one in images]
+    padded = [np.pad(one, [(0, gap), (0, gap), (0, 0)], constant_values=255) for one in coloured]
+    return np.concatenate(padded, 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("tag")
     parser.add_argument("to", type=Path)
-    parser.add_argument("--step", type=int)
-    parser.add_argument("--index", type=int, default=0)
-    parser.add_argument("--zoom", type=int, default=1)
+    parser.add_argument("tags", nargs="+")
+    parser.add_argument("--images", type=int, default=1, help="of each tag")
+    parser.add_argument("--zoom", type=int, default=1, help="draw each pixel as so many")
     flags = parser.parse_args()
-    pixels = picture(flags.workdir, flags.tag, flags.step, flags.index)
-    pixels = pixels.repeat(flags.zoom, 0).repeat(flags.zoom, 1)
-    pixels = pixels.repeat(3, 2) if pixels.shape[-1] == 1 else pixels
-    matplotlib.image.imsave(flags.to, pixels)
+    rows = []
+    for tag in flags.tags:
+        images = pictures(flags.workdir, tag)[: flags.images]
+        rows.append(row([one.repeat(flags.zoom, 0).repeat(flags.zoom, 1) for one in images], 4))
+    matplotlib.image.imsave(flags.to, np.concatenate(rows))
 
 
 if __name__ == "__main__":

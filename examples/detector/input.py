@@ -3,7 +3,8 @@
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-import tfloss.data.digit_scenes  # noqa: F401  importing a builder registers its name
+import tfloss.data.digit_scenes  # importing a builder registers its name
+import tfloss.data.tree_crowns  # noqa: F401
 from tfloss.data.prepare import prepared
 
 

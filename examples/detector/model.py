@@ -43,7 +43,7 @@ class Detector(keras.Model):
       classes: how many there are.
       image_size: (height, width).
       anchor_sizes: for each of the 3 levels, roots of the anchors' areas.
-      width: channels of the first stage.
+      width: channels of the first stage, a multiple of 16.
       masks: whether there is a mask head.
       rpn_samples, roi_samples: anchors and regions that take part in the losses, per image.
       proposals: regions of interest per image.

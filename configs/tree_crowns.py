@@ -1,0 +1,29 @@
+"""The detector on tree crowns in aerial pictures, drawn by hand: real data, and little of it.
+
+    pip install --no-deps --target build/deepforest deepforest==2.1.0
+    PYTHONPATH=build/deepforest python examples/detector/train.py --config=configs/tree_crowns.py \
+        --workdir=runs/tree_crowns
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The recipe. Any value can be changed with --config.name=value."""
+    config = ConfigDict()
+    config.dataset = "tree_crowns"
+    config.data_dir = "data"
+    config.batch_size = 8
+    config.steps = 2_000
+    config.eval_every = 250
+    config.max_boxes = 16
+    config.cache = True
+    config.mirror = ("columns", "rows", "diagonal")  # from above there is no up
+    config.model = ConfigDict()
+    config.model.image_size = (128, 128)
+    config.model.anchor_sizes = ((14, 20), (28, 40), (56, 80))
+    config.model.width = 32
+    config.model.masks = False
+    config.model.detections = 30
+    config.optimizer = ConfigDict({"learning_rate": 1e-3, "weight_decay": 1e-2, "clip_norm": 5.0})
+    return config

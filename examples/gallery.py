@@ -1,0 +1,142 @@
+"""Trains every example with several seeds and writes the table of examples/README.md.
+
+    python examples/gallery.py                   # 3 seeds, all examples: about 45 minutes
+    python examples/gallery.py digits gan --seeds=1
+
+Runs lie in runs/gallery. One that is done is not trained again, so that the command goes on where
+it was interrupted; delete the folder to begin anew.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "examples" / "README.md"
+BEGIN, END = "<!-- gallery: written by gallery.py -->", "<!-- end of gallery -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A script, its recipe, and which of its results are shown: name, format."""
+
+    folder: str
+    what: str
+    shown: dict[str, str]
+    recipe: str = ""
+    picture: str = ""
+
+    @property
+    def config(self) -> str:
+        return self.recipe or self.folder
+
+    @property
+    def command(self) -> str:
+        config = f"--config=configs/{self.config}.py --workdir=runs/{self.config}"
+        return f"python examples/{self.folder}/train.py {config}"
+
+
+PERCENT = "{:.1%}"
+EXAMPLES = [
+    Example("digits", "A small conv net on 8x8 digits", {"accuracy": PERCENT}, picture="digits"),
+    Example(
+        "fashion",
+        "Plain classification; the model chooses the form of its labels",
+        {"accuracy": PERCENT},
+    ),
+    Example(
+        "fashion",
+        "A model of `keras.applications`, unchanged, from scratch",
+        {"accuracy": PERCENT},
+        recipe="fashion_mobilenet",
+    ),
+    Example(
+        "detector",
+        "A two-stage detector with masks",
+        {"coco/box/AP50": "{:.3f}", "coco/mask/AP50": "{:.3f}", "coco/box/AP": "{:.3f}"},
+        picture="examples/detector",
+    ),
+    Example(
+        "penguins",
+        "Five optional tasks, labels missing",
+        {"species_accuracy": PERCENT, "sex_accuracy": PERCENT, "mass_error": "{:.0f} g"},
+    ),
+    Example("gan", "A GAN with R1", {"frechet": "{:.2f}"}, picture="examples/gan"),
+    Example("moco", "Learning without labels", {"probe": PERCENT}, picture="examples/moco"),
+    Example("vqvae", "Pictures as codes", {"squared_error": "{:.5f}"}, picture="examples/vqvae"),
+]
+
+
+def train(example: Example, seed: int, flags: list[str]) -> dict[str, float]:
+    """The results of one run, `{"accuracy": ..., "seconds": ...}`; kept beside it."""
+    workdir = ROOT / "runs" / "gallery" / f"{example.config}_{seed}"
+    kept = workdir / "gallery.json"
+    if not kept.exists():
+        command = [sys.executable, f"examples/{example.folder}/train.py", f"--seed={seed}"]
+        command += [f"--config=configs/{example.config}.py", f"--workdir={workdir}", *flags]
+        begun = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        words = done.stdout.split()
+        found = {
+            word.removeprefix("test/"): float(value)
+            for word, value in zip(words, words[1:], strict=False)
+            if word.startswith("test/")
+        }
+        kept.write_text(json.dumps({**found, "seconds": time.monotonic() - begun}))
+    return json.loads(kept.read_text())
+
+
+def line(example: Example, found: list[dict[str, float]]) -> str:
+    """The row of an example: mean, and in brackets the least and the most of its runs."""
+    shown = []
+    for name, form in example.shown.items():
+        values = [one[name] for one in found]
+        text = f"{name} **{form.format(statistics.mean(values))}**"
+        if len(values) > 1:
+            text += f" ({form.format(min(values))} to {form.format(max(values))})"
+        shown.append(text)
+    seconds = statistics.mean(one["seconds"] for one in found)
+    taken = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+    page = ROOT / "docs" / "examples" / f"{example.folder}.md"
+    link = f"../docs/examples/{page.name}" if page.exists() else f"{example.folder}/"
+    picture = f"<img src='../docs/{example.picture}.png' width='240'>" if example.picture else ""
+    what = f"[{example.config}]({link}): {example.what}"
+    return f"| {what} | {picture} | `{example.command}` | {taken} | {'; '.join(shown)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("examples", nargs="*", help="recipes' names; all by default")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data_dir", default="data")
+    flags = parser.parse_args()
+    if unknown := set(flags.examples) - {example.config for example in EXAMPLES}:
+        parser.error(f"no such examples: {sorted(unknown)}")
+    rows = {}
+    for example in EXAMPLES:
+        runs = []
+        for seed in range(flags.seeds):
+            if not flags.examples or example.config in flags.examples:
+                print(f"{example.config}, seed {seed}", flush=True)
+                runs.append(train(example, seed, [f"--config.data_dir={flags.data_dir}"]))
+        if runs:
+            rows[example.config] = line(example, runs)
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    old, after = rest.split(END)
+    for row in old.splitlines():  # rows that were not asked for stay
+        name = row.removeprefix("| [").partition("]")[0]
+        if row.startswith("| [") and name not in rows:
+            rows[name] = row
+    order = [rows[e.config] for e in EXAMPLES if e.config in rows]
+    head = "| example | | command | time, 2 CPU cores | result |\n| --- | --- | --- | --- | --- |"
+    README.write_text(f"{before}{BEGIN}\n{head}\n" + "\n".join(order) + f"\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
