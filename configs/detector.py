@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.model.anchor_sizes = ((12, 16), (20, 24), (28, 32))  # of strides 4, 8, 16
     config.model.width = 32
     config.model.masks = True
+    config.model.hard_examples = False  # regions drawn by how wrong the box head is about them
     config.model.detections = 20
     config.optimizer = ConfigDict({"learning_rate": 2e-3, "weight_decay": 1e-3, "clip_norm": 5.0})
     return config

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.model.anchor_sizes = ((14, 20), (28, 40), (56, 80))
     config.model.width = 32
     config.model.masks = False
+    config.model.hard_examples = False
     config.model.detections = 30
     config.optimizer = ConfigDict({"learning_rate": 1e-3, "weight_decay": 1e-2, "clip_norm": 5.0})
     return config

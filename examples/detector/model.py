@@ -45,6 +45,7 @@ class Detector(keras.Model):
       anchor_sizes: for each of the 3 levels, roots of the anchors' areas.
       width: channels of the first stage, a multiple of 16.
       masks: whether there is a mask head.
+      hard_examples: draw regions by how wrong the box head is about them, not by chance.
       rpn_samples, roi_samples: anchors and regions that take part in the losses, per image.
       proposals: regions of interest per image.
       detections: at most so many per image.
@@ -57,6 +58,7 @@ class Detector(keras.Model):
         anchor_sizes,
         width: int = 32,
         masks: bool = True,
+        hard_examples: bool = False,
         rpn_samples: int = 64,
         roi_samples: int = 32,
         proposals: int = 64,
@@ -64,6 +66,7 @@ class Detector(keras.Model):
     ):
         super().__init__(name="detector")
         self.classes, self.image_size = classes, tuple(image_size)
+        self.hard_examples = hard_examples
         self.rpn_samples, self.roi_samples = rpn_samples, roi_samples
         self.proposals, self.detections = proposals, detections
         self.anchors = anchors(self.image_size, STRIDES, [tuple(s) for s in anchor_sizes])
@@ -134,15 +137,19 @@ class Detector(keras.Model):
         crowd = batch["crowd"][..., tf.newaxis]
         regions = tf.concat([proposals, tf.where(crowd, 0.0, batch["boxes"])], 1)
         found = match(regions, batch["boxes"], positive=0.5, negative=0.5, crowd=batch["crowd"])
-        draw = noise(batch["id"], 2 * tfloss.current_step() + 1, regions.shape[1])
+        labels = tf.cast(tf.gather(batch["labels"], found.index, batch_dims=1), tf.int32)
+        labels = tf.where(found.positive, labels, self.classes)  # the last class: background
+        if self.hard_examples:
+            draw = self.difficulty(features, regions, labels)
+        else:
+            draw = noise(batch["id"], 2 * tfloss.current_step() + 1, regions.shape[1])
         foreground = self.roi_samples // 4
         some = sample(
             found.positive, found.negative, self.roi_samples, positives=foreground, noise=draw
         )
-        regions = tf.gather(regions, some.index, batch_dims=1)
-        truth = tf.gather(found.index, some.index, batch_dims=1)
-        labels = tf.cast(tf.gather(batch["labels"], truth, batch_dims=1), tf.int32)
-        labels = tf.where(some.positive, labels, self.classes)  # the last class: background
+        regions, truth, labels = (
+            tf.gather(each, some.index, batch_dims=1) for each in (regions, found.index, labels)
+        )
 
         logits, guessed = self.box_head(self.align(features, regions, 7))
         target = encode(tf.gather(batch["boxes"], truth, batch_dims=1), regions, SECOND_STAGE)
@@ -169,6 +176,15 @@ class Detector(keras.Model):
                 "mask": tfloss.global_mean(each, positive[..., tf.newaxis, tf.newaxis])
             }
         return losses
+
+    def difficulty(self, features, regions, labels):
+        """What the box head now gets wrong is drawn first: it chooses its own examples.
+
+        Online hard example mining, Shrivastava et al. 2016 (arXiv:1604.03540). [n, r] in [0, 1).
+        """
+        logits, _ = self.box_head(self.align(features, regions, 7))
+        wrong = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return tf.stop_gradient(1.0 - tf.exp(-tf.minimum(wrong, 15.0)))
 
     def detect(self, features, regions):
         """The final boxes, and masks of these only."""

@@ -72,6 +72,21 @@ def test_losses_and_weights_are_those_of_one_replica(count, jit, replicas):
     assert_same(one, other)
 
 
+def test_hard_examples_are_the_same_on_two_replicas(replicas):
+    one = train_a_little(_make(hard_examples=True, masks=False), _data(3), replicas(1))
+    assert_same(one, train_a_little(_make(hard_examples=True, masks=False), _data(3), replicas(2)))
+
+
+def test_the_hardest_are_those_of_the_highest_loss():
+    model = _make(hard_examples=True)()
+    logits = tf.constant([[[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 0.0], [99.0, 0.0, -99.0]]])
+    model.align = lambda features, regions, size: None
+    model.box_head = lambda regions: (logits, None)
+    hard = model.difficulty(None, None, tf.constant([[0, 0, 1, 2]])).numpy()[0]
+    assert np.argsort(hard).tolist() == [0, 2, 1, 3]
+    assert 0 <= hard.min() and hard.max() < 1
+
+
 @pytest.mark.slow
 def test_four_micro_batches_are_one_batch(replicas):
     one = train_a_little(_make(masks=False), _data(3), replicas(1), clip_norm=1.0)
