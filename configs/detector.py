@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.max_boxes = 5  # places for objects; what an image has more of is left out
     config.cache = True  # keep the resized images in memory
     config.mirror = ()  # of "columns", "rows", "diagonal": what may be mirrored; not digits
+    config.jitter = 0.0  # how much colours, contrast and sharpness vary, 0 to 1
     config.model = ConfigDict()
     config.model.image_size = (64, 64)
     config.model.anchor_sizes = ((12, 16), (20, 24), (28, 32))  # of strides 4, 8, 16

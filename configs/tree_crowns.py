@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.max_boxes = 16
     config.cache = True
     config.mirror = ("columns", "rows", "diagonal")  # from above there is no up
+    config.jitter = 1.0  # the places were seen by other light, and not as sharply
     config.model = ConfigDict()
     config.model.image_size = (128, 128)
     config.model.anchor_sizes = ((14, 20), (28, 40), (56, 80))

@@ -523,3 +523,19 @@ def test_what_is_not_chatter_stays(capfd):
     err = capfd.readouterr().err
     assert "port.cc" not in err
     assert "out of memory\n" in err
+
+
+def test_a_trainer_has_what_the_flags_say_unless_told_otherwise(parse, tmp_path):
+    run = _run(parse)
+    model, optimizer = tf.keras.Sequential([tf.keras.layers.Dense(1)]), tf.keras.optimizers.SGD()
+    trainer = run.trainer(model, optimizer, clip_norm=2.0)
+    assert (trainer.workdir, trainer.strategy) == (run.workdir, run.strategy)
+    assert run.trainer(model, optimizer, workdir=tmp_path / "other").workdir == tmp_path / "other"
+
+
+def test_results_are_printed_in_one_line(parse, capsys):
+    _run(parse).report({"accuracy": 0.98125, "coco/box/AP": 0.5, "error": 274.4434, "tiny": 1.2e-7})
+    printed = capsys.readouterr().out
+    assert printed == (
+        "test/accuracy 0.98125  test/coco/box/AP 0.5  test/error 274.44  test/tiny 1.2e-07\n"
+    )

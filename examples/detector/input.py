@@ -12,7 +12,7 @@ def batches(config, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset, list[s
     """Endless training batches, test batches once, and the names of the classes.
 
     Images keep their aspect ratio: they are resized to fit `config.model.image_size` and padded
-    with 0 below and to the right; boxes are in pixels of the result. Order and mirroring depend
+    with 0 below and to the right; boxes are in pixels of the result. Order and augmentation depend
     on the seed alone. `Detector` says what a batch holds.
     """
     tfds.disable_progress_bar()
@@ -30,9 +30,12 @@ def batches(config, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset, list[s
     if config.cache:
         train, test = train.cache(), test.cache()
     train = train.shuffle(2_000, seed=seed).repeat()
-    coins = tf.data.Dataset.random(seed=seed).batch(3, drop_remainder=True)
-    train = tf.data.Dataset.zip(train, coins.map(lambda drawn: drawn % 2 == 0))
-    train = train.map(lambda example, coin: mirror(example, coin, config.mirror))
+    seeds = tf.data.Dataset.random(seed=seed).batch(2, drop_remainder=True)
+    train = tf.data.Dataset.zip(train, seeds).map(
+        lambda example, drawn: _augmented(example, drawn, config),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
     train = train.batch(config.batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
     return train, test.batch(config.batch_size), builder.info.features["objects"]["label"].names
 
@@ -65,6 +68,31 @@ def _places(values, places: int, padding):
     return tf.ensure_shape(
         tf.concat([values, tf.cast(missing, values.dtype)], 0), [places, *values.shape[1:]]
     )
+
+
+def _augmented(example, seed, config):
+    draw = tf.random.stateless_uniform([10], seed)
+    example = mirror(example, draw[:3] < 0.5, config.mirror)
+    return {**example, "image": jitter(example["image"], draw[3:], config.jitter)}
+
+
+def jitter(image, draw, strength: float):
+    """The image as another camera and light would have it: other colours, contrast, sharpness.
+
+    draw: [7] numbers in [0, 1). strength: 0 changes nothing, 1 is a lot.
+    """
+    if not strength:
+        return image
+    channels = image.shape[-1]
+    gain = tf.exp(strength * (0.6 * (draw[0] - 0.5) + 0.3 * (draw[1 : 1 + channels] - 0.5)))
+    image = image * gain + strength * 0.3 * (draw[4] - 0.5)
+    row = tf.constant([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
+    kernel = tf.tile((row[:, tf.newaxis] * row)[:, :, tf.newaxis, tf.newaxis], [1, 1, channels, 1])
+    wide = tf.pad(image[tf.newaxis], [[0, 0], [2, 2], [2, 2], [0, 0]], "SYMMETRIC")
+    soft = tf.nn.depthwise_conv2d(wide, kernel, [1, 1, 1, 1], "VALID")[0]
+    # From twice as sharp to fully smoothed.
+    image += strength * (2.0 * draw[5] - 1.0) * (soft - image)
+    return tf.clip_by_value(image, 0.0, 1.0)
 
 
 def mirror(example, coins, allowed):

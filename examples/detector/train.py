@@ -20,7 +20,6 @@ def main(run: app.Run) -> None:
 
     config = run.config
     train, test, names = batches(config, run.seed)
-
     with run.strategy.scope():
         model = Detector(len(names), **config.model)
         rate = keras.optimizers.schedules.CosineDecay(
@@ -41,7 +40,8 @@ def main(run: app.Run) -> None:
     hooks = [SaveCheckpoint(every), *run.hooks()]
     if run.evaluates:
         best = ExportBest("val/coco/box/AP50", export=export)
-        hooks = [Evaluate(test, metrics, every=every), best, Show("val/found", test, draw), *hooks]
+        show = Show("val/found", test, draw, every=every)
+        hooks = [Evaluate(test, metrics, every=every), best, show, *hooks]
 
     trainer = run.trainer(model, optimizer, clip_norm=config.optimizer.clip_norm)
     if run.trains:
@@ -49,8 +49,7 @@ def main(run: app.Run) -> None:
     else:
         trainer.restore(test)
     if run.evaluates:
-        result = trainer.evaluate(test, metrics)
-        print(*(f"test/{name} {value:.4f}" for name, value in result.items()), sep="  ")
+        run.report(trainer.evaluate(test, metrics))
     if run.mode == "export":
         export(model, run.workdir / f"export_step_{trainer.step}")
     print(run.where())

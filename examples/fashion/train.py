@@ -47,8 +47,7 @@ def main(run: app.Run) -> None:
     else:
         trainer.restore(test)
     if run.evaluates:
-        result = trainer.evaluate(test, metrics)
-        print(*(f"test/{name} {value:.4f}" for name, value in result.items()), sep="  ")
+        run.report(trainer.evaluate(test, metrics))
     if run.mode == "export":
         export(model, run.workdir / f"export_step_{trainer.step}")
     print(run.where())

@@ -46,8 +46,7 @@ def main(run: app.Run) -> None:
     else:
         trainer.restore(test)
     if run.evaluates:
-        result = trainer.evaluate(test, metrics, ema=True)
-        print(*(f"test/{name} {value:.4f}" for name, value in result.items()), sep="  ")
+        run.report(trainer.evaluate(test, metrics, ema=True))
     if run.mode == "export":
         with trainer.averaged():
             export(model, run.workdir / f"export_step_{trainer.step}")

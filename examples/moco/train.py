@@ -43,8 +43,7 @@ def main(run: app.Run) -> None:
     else:
         trainer.restore(train)
     if run.evaluates:
-        result = trainer.evaluate(probe, metrics)
-        print(*(f"test/{name} {value:.4f}" for name, value in result.items()), sep="  ")
+        run.report(trainer.evaluate(probe, metrics))
     if run.mode == "export":
         export(model, run.workdir / f"export_step_{trainer.step}")
     print(run.where())

@@ -40,8 +40,7 @@ def main(run: app.Run) -> None:
     else:
         trainer.restore(test)
     if run.evaluates:
-        result = trainer.evaluate(test, metrics)
-        print(*(f"test/{name} {value:.4f}" for name, value in result.items()), sep="  ")
+        run.report(trainer.evaluate(test, metrics))
     if run.mode == "export":
         inputs = {
             "measurements": tf.TensorSpec([None, 3]),

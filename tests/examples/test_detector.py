@@ -150,6 +150,20 @@ def test_mirroring_keeps_boxes_polygons_and_pixels_together():
     assert not mirror(padded, [True] * 3, ("columns",))["boxes"][1:].numpy().any()
 
 
+def test_jitter_changes_light_and_sharpness_but_not_where_things_are():
+    jitter = load("detector/input.py").jitter
+    image = tf.constant(_batch(2)["image"][1])
+    middle = np.full([7], 0.5, np.float32)
+    np.testing.assert_allclose(jitter(image, middle, 1.0), image, atol=1e-6)
+    np.testing.assert_array_equal(jitter(image, middle * 0, 0.0), image)
+    bright, soft = middle.copy(), middle.copy()
+    bright[4], soft[5] = 1.0, 1.0
+    np.testing.assert_allclose(jitter(image * 0.5, bright, 1.0), image * 0.5 + 0.15, atol=1e-6)
+    smooth = jitter(image, soft, 1.0).numpy()
+    assert abs(smooth.mean() - image.numpy().mean()) < 0.01
+    assert np.abs(np.diff(smooth, axis=0)).mean() < 0.5 * np.abs(np.diff(image, axis=0)).mean()
+
+
 def _coco(data_dir) -> None:
     """A tiny data set that TFDS's own coco/2017 reads: 6 pictures of different sizes."""
     features = tfds.builder("coco/2017", data_dir=data_dir).info.features
@@ -197,7 +211,8 @@ def test_coco_is_resized_padded_and_cut(tmp_path):
             "batch_size": 6,
             "max_boxes": 2,
             "cache": False,
-            "mirror": (),
+            "mirror": ("columns",),
+            "jitter": 1.0,
             "model": {"image_size": (32, 32)},
         }
     )

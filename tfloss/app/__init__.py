@@ -18,7 +18,7 @@ before TensorFlow is imported. Host code.
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -99,6 +99,10 @@ class Run:
         from tfloss.hooks import Profile
 
         return [Profile(*self.profile)] if self.profile else []
+
+    def report(self, results: Mapping[str, float]) -> None:
+        """Prints what an evaluation at the end has found, as `test/<name> <value>` in one line."""
+        print(*(f"test/{name} {value:.5g}" for name, value in results.items()), sep="  ")
 
     def where(self) -> str:
         """A line for each thing that lies in the workdir, and how to open TensorBoard."""
