@@ -22,8 +22,8 @@ readme_commands = runpy.run_path(str(README_COMMANDS))["readme_commands"]
 
 # Imported name -> distribution, where they differ.
 DISTRIBUTIONS = {"absl": "absl-py", "tensorflow_datasets": "tensorflow-datasets"}
-# Used by single modules that say what to install: from the extra `examples`.
-EXTRAS_ONLY = {"sklearn"}
+# Used by single modules that say what to install: from these extras.
+EXTRAS_ONLY = {"sklearn", "PIL", "pycocotools"}
 
 
 def requirements(extra: str | None = None) -> set[str]:
@@ -71,9 +71,11 @@ def test_every_import_is_a_declared_requirement():
             assert distribution in declared, f"{path}: setup.py doesn't require {distribution}"
 
 
-def test_scikit_learn_is_only_in_extras():
-    assert "scikit-learn" not in requirements()
-    assert "scikit-learn" in requirements("examples") & requirements("test")
+def test_what_single_modules_need_is_only_in_extras():
+    names = {"scikit-learn", "pycocotools", "pillow", "palmerpenguins"}
+    assert not names & requirements()
+    assert names <= requirements("examples") & requirements("test")
+    assert requirements("detection") == {"pycocotools", "pillow"}
 
 
 def test_importing_tfloss_is_light():
@@ -85,6 +87,8 @@ def test_importing_tfloss_is_light():
         "ml_collections",
         "sklearn",
         "matplotlib",
+        "PIL",
+        "pycocotools",
     ]
     program = (
         "import json, sys, tensorflow, keras\n"
