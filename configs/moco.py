@@ -14,6 +14,6 @@ def get_config() -> ConfigDict:
     config.steps = 3_000
     config.eval_every = 1_000
     config.model = ConfigDict({"width": 32, "size": 64, "queue": 4096, "momentum": 0.99})
-    config.model.temperature = 0.1
-    config.optimizer = ConfigDict({"learning_rate": 2e-3, "weight_decay": 1e-4})
+    config.model.temperature = 0.07
+    config.optimizer = ConfigDict({"learning_rate": 5e-3, "weight_decay": 1e-4})
     return config

@@ -42,7 +42,7 @@ def view(image, seed):
     """Each picture cropped, stretched, mirrored, made brighter or darker, and partly erased."""
     n = tf.shape(image)[0]
     draw = tf.unstack(tf.random.stateless_uniform([9, n], seed))
-    side = 0.4 + 0.6 * draw[0]
+    side = 0.45 + 0.55 * draw[0]
     stretch = 0.85 + 0.3 * draw[1]
     height, width = side, tf.minimum(side * stretch, 1.0)
     top, left = draw[2] * (1 - height), draw[3] * (1 - width)

@@ -37,7 +37,7 @@ class Moco(keras.Model):
         size: int = 64,
         queue: int = 4096,
         momentum: float = 0.99,
-        temperature: float = 0.1,
+        temperature: float = 0.07,
     ):
         super().__init__(name="moco")
         self.momentum, self.temperature = momentum, temperature
