@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.dataset = "tree_crowns"
     config.data_dir = "data"
     config.batch_size = 8
-    config.steps = 2_000
+    config.steps = 1_500
     config.eval_every = 250
     config.max_boxes = 16
     config.cache = True

@@ -397,6 +397,13 @@ def test_a_schedule_may_follow_a_constant_rate_and_a_constant_rate_a_schedule(ra
     assert second.model.w.numpy() == pytest.approx(before - 0.2 * 2.5)
 
 
+def test_restoring_by_a_batch_that_cannot_be_trained_on_says_so(tmp_path):
+    trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()]).train(DATA, steps=1)
+    with pytest.raises(KeyError) as raised:
+        trainer(workdir=tmp_path).restore(DATA.map(lambda batch: {"image": batch["x"]}))
+    assert "give it batches as train() takes them" in raised.value.__notes__[0]
+
+
 def _with(optimizer, workdir):
     mine = [hooks.SaveCheckpoint()]
     return tfloss.Trainer(Line(), optimizer, workdir=workdir, hooks=mine, default_hooks=False)

@@ -223,7 +223,8 @@ class Trainer:
         """Restores the newest checkpoint of the workdir without training. Host code.
 
         Args:
-          data: what the model is to be used on; its structure is needed to build the model.
+          data: batches as `train` takes them; their structure alone is used, to build the model by
+            its training forward.
 
         Returns:
           The step of the checkpoint.
@@ -235,7 +236,14 @@ class Trainer:
             where = self.workdir or "the Trainer, which has no workdir"
             raise CheckpointError(f"There is no checkpoint in {where}. Train first.")
         self.hooks = self._all_hooks([])
-        self.train_step.build(as_dataset(data, self.strategy).element_spec)
+        try:
+            self.train_step.build(as_dataset(data, self.strategy).element_spec)
+        except Exception as error:
+            error.add_note(
+                "Trainer.restore(data) builds the model by its training forward: give it batches "
+                "as train() takes them, not those of inference."
+            )
+            raise
         self._resumed = False
         self._resume()
         return self.step
