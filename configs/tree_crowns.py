@@ -3,6 +3,8 @@
     pip install --no-deps --target build/deepforest deepforest==2.1.0
     PYTHONPATH=build/deepforest python examples/detector/train.py --config=configs/tree_crowns.py \
         --workdir=runs/tree_crowns
+
+Result: AP50 0.28 on 72 tiles of another place, seed 0. Time: 7 minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

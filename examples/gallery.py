@@ -62,6 +62,13 @@ EXAMPLES = [
         picture="examples/detector",
     ),
     Example(
+        "detector",
+        "The same on tree crowns in aerial pictures",
+        {"coco/box/AP50": "{:.3f}"},
+        recipe="tree_crowns",
+        picture="examples/tree_crowns",
+    ),
+    Example(
         "penguins",
         "Five optional tasks, labels missing",
         {"species_accuracy": PERCENT, "sex_accuracy": PERCENT, "mass_error": "{:.0f} g"},
