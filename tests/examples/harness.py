@@ -117,7 +117,9 @@ def train_a_little(
     with strategy.scope():
         model, optimizer = make(), keras.optimizers.SGD(0.05)
     trainer = tfloss.Trainer(model, optimizer, strategy=strategy, log_every=1, **options)
-    losses = trainer.train(data, steps).losses
+    options_of_data = tf.data.Options()
+    options_of_data.autotune.enabled = False  # closing the iterator would wait for its thread
+    losses = trainer.train(data.with_options(options_of_data), steps).losses
     return {k: float(v) for k, v in losses.items()}, [w.numpy() for w in model.weights]
 
 
