@@ -1,0 +1,153 @@
+"""The detector of examples/detector as `keras.fit` wants it: a model, loss functions, targets.
+
+Written as well as its form allows: it inherits the example's layers and numbers, and only what the
+separation changes is here. A loss function of `compile` sees one output and one target, so what a
+loss needs of the forward pass (which anchors were drawn, their targets, which of them count) is
+packed into the model's outputs, and the targets that `fit` asks for are empty.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+from _examples import load
+
+from tfloss.detection.boxes import SECOND_STAGE, encode
+from tfloss.detection.masks import rasterise
+from tfloss.detection.matching import match
+from tfloss.detection.sampling import noise, sample
+
+example = load("detector/model.py")
+
+
+class SplitDetector(example.Detector):
+    """In training it returns what the losses need, by loss; in inference what `Detector` does."""
+
+    def call(self, batch, training=False):
+        features = self.backbone(batch["image"])
+        objectness, offsets = self.rpn(features)
+        boxes, _ = self.propose(objectness, offsets)
+        if not training:
+            return self.detect(features, boxes)
+        rpn = self.rpn_outputs(batch, objectness, offsets)
+        return {**rpn, **self.roi_outputs(batch, features, boxes)}
+
+    def rpn_outputs(self, batch, objectness, offsets):
+        found = match(
+            self.anchors,
+            batch["boxes"],
+            positive=0.6,
+            negative=0.3,
+            best=True,
+            crowd=batch["crowd"],
+        )
+        step = tf.cast(self.optimizer.iterations, tf.int64)
+        draw = noise(batch["id"], 2 * step, len(self.anchors))
+        some = sample(
+            found.positive,
+            found.negative,
+            self.rpn_samples,
+            positives=self.rpn_samples // 2,
+            noise=draw,
+        )
+        logits = tf.gather(objectness, some.index, batch_dims=1)
+        guessed = tf.gather(offsets, some.index, batch_dims=1)
+        truth = tf.gather(found.index, some.index, batch_dims=1)
+        truth = tf.gather(batch["boxes"], truth, batch_dims=1)
+        target = encode(truth, tf.gather(self.anchors, some.index))
+        return {
+            "rpn_objectness": _pack(logits, some.positive, some.drawn),
+            "rpn_box": _pack(guessed, target, some.positive),
+        }
+
+    def roi_outputs(self, batch, features, proposals):
+        crowd = batch["crowd"][..., tf.newaxis]
+        regions = tf.concat([proposals, tf.where(crowd, 0.0, batch["boxes"])], 1)
+        found = match(regions, batch["boxes"], positive=0.5, negative=0.5, crowd=batch["crowd"])
+        labels = tf.cast(tf.gather(batch["labels"], found.index, batch_dims=1), tf.int32)
+        labels = tf.where(found.positive, labels, self.classes)
+        if self.hard_examples:
+            draw = self.difficulty(features, regions, labels)
+        else:
+            step = tf.cast(self.optimizer.iterations, tf.int64)
+            draw = noise(batch["id"], 2 * step + 1, regions.shape[1])
+        foreground = self.roi_samples // 4
+        some = sample(
+            found.positive, found.negative, self.roi_samples, positives=foreground, noise=draw
+        )
+        regions, truth, labels = (
+            tf.gather(each, some.index, batch_dims=1) for each in (regions, found.index, labels)
+        )
+        logits, guessed = self.box_head(self.align(features, regions, 7))
+        target = encode(tf.gather(batch["boxes"], truth, batch_dims=1), regions, SECOND_STAGE)
+        outputs = {
+            "box_class": _pack(logits, labels, some.drawn),
+            "box_box": _pack(guessed, target, some.positive),
+        }
+        if self.mask_head:
+            regions, truth, labels, positive = (
+                each[:, :foreground] for each in (regions, truth, labels, some.positive)
+            )
+            logits = self.mask_head(self.align(features, regions, 7), labels)
+            polygons = tf.gather(batch["polygons"], truth, batch_dims=1)
+            target = rasterise(polygons, regions, logits.shape[-1])
+            counts = tf.broadcast_to(positive[..., tf.newaxis, tf.newaxis], tf.shape(logits))
+            outputs["mask_mask"] = tf.stack([logits, target, tf.cast(counts, tf.float32)], -1)
+        return outputs
+
+
+def losses(masks: bool) -> dict[str, Callable]:
+    """What to give to `compile(loss=)`."""
+    found = {
+        "rpn_objectness": objectness_loss,
+        "rpn_box": rpn_box_loss,
+        "box_class": class_loss,
+        "box_box": roi_box_loss,
+    }
+    if masks:
+        found["mask_mask"] = mask_loss
+    return found
+
+
+def targets(batch, masks: bool):
+    """(x, y) for `fit`: the truth is in x, as the forward pass samples by it; y is unused."""
+    empty = tf.zeros([tf.shape(batch["image"])[0], 1])
+    names = ["rpn_objectness", "rpn_box", "box_class", "box_box"]
+    if masks:
+        names.append("mask_mask")
+    return batch, {name: empty for name in names}
+
+
+def objectness_loss(_, output):
+    logits, positive, drawn = tf.unstack(output, axis=-1)
+    return _mean(tf.nn.sigmoid_cross_entropy_with_logits(positive, logits), drawn)
+
+
+def rpn_box_loss(_, output):
+    guessed, target, positive = output[..., :4], output[..., 4:8], output[..., 8]
+    return _mean(example.smooth_l1(target - guessed, 1 / 9), positive)
+
+
+def class_loss(_, output):
+    logits, labels, drawn = output[..., :-2], tf.cast(output[..., -2], tf.int32), output[..., -1]
+    return _mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), drawn)
+
+
+def roi_box_loss(_, output):
+    guessed, target, positive = output[..., :4], output[..., 4:8], output[..., 8]
+    return _mean(example.smooth_l1(target - guessed, 1.0), positive)
+
+
+def mask_loss(_, output):
+    logits, target, positive = tf.unstack(output, axis=-1)
+    return _mean(tf.nn.sigmoid_cross_entropy_with_logits(target, logits), positive)
+
+
+def _pack(*parts):
+    """Tensors [n, s] and [n, s, c] side by side, as one output."""
+    parts = [tf.cast(part, tf.float32) for part in parts]
+    return tf.concat([part if part.shape.rank == 3 else part[..., tf.newaxis] for part in parts], 2)
+
+
+def _mean(values, weights):
+    """The weighted mean over the replica's batch: a loss function knows no other."""
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weights), tf.reduce_sum(weights))
