@@ -4,7 +4,8 @@
     PYTHONPATH=build/deepforest python examples/detector/train.py --config=configs/tree_crowns.py \
         --workdir=runs/tree_crowns
 
-Result: AP50 0.28 on 72 tiles of another place, seed 0. Time: 7 minutes on 2 CPU cores.
+Result: AP50 0.255 (seeds 0 to 2: 0.247 to 0.261) on 72 tiles of another place.
+Time: 3 minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

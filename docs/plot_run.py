@@ -40,7 +40,8 @@ def draw(found: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
             right.plot(steps, values, style, label=tag, markersize=4)
     left.set_title("losses, by name")
     right.set_title("accuracy")
-    right.set_ylim(0.9, 1.001)
+    low = min((value for line in right.lines for value in line.get_ydata()), default=0.9)
+    right.set_ylim(min(0.9, low - 0.02), 1.001)
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

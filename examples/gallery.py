@@ -1,6 +1,6 @@
 """Trains every example with several seeds and writes the table of examples/README.md.
 
-    python examples/gallery.py                   # 3 seeds, all examples: about 45 minutes
+    python examples/gallery.py                   # 3 seeds, all examples: about 40 minutes
     python examples/gallery.py digits gan --seeds=1
 
 Runs lie in runs/gallery. One that is done is not trained again, so that the command goes on where
@@ -48,6 +48,7 @@ EXAMPLES = [
         "fashion",
         "Plain classification; the model chooses the form of its labels",
         {"accuracy": PERCENT},
+        picture="examples/fashion",
     ),
     Example(
         "fashion",
@@ -72,6 +73,7 @@ EXAMPLES = [
         "penguins",
         "Five optional tasks, labels missing",
         {"species_accuracy": PERCENT, "sex_accuracy": PERCENT, "mass_error": "{:.0f} g"},
+        picture="examples/penguins",
     ),
     Example("gan", "A GAN with R1", {"frechet": "{:.2f}"}, picture="examples/gan"),
     Example("moco", "Learning without labels", {"probe": PERCENT}, picture="examples/moco"),
