@@ -60,7 +60,7 @@ def test_the_defaults(parse, tmp_path):
         "strategy": "auto",
         "replicas": None,
         "seed": 0,
-        "jit": False,
+        "jit": None,
         "profile": None,
         "overfit_batches": None,
         "max_steps": None,
@@ -240,7 +240,7 @@ def test_prepare_seeds_and_saves_the_config(parse, tmp_path, capsys):
         "--seed": 5,
         "--strategy": "mirrored",
         "--replicas": 2,
-        "--jit": False,
+        "--jit": None,
         "--overfit_batches": None,
         "--max_steps": None,
     }

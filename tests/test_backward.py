@@ -96,7 +96,7 @@ def test_losses_and_gradients_are_those_of_one_replica(kind, count, replicas):
     if kind == "twice":
         losses["losses/busy/adder_1"] = 2 * mean
     total = sum(losses.values())
-    assert found == pytest.approx({**losses, "losses/total": total})
+    assert found == pytest.approx({**losses, "losses/total": total, "learning_rate": 0.1})
     assert train_step.model.scale.kernel.numpy() == pytest.approx(1 - 0.1 * total)
 
 

@@ -23,7 +23,7 @@ _MISSING = object()
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, attribute: str, make: Callable[[Any], Any]) -> Iterator[None]:
+def replaced(owner: Any, attribute: str, make: Callable[[Any], Any]) -> Iterator[None]:
     """Replaces `owner.attribute` while at least one thread is inside.
 
     Replicas of a MirroredStrategy trace in threads that interleave, so the first one in
@@ -68,7 +68,7 @@ def intercept_add_loss(observe: Callable[[keras.Layer, Any], bool]) -> Iterator[
 
         return add_loss
 
-    with _replaced(keras.Layer, "add_loss", make):
+    with replaced(keras.Layer, "add_loss", make):
         yield
 
 
@@ -103,8 +103,8 @@ def intercept_tf_summary(observe: Callable[[str, Any, Any], bool]) -> Iterator[N
 
     with contextlib.ExitStack() as stack:
         for module in (tf.summary, tf.compat.v2.summary):
-            stack.enter_context(_replaced(module, "write", make_write))
-            stack.enter_context(_replaced(module.experimental, "summary_scope", make_scope))
+            stack.enter_context(replaced(module, "write", make_write))
+            stack.enter_context(replaced(module.experimental, "summary_scope", make_scope))
         yield
 
 
@@ -122,7 +122,7 @@ def losses_not_divided(here: Callable[[], bool]) -> Iterator[None]:
 
         return scale_loss_for_distribution
 
-    with _replaced(loss_module, "scale_loss_for_distribution", make):
+    with replaced(loss_module, "scale_loss_for_distribution", make):
         yield
 
 
@@ -135,7 +135,7 @@ def inputs_untouched(model: keras.Model) -> Iterator[None]:
     is public but also turns off the casting of the model's own weights;
     `_convert_input_args` turns off just this. Sublayers still cast what they are given.
     """
-    with _replaced(model, "_convert_input_args", lambda original: False):
+    with replaced(model, "_convert_input_args", lambda original: False):
         yield
 
 
@@ -149,7 +149,7 @@ def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator
     with contextlib.ExitStack() as stack:
         one: Any = optimizer
         while one is not None:
-            stack.enter_context(_replaced(one, "_all_reduce_sum_gradients", lambda original: list))
+            stack.enter_context(replaced(one, "_all_reduce_sum_gradients", lambda original: list))
             one = getattr(one, "inner_optimizer", None)
         yield
 

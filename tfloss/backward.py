@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfloss import _upstream, batches
+from tfloss import _upstream, _xla_random, batches
 from tfloss.collective import CountingNormalisers, GivenNormalisers
 from tfloss.context import forward_context
 from tfloss.errors import LossError
@@ -212,7 +212,11 @@ def state_variables(model: keras.Model) -> list[Any]:
 
 
 def _compiled(function: Callable) -> Callable:
-    return tf.function(function, jit_compile=True, autograph=False)
+    def traced(*arguments):
+        with _xla_random.as_in_a_graph():
+            return function(*arguments)
+
+    return tf.function(traced, jit_compile=True, autograph=False)
 
 
 def _counted(total: tf.Tensor, share: Any, scale: Any) -> tf.Tensor:

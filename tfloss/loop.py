@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from tfloss.data.feed import Feed
-from tfloss.engine import Block, Engine
+from tfloss.engine import Block
 from tfloss.errors import Preempted
+from tfloss.modes import Modes
 from tfloss.result import last_losses
 from tfloss.signals import caught
+from tfloss.stopwatch import shares
 from tfloss.summary import Summary
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _CALL_SECONDS = 0.25  # how long a call of the device loop may keep Ctrl-C and clocks waiting
 _MOST_STEPS = 1000
+# More than that of waiting for data is told.
+_WAITED_SHARE, _WAITED_SECONDS = 0.2, 5.0
 
 
 class Loop:
@@ -28,17 +32,16 @@ class Loop:
 
     Args:
       trainer: whose hooks are called, and whose `step` is moved on.
-      engine: runs the steps.
+      modes: runs the steps.
       feed: the data.
-      steps_per_call: the most steps in a call, or None to choose by the time they take.
+      steps_per_call: the most steps in a call, or "auto": by the time they take.
     """
 
-    def __init__(
-        self, trainer: "Trainer", engine: Engine | None, feed: Feed, steps_per_call: int | None
-    ):
-        assert engine is not None
-        self._trainer, self._engine, self._feed = trainer, engine, feed
-        self._fixed = steps_per_call
+    def __init__(self, trainer: "Trainer", modes: Modes, feed: Feed, steps_per_call: int | str):
+        self._trainer, self._modes, self._feed = trainer, modes, feed
+        self._warmed: dict[str, float] | None = None  # the stopwatch at the first log
+        self._warned = False
+        self._fixed = None if steps_per_call == "auto" else int(steps_per_call)
 
     def run(self, steps: int) -> dict[str, float]:
         """Runs until `steps` are done or somebody stops it. Returns the last step's losses.
@@ -50,6 +53,7 @@ class Loop:
         trainer = self._trainer
         several = trainer.agreement.workers > 1
         signals = ["SIGTERM"] * (trainer.checkpoints is not None) + ["SIGINT"] * several
+        trainer.stopwatch.start()
         trainer.window.restart()
         block, most = None, self._fixed or 1
         with caught(*signals) as came:
@@ -61,7 +65,7 @@ class Loop:
                 took = trainer.clock() - began
                 if self._fixed is None and count == most and took < _CALL_SECONDS / 2:
                     most = min(2 * most, _MOST_STEPS)
-                trainer.step += count
+                trainer.step += block.steps
                 trainer.window.add(block)
                 if trainer.step == log_at:
                     self._log(block.summaries)
@@ -90,6 +94,8 @@ class Loop:
         log_at = min(steps, (step // every + 1) * every)
         due = [h.every.next_step(step) for h in self._trainer.hooks if h.every is not None]
         stop_at = min([log_at, *(s for s in due if s is not None)])
+        if not self._modes.records:
+            return min(stop_at - step, most), False, log_at
         # The step that is logged is a call of its own: it also returns the summaries.
         recording = step + 1 == log_at
         return (1 if recording else min(stop_at - step, log_at - 1 - step, most)), recording, log_at
@@ -97,7 +103,7 @@ class Loop:
     def _call(self, count: int, recording: bool) -> Block:
         trainer, feed = self._trainer, self._feed
         try:
-            block = self._engine.run(feed.iterator, count, recording=recording)
+            block = self._modes.run(count, recording)
         except (tf.errors.OutOfRangeError, StopIteration):
             trainer.step = int(trainer.train_step.counter.numpy())
             done = (trainer.step - trainer.run.start) * trainer.train_step.accumulate
@@ -113,10 +119,29 @@ class Loop:
         due = [float(hook.every.due(trainer.step)) for hook in timed if hook.every is not None]
         for hook, now in zip(timed, trainer.agreement.settle([], due)[1], strict=True):
             if now and trainer.runs(hook):
-                hook.after_call(trainer.step)
+                with trainer.stopwatch.during(hook.timed_as):
+                    hook.after_call(trainer.step)
 
     def _log(self, summaries: Sequence[Summary]) -> None:
         """Logs the steps since the last log; summaries belong to the last of them."""
         trainer = self._trainer
         for step, scalars in trainer.window.logs(trainer.run.batch_size):
             trainer.log(step, scalars, summaries if step == trainer.step else ())
+        self._warn_of_slow_input()
+
+    def _warn_of_slow_input(self) -> None:
+        """Once a run, if it is data that training waits for. Not of the first steps."""
+        now = self._trainer.stopwatch.seconds()
+        if self._warmed is None:
+            self._warmed = now
+            return
+        share = shares(now, self._warmed)["input"]
+        waited = now["input"] - self._warmed["input"]
+        if not self._warned and waited > _WAITED_SECONDS and share > _WAITED_SHARE:
+            self._warned = True
+            self._trainer.say(
+                f"{share:.0%} of the time goes into waiting for data ({waited:.0f} s so far; "
+                "logged as input/wait_fraction). Look at the input pipeline: "
+                ".map(..., num_parallel_calls=tf.data.AUTOTUNE), .cache() what fits into memory, "
+                ".prefetch(2) at the end, decode and augment after .shuffle()."
+            )

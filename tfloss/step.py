@@ -11,7 +11,7 @@ as the data set yields it, and reports losses as a model's training forward does
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -62,6 +62,7 @@ class TrainStep:
       strategy: the strategy it was created under.
       groups: `{name: Group}`; a single optimizer is the group "optimizer".
       compiled: with `jit`, the graph of what XLA compiles, once it is traced.
+      skipping: whether an update may be left out.
 
     Raises:
       ModelError: the model or optimizer was created outside of the strategy's scope.
@@ -103,7 +104,7 @@ class TrainStep:
             set_precision(model, precision)
         self._loss_scale = LossScale() if precision == "mixed_float16" else None
         self._ema = Ema(ema) if isinstance(ema, float | int) else ema
-        self._skipping = skip_nonfinite or self._loss_scale is not None
+        self.skipping = skip_nonfinite or self._loss_scale is not None
         self._skipped = _counter("skipped")  # in a row
         self._report: StepReport | None = None
         self._warned: set[str] = set()
@@ -150,8 +151,7 @@ class TrainStep:
         variables = {name: one.trainable(self.model) for name, one in groups.items()}
         check_disjoint(variables)
         micro = batch if isinstance(batch, MicroBatches) else MicroBatches([batch])
-        if report.recording:
-            self._report_learning_rates(report, groups)
+        self._report_learning_rates(report, groups)
         step = tf.identity(self.counter)
         made: list[Backward] = []
 
@@ -184,7 +184,7 @@ class TrainStep:
         losses = report.add(found, vector, dict(zip(found.summaries, summaries, strict=True)))
         for name, norm in zip(groups, norms, strict=False):
             report.scalars[self._tag("gradient_norm", name)] = norm
-        if self._skipping:
+        if self.skipping:
             report.applied.append(applied)
             self._report_skipped(report, applied)
         report.updates.append(token)
@@ -194,9 +194,11 @@ class TrainStep:
 
     def take(self, iterator: Any) -> Any:
         """The batch of one step: the next element, or as many as are accumulated. Traced."""
-        if self.accumulate == 1:
-            return next(iterator)
-        return MicroBatches([next(iterator) for _ in range(self.accumulate)])
+        return self.gathered([next(iterator) for _ in range(self.accumulate)])
+
+    def gathered(self, batches: Sequence[Any]) -> Any:
+        """As many batches as are accumulated, as one step takes them."""
+        return batches[0] if self.accumulate == 1 else MicroBatches(batches)
 
     def build(self, element_spec: Any) -> None:
         """Creates the variables of model and optimizers, before the first trace.
@@ -219,7 +221,7 @@ class TrainStep:
 
     def extra_variables(self) -> dict[str, Any]:
         """More variables that belong in a checkpoint, by name."""
-        found: dict[str, Any] = {"skipped": self._skipped} if self._skipping else {}
+        found: dict[str, Any] = {"skipped": self._skipped} if self.skipping else {}
         if self._loss_scale is not None:
             found |= self._loss_scale.variables()
         if self.averages is not None:
@@ -230,7 +232,7 @@ class TrainStep:
         """What is frozen when the step is traced; if it changed, the step is traced anew."""
         trainable = tuple(v.path for v in self.model.trainable_variables)
         flags = tuple(layer.trainable for _, layer in _upstream.layers_by_path(self.model))
-        return (trainable, flags, self.loss_weights.signature(), self.clip_norm, self.jit)
+        return (trainable, flags, self.loss_weights.signature(), self.clip_norm)
 
     def __call__(self, batch: Any, *, recording: bool = False) -> StepOutput:
         """Traces one step: cross-replica code, inside a `tf.function`.
@@ -278,7 +280,7 @@ class TrainStep:
         if len(micro) > 1 or (self.jit and strategy.num_replicas_in_sync > 1):
             sums = normaliser_sums(strategy, backward.count, model, micro, step)
         states = functools.partial(state_variables, model)
-        before = update.read_states(strategy, states) if self._skipping else None
+        before = update.read_states(strategy, states) if self.skipping else None
 
         vector, gradients, summaries = update.accumulate(
             strategy, backward, micro, parts, (step, scale, sums)
@@ -293,12 +295,12 @@ class TrainStep:
             gradients,
             scale=scale,
             clip_norm=self.clip_norm,
-            norms=self._skipping,
+            norms=self.skipping,
         )
         norms = dict(zip(due, reduced.norms, strict=False))
         numbers = tf.unstack(reduced.vector)
         watched = dict(zip(report.losses, numbers, strict=False)) | {TOTAL: numbers[-1]}
-        if self.clip_norm is not None and not self._skipping:
+        if self.clip_norm is not None and not self.skipping:
             watched |= {self._tag("gradient_norm", name): norm for name, norm in norms.items()}
         # Nothing may be counted before there is a batch, let alone a finite loss.
         check: Any = reduced.vector
@@ -318,13 +320,13 @@ class TrainStep:
             return tf.constant(False)
 
         applied = tf.constant(True)
-        if not self._skipping:
+        if not self.skipping:
             apply()
         else:
             finite = tf.reduce_all(tf.math.is_finite([*watched.values(), *norms.values()]))
             with tf.control_dependencies([token]):
                 applied = tf.cond(finite, apply, leave_out)
-        asked = self._skipping or self.clip_norm is not None
+        asked = self.skipping or self.clip_norm is not None
         known = [norms.get(name, tf.constant(0.0)) for name in groups] if asked else []
         return [reduced.vector, known, applied, token, summaries]
 

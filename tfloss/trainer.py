@@ -27,7 +27,6 @@ from tfloss.checkpoint import CheckpointDirectory
 from tfloss.data.feed import Data, Feed, as_dataset
 from tfloss.distribution import check_strategy
 from tfloss.ema import Ema
-from tfloss.engine import Engine
 from tfloss.errors import CheckpointError
 from tfloss.evaluation import BoundMetric, Evaluator, HostMetric
 from tfloss.hooks import Every, Hook, MetricsFile, NaNGuard, Progress, SaveCheckpoint, TensorBoard
@@ -35,6 +34,7 @@ from tfloss.hooks.base import RunInfo
 from tfloss.hooks.every import check_trigger, started_copy
 from tfloss.loop import Loop
 from tfloss.losses import Weight
+from tfloss.modes import Modes
 from tfloss.result import TrainResult
 from tfloss.state import TrainerState, newest_checkpoint, warn_if_unrestored
 from tfloss.step import TrainStep
@@ -62,14 +62,17 @@ class Trainer:
       seed: seeds Python, NumPy and TensorFlow now, and the seed generators of the model's
         layers (Dropout, ...) when training starts from nothing. Initial weights depend on
         seeds drawn when layers were created: call `keras.utils.set_random_seed` before.
-      steps_per_call: the most steps in one call of the device loop. By default as many as
-        take about a quarter of a second. Never changes the result, and hooks run at exactly
-        their steps.
+      steps_per_call: the most steps in one call of the device loop; "auto": as many as take about
+        a quarter of a second. Never changes the result, and hooks run at exactly their steps.
       log_every: steps between logs. What is logged of losses is the mean over these steps;
         summaries are those of the last of them. The last step of a run is logged too.
       every_step: log the losses and scalar summaries of every single step (still written
         every `log_every` steps, together).
-      jit, loss_weights, clip_norm, accumulate, precision, ema, skip_nonfinite: see `TrainStep`.
+      jit: True compiles forward and backward pass of each step with XLA, "loop" many steps and
+        their updates as one program (one replica only). "auto" measures on the first steps which
+        is the fastest, if the run is long enough for it, says so, and keeps its choice in the
+        workdir. The results are the same up to rounding.
+      loss_weights, clip_norm, accumulate, precision, ema, skip_nonfinite: see `TrainStep`.
       train_step: a subclass of `TrainStep`, for another algorithm.
       clock: seconds; injectable for tests.
 
@@ -89,10 +92,10 @@ class Trainer:
         hooks: Iterable[Hook] = (),
         default_hooks: bool = True,
         seed: int | None = None,
-        steps_per_call: int | None = None,
+        steps_per_call: int | str = "auto",
         log_every: int = 100,
         every_step: bool = False,
-        jit: bool = False,
+        jit: bool | str = "auto",
         loss_weights: Mapping[str, Weight] | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
@@ -105,7 +108,7 @@ class Trainer:
         if not isinstance(model, keras.Model):
             raise ValueError(f"model must be a keras.Model, got {type(model).__name__}.")
         _check_positive("log_every", log_every)
-        if steps_per_call is not None:
+        if steps_per_call != "auto":
             _check_positive("steps_per_call", steps_per_call)
         self.model = model
         self.optimizer = optimizer
@@ -127,7 +130,7 @@ class Trainer:
         self._own_hooks = list(hooks)
         self._default_hooks = default_hooks
         self._defaults: list[Hook] | None = None
-        self._fixed_steps_per_call = steps_per_call
+        self._steps_per_call = steps_per_call
         if seed is not None:
             keras.utils.set_random_seed(seed)
         with self.strategy.scope():
@@ -136,18 +139,26 @@ class Trainer:
                 optimizer,
                 loss_weights=loss_weights,
                 clip_norm=clip_norm,
-                jit=jit,
+                jit=jit is True,
                 accumulate=accumulate,
                 precision=precision,
                 ema=ema,
                 skip_nonfinite=skip_nonfinite,
             )
-        self._engine: Engine | None = None
-        self._signature: tuple | None = None
+        self._modes = Modes(
+            jit,
+            self.train_step,
+            every_step=every_step,
+            workdir=self.workdir,
+            agreement=self.agreement,
+            say=self.say,
+            clock=clock,
+        )
         self._feed: Feed | None = None
         self._resumed = False
         self.stopped: str | None = None
         self.window = LogWindow(every_step, clock)
+        self.stopwatch = self.window.stopwatch
         self._evaluators: dict[tuple, Evaluator] = {}
 
     # What a script calls
@@ -194,7 +205,8 @@ class Trainer:
         size = feed.batch_size and feed.batch_size * many
         epoch = steps_per_epoch or (feed.steps_per_epoch and feed.steps_per_epoch / many)
         self.run = RunInfo(self.step, steps, size, epoch)
-        self._prepare_engine()
+        guard = any(isinstance(hook, NaNGuard) for hook in self.hooks)
+        self._modes.prepare(feed, guard, lambda: steps - self.step)
         self.error = self.stopped = None
         last: dict[str, float] = {}
         started: list[Hook] = []
@@ -206,7 +218,7 @@ class Trainer:
                 if self.runs(hook):
                     started.append(hook)
                     hook.before_train()
-            last = Loop(self, self._engine, feed, self._fixed_steps_per_call).run(steps)
+            last = Loop(self, self._modes, feed, self._steps_per_call).run(steps)
         except BaseException as error:
             self.error = error
             self.agreement.explain(error)
@@ -309,9 +321,10 @@ class Trainer:
         self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary] = ()
     ) -> None:
         """Gives values to every hook's `on_log`: writers write them, others watch them."""
-        for hook in self.hooks:
-            if self.runs(hook):
-                hook.on_log(step, scalars, summaries)
+        with self.stopwatch.during("hooks"):
+            for hook in self.hooks:
+                if self.runs(hook):
+                    hook.on_log(step, scalars, summaries)
 
     def runs(self, hook: Hook) -> bool:
         """Whether a hook is called on this worker: writers are on the first one only."""
@@ -375,20 +388,13 @@ class Trainer:
             self.state().seed(self.seed)
         self._resumed = True  # not before: after an error it must be tried again
 
-    def _prepare_engine(self) -> None:
-        """A new engine if something that is frozen in a trace has changed."""
-        guard = any(isinstance(hook, NaNGuard) for hook in self.hooks)
-        signature = (*self.train_step.signature(), guard, self.every_step)
-        if self._engine is None or signature != self._signature:
-            self._engine = Engine(self.train_step, every_step=self.every_step, guard=guard)
-            self._signature = signature
-
     def _finish(self, started: list[Hook]) -> None:
         """Lets every hook end, whatever the others do."""
         failure: BaseException | None = None
         for hook in started:
             try:
-                hook.after_train()
+                with self.stopwatch.during(hook.timed_as):
+                    hook.after_train()
             except BaseException as error:  # noqa: BLE001 - raised below, after the others
                 failure = failure or error
         if failure is not None and self.error is None:

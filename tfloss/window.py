@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tfloss.engine import Block
+from tfloss.stopwatch import Stopwatch, shares
 
 
 class LogWindow:
@@ -14,17 +15,22 @@ class LogWindow:
     Args:
       every_step: log every step's values, not their mean.
       clock: seconds; injectable for tests.
+
+    Attributes:
+      stopwatch: where the time goes; started with the run.
     """
 
     def __init__(self, every_step: bool, clock: Callable[[], float] = time.monotonic):
         self._every_step = every_step
         self._clock = clock
+        self.stopwatch = Stopwatch(clock)
         self.restart()
 
     def restart(self) -> None:
         """Forgets what it has and starts the clock."""
         self._blocks: list[Block] = []
         self._began = self._clock()
+        self._spent = self.stopwatch.seconds()
 
     def __bool__(self) -> bool:
         return bool(self._blocks)
@@ -36,9 +42,11 @@ class LogWindow:
     def logs(self, batch_size: int | None) -> Iterator[tuple[int, dict[str, float]]]:
         """`(step, {tag: value})` of what is to be logged, in order; then restarts.
 
-        The last one also has the speed since the last log. Values that not every step
-        reports (a summary that is only due now) are means over those that do.
+        The last one also has the speed since the last log, and where the time went. Values that
+        not every step reports (a summary that is only due now) are means over those that do.
         """
+        for block in self._blocks:
+            self.stopwatch.waited(float(block.waited))
         rows = [
             (block.first + index + 1, dict(zip(block.names, row.tolist(), strict=True)))
             for block in self._blocks
@@ -55,5 +63,8 @@ class LogWindow:
         speed = {"steps_per_second": len(rows) / seconds}
         if batch_size is not None:
             speed["examples_per_second"] = speed["steps_per_second"] * batch_size
-        yield step, last | speed
+        share = shares(self.stopwatch.seconds(), self._spent)
+        split = {"input/wait_fraction": share["input"]}
+        split |= {f"time/{kind}_fraction": share[kind] for kind in ("hooks", "checkpoint")}
+        yield step, last | speed | split
         self.restart()

@@ -28,3 +28,23 @@ def _line(op: tf.Operation) -> str:
     if not frames:
         return "not in your code"
     return f"{frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}"
+
+
+def with_advice(error: Exception, graphs: list[Any]) -> Exception:
+    """The error of a step that XLA was to compile, with a note on what to do.
+
+    Args:
+      graphs: what was to be compiled, as far as it was traced.
+    """
+    ops = list(dict.fromkeys(op for graph in graphs for op in uncompilable(graph)))
+    if ops:
+        error.add_note(
+            f"The step was compiled with XLA, which knows no {'; no '.join(ops)}. Do it in the "
+            "data set, or train with jit=False."
+        )
+    else:
+        error.add_note(
+            "The step was compiled with XLA. If the message is about compilation (a shape that "
+            "isn't static, most likely), train with jit=False."
+        )
+    return error

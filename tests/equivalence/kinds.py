@@ -136,7 +136,9 @@ def data(kind: Kind) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(columns).batch(size).repeat()
 
 
-def train(kind: Kind, strategy: tf.distribute.Strategy) -> dict[str, np.ndarray]:
+def train(
+    kind: Kind, strategy: tf.distribute.Strategy, mode: str | None = None
+) -> dict[str, np.ndarray]:
     """The weights after 20 steps of SGD, by path."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
@@ -151,7 +153,13 @@ def train(kind: Kind, strategy: tf.distribute.Strategy) -> dict[str, np.ndarray]
         step = tfloss.TrainStep(model, optimizer, **kind.options)
     feed = Feed(data(kind), strategy)
     step.build(feed.element_spec)
-    tfloss.Engine(step).run(feed.iterator, STEPS)
+    engine, source = tfloss.Engine(step, mode=mode), feed.iterator
+    if mode == "loop":
+        source = feed.stacked(step.accumulate)
+        source.ahead = True
+    done = 0
+    while done < STEPS:
+        done += engine.run(source, STEPS - done).steps
     return {v.path: v.numpy().copy() for v in model.trainable_variables}
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfloss.agreement import Agreement
 from tfloss.hooks import Hook, RunInfo
+from tfloss.stopwatch import Stopwatch
 
 
 @dataclasses.dataclass
@@ -44,6 +45,7 @@ class FakeTrainer:
         default_factory=lambda: Agreement(tf.distribute.get_strategy())
     )
     logged: list[tuple[int, dict]] = dataclasses.field(default_factory=list)
+    stopwatch: Stopwatch = dataclasses.field(default_factory=lambda: Stopwatch(lambda: 0.0))
     saves: list[int] = dataclasses.field(default_factory=list)
 
     def log(self, step, scalars, summaries=()) -> None:

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from tfloss.hooks import Evaluate, Progress
+from tfloss.stopwatch import Stopwatch
 
 LOG = {
     "losses/cross_entropy": 0.4,
@@ -190,3 +191,26 @@ def test_the_stream_decides_between_the_two(monkeypatch):
     assert type(Progress(stream=io.StringIO())._view).__name__ == "PlainLines"
     monkeypatch.setenv("TERM", "dumb")
     assert type(Progress(stream=Terminal())._view).__name__ == "PlainLines"
+
+
+def test_where_the_time_went(make_trainer, clock):
+    out = io.StringIO()
+    trainer = make_trainer([Progress(secs=1.0, stream=out, clock=clock)], batch_size=None)
+    trainer.stopwatch = Stopwatch(clock)
+
+    def on_step(step):
+        clock.now += 2
+        trainer.stopwatch.waited(0.5)
+        with trainer.stopwatch.during("checkpoint"):
+            clock.now += 2
+
+    trainer.on_step = on_step
+    trainer.begin(2)
+    trainer.log(1, {"input/wait_fraction": 0.125})
+    trainer.begin = lambda steps: None
+    trainer.train(2)
+    assert out.getvalue().splitlines() == [
+        "step 1/2  |  0.25 steps/s  input 12%  ETA 0:04",
+        "step 2/2  |  0.25 steps/s  input 12%  ETA 0:00",
+        "step 2/2  |  0.25 steps/s  input 12%  took 0:08 (input 12%, checkpoint 50%)",
+    ]

@@ -43,7 +43,7 @@ class Run:
       mode: "train", "train_and_eval", "eval" or "export".
       strategy: the distribution strategy; create model and optimizer in its scope.
       seed: already set for Python, NumPy and Keras.
-      jit: whether to compile the step with XLA.
+      jit: whether to compile the step with XLA, or None for whatever is faster.
       profile: the steps (start, stop) to profile, or None.
       overfit_batches: how many batches to train on again and again, or None for all.
       max_steps: the last step to run, or None for what the recipe says.
@@ -54,7 +54,7 @@ class Run:
     mode: str
     strategy: "tf.distribute.Strategy"
     seed: int
-    jit: bool
+    jit: bool | None
     profile: tuple[int, int] | None
     overfit_batches: int | None
     max_steps: int | None
@@ -92,7 +92,8 @@ class Run:
         from tfloss.trainer import Trainer
 
         flags = {"strategy": self.strategy, "workdir": self.workdir}
-        return Trainer(model, optimizer, **{**flags, "seed": self.seed, "jit": self.jit, **options})
+        jit = "auto" if self.jit is None else self.jit
+        return Trainer(model, optimizer, **{**flags, "seed": self.seed, "jit": jit, **options})
 
     def hooks(self) -> "list[Hook]":
         """The hooks that flags ask for: the profiler, with `--profile`."""

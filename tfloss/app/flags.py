@@ -31,7 +31,7 @@ class Options:
     strategy: str
     replicas: int | None
     seed: int
-    jit: bool
+    jit: bool | None
     profile: tuple[int, int] | None
     overfit_batches: int | None
     max_steps: int | None
@@ -86,7 +86,12 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | No
     flags.DEFINE_integer(
         "seed", 0, "Of weights, data order and dropout.", lower_bound=0, flag_values=values
     )
-    flags.DEFINE_boolean("jit", False, "Compile the step with XLA.", flag_values=values)
+    flags.DEFINE_boolean(
+        "jit",
+        None,
+        "Compile the step with XLA, or don't. Without the flag: what is faster.",
+        flag_values=values,
+    )
     flags.DEFINE(
         _WindowParser(),
         "profile",

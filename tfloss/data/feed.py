@@ -10,6 +10,7 @@ the data set's `batch` op, and cuts otherwise if it doesn't find one.) Host code
 of what is in a batch: it is any nest that `tf.data` yields.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 from tfloss import batches
 from tfloss.agreement import Agreement
+from tfloss.blocks import Blocks
 from tfloss.data.alike import FirstBatch
 from tfloss.distribution import worker_position
 from tfloss.errors import DataError
@@ -37,6 +39,7 @@ class Feed:
       element_spec: of one replica's batch.
       batch_size: examples in a global batch, or None if that is not known beforehand.
       iterator: at the next batch.
+      blocks: what takes the iterator's batches in blocks, or None.
       used: whether a batch was taken since the last (re)start.
       steps_per_epoch: batches in the data set, or None if it repeats or doesn't say.
 
@@ -49,7 +52,7 @@ class Feed:
         self.strategy = strategy
         workers = worker_position(strategy)[1]
         own = workers > 1 and not isinstance(data, tf.data.Dataset)
-        self.dataset = as_dataset(data, strategy, own_share=own)
+        self.dataset = without_autotuner(as_dataset(data, strategy, own_share=own))
         size = _leading_dimension(self.dataset.element_spec)
         self.batch_size = size and size * (workers if own else 1)
         cardinality = int(self.dataset.cardinality())
@@ -67,7 +70,20 @@ class Feed:
     def restart(self) -> None:
         """Goes back to the first batch."""
         self.iterator = iter(self._distributed)
+        self.blocks: Blocks | None = None
         self.used = False
+
+    def stacked(self, per_step: int) -> Blocks:
+        """The rest of the data in blocks. Raises StopIteration if there is none."""
+        if self.blocks is None:
+            endless = self.dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+            self.blocks = Blocks(self.iterator, per_step, endless=bool(endless))
+        return self.blocks
+
+    def batch_bytes(self) -> int:
+        """The size of a batch; one of unknown length counts as one example."""
+        leaves = tf.nest.flatten(self.element_spec)
+        return sum(x.dtype.size * math.prod(d or 1 for d in x.shape) for x in leaves)
 
     def after_call(self, agreement: Agreement) -> None:
         """Some batches were taken. Warns if several workers' differ."""
@@ -135,6 +151,20 @@ def as_dataset(
             "tf.data.Dataset.from_tensor_slices(...).batch(...)."
         )
     return data
+
+
+def without_autotuner(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same data set, unless its user has switched the autotuner on.
+
+    Closing an iterator waits for the next wake-up of the autotuner's thread, whose period grows up
+    to a minute: so long would the end of `train`, and of the process, be delayed. Without it,
+    `AUTOTUNE` means as many parallel calls as there are cores.
+    """
+    if dataset.options().autotune.enabled is not None:
+        return dataset
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def check_for_tpu(spec: Any) -> None:

@@ -49,12 +49,14 @@ class Hook:
         before `before_train`. Keep all that `on_log` and `after_call` remember in it.
       trainer: set by the trainer before `before_train`. A hook may use its model, optimizer,
         strategy, workdir, step, run, error, log, stop, save_checkpoint, checkpoints,
-        evaluate, hooks, clock and agreement.
+        evaluate, hooks, clock, stopwatch and agreement.
+      timed_as: what its time is counted as, "hooks" or "checkpoint".
       chief_only: of several workers, only the first calls it: a writer. Other hooks are called
         on all workers, and must do there together what all must do: evaluate, save.
     """
 
     every: Every | At | None = None
+    timed_as: str = "hooks"
     chief_only: bool = False
     state: dict[str, Any]
     trainer: "Trainer"

@@ -41,6 +41,8 @@ class SaveCheckpoint(Hook):
         under `losses/` (`losses/total`, `val/losses/kl`), else "max".
     """
 
+    timed_as = "checkpoint"
+
     def __init__(
         self,
         every: Every | At | None = None,

@@ -3,7 +3,9 @@
     Progress()
     # step 137/2000  total 0.4321  cross_entropy 0.4  |  1,234 examples/s  38.6 steps/s  ETA 0:48
 
-Evaluation results are a line of their own: `step 137  val/accuracy 0.981`.
+Where training waits for data a twentieth of the time or more, the line says so, `input 12%`; the
+last line says what hooks and checkpoints took, too. Evaluation results are a line of their own:
+`step 137  val/accuracy 0.981`.
 """
 
 import functools
@@ -18,8 +20,10 @@ from tfloss.hooks._terminal import PlainLines, TerminalLine
 from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import Every
+from tfloss.stopwatch import shares
 
 _WINDOW = 30.0  # seconds that the speed is a mean over
+_SLOW_INPUT = 0.05  # from this share of the time on, waiting for data is shown
 _LOSSES = 8  # shown by name; a model with more has TensorBoard
 
 
@@ -60,6 +64,7 @@ class Progress(Hook):
     def before_train(self) -> None:
         run = self.trainer.run
         self._losses: dict[str, float] = {}
+        self._waiting = 0.0
         self._began = (self._clock(), run.start)
         self._seen: deque[tuple[float, int]] = deque([self._began])
         names = {hook.name for hook in self.trainer.hooks if isinstance(hook, Evaluate)}
@@ -74,6 +79,7 @@ class Progress(Hook):
         }
         if losses:
             self._losses = losses
+        self._waiting = scalars.get("input/wait_fraction", self._waiting)
         results = [
             f"{name} {_number(value)}"
             for name, value in scalars.items()
@@ -96,11 +102,18 @@ class Progress(Hook):
     def after_train(self) -> None:
         step, now = self.trainer.step, self._clock()
         if step > self._began[1]:
-            took = f"took {_duration(now - self._began[0])}"
+            took = f"took {_duration(now - self._began[0])}{self._split()}"
             if self.trainer.error is not None:
                 took += f"  ended by {type(self.trainer.error).__name__}"
             self._show(step, _rate(self._began, (now, step)), took)
         self._view.stop()
+
+    def _split(self) -> str:
+        """Where the time of the run went, if not into steps alone."""
+        share = shares(self.trainer.stopwatch.seconds())
+        kinds = ("input", "hooks", "checkpoint")
+        shown = [f"{kind} {share[kind]:.0%}" for kind in kinds if share[kind] >= 0.01]
+        return f" ({', '.join(shown)})" if shown else ""
 
     def _show(self, step: int, rate: float | None, tail: str) -> None:
         ordered = sorted(self._losses, key=lambda name: name != "total")  # stable: total first
@@ -110,6 +123,8 @@ class Progress(Hook):
             if self.trainer.run.batch_size:
                 speed.append(f"{_speed(rate * self.trainer.run.batch_size)} examples/s")
             speed.append(f"{_speed(rate)} steps/s")
+            if self._waiting >= _SLOW_INPUT:
+                speed.append(f"input {self._waiting:.0%}")
         head = f"step {step}/{self.trainer.run.steps}"
         self._view.show(step, functools.partial(_fitted, head, losses, speed, tail))
 

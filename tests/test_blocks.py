@@ -1,0 +1,149 @@
+"""Blocks: every batch once and in order, whatever the sizes; what can't be stacked is named."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfloss.blocks import Blocks, reason_not_to_stack
+
+
+def _seen(blocks, most=7):
+    """Each step's batches, as lists of numbers, and how many came in blocks."""
+    steps, stacked = [], 0
+    while True:
+        try:
+            part = blocks.take(most)
+        except StopIteration:
+            return steps, stacked
+        if part.block is None:
+            steps.append([batch.numpy().tolist() for batch in part.batches])
+            continue
+        stacked += part.steps
+        block = part.block.numpy()
+        many = blocks._per_step
+        for i in range(part.steps):
+            at = part.start + i * many
+            steps.append(block[at : at + many].tolist())
+
+
+def _expected(dataset, per_step):
+    batches = [batch.tolist() for batch in dataset.as_numpy_iterator()]
+    whole = len(batches) // per_step * per_step
+    return [batches[i : i + per_step] for i in range(0, whole, per_step)]
+
+
+@pytest.mark.parametrize("per_step", [1, 2, 3])
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        tf.data.Dataset.range(64).batch(4, drop_remainder=True),
+        tf.data.Dataset.range(30).batch(4).repeat(3),  # a short batch in the middle, twice
+        tf.data.Dataset.range(2).batch(4),
+        tf.data.Dataset.range(1000).batch(2),  # several blocks
+    ],
+)
+def test_every_batch_once_and_in_order(dataset, per_step):
+    blocks = Blocks(iter(dataset), per_step)
+    blocks.ahead = True
+    steps, _ = _seen(blocks)
+    assert steps == _expected(dataset, per_step)
+
+
+def test_batches_of_one_size_come_in_blocks():
+    blocks = Blocks(iter(tf.data.Dataset.range(1000).batch(2)))
+    blocks.ahead = True
+    assert _seen(blocks)[1] == 499  # the first one told the size
+
+
+def test_what_is_known_to_be_endless_is_pulled_without_asking_for_the_end():
+    dataset = tf.data.Dataset.range(10).repeat().batch(5, drop_remainder=True)
+    blocks = Blocks(iter(dataset), endless=True)
+    blocks.ahead = True
+    found = np.concatenate([blocks.one()[0] for _ in range(500)])
+    assert found.tolist() == list(range(10)) * 250
+
+
+def test_not_ahead_no_more_is_taken_than_asked_for():
+    iterator = iter(tf.data.Dataset.range(100).batch(2))
+    blocks = Blocks(iterator)
+    part = blocks.take(5)
+    assert part.steps == 5 and part.block.numpy()[:5].tolist() == [
+        [2 * i, 2 * i + 1] for i in range(5)
+    ]
+    assert not blocks.left()
+    assert next(iterator).numpy().tolist() == [10, 11]
+
+
+def test_what_is_given_back_comes_again():
+    blocks = Blocks(iter(tf.data.Dataset.range(100).batch(2)), per_step=2)
+    part = blocks.take(3)
+    blocks.give_back(part)
+    blocks.ahead = True
+    assert _seen(blocks)[0] == _expected(tf.data.Dataset.range(100).batch(2), 2)
+
+
+def test_no_data_at_all():
+    with pytest.raises(StopIteration):
+        Blocks(iter(tf.data.Dataset.range(0).batch(2)))
+
+
+def test_structures_stay():
+    data = tf.data.Dataset.from_tensor_slices(
+        {"a": [1.0, 2.0], "b": ([[1, 2], [3, 4]], [True, False])}
+    )
+    blocks = Blocks(iter(data.repeat().batch(2, drop_remainder=True)))
+    blocks.ahead = True
+    blocks.one()
+    (batch,) = blocks.one()
+    assert batch["a"].numpy().tolist() == [1.0, 2.0]
+    assert batch["b"][0].numpy().tolist() == [[1, 2], [3, 4]]
+    assert batch["b"][1].numpy().tolist() == [True, False]
+
+
+def test_the_size_of_a_block_is_bounded_in_bytes():
+    large = tf.data.Dataset.from_tensors(tf.zeros([2**20])).repeat()  # 4 MiB
+    assert Blocks(iter(large)).steps == 8
+    assert Blocks(iter(large), per_step=4).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"x": tf.TensorSpec([None, 3])}, None),
+        ((tf.TensorSpec([8, 3]), tf.TensorSpec([], tf.int64)), None),
+        ({"x": tf.TensorSpec([None, None, 3])}, r"shape \(None, None, 3\)"),
+        ({"x": tf.TensorSpec([8], tf.string)}, "strings"),
+        ({"x": tf.RaggedTensorSpec([8, None])}, "RaggedTensor"),
+    ],
+)
+def test_what_can_not_be_stacked(spec, reason):
+    found = reason_not_to_stack(spec)
+    if reason is None:
+        assert found is None
+    else:
+        assert re.search(reason, found)
+
+
+def test_slow_batches_come_in_shorter_blocks():
+    def late(i):
+        return tf.numpy_function(lambda j: (time.sleep(0.05), j)[1], [i], tf.int64)
+
+    data = tf.data.Dataset.range(60).map(lambda i: tf.ensure_shape(late(i), []))
+    blocks = Blocks(iter(data), 2)
+    blocks.ahead = True
+    found, parts = [], 0
+    with pytest.raises(StopIteration):
+        while True:
+            began = time.monotonic()
+            part = blocks.take(100)
+            assert time.monotonic() - began < 1.0
+            if part.block is None:
+                found += [int(x) for x in part.batches]
+            else:
+                found += part.block.numpy()[part.start : part.start + 2 * part.steps].tolist()
+            parts += 1
+    assert found == list(range(60))
+    assert parts > 4

@@ -1,0 +1,105 @@
+"""What is tried, for how long, and what is chosen, with clocks and errors that are made up."""
+
+import pytest
+import tensorflow as tf
+
+from tfloss.errors import ModelError, NonFiniteLossError
+from tfloss.tuning import Tuner, load_choice, save_choice
+
+
+def _tuned(rates, compiling, steps, modes=("loop", "step"), tracing=0.5, errors=None):
+    """Plays a run: rates in steps/s and seconds to compile, by mode. Returns tuner, seconds."""
+    now, left, seen = [0.0], [steps], set()
+    tuner = Tuner(list(modes), lambda: left[0], lambda: now[0])
+    asked = []
+    while tuner.request is not None:
+        mode, most = tuner.request
+        asked.append(tuner.request)
+        if errors and mode in errors:
+            now[0] += compiling.get(mode, 0.0)
+            tuner.failed(errors[mode])
+            continue
+        took = most / rates[mode]
+        if mode not in seen:
+            took += tracing if mode == "graph" else compiling[mode]
+            seen.add(mode)
+        now[0] += took
+        left[0] -= most
+        tuner.answer(most, took)
+    return tuner, now[0], asked
+
+
+def test_the_fastest_is_chosen_and_the_steps_count():
+    tuner, seconds, asked = _tuned(
+        {"graph": 1_000.0, "loop": 5_000.0, "step": 2_000.0}, {"loop": 2.0, "step": 2.0}, 10**6
+    )
+    assert tuner.mode == "loop"
+    assert tuner.rates["loop"] == pytest.approx(5_000, rel=0.01)
+    assert "step" not in tuner.rates  # the same kernels with more in between
+    assert "5,000 steps/s" in tuner.why and "1,000 as a graph" in tuner.why
+    assert seconds < 5.0
+
+
+def test_a_loop_that_is_slow_is_left_soon_and_the_step_is_tried():
+    tuner, seconds, asked = _tuned(
+        {"graph": 600.0, "loop": 6.0, "step": 700.0}, {"loop": 2.0, "step": 2.0}, 10**6
+    )
+    assert tuner.mode == "step"
+    assert sum(most for mode, most in asked if mode == "loop") < 6
+    assert seconds < 0.5 + 4.0 + 1.0 + 3 * 0.7
+
+
+def test_a_small_gain_is_not_worth_the_change():
+    tuner, _, _ = _tuned(
+        {"graph": 600.0, "loop": 610.0, "step": 605.0}, {"loop": 1.0, "step": 1.0}, 10**6
+    )
+    assert tuner.mode == "graph"
+
+
+@pytest.mark.parametrize("steps", [100, 1_000])
+def test_a_short_run_tries_nothing(steps):
+    tuner, _, asked = _tuned({"graph": 1_000.0}, {}, steps)
+    assert tuner.mode == "graph" and {mode for mode, _ in asked} == {"graph"}
+    assert "too long to compile" in tuner.why
+
+
+def test_what_is_tried_costs_less_than_five_per_cent_of_five_minutes():
+    # Tracing takes 3.7 s, so compiling is expected to take 14.8 s, and does.
+    tuner, seconds, _ = _tuned(
+        {"graph": 100.0, "loop": 50.0, "step": 50.0},
+        {"loop": 14.8, "step": 14.8}, 30_000, tracing=3.7,
+    )  # fmt: skip
+    assert tuner.mode == "graph"
+    assert "step" not in tuner.rates  # the budget is used up
+    slower = seconds - 3.7 - 14.8
+    assert 14.8 <= 0.05 * 300 and slower < 1.5
+
+
+@pytest.mark.parametrize(
+    "error", [tf.errors.UnimplementedError(None, None, "no kernel"), ModelError("no")]
+)
+def test_what_does_not_compile_is_said(error):
+    tuner, _, asked = _tuned(
+        {"graph": 100.0, "step": 500.0}, {"loop": 1.0, "step": 1.0}, 10**6, errors={"loop": error}
+    )
+    assert tuner.mode == "graph"
+    assert "XLA can't compile it: no" in tuner.why
+    assert "step" not in {mode for mode, _ in asked}  # it would fail for the same reason
+
+
+def test_a_nan_is_not_taken_for_a_failure_of_the_compiler():
+    error = NonFiniteLossError(3, {"a": float("nan")})
+    with pytest.raises(NonFiniteLossError):
+        _tuned({"graph": 100.0}, {}, 10**6, errors={"loop": error})
+
+
+def test_a_choice_is_kept_for_the_same_circumstances(tmp_path):
+    tuner, _, _ = _tuned({"graph": 1_000.0, "loop": 5_000.0}, {"loop": 1.0}, 10**6, modes=["loop"])
+    path, here = tmp_path / "engine.json", {"replicas": 1, "devices": ["CPU"]}
+    assert load_choice(path, here) is None
+    save_choice(path, tuner, here)
+    assert load_choice(path, here) == "loop"
+    assert load_choice(path, {**here, "replicas": 2}) is None
+    path.write_text("{")
+    assert load_choice(path, here) is None
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,273 @@
+"""Batches of an iterator, stacked in blocks, for a loop that XLA compiles whole.
+
+A block is pulled and stacked inside `tf.data`, while the block before it is trained on. It holds
+batches of one shape, that of the first batch; a batch of another size (the last of an epoch) ends
+its block and comes out alone. Host code, but for what `tf.data` runs.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+MOST_BYTES = 32 * 2**20  # of a block; three of them exist at a time
+MOST_STEPS = 200
+MOST_SECONDS = 0.25  # of gathering a block
+FEWEST_STEPS = 8  # in fewer, a loop compiled whole has nothing to win
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a call of the engine trains on: steps of a block, or the batches of one step.
+
+    Attributes:
+      block: tensors [batches of a full block, ...], or None.
+      start: the first batch of it.
+      steps: how many.
+      batches: of a single step, if there is no block.
+    """
+
+    block: Any = None
+    start: int = 0
+    steps: int = 0
+    batches: tuple = ()
+
+
+def reason_not_to_stack(spec: Any) -> str | None:
+    """Why batches of a spec can't be stacked for XLA; None if they can.
+
+    All must be dense numbers, of shapes that are static but for the number of examples.
+    """
+    for one in tf.nest.flatten(spec):
+        if not isinstance(one, tf.TensorSpec):
+            return f"a batch holds a {type(one).__name__.removesuffix('Spec')}"
+        if one.dtype == tf.string:
+            return "a batch holds strings"
+        if one.shape.rank is None or not one.shape[1:].is_fully_defined():
+            return f"a batch holds a tensor of shape {one.shape}, which isn't static"
+    return None
+
+
+def batch_of(block: Any, index: Any) -> Any:
+    """One batch of a block. Host code, or traced."""
+    # Not stacked[index]: what that begins at would be a constant of the XLA program.
+    return tf.nest.map_structure(lambda stacked: tf.gather(stacked, index), block)
+
+
+@dataclasses.dataclass
+class _Run:
+    """Batches that follow each other: some of a block, or a single one."""
+
+    block: Any = None
+    start: int = 0
+    count: int = 1
+    batch: Any = None
+
+
+class Blocks:
+    """Takes an iterator over, from where it is.
+
+    Args:
+      iterator: of a `tf.data.Dataset` whose batches can be stacked.
+      per_step: batches that a step takes.
+      endless: whether the data set is known to never end.
+      clock: seconds.
+
+    Attributes:
+      ahead: whether to pull whole blocks, before they are asked for; then the iterator can't be
+        used by itself any more.
+      steps: in a full block.
+      waited: seconds that the caller has waited for data, in all.
+
+    Raises (from here, and from `take` and `one`):
+      StopIteration: there is no batch left, or too few for a step.
+    """
+
+    def __init__(
+        self,
+        iterator: Any,
+        per_step: int = 1,
+        *,
+        endless: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._iterator, self._per_step, self._endless = iterator, per_step, endless
+        self._clock = clock
+        self.ahead = False
+        self.waited = 0.0
+        self._first = first = self._timed(lambda: next(iterator))
+        size = sum(x.dtype.size * int(tf.size(x)) for x in tf.nest.flatten(first))
+        self.steps = max(1, min(MOST_STEPS, MOST_BYTES // max(1, size * per_step)))
+        self._queue: list[_Run] = [_Run(batch=first)]  # taken from the iterator, not yet given out
+        self._blocks: Any = None
+        self._ended = False
+
+    def take(self, steps: int) -> Part:
+        """The data of up to `steps` steps, at least one."""
+        if not self.ahead:
+            return self._few(steps)
+        while self._waiting() < self._per_step:
+            self._fetch()
+        head = self._queue[0]
+        here = min(head.count // self._per_step, steps)
+        if head.batch is not None or not here:
+            return Part(batches=self._batches(self._per_step))
+        head.start, head.count = (
+            head.start + here * self._per_step,
+            head.count - here * self._per_step,
+        )
+        if not head.count:
+            self._queue.pop(0)
+        return Part(head.block, head.start - here * self._per_step, here)
+
+    def _few(self, steps: int) -> Part:
+        """Takes no more from the iterator than that."""
+        wanted = min(steps, self.steps) * self._per_step
+        try:
+            while self._waiting() < wanted:
+                self._queue.append(_Run(batch=self._timed(lambda: next(self._iterator))))
+        except StopIteration:
+            if self._waiting() < self._per_step:
+                raise
+        first = [x.shape for x in tf.nest.flatten(self._first)]
+        alike = 0
+        for run in self._queue[:wanted]:
+            if [x.shape for x in tf.nest.flatten(run.batch)] != first:
+                break
+            alike += 1
+        steps = alike // self._per_step
+        batches = self._batches(max(steps, 1) * self._per_step)
+        if not steps:
+            return Part(batches=batches)
+        full = self.steps * self._per_step
+
+        def stacked(*each):
+            empty = tf.zeros([full - len(each), *each[0].shape], each[0].dtype)
+            return tf.concat([tf.stack(each), empty], 0)
+
+        block = self._timed(lambda: tf.nest.map_structure(stacked, *batches))
+        return Part(block, 0, steps)
+
+    def left(self) -> bool:
+        """Whether a step can be made of batches that were taken from the iterator."""
+        return self._waiting() >= self._per_step
+
+    def one(self) -> tuple:
+        """The batches of one step."""
+        while self._waiting() < self._per_step:
+            if self.ahead:
+                self._fetch()
+            else:
+                self._queue.append(_Run(batch=self._timed(lambda: next(self._iterator))))
+        return self._batches(self._per_step)
+
+    def give_back(self, part: Part) -> None:
+        """Takes back a part that was not trained on: its batches come next."""
+        run = _Run(part.block, part.start, part.steps * self._per_step)
+        self._queue[:0] = [_Run(batch=one) for one in part.batches] or [run]
+
+    def _waiting(self) -> int:
+        return sum(run.count for run in self._queue)
+
+    def _batches(self, count: int) -> tuple:
+        """So many batches, one by one."""
+        found = []
+        while len(found) < count:
+            run = self._queue[0]
+            found.append(batch_of(run.block, run.start) if run.batch is None else run.batch)
+            run.start, run.count = run.start + 1, run.count - 1
+            if not run.count:
+                self._queue.pop(0)
+        return tuple(found)
+
+    def _fetch(self) -> None:
+        if self._ended:
+            raise StopIteration
+        if self._blocks is None:
+            self._blocks = self._pulled()
+        count, block, is_odd, odd, ended = self._timed(lambda: next(self._blocks))
+        if int(count):
+            self._queue.append(_Run(block, 0, int(count)))
+        if bool(is_odd):
+            self._queue.append(_Run(batch=odd))
+        self._ended = bool(ended)
+
+    def _pulled(self) -> Any:
+        options = tf.data.Options()
+        options.autotune.enabled = False  # closing the iterator would wait for its thread
+        size = self.steps * self._per_step
+        blocks = tf.data.Dataset.range(tf.int64.max).map(
+            _plain(
+                lambda _: _pull(self._iterator, self._first, size, self._per_step, self._endless)
+            )
+        )
+        return iter(blocks.prefetch(1).with_options(options))
+
+    def _timed(self, call: Callable[[], Any]) -> Any:
+        began = self._clock()
+        try:
+            return call()
+        finally:
+            self.waited += self._clock() - began
+
+
+def _pull(iterator: Any, first: Any, size: int, per_step: int, endless: bool) -> tuple:
+    """Traced, in `tf.data`: up to `size` batches of the first one's shape, stacked.
+
+    If they come slowly, there are fewer, so that nobody has to wait for many.
+
+    Returns how many, the stack, whether another batch came that doesn't fit, that batch, and
+    whether the data ended.
+    """
+    specs = tf.nest.flatten(iterator.element_spec)
+    shapes = [x.shape for x in tf.nest.flatten(first)]
+    pack = functools.partial(tf.nest.pack_sequence_as, iterator.element_spec)
+    nothing = [tf.zeros([d or 0 for d in one.shape], one.dtype) for one in specs]
+    alike = all(one.shape.is_fully_defined() for one in specs)
+
+    def pull(count, fits, odd, last, arrays):
+        if alike and endless:  # nothing can happen, and this is three times as fast
+            values = tf.nest.flatten(next(iterator))
+            return count + 1, fits, odd, last, _written(arrays, count, values, shapes)
+        found = iterator.get_next_as_optional()
+        there = found.has_value()
+        values = tf.cond(there, lambda: tf.nest.flatten(found.get_value()), lambda: nothing)
+        same = [tf.reduce_all(tf.shape(v) == s) for v, s in zip(values, shapes, strict=True)]
+        fits = there & tf.reduce_all(same)
+        arrays = tf.cond(fits, lambda: _written(arrays, count, values, shapes), lambda: arrays)
+        return count + tf.cast(fits, tf.int32), fits, there & ~fits, values, arrays
+
+    arrays = [
+        tf.TensorArray(one.dtype, size, element_shape=shape)
+        for one, shape in zip(specs, shapes, strict=True)
+    ]
+    unknown: Any = None
+    any_shape = [tf.TensorShape(unknown)] * len(arrays)
+    scalar = tf.TensorShape([])
+    began = tf.timestamp()
+
+    def more(count, fits, *_):
+        late = (tf.timestamp() - began > MOST_SECONDS) & (count % per_step == 0) & (count > 0)
+        return fits & (count < size) & ~late
+
+    count, fits, odd, last, arrays = tf.while_loop(
+        more,
+        pull,
+        [tf.constant(0), tf.constant(True), tf.constant(False), nothing, arrays],
+        shape_invariants=[scalar, scalar, scalar, [one.shape for one in specs], any_shape],
+        parallel_iterations=1,
+    )
+    return count, pack([array.stack() for array in arrays]), odd, pack(last), ~fits & ~odd
+
+
+def _written(arrays: list, index: tf.Tensor, values: list, shapes: list) -> list:
+    return [
+        array.write(index, tf.ensure_shape(value, shape))
+        for array, value, shape in zip(arrays, values, shapes, strict=True)
+    ]
+
+
+_plain = tf.autograph.experimental.do_not_convert

@@ -1,0 +1,113 @@
+"""Many steps as one XLA program: forward, backward, update, and the loop around them.
+
+The state stays inside the loop, so that small kernels follow each other without TensorFlow in
+between. One replica; batches come as a stacked block (`tfloss.blocks`). Host code around traced.
+
+A loop compiled whole can't stop to look at a loss. So the host looks at all of them afterwards,
+and if one is not finite, puts the state back to where the block began and runs the steps before
+the bad one again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfloss import _xla_random
+from tfloss.blocks import Part, batch_of
+from tfloss.errors import NonFiniteLossError
+from tfloss.report import StepOutput
+from tfloss.step import MOST_SKIPPED, TrainStep
+
+
+class CompiledLoop:
+    """The steps of a block, compiled whole.
+
+    Args:
+      train_step: a built step, of a single replica.
+      row: makes a step's output float32 [names].
+      every_step: also compute the model's scalar summaries.
+      guard: stop before an update whose losses are not finite.
+
+    Attributes:
+      graphs: what is compiled, once it is traced.
+    """
+
+    def __init__(
+        self,
+        train_step: TrainStep,
+        row: Callable[[StepOutput], tf.Tensor],
+        *,
+        every_step: bool,
+        guard: bool,
+    ):
+        self._step, self._row = train_step, row
+        self._every_step, self._guard = every_step, guard
+        self.graphs: list[Any] = []
+        self._run = tf.function(self._loop, jit_compile=True, autograph=False)
+        self._variables: list[tf.Variable] | None = None
+        self._lately = np.zeros(MOST_SKIPPED, bool)  # which of the last steps were left out
+        self._read = tf.function(
+            lambda: [tf.identity(v.read_value()) for v in self._variables or ()], autograph=False
+        )
+
+    def run(self, part: Part, names: Callable[[], tuple[str, ...]]) -> np.ndarray:
+        """Runs the part's steps. Returns float32 [steps, names].
+
+        Raises NonFiniteLossError, as the state was before the bad step (if guarded).
+        """
+        bounds = tf.constant(part.start), tf.constant(part.steps)
+        if self._variables is None:
+            traced = self._run.get_concrete_function(part.block, *bounds)
+            self._variables = list(traced.graph.variables)
+        before = self._read() if self._guard else []
+        values = self._run(part.block, *bounds).numpy()[: part.steps]
+        if self._guard:
+            self._check(part, values, names(), before)
+        return values
+
+    def _loop(self, block: Any, start: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+        """Traced: so many steps, from batch `start` of a block."""
+        many = self._step.accumulate
+        most = tf.nest.flatten(block)[0].shape[0] // many
+        self.graphs = [tf.compat.v1.get_default_graph()]
+
+        def body(i, rows):
+            self.graphs.append(tf.compat.v1.get_default_graph())
+            batches = [batch_of(block, start + i * many + k) for k in range(many)]
+            with _xla_random.as_in_a_graph():
+                output = self._step(self._step.gathered(batches), recording=self._every_step)
+            return i + 1, rows.write(i, self._row(output))
+
+        guard, self._step.guard = self._step.guard, None
+        try:
+            rows = tf.TensorArray(tf.float32, size=most, element_shape=[None])
+            _, rows = tf.while_loop(
+                lambda i, rows: i < steps, body, [0, rows], parallel_iterations=1
+            )
+        finally:
+            self._step.guard = guard
+        return rows.stack()
+
+    def _check(
+        self, part: Part, values: np.ndarray, names: tuple[str, ...], before: list[tf.Tensor]
+    ) -> None:
+        watched = ("losses/",) if self._step.skipping else ("losses/", "gradient_norm")
+        columns = [i for i, name in enumerate(names) if name.startswith(watched)]
+        bad = ~np.isfinite(values[:, columns]).all(1)
+        if self._step.skip_nonfinite:
+            # Those were left out; only many in a row are a failure.
+            self._lately = np.concatenate([self._lately, bad])
+            windows = np.lib.stride_tricks.sliding_window_view(self._lately, MOST_SKIPPED + 1)
+            bad, self._lately = windows.all(1), self._lately[-MOST_SKIPPED:]
+        if not bad.any():
+            return
+        index = int(np.argmax(bad))
+        for variable, value in zip(self._variables or (), before, strict=True):
+            variable.assign(value)
+        self._run(part.block, tf.constant(part.start), tf.constant(index))
+        losses = {names[i].removeprefix("losses/"): float(values[index, i]) for i in columns}
+        many = self._step.accumulate
+        batches = tuple(batch_of(part.block, part.start + index * many + k) for k in range(many))
+        raise NonFiniteLossError(int(self._step.counter.numpy()) + 1, losses, batches)

@@ -1,0 +1,155 @@
+"""`jit="auto"`: which of the engine's modes is the fastest, measured on the run's own first steps.
+
+The steps that are measured train like any others. What is tried is bounded: nothing whose
+compilation is expected to cost more than 5 % of the time that is left (of a short run, a quarter,
+but at most five seconds). Host code.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfloss.errors import NonFiniteLossError, TflossError
+
+SHARE, SHORT_SHARE, SHORT_SECONDS = 0.05, 0.25, 5.0
+MEASURED_SECONDS = 0.3  # of steps, in each mode
+MARGIN = 1.03  # how much faster another mode must be than the graph
+COMPILING = 4.0  # XLA takes so many times as long as tracing, or less
+_TITLES = {
+    "graph": "as a graph",
+    "step": "with each step compiled by XLA",
+    "loop": "with the whole loop compiled by XLA",
+}
+
+Request = tuple[str, int]  # a mode, and the most steps to run in it
+Answer = tuple[int, float]  # steps run, seconds
+
+
+class Tuner:
+    """Asks for steps in one mode after the other, until it knows which to use.
+
+        while tuner.request is not None:
+            mode, most = tuner.request
+            ...                                  # run up to so many steps
+            tuner.answer(steps, seconds)         # or tuner.failed(error)
+        tuner.mode
+
+    Args:
+      modes: to be tried after "graph", in order.
+      steps_left: updates still to be made, at any time.
+      clock: seconds.
+
+    Attributes:
+      mode: the one to use, as far as is known.
+      request: what to run next, or None when it is decided.
+      rates: `{mode: steps/s}`.
+      failure: why one doesn't work, or "".
+      why: the decision in words.
+    """
+
+    def __init__(
+        self,
+        modes: list[str],
+        steps_left: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._modes, self._steps_left, self._clock = modes, steps_left, clock
+        self.mode = "graph"
+        self.rates: dict[str, float] = {}
+        self.failure = self.why = ""
+        self._plan = self._decide()
+        self.request: Request | None = next(self._plan)
+
+    def answer(self, steps: int, seconds: float) -> None:
+        """What came of the request."""
+        try:
+            self.request = self._plan.send((steps, max(seconds, 1e-9)))
+        except StopIteration:
+            self.request = None
+
+    def failed(self, error: Exception) -> None:
+        """The mode that was asked for doesn't work."""
+        try:
+            self.request = self._plan.throw(error)
+        except StopIteration:
+            self.request = None
+
+    def _decide(self) -> Generator[Request, Answer, None]:
+        began = self._clock()
+        _, tracing = yield "graph", 1
+        self.rates["graph"] = yield from self._rate("graph")
+        notes = []
+        tried = 0.0
+        for mode in self._modes:
+            left = self._steps_left() / self.rates["graph"]
+            budget = min(max(SHARE * left, SHORT_SECONDS), SHORT_SHARE * left) - tried
+            if COMPILING * tracing > budget:
+                notes.append(f"XLA was not tried: too long to compile for the {left:.0f} s left")
+                break
+            since = self._clock()
+            try:
+                yield mode, 1  # compiles
+                self.rates[mode] = yield from self._rate(mode)
+            except (TflossError, tf.errors.OpError) as error:
+                if isinstance(error, NonFiniteLossError):
+                    raise
+                self.failure = f"XLA can't compile it: {_first_line(error)}"
+                notes.append(self.failure)
+                break
+            tried += self._clock() - since
+            if self.rates[mode] > MARGIN * self.rates["graph"]:
+                break
+        best = max(self.rates, key=lambda mode: self.rates[mode])
+        if self.rates[best] > MARGIN * self.rates["graph"]:
+            self.mode = best
+        others = [f"{_rate(v)} {_TITLES[k]}" for k, v in self.rates.items() if k != self.mode]
+        self.why = f"{_TITLES[self.mode]}, {_rate(self.rates[self.mode])} steps/s"
+        if others:
+            took = self._clock() - began
+            self.why += f" (against {', '.join(others)}; tried in the first {took:.0f} s)"
+        if notes:
+            self.why += "; " + "; ".join(notes)
+
+    def _rate(self, mode: str) -> Generator[Request, Answer, float]:
+        """Steps a second, in calls that get longer."""
+        steps, spent, best = 1, 0.0, 0.0
+        while spent < MEASURED_SECONDS:
+            done, took = yield mode, steps
+            best = max(best, done / took)
+            spent += took
+            # A mode that is far slower than the graph is not to be measured for long.
+            steps = min(2 * steps, max(1, int(best * MEASURED_SECONDS / 2)))
+        return best
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _first_line(error: Exception) -> str:
+    notes = getattr(error, "__notes__", [])
+    text = notes[0] if notes else str(error)
+    return text.strip().splitlines()[0][:300]
+
+
+def load_choice(path: Path, circumstances: Mapping[str, Any]) -> str | None:
+    """The mode that was chosen in these circumstances, if that was written down."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return str(found["mode"]) if found["circumstances"] == dict(circumstances) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save_choice(path: Path, tuner: Tuner, circumstances: Mapping[str, Any]) -> None:
+    """Writes a choice down, so that a resumed run need not measure again."""
+    rates = {mode: round(rate, 2) for mode, rate in tuner.rates.items()}
+    text = {"mode": tuner.mode, "steps_per_second": rates, "circumstances": dict(circumstances)}
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
