@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfloss import adapters, app, errors, hooks, replay, summary
+    from tfloss import adapters, app, data, errors, hooks, replay, summary
     from tfloss.collective import cross_replica_concat, global_mean, global_sum
     from tfloss.context import current_step
     from tfloss.distribution import make_strategy
@@ -50,7 +50,7 @@ _WHERE = {
     "make_strategy": "distribution",
     "metric": "evaluation",
 }
-_MODULES = ("adapters", "app", "errors", "hooks", "replay", "summary")
+_MODULES = ("adapters", "app", "data", "errors", "hooks", "replay", "summary")
 
 __all__ = [
     "Ema",
@@ -67,6 +67,7 @@ __all__ = [
     "app",
     "cross_replica_concat",
     "current_step",
+    "data",
     "errors",
     "export",
     "global_mean",
