@@ -1,0 +1,92 @@
+"""Beginning and ending take no time: what is imported, and how soon `train` returns."""
+
+import json
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss
+from tests.toys import Line
+from tfloss.hooks import Every, Hook
+
+IMPORTS = """
+import json, sys, time
+import tensorflow, keras
+before = set(sys.modules)
+began = time.perf_counter()
+import tfloss
+tfloss.Trainer, tfloss.summary.scalar, tfloss.hooks.TensorBoard, tfloss.export
+seconds = time.perf_counter() - began
+print(json.dumps({"seconds": seconds, "modules": sorted(set(sys.modules) - before)}))
+"""
+
+
+def test_importing_is_quick_and_pulls_nothing_in():
+    found = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True
+        )
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert min(one["seconds"] for one in found) < 0.3
+    packages = {name.partition(".")[0] for name in found[0]["modules"]}
+    assert "tfloss" in packages
+    heavy = {"tensorflow_datasets", "tensorboard", "rich", "pycocotools", "PIL", "ml_collections"}
+    assert not packages & heavy
+
+
+def used(seconds):
+    """An iterator of an ordinary pipeline that was used for so long."""
+    data = tf.data.Dataset.range(1000).repeat().map(lambda i: i, tf.data.AUTOTUNE)
+    iterator = iter(data.batch(8).prefetch(tf.data.AUTOTUNE))
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        next(iterator)
+    return iterator
+
+
+@pytest.mark.upstream
+@pytest.mark.promise(31)
+def test_closing_an_iterator_waits_for_the_autotuner():
+    iterator = used(3.0)
+    began = time.monotonic()
+    del iterator
+    assert time.monotonic() - began > 0.3
+
+
+class Times(Hook):
+    every = Every(steps=1)
+
+    def after_call(self, step):
+        self.last = time.monotonic()
+
+
+@pytest.mark.promise(31)
+def test_train_and_evaluate_return_when_their_last_step_is_done():
+    """The autotuner's thread sleeps for longer and longer; closing an iterator waits for it."""
+    x = np.ones(64, np.float32)
+    data = tf.data.Dataset.from_tensor_slices({"x": x}).repeat().shuffle(64)
+    data = data.map(lambda b: b, num_parallel_calls=tf.data.AUTOTUNE).batch(8)
+    data = data.prefetch(tf.data.AUTOTUNE)
+    seen = Times()
+    trainer = tfloss.Trainer(
+        Line(), keras.optimizers.SGD(0.0), hooks=[seen], default_hooks=False, steps_per_call=1
+    )
+    began = time.monotonic()
+    while time.monotonic() - began < 3.0:  # so long that the thread sleeps for seconds
+        trainer.train(data, trainer.step + 200)
+    ended = time.monotonic()
+    assert ended - seen.last < 0.2
+    mean = {"mean": tfloss.metric(keras.metrics.Mean(), lambda batch, out: out["y"])}
+    trainer.evaluate(data.take(3), mean)  # traces
+    began = time.monotonic()
+    trainer.evaluate(data.take(3), mean)
+    assert time.monotonic() - began < 0.2
+    began = time.monotonic()
+    del trainer, seen  # and with them the iterator
+    assert time.monotonic() - began < 0.2
