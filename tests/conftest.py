@@ -1,4 +1,8 @@
-"""What every test gets: a quiet CPU-only TensorFlow with 8 logical devices, and a fixed seed."""
+"""What every test gets: a quiet CPU-only TensorFlow with 8 logical devices, and a fixed seed.
+
+Iterators have no autotuner, unless a test asks for it: closing one, which may happen in any
+later test, waits for its thread, up to a minute.
+"""
 
 import os
 
@@ -13,12 +17,24 @@ import keras
 import pytest
 import tensorflow as tf
 
+from tfloss.data.distributed import without_autotuner
+
 LOGICAL_CPUS = 8
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * LOGICAL_CPUS,
 )
+
+
+_iterator = tf.data.Dataset.__iter__
+tf.data.Dataset.__iter__ = lambda dataset: _iterator(without_autotuner(dataset))
+
+
+@pytest.fixture
+def autotuner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Iterators are as TensorFlow makes them."""
+    monkeypatch.setattr(tf.data.Dataset, "__iter__", _iterator)
 
 
 @pytest.fixture(autouse=True)

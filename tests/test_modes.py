@@ -123,6 +123,27 @@ def test_what_does_not_compile_runs_as_a_graph_and_says_why(patient, capsys):
     assert seen.logs == before.logs  # no batch was lost
 
 
+def test_deterministic_is_a_graph_and_says_nothing(patient, tmp_path, capsys):
+    made = []
+    for jit in ("auto", "loop"):
+        trainer, _ = run(False)
+        made.append(
+            modes.Modes(
+                jit,
+                trainer.train_step,
+                every_step=False,
+                workdir=tmp_path,
+                agreement=trainer.agreement,
+                say=print,
+                deterministic=True,
+            )
+        )
+        made[-1].prepare(trainer._feed, True, lambda: 10**9)
+        made[-1].run(1, False)
+    assert [list(one._engines) for one in made] == [["graph"], ["loop"]]
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
 def test_a_short_run_is_not_spent_on_compiling(capsys):
     trainer, _ = run("auto", 100)
     assert list(trainer._modes._engines) == ["graph"]

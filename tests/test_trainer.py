@@ -367,12 +367,16 @@ def test_a_step_may_have_more_variables_to_keep(tmp_path):
 
 def test_resuming_says_so_and_a_finished_run_is_left_alone(tmp_path, capsys):
     trainer(workdir=tmp_path, default_hooks=True).train(DATA, steps=4)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+
+    def times():
+        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != ".lock"}
+
+    before = times()
     capsys.readouterr()
     again = trainer(workdir=tmp_path, default_hooks=True)
     assert again.train(DATA, steps=4).step == 4
     assert "resuming at step 4" in capsys.readouterr().out
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    assert times() == before
 
 
 @pytest.mark.promise(28)
@@ -757,7 +761,7 @@ def test_an_empty_data_set(known):
 
 
 def test_data_that_is_not_a_data_set():
-    with pytest.raises(DataError, match="tf.data.Dataset.*got list.*from_tensor_slices"):
+    with pytest.raises(DataError, match="tf.data.Dataset.*got list.*Source"):
         trainer().train([1, 2, 3], steps=1)
 
 

@@ -4,8 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow.python.client.pywrap_tf_session as session
+from tensorflow.core.framework import op_def_pb2
 
 from tfloss import _upstream
+from tfloss.randomness import state_by_definition
 
 pytestmark = pytest.mark.upstream
 
@@ -229,3 +232,96 @@ def test_kernels_of_xla_are_registered():
     graph = traced.get_concrete_function(tf.TensorSpec([1, 1, 1], tf.uint8)).graph
     found = _upstream.without_xla_kernel(graph.get_operations())
     assert {op.type for op in found} == {"EncodePng", "StringLength"}
+
+
+def test_an_iterator_has_a_handle_and_is_read_in_this_thread():
+    data = tf.data.Dataset.range(4).map(lambda i: {"i": i, "j": (2 * i, tf.ones([2]))})
+    iterator = iter(data)
+
+    @tf.function
+    def two():
+        return [_upstream.next_in_this_thread(iterator) for _ in range(2)]
+
+    first, second = two()
+    assert (first["i"], second["j"][0]) == (0, 2) and second["j"][1].shape == [2]
+    assert next(iterator)["i"] == 2
+    kinds = {op.type for op in two.get_concrete_function().graph.get_operations()}
+    assert "IteratorGetNextSync" in kinds and "IteratorGetNext" not in kinds
+
+
+def test_ops_with_random_state_are_known_by_their_definition():
+    """A new one shows here."""
+    buffer = session.TF_GetBuffer(session.TF_GetAllOpList())
+    ops = op_def_pb2.OpList.FromString(buffer).op
+    states = {op.name: state_by_definition(op) for op in ops}
+    kernels = {name for name, state in states.items() if state == "kernel"}
+    assert {name for name in kernels if not name.endswith("CandidateSampler")} == {
+        *("CudnnRNN", "CudnnRNNV2", "CudnnRNNV3"),  # if there is dropout
+        *("CudnnRNNBackprop", "CudnnRNNBackpropV2", "CudnnRNNBackpropV3"),
+        *("Multinomial", "ParameterizedTruncatedNormal", "TruncatedNormal", "RandomCrop"),
+        *("RandomGamma", "RandomPoisson", "RandomPoissonV2", "RandomStandardNormal"),
+        *("RandomShuffle", "RandomShuffleQueue", "RandomShuffleQueueV2"),
+        *("RandomUniform", "RandomUniformInt"),
+        *("SampleDistortedBoundingBox", "SampleDistortedBoundingBoxV2"),
+    }
+    assert {name for name, state in states.items() if state == "generator"} == {
+        *("RngReadAndSkip", "RngSkip", "StatefulRandomBinomial", "StatefulStandardNormal"),
+        *("StatefulStandardNormalV2", "StatefulTruncatedNormal", "StatefulUniform"),
+        *("StatefulUniformFullInt", "StatefulUniformInt"),
+    }
+    variables = {name for name, state in states.items() if state == "variable"}
+    assert {"AssignVariableOp", "ResourceApplyAdamWithAmsgrad", "ResourceScatterAdd"} <= variables
+    assert not {name for name in variables if "Read" in name or "Gather" in name}
+
+
+def test_captures_lead_to_handles_through_nested_functions():
+    one, two = tf.Variable(1.0), tf.Variable(2.0)
+    inner = tf.function(lambda: one * two)
+    found = []
+
+    @tf.function(autograph=False)
+    def outer():
+        def body(i):
+            two.assign_add(1.0)
+            found.append(_upstream.captured_handles(tf.compat.v1.get_default_graph()))
+            return i + 1
+
+        return tf.while_loop(lambda i: i < 2, body, [0]), inner()
+
+    graph = outer.get_concrete_function().graph
+    assert list(found[0].values()) == [id(two.handle)]
+    assert set(_upstream.captured_handles(graph).values()) == {id(one.handle), id(two.handle)}
+    (call,) = [op for op in graph.get_operations() if op.type.endswith("PartitionedCall")]
+    called = _upstream.called_graph(call, call.get_attr("f").name)
+    assert "Mul" in {op.type for op in called.get_operations()}
+    assert called.get_operations()[-1].traceback
+    assert _upstream.called_graph(call, "nothing") is None
+
+
+def test_a_data_set_tells_what_it_is_made_of():
+    numbers = tf.data.Dataset.range(3)
+    mapped = numbers.map(lambda x: x + 1, num_parallel_calls=2, deterministic=False)
+    data = tf.data.Dataset.zip(mapped, numbers.shuffle(3)).batch(2)
+    below = _upstream.datasets_below(data)
+    assert {id(numbers), id(mapped)} <= {id(one) for one in below}
+    graphs = [graph for one in below for graph in _upstream.dataset_graphs(one)]
+    assert ["AddV2"] == [op.type for g in graphs for op in g.get_operations() if op.type == "AddV2"]
+    assert [_upstream.dataset_order(one) for one in (mapped, numbers)] == ["false", "default"]
+    assert _upstream.dataset_seeds(numbers) is None
+    assert _upstream.dataset_seeds(numbers.shuffle(3, seed=5)) != (0, 0)
+    tf.random.set_seed(None)
+    assert _upstream.dataset_seeds(numbers.shuffle(3)) == (0, 0)
+
+
+def test_global_generators_are_made_when_first_asked_for(monkeypatch):
+    stateful = _upstream.stateful_random_ops
+    monkeypatch.setattr(stateful, "global_generator", None)
+    keras.backend.clear_session()  # Keras's
+    assert _upstream.global_generators() == {}
+    tf.random.get_global_generator().uniform([])
+    keras.random.uniform([])
+    assert set(_upstream.global_generators()) == {"tensorflow", "keras"}
+    monkeypatch.setattr(stateful, "global_generator", None)
+    assert set(_upstream.global_generators()) == {"keras"}
+    made = _upstream.global_generators(make=["tensorflow"])["tensorflow"]
+    assert made is tf.random.get_global_generator().state

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfloss.data.feed import Feed, distribute
+from tfloss.data.distributed import distribute
+from tfloss.data.feed import Feed
 from tfloss.engine import Block, Engine
 from tfloss.step import TrainStep
 

@@ -5,18 +5,23 @@ batches of one shape, that of the first batch; a batch of another size (the last
 its block and comes out alone. Host code, but for what `tf.data` runs.
 """
 
+import contextlib
 import dataclasses
 import functools
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+
+from tfloss import _upstream
 
 MOST_BYTES = 32 * 2**20  # of a block; three of them exist at a time
 MOST_STEPS = 200
 MOST_SECONDS = 0.25  # of gathering a block
 FEWEST_STEPS = 8  # in fewer, a loop compiled whole has nothing to win
+_PROBED = 4  # batches, to see how long one takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,7 @@ class Blocks:
         self.steps = max(1, min(MOST_STEPS, MOST_BYTES // max(1, size * per_step)))
         self._queue: list[_Run] = [_Run(batch=first)]  # taken from the iterator, not yet given out
         self._blocks: Any = None
+        self._held: Any = None  # a variable: whether pulling is to wait
         self._ended = False
 
     def take(self, steps: int) -> Part:
@@ -112,8 +118,10 @@ class Blocks:
         while self._waiting() < self._per_step:
             self._fetch()
         head = self._queue[0]
+        if head.batch is not None:
+            return self._of_singles(steps)
         here = min(head.count // self._per_step, steps)
-        if head.batch is not None or not here:
+        if not here:
             return Part(batches=self._batches(self._per_step))
         head.start, head.count = (
             head.start + here * self._per_step,
@@ -132,10 +140,15 @@ class Blocks:
         except StopIteration:
             if self._waiting() < self._per_step:
                 raise
+        return self._of_singles(steps)
+
+    def _of_singles(self, steps: int) -> Part:
+        """Of the batches at the head of the queue that came one by one."""
+        wanted = min(steps, self.steps) * self._per_step
         first = [x.shape for x in tf.nest.flatten(self._first)]
         alike = 0
         for run in self._queue[:wanted]:
-            if [x.shape for x in tf.nest.flatten(run.batch)] != first:
+            if run.batch is None or [x.shape for x in tf.nest.flatten(run.batch)] != first:
                 break
             alike += 1
         steps = alike // self._per_step
@@ -169,6 +182,20 @@ class Blocks:
         run = _Run(part.block, part.start, part.steps * self._per_step)
         self._queue[:0] = [_Run(batch=one) for one in part.batches] or [run]
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[int]:
+        """Inside, nothing is pulled, so that the iterator's state can be saved.
+
+        Gives how many batches were taken from the iterator and not yet from here.
+        """
+        if self._blocks is not None:
+            self._held.assign(True)
+            while not self._ended and not self._fetch():
+                pass
+        yield self._waiting()
+        if self._blocks is not None:
+            self._held.assign(False)
+
     def _waiting(self) -> int:
         return sum(run.count for run in self._queue)
 
@@ -183,7 +210,8 @@ class Blocks:
                 self._queue.pop(0)
         return tuple(found)
 
-    def _fetch(self) -> None:
+    def _fetch(self) -> bool:
+        """Gets what was pulled next. Returns whether that is nothing, because pulling waits."""
         if self._ended:
             raise StopIteration
         if self._blocks is None:
@@ -194,17 +222,37 @@ class Blocks:
         if bool(is_odd):
             self._queue.append(_Run(batch=odd))
         self._ended = bool(ended)
+        return not (int(count) or bool(is_odd) or self._ended)
 
     def _pulled(self) -> Any:
         options = tf.data.Options()
         options.autotune.enabled = False  # closing the iterator would wait for its thread
+        # Threads of its own, since `_pull_all` blocks one that what it waits for may need.
+        options.threading.private_threadpool_size = max(4, 2 + (os.cpu_count() or 1))
         size = self.steps * self._per_step
+        pull: Callable[[], tuple] = functools.partial(
+            _pull, self._iterator, self._first, size, self._per_step
+        )
+        if self._endless and self._are_quick(size):
+            pull = functools.partial(_pull_all, self._iterator, size)
+        self._held = tf.Variable(tf.constant(False), trainable=False, name="held")
+        nothing = functools.partial(_nothing, self._iterator, self._first, size)
         blocks = tf.data.Dataset.range(tf.int64.max).map(
-            _plain(
-                lambda _: _pull(self._iterator, self._first, size, self._per_step, self._endless)
-            )
+            _plain(lambda _: tf.cond(self._held, nothing, pull))
         )
         return iter(blocks.prefetch(1).with_options(options))
+
+    def _are_quick(self, size: int) -> bool:
+        """Whether batches, all of one shape, come so quickly that a block need not be cut short."""
+        if not all(
+            x.shape.is_fully_defined() for x in tf.nest.flatten(self._iterator.element_spec)
+        ):
+            return False
+        before, count = self.waited, 0
+        while count < _PROBED or self._waiting() % self._per_step:  # then blocks hold whole steps
+            self._queue.append(_Run(batch=self._timed(lambda: next(self._iterator))))
+            count += 1
+        return (self.waited - before) / count * size < MOST_SECONDS
 
     def _timed(self, call: Callable[[], Any]) -> Any:
         began = self._clock()
@@ -214,7 +262,23 @@ class Blocks:
             self.waited += self._clock() - began
 
 
-def _pull(iterator: Any, first: Any, size: int, per_step: int, endless: bool) -> tuple:
+def _pull_all(iterator: Any, size: int) -> tuple:
+    """Traced, in `tf.data`: as `_pull`, of data that don't end, in half the time."""
+    found = [_upstream.next_in_this_thread(iterator) for _ in range(size)]
+    stacked = tf.nest.map_structure(lambda *each: tf.stack(each), *found)
+    return tf.constant(size), stacked, *_nothing(iterator, found[0], size)[2:]
+
+
+def _nothing(iterator: Any, first: Any, size: int) -> tuple:
+    """Traced, in `tf.data`: what `_pull` returns when it pulls nothing."""
+    stacked = tf.nest.map_structure(lambda one: tf.zeros([size, *one.shape], one.dtype), first)
+    odd = tf.nest.map_structure(
+        lambda one: tf.zeros([d or 0 for d in one.shape], one.dtype), iterator.element_spec
+    )
+    return tf.constant(0), stacked, tf.constant(False), odd, tf.constant(False)
+
+
+def _pull(iterator: Any, first: Any, size: int, per_step: int) -> tuple:
     """Traced, in `tf.data`: up to `size` batches of the first one's shape, stacked.
 
     If they come slowly, there are fewer, so that nobody has to wait for many.
@@ -226,12 +290,8 @@ def _pull(iterator: Any, first: Any, size: int, per_step: int, endless: bool) ->
     shapes = [x.shape for x in tf.nest.flatten(first)]
     pack = functools.partial(tf.nest.pack_sequence_as, iterator.element_spec)
     nothing = [tf.zeros([d or 0 for d in one.shape], one.dtype) for one in specs]
-    alike = all(one.shape.is_fully_defined() for one in specs)
 
     def pull(count, fits, odd, last, arrays):
-        if alike and endless:  # nothing can happen, and this is three times as fast
-            values = tf.nest.flatten(next(iterator))
-            return count + 1, fits, odd, last, _written(arrays, count, values, shapes)
         found = iterator.get_next_as_optional()
         there = found.has_value()
         values = tf.cond(there, lambda: tf.nest.flatten(found.get_value()), lambda: nothing)

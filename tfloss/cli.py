@@ -2,6 +2,8 @@
 
     tfloss launch --workers 2 -- python train.py ...    a cluster of workers on this machine
     tfloss replay runs/digits    runs again, eagerly, the step whose loss was not finite
+    tfloss checkpoints runs/digits    lists them: age, size, whether they are whole, the best
+    tfloss checkpoints runs/digits --diff 1000 2000    which variables changed, and by how much
     tfloss version
 
 A sub-command is one function that takes the parsed arguments and returns the exit code; it
@@ -65,6 +67,24 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("workdir", type=Path, help="the workdir of the run that stopped")
     replay.set_defaults(run=_replay)
 
+    checkpoints = commands.add_parser(
+        "checkpoints",
+        help="list the checkpoints of a run, or compare two of them",
+        description="Lists the checkpoints of a run: step, age, size, whether all files are what "
+        "was written or what is wrong, and the metric of the best. With --diff, tells which "
+        "variables changed between two of them: the largest difference, and the norm of the "
+        "difference over the norm before.",
+    )
+    checkpoints.add_argument("workdir", type=Path, help="of the run, or its checkpoints directory")
+    checkpoints.add_argument(
+        "--diff",
+        type=_at_least(0),
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="two steps whose checkpoints are compared",
+    )
+    checkpoints.set_defaults(run=_checkpoints)
+
     version = commands.add_parser("version", help="print the versions of tfloss and TensorFlow")
     version.set_defaults(run=_version)
     return parser
@@ -100,6 +120,31 @@ def _replay(arguments: argparse.Namespace) -> int:
     from tfloss import replay
 
     return replay.main(arguments.workdir) or 0
+
+
+def _checkpoints(arguments: argparse.Namespace) -> int:
+    from tfloss.checkpoint import listing
+    from tfloss.errors import CheckpointError
+
+    try:
+        files = listing.find(arguments.workdir)
+        if arguments.diff is None:
+            listing.show(files)
+            return 0
+        for step in arguments.diff:
+            if step not in files.steps():
+                there = ", ".join(map(str, files.steps()))
+                raise CheckpointError(f"There is no checkpoint of step {step}; there are {there}.")
+        from tfloss.app.quiet import import_tensorflow
+
+        import_tensorflow()
+        from tfloss.checkpoint import changes
+
+        changes.show(files, *arguments.diff)
+    except CheckpointError as error:
+        sys.stderr.write(f"tfloss checkpoints: {error}\n")
+        return 2
+    return 0
 
 
 def _version(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ Three modes give the same results, at speeds that depend on the model:
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from tfloss.blocks import Blocks, Part
 from tfloss.compiled_loop import CompiledLoop
 from tfloss.errors import LossError, TflossError
 from tfloss.guard import FiniteGuard
+from tfloss.randomness import explain
 from tfloss.report import StepOutput
 from tfloss.step import TrainStep
 from tfloss.summary import Summary, on_host
@@ -76,6 +78,7 @@ class Engine:
       mode: one of MODES. None: "step" if the step is to be compiled, else "graph".
       every_step: also compute the model's scalar summaries on every step.
       guard: stop before an update whose losses are not finite.
+      check: is shown the graph of each step that was traced, before it runs; it may raise.
 
     Raises (from `run`):
       tf.errors.OutOfRangeError, StopIteration: the data ended; `train_step.counter` says after
@@ -90,10 +93,12 @@ class Engine:
         mode: str | None = None,
         every_step: bool = False,
         guard: bool = True,
+        check: Callable[[Any], None] = lambda graph: None,
     ):
         self.mode = mode or ("step" if train_step.jit else "graph")
         self._step = train_step
         self._every_step = every_step
+        self._check = check
         self._guard = FiniteGuard(train_step) if guard else None
         self._names: dict[bool, tuple[str, ...]] = {}
         self._recorded: list[Any] = []
@@ -214,6 +219,8 @@ class Engine:
         return self._row(output, recording=False)[tf.newaxis]
 
     def _row(self, output: StepOutput, recording: bool) -> tf.Tensor:
+        """Traced, when a step has been."""
+        self._check(tf.compat.v1.get_default_graph())
         names = tuple(output.scalars)
         before = self._names.setdefault(recording, names)
         if before != names:
@@ -229,7 +236,8 @@ class Engine:
         known = self._names.get(True)
         return known is None or bool(self._recorded) or known != self._names.get(False, known)
 
-    def _with_advice(self, error: Exception) -> Exception:
+    def _with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
+        explain(error)
         if self.mode == "graph":
             return error
         graphs = self._compiled.graphs if self.mode == "loop" else [self._step.compiled]

@@ -27,6 +27,14 @@ class CheckpointError(TflossError, ValueError):
     """A checkpoint that can't be written, or that doesn't fit the model."""
 
 
+class CheckpointWriteError(CheckpointError, OSError):
+    """A checkpoint that the disk doesn't take: its path, the reason, the room, what is left."""
+
+
+class WorkdirInUseError(TflossError, RuntimeError):
+    """A workdir in which another trainer is at work: its process, its host, since when."""
+
+
 class ClusterError(TflossError, ValueError):
     """An environment that names the workers of a run wrongly or halfway: the variable, the way."""
 
@@ -59,6 +67,18 @@ class Preempted(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(self.CODE)
+
+
+class TimeLimitReached(Preempted):
+    """The time that a run was given is up (`tfloss.hooks.TimeLimit`): like SIGTERM, with another
+    exit code, 124, which is what the command `timeout` uses.
+    """
+
+    CODE = 124
+
+
+class Aborted(KeyboardInterrupt):
+    """A second Ctrl-C: raised where it comes, maybe within a step, so nothing is to be saved."""
 
 
 class NonFiniteLossError(TflossError, FloatingPointError):

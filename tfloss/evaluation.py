@@ -24,7 +24,7 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.batches import count, leaves, split
 from tfloss.context import forward_context
-from tfloss.data.feed import Data, as_dataset
+from tfloss.data.distributed import Data, as_dataset
 from tfloss.distribution import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
 from tfloss.losses import LossWeights, collect
@@ -233,6 +233,44 @@ class Evaluator:
         named = {**losses, "total": sum(weighted[1:], weighted[0])}
         self._loss_names = list(named)
         return tf.stack(list(named.values()))
+
+
+class Evaluators:
+    """The evaluators of one model, each traced once. Host code.
+
+    Args:
+      model, loss_weights: see `Evaluator`.
+      strategy: in whose scope they are made.
+    """
+
+    MOST = 8  # each holds its metrics and a trace
+
+    def __init__(
+        self, model: keras.Model, loss_weights: LossWeights, strategy: tf.distribute.Strategy
+    ):
+        self._model, self._weights, self._strategy = model, loss_weights, strategy
+        self._known: dict[tuple, Evaluator] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(
+        self, metrics: Mapping[str, BoundMetric | HostMetric], losses: bool, signature: tuple
+    ) -> Evaluator:
+        """The one of these metric objects.
+
+        Args:
+          signature: of what is frozen in a trace.
+        """
+        key = (*((name, id(one)) for name, one in metrics.items()), losses, signature)
+        if key not in self._known:
+            while len(self._known) >= self.MOST:
+                self._known.pop(next(iter(self._known)))
+            with self._strategy.scope():
+                self._known[key] = Evaluator(
+                    self._model, metrics, losses=losses, loss_weights=self._weights
+                )
+        return self._known[key]
 
 
 def _check_predictions(predictions: Any) -> None:

@@ -48,15 +48,16 @@ class Loop:
 
         Raises:
           Preempted: after SIGTERM, if there is a workdir to save in.
-          KeyboardInterrupt: at once on a single worker, else after the same step on all.
+          KeyboardInterrupt: after Ctrl-C, when the step and the hooks that are due are done; of
+            several workers after the same step on all.
+          Aborted: after a second Ctrl-C, at once.
         """
         trainer = self._trainer
-        several = trainer.agreement.workers > 1
-        signals = ["SIGTERM"] * (trainer.checkpoints is not None) + ["SIGINT"] * several
+        signals = ["SIGTERM"] * (trainer.checkpoints is not None) + ["SIGINT"]
         trainer.stopwatch.start()
-        trainer.window.restart()
+        trainer.window.go_on(trainer.step)
         block, most = None, self._fixed or 1
-        with caught(*signals) as came:
+        with caught(*signals, first=self._answer) as came:
             stopped = trainer.stopped is not None  # by a hook, before the first step
             while trainer.step < steps and not stopped:
                 count, recording, log_at = self._next_call(steps, most)
@@ -66,6 +67,7 @@ class Loop:
                 if self._fixed is None and count == most and took < _CALL_SECONDS / 2:
                     most = min(2 * most, _MOST_STEPS)
                 trainer.step += block.steps
+                self._feed.reached(trainer.step)
                 trainer.window.add(block)
                 if trainer.step == log_at:
                     self._log(block.summaries)
@@ -87,6 +89,16 @@ class Loop:
         if trainer.window:  # stopped between two logs
             self._log(())
         return last_losses(block)
+
+    def _answer(self, signal: str) -> None:
+        """Says at once what the first Ctrl-C does. In another thread."""
+        if signal == "SIGINT":
+            trainer = self._trainer
+            save = "" if trainer.checkpoints is None else ", then saving a checkpoint"
+            trainer.say(
+                f"Ctrl-C at step {trainer.step}: finishing the step and what is due{save}; "
+                "Ctrl-C again exits at once."
+            )
 
     def _next_call(self, steps: int, most: int) -> tuple[int, bool, int]:
         """How many steps, whether it is the one that is logged, and which step is next logged."""
@@ -113,14 +125,24 @@ class Loop:
         return block
 
     def _call_hooks(self) -> None:
-        """Those that are due; by the first worker's clock, where that decides."""
+        """Those that are due; by the first worker's clock, where that decides.
+
+        Checkpoints are saved last: what others do at this step is in them, or would be lost.
+        """
         trainer = self._trainer
         timed = [hook for hook in trainer.hooks if hook.every is not None]
+        timed.sort(key=lambda hook: hook.timed_as == "checkpoint")  # the rest keeps its order
         due = [float(hook.every.due(trainer.step)) for hook in timed if hook.every is not None]
+        ends: Preempted | None = None
         for hook, now in zip(timed, trainer.agreement.settle([], due)[1], strict=True):
             if now and trainer.runs(hook):
-                with trainer.stopwatch.during(hook.timed_as):
-                    hook.after_call(trainer.step)
+                try:
+                    with trainer.stopwatch.during(hook.timed_as):
+                        hook.after_call(trainer.step)
+                except Preempted as error:  # raised when all have had their turn at this step
+                    ends = error
+        if ends is not None:
+            raise ends
 
     def _log(self, summaries: Sequence[Summary]) -> None:
         """Logs the steps since the last log; summaries belong to the last of them."""

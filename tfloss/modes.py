@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tfloss.blocks import FEWEST_STEPS, MOST_BYTES, reason_not_to_stack
 from tfloss.data.feed import Feed
 from tfloss.engine import Block, Engine
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
+from tfloss.randomness import RandomnessCheck
 from tfloss.step import TrainStep
 from tfloss.tuning import Tuner, load_choice, save_choice
 
@@ -32,6 +33,9 @@ class Modes:
       every_step: also compute the model's scalar summaries on every step.
       workdir: where a choice is kept, or None.
       say: prints a line.
+      deterministic: "auto" is the graph, since a choice by the clock may differ the next time; a
+        step with state that no checkpoint holds is refused (`tfloss.randomness`).
+      saved: gives the variables that a checkpoint holds, when a step has been traced.
       clock: seconds.
 
     Raises ValueError for another value of jit.
@@ -46,11 +50,15 @@ class Modes:
         workdir: Path | None,
         agreement: Agreement,
         say: Callable[[str], None],
+        deterministic: bool = False,
+        saved: Callable[[], Iterable[Any]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         if not (isinstance(jit, bool) or jit in ("loop", "auto")):
             raise ValueError(f"jit must be True, False, 'loop' or 'auto', got {jit!r}.")
-        self._jit, self._step, self._every_step = jit, train_step, every_step
+        self._jit = False if deterministic and jit == "auto" else jit
+        self._step, self._every_step = train_step, every_step
+        self._check = RandomnessCheck(deterministic, saved)
         self._file = workdir / FILE if workdir is not None and agreement.chief else None
         self._agreement, self._say, self._clock = agreement, say, clock
         self._engines: dict[str, Engine] = {}
@@ -126,7 +134,11 @@ class Modes:
         assert feed is not None
         if mode not in self._engines:
             self._engines[mode] = Engine(
-                self._step, mode=mode, every_step=self._every_step, guard=self._guard
+                self._step,
+                mode=mode,
+                every_step=self._every_step,
+                guard=self._guard,
+                check=self._check,
             )
         source = feed.iterator
         if mode == "loop":

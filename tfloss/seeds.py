@@ -1,4 +1,4 @@
-"""The random states of a model: Keras seed generators, each replica's its own.
+"""Random states: a model's Keras seed generators, each replica's its own; and the process's.
 
 Keras keeps the state of a seed generator (Dropout's, ...) in one mirrored variable, so all
 replicas draw the same masks. Here replica r's state is replica 0's plus r * STRIDE. So a
@@ -6,6 +6,10 @@ checkpoint needs replica 0's only; resumed on as many replicas a run goes on exa
 another number it is a run with other noise whose first replica goes on as before. Host code,
 cross-replica.
 """
+
+import random
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -42,3 +46,34 @@ def split_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
             )
 
     strategy.run(tf.autograph.experimental.do_not_convert(replica))
+
+
+def process_variables() -> list[Any]:
+    """The states of TensorFlow's and Keras's global generators, as far as there are some."""
+    return list(_upstream.global_generators().values())
+
+
+def process_states() -> dict[str, Any]:
+    """The states of the global generators of Python, NumPy, TensorFlow and Keras, as JSON."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "variables": {
+            name: np.asarray(state).tolist()
+            for name, state in _upstream.global_generators().items()
+        },
+    }
+
+
+def set_process_states(states: Mapping[str, Any]) -> None:
+    """Sets what `process_states` gave."""
+    variables = states["variables"]
+    # To make Keras's draws from Python's.
+    for name, state in _upstream.global_generators(make=variables).items():
+        if name in variables:
+            state.assign(tf.constant(variables[name], state.dtype))
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))

@@ -11,7 +11,7 @@ Host code, cross-replica.
 import sys
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from tfloss import _upstream
 from tfloss.agreement import Agreement
 from tfloss.checkpoint import (
+    BackgroundWriter,
     CheckpointDirectory,
     load_manifest,
     load_values,
@@ -32,6 +33,7 @@ from tfloss.hooks import Hook
 from tfloss.seeds import STRIDE, set_seed, split_seeds
 from tfloss.step import TrainStep
 
+_NONE, _NONE_WHOLE = -1, -2  # in place of a step
 _NETWORK_SECONDS = 10.0  # what a network file system may take to show elsewhere what is new
 
 
@@ -58,21 +60,28 @@ class TrainerState:
         step: int,
         hooks: Sequence[Hook],
         *,
+        extra: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+        background: BackgroundWriter | None = None,
         write: bool = True,
     ) -> Path:
         """Saves everything, and the hooks' state, as one checkpoint.
 
         All workers must call it, to read the variables; those without `write` write nothing.
+        `extra`, `files` and `background` are those of `CheckpointDirectory.save`.
 
         Replicas are given the mean of their own statistics first, so that training goes on
         from the very state that is saved.
         """
         self.sync_replicas()
         extra = {
+            **(extra or {}),
             "hooks": {name: hook.state for name, hook in named_hooks(hooks).items()},
             "seeds": {"replicas": self._step.strategy.num_replicas_in_sync, "stride": STRIDE},
         }
-        return directory.save(step, self.variables(), extra, write=write)
+        return directory.save(
+            step, self.variables(), extra, files=files, background=background, write=write
+        )
 
     def restore(self, directory: CheckpointDirectory, path: Path, hooks: Sequence[Hook]) -> int:
         """Restores a checkpoint and returns its step.
@@ -199,18 +208,30 @@ def warn_if_unrestored(directory: CheckpointDirectory | None) -> None:
         )
 
 
-def newest_checkpoint(directory: CheckpointDirectory | None, agreement: Agreement) -> Path | None:
-    """The checkpoint to go on from: the first worker's newest, which all must see.
+def newest_checkpoint(
+    directory: CheckpointDirectory | None, agreement: Agreement, say: Callable[[str], None]
+) -> Path | None:
+    """The checkpoint to go on from: the first worker's newest that is whole, which all must see.
 
-    Agreed on before anybody restores, which takes all of them.
+    Agreed on before anybody restores, which takes all of them. Damaged ones are told by `say`.
 
-    Raises WorkerError, on all workers, if one of them doesn't.
+    Raises, on all workers:
+      WorkerError: one of them doesn't.
+      CheckpointError: there are some, and none is whole.
     """
     if directory is None:
         return None
-    steps = directory.steps() if agreement.chief else []
-    step = int(agreement.settle([], [steps[-1] if steps else -1])[1][0])
-    if step < 0:
+    newest = directory.newest_valid(say) if agreement.chief else None
+    found = _NONE if newest is None else int(load_manifest(newest)["step"])
+    if newest is None and agreement.chief and directory.steps():
+        found = _NONE_WHOLE
+    step = int(agreement.settle([], [found])[1][0])
+    if step == _NONE_WHOLE:
+        raise CheckpointError(
+            f"None of the checkpoints in {directory.path} is whole; the lines above say why. To "
+            "begin anew, move them away."
+        )
+    if step == _NONE:
         return None
     until = time.monotonic() + _NETWORK_SECONDS
     while step not in directory.steps() and time.monotonic() < until:

@@ -23,26 +23,30 @@ import tensorflow as tf
 
 from tfloss import replay
 from tfloss.agreement import Agreement
-from tfloss.checkpoint import CheckpointDirectory
-from tfloss.data.feed import Data, Feed, as_dataset
+from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
+from tfloss.data.distributed import Data, as_dataset
+from tfloss.data.feed import Feed
 from tfloss.distribution import check_strategy
 from tfloss.ema import Ema
 from tfloss.errors import CheckpointError
-from tfloss.evaluation import BoundMetric, Evaluator, HostMetric
-from tfloss.hooks import Every, Hook, MetricsFile, NaNGuard, Progress, SaveCheckpoint, TensorBoard
+from tfloss.evaluation import BoundMetric, Evaluators, HostMetric
+from tfloss.hooks import Hook, NaNGuard
 from tfloss.hooks.base import RunInfo
-from tfloss.hooks.every import check_trigger, started_copy
+from tfloss.hooks.defaults import DefaultHooks
+from tfloss.hooks.running import running
+from tfloss.lock import locked
 from tfloss.loop import Loop
 from tfloss.losses import Weight
 from tfloss.modes import Modes
+from tfloss.randomness import make_deterministic
 from tfloss.result import TrainResult
-from tfloss.state import TrainerState, newest_checkpoint, warn_if_unrestored
+from tfloss.resume import Resume
+from tfloss.seeds import process_variables
+from tfloss.state import TrainerState, warn_if_unrestored
 from tfloss.step import TrainStep
 from tfloss.summary import Summary
 from tfloss.window import LogWindow
 from tfloss.workdir import writable
-
-_MOST_EVALUATORS = 8
 
 
 class Trainer:
@@ -74,6 +78,11 @@ class Trainer:
         workdir. The results are the same up to rounding.
       loss_weights, clip_norm, accumulate, precision, ema, skip_nonfinite: see `TrainStep`.
       train_step: a subclass of `TrainStep`, for another algorithm.
+      async_checkpoint: write checkpoints while training goes on; it waits only until the values
+        are copied to the host's memory, which takes as much of it as they do.
+      deterministic: the same bits each time, resumed or not: turns on TensorFlow's op determinism
+        (for the whole process), refuses a step with state that no checkpoint can hold, and lets
+        no clock choose the mode. Needs a seed. It costs speed.
       clock: seconds; injectable for tests.
 
     Raises:
@@ -103,6 +112,8 @@ class Trainer:
         ema: float | Ema | None = None,
         skip_nonfinite: bool = False,
         train_step: type[TrainStep] = TrainStep,
+        async_checkpoint: bool = False,
+        deterministic: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         if not isinstance(model, keras.Model):
@@ -119,6 +130,7 @@ class Trainer:
         self.seed = seed
         self.log_every = log_every
         self.every_step = every_step
+        self.deterministic = deterministic
         self.clock = clock
         self.error: BaseException | None = None
         self.step = 0
@@ -128,11 +140,12 @@ class Trainer:
         )
         self.hooks: list[Hook] = list(hooks)
         self._own_hooks = list(hooks)
-        self._default_hooks = default_hooks
-        self._defaults: list[Hook] | None = None
+        self._defaults = DefaultHooks(default_hooks, self.workdir is not None)
         self._steps_per_call = steps_per_call
         if seed is not None:
             keras.utils.set_random_seed(seed)
+        if deterministic:
+            make_deterministic(seed)
         with self.strategy.scope():
             self.train_step = train_step(
                 model,
@@ -152,14 +165,17 @@ class Trainer:
             workdir=self.workdir,
             agreement=self.agreement,
             say=self.say,
+            deterministic=deterministic,
+            saved=lambda: [*self.state().variables().values(), *process_variables()],
             clock=clock,
         )
         self._feed: Feed | None = None
+        self._resume = Resume(self, self.checkpoints, background=async_checkpoint)
         self._resumed = False
         self.stopped: str | None = None
         self.window = LogWindow(every_step, clock)
         self.stopwatch = self.window.stopwatch
-        self._evaluators: dict[tuple, Evaluator] = {}
+        self._evaluators = Evaluators(model, self.train_step.loss_weights, self.strategy)
 
     # What a script calls
 
@@ -173,13 +189,13 @@ class Trainer:
     ) -> TrainResult:
         """Trains until `steps` updates are done in all. Host code.
 
-        The first call resumes from the newest checkpoint in the workdir, if there is one. A
-        second call goes on from where the first ended, in the data too if it is the same
-        object.
+        The first call resumes from the newest whole checkpoint in the workdir, if there is one,
+        in the data too. A second call goes on from where the first ended, in the data too if it
+        is the same object.
 
         Args:
-          data: a `tf.data.Dataset` of global batches, or a function of a
-            `tf.distribute.InputContext` that returns one. Its elements may be any nest.
+          data: a `tf.data.Dataset` of global batches, a `tfloss.data.Source`, or a function of a
+            `tf.distribute.InputContext` that returns a data set. Elements may be any nest.
           steps: the global step to reach.
           hooks: more hooks, for this call.
           steps_per_epoch: for hooks that count epochs, where the data set repeats or doesn't
@@ -190,14 +206,26 @@ class Trainer:
           DataError: the data ended before `steps`, too; it says after how many batches.
           NonFiniteLossError: a loss became NaN or infinite (see `NaNGuard`).
           CheckpointError: the checkpoint in the workdir doesn't fit the model.
+          WorkdirInUseError: another process trains in it.
         """
         _check_positive("steps", steps)
-        self.hooks = self._all_hooks(list(hooks))
+        with contextlib.ExitStack() as stack:
+            if self.workdir is not None and self.agreement.chief:
+                stack.enter_context(locked(self.workdir))
+            return self._train(data, steps, hooks, steps_per_epoch)
+
+    def _train(
+        self, data: Data, steps: int, hooks: Iterable[Hook], steps_per_epoch: float | None
+    ) -> TrainResult:
+        """See `train`."""
+        self.hooks = self._defaults.after([*self._own_hooks, *hooks])
         feed = self._next_feed(data)
         self.train_step.build(feed.element_spec)
         if bundle := os.environ.get(replay.VARIABLE):
             replay.replay_and_exit(self, bundle)
-        self._resume()
+        if not self._resumed:
+            self._restore_once()
+        self._resume.place(feed, steps)
         if self.step >= steps:
             self.say(f"step {self.step} is already reached, {steps} were asked for.")
             return TrainResult(self.step, {})
@@ -205,27 +233,18 @@ class Trainer:
         size = feed.batch_size and feed.batch_size * many
         epoch = steps_per_epoch or (feed.steps_per_epoch and feed.steps_per_epoch / many)
         self.run = RunInfo(self.step, steps, size, epoch)
+        feed.start(self.step)
         guard = any(isinstance(hook, NaNGuard) for hook in self.hooks)
         self._modes.prepare(feed, guard, lambda: steps - self.step)
         self.error = self.stopped = None
-        last: dict[str, float] = {}
-        started: list[Hook] = []
-        try:
-            for hook in self.hooks:
-                hook.trainer = self
-                if hook.every is not None:
-                    hook.every = started_copy(hook.every, self.run)
-                if self.runs(hook):
-                    started.append(hook)
-                    hook.before_train()
-            last = Loop(self, self._modes, feed, self._steps_per_call).run(steps)
-        except BaseException as error:
-            self.error = error
-            self.agreement.explain(error)
-            self.step = int(self.train_step.counter.numpy())  # a call may not have returned
-            raise
-        finally:
-            self._finish(started)
+        with running(self):
+            try:
+                last = Loop(self, self._modes, feed, self._steps_per_call).run(steps)
+            except BaseException as error:
+                self.agreement.explain(error)
+                self.step = int(self.train_step.counter.numpy())  # a call may not have returned
+                feed.reached(self.step)
+                raise
         reason = self.stopped if self.step < steps else None
         if reason is not None:
             self.say(f"stopped at step {self.step}: {reason}")
@@ -244,10 +263,12 @@ class Trainer:
         Raises:
           CheckpointError: there is none, or it doesn't fit the model.
         """
-        if newest_checkpoint(self.checkpoints, self.agreement) is None:
-            where = self.workdir or "the Trainer, which has no workdir"
-            raise CheckpointError(f"There is no checkpoint in {where}. Train first.")
-        self.hooks = self._all_hooks([])
+        where = self.workdir or "the Trainer, which has no workdir"
+        nothing = CheckpointError(f"There is no checkpoint in {where}. Train first.")
+        # Before the model is built, which would name another trouble.
+        if self.checkpoints is None or not self.checkpoints.steps():
+            raise nothing
+        self.hooks = self._defaults.after(self._own_hooks)
         try:
             self.train_step.build(as_dataset(data, self.strategy).element_spec)
         except Exception as error:
@@ -256,8 +277,8 @@ class Trainer:
                 "as train() takes them, not those of inference."
             )
             raise
-        self._resumed = False
-        self._resume()
+        if not self._restore_once():
+            raise nothing
         return self.step
 
     def evaluate(
@@ -288,19 +309,11 @@ class Trainer:
             warn_if_unrestored(self.checkpoints)  # once
         if not self.model.built:
             self.train_step.build(as_dataset(data, self.strategy).element_spec)
-        ids = ((name, id(one)) for name, one in metrics.items())
-        key = (*ids, losses, self.train_step.signature())
-        if key not in self._evaluators:
-            while len(self._evaluators) >= _MOST_EVALUATORS:  # each holds its metrics and a trace
-                self._evaluators.pop(next(iter(self._evaluators)))
-            with self.strategy.scope():
-                self._evaluators[key] = Evaluator(
-                    self.model, metrics, losses=losses, loss_weights=self.train_step.loss_weights
-                )
+        evaluator = self._evaluators.of(metrics, losses, self.train_step.signature())
         self.state().sync_replicas()
         with self.averaged() if ema else contextlib.nullcontext():
             # The first worker's, so that no rounding makes one of them decide otherwise.
-            return self.agreement.chiefs(self._evaluators[key].run(data, self.step))
+            return self.agreement.chiefs(evaluator.run(data, self.step))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -343,9 +356,13 @@ class Trainer:
         """Saves the whole state under `workdir/checkpoints` and returns the directory."""
         if self.checkpoints is None:
             raise ValueError("Can't save a checkpoint: the Trainer has no workdir.")
-        arguments = (self.checkpoints, self.step, self.hooks)
-        save = functools.partial(self.state().save, *arguments, write=self.agreement.chief)
+        save = functools.partial(self._resume.save, self._feed)
         return self.agreement.together("save a checkpoint", save)
+
+    @property
+    def writer(self) -> BackgroundWriter | None:
+        """What writes checkpoints while training goes on, with `async_checkpoint`."""
+        return self._resume.writer
 
     def state(self) -> TrainerState:
         """All variables that a checkpoint holds."""
@@ -353,53 +370,24 @@ class Trainer:
 
     # How
 
-    def _all_hooks(self, more: list[Hook]) -> list[Hook]:
-        """The user's hooks, then the defaults: what produces comes before what keeps it."""
-        given = self._own_hooks + more
-        for hook in given:
-            check_trigger(hook.every, type(hook).__name__)
-        if not self._default_hooks:
-            return given
-        if self._defaults is None:
-            self._defaults = [NaNGuard(), Progress()]
-            if self.workdir is not None:
-                writers = [SaveCheckpoint(Every(secs=600)), TensorBoard(), MetricsFile()]
-                self._defaults[1:1] = writers
-        classes = {type(hook) for hook in given}
-        return given + [hook for hook in self._defaults if type(hook) not in classes]
-
     def _next_feed(self, data: Data) -> Feed:
         if self._feed is not None and self._feed.data is data:
             return self._feed
-        feed = Feed(data, self.strategy)
+        feed = Feed(data, self.strategy, self.train_step.accumulate)
         if self._feed is not None:
             feed.check_same_structure(self._feed)
         self._feed = feed
         return feed
 
-    def _resume(self) -> None:
-        if self._resumed:
-            return
-        path = newest_checkpoint(self.checkpoints, self.agreement)
-        if self.checkpoints is not None and path is not None:
-            self.step = self.state().restore(self.checkpoints, path, self.hooks)
-            self.say(f"resuming at step {self.step} from {path}")
+    def _restore_once(self) -> bool:
+        """Restores the newest checkpoint, if that wasn't done. Returns whether there was one."""
+        step = self._resume.load()
+        if step is not None:
+            self.step = step
         elif self.seed is not None:
             self.state().seed(self.seed)
         self._resumed = True  # not before: after an error it must be tried again
-
-    def _finish(self, started: list[Hook]) -> None:
-        """Lets every hook end, whatever the others do."""
-        failure: BaseException | None = None
-        for hook in started:
-            try:
-                with self.stopwatch.during(hook.timed_as):
-                    hook.after_train()
-            except BaseException as error:  # noqa: BLE001 - raised below, after the others
-                failure = failure or error
-        if failure is not None and self.error is None:
-            self.error = failure
-            raise failure
+        return step is not None
 
 
 def _check_positive(name: str, value: Any) -> None:

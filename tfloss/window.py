@@ -1,7 +1,11 @@
 """The steps since the last log, and what is logged of them. Host code."""
 
+import dataclasses
+import io
+import json
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +33,7 @@ class LogWindow:
     def restart(self) -> None:
         """Forgets what it has and starts the clock."""
         self._blocks: list[Block] = []
+        self._earlier = 0  # steps before the clock started
         self._began = self._clock()
         self._spent = self.stopwatch.seconds()
 
@@ -39,6 +44,29 @@ class LogWindow:
         """Takes the values of some more steps; they stay on the device for now."""
         self._blocks.append(block)
 
+    def saved(self) -> bytes:
+        """The steps that are not logged yet, for a checkpoint."""
+        heads = [{"first": one.first, "names": one.names} for one in self._blocks]
+        arrays: dict[str, Any] = {str(i): one.rows() for i, one in enumerate(self._blocks)}
+        file = io.BytesIO()
+        np.savez(file, **arrays, heads=np.array(json.dumps(heads)))
+        return file.getvalue()
+
+    def restore(self, saved: bytes) -> None:
+        """Takes what was `saved`."""
+        self.restart()
+        with np.load(io.BytesIO(saved)) as arrays:
+            for index, head in enumerate(json.loads(str(arrays["heads"]))):
+                self.add(Block(head["first"], tuple(head["names"]), arrays[str(index)]))
+
+    def go_on(self, step: int) -> None:
+        """Starts the clock. What is not logged yet stays, if it is of the steps before `step`."""
+        blocks = self._blocks
+        self.restart()
+        if blocks and blocks[-1].first + blocks[-1].steps == step:
+            self._blocks = [dataclasses.replace(block, waited=0.0) for block in blocks]
+            self._earlier = sum(block.steps for block in blocks)
+
     def logs(self, batch_size: int | None) -> Iterator[tuple[int, dict[str, float]]]:
         """`(step, {tag: value})` of what is to be logged, in order; then restarts.
 
@@ -47,20 +75,16 @@ class LogWindow:
         """
         for block in self._blocks:
             self.stopwatch.waited(float(block.waited))
-        rows = [
-            (block.first + index + 1, dict(zip(block.names, row.tolist(), strict=True)))
-            for block in self._blocks
-            for index, row in enumerate(block.rows())
-        ]
+        rows = [block.rows() for block in self._blocks]
         seconds = max(self._clock() - self._began, 1e-9)
-        step, last = rows[-1]
+        step, last = self._blocks[-1].first + len(rows[-1]), self._means(rows)
         if self._every_step:
-            yield from rows[:-1]
-        else:
-            last = {
-                tag: float(np.mean([row[tag] for _, row in rows if tag in row])) for tag in last
-            }
-        speed = {"steps_per_second": len(rows) / seconds}
+            for block, values in zip(self._blocks, rows, strict=True):
+                for number, row in enumerate(values.tolist(), block.first + 1):
+                    last = dict(zip(block.names, row, strict=True))
+                    if number < step:
+                        yield number, last
+        speed = {"steps_per_second": (sum(map(len, rows)) - self._earlier) / seconds}
         if batch_size is not None:
             speed["examples_per_second"] = speed["steps_per_second"] * batch_size
         share = shares(self.stopwatch.seconds(), self._spent)
@@ -68,3 +92,22 @@ class LogWindow:
         split |= {f"time/{kind}_fraction": share[kind] for kind in ("hooks", "checkpoint")}
         yield step, last | speed | split
         self.restart()
+
+    def _means(self, rows: list[np.ndarray]) -> dict[str, float]:
+        """Of what the last block reports, in double precision.
+
+        However the steps were cut into blocks, the same values are summed in the same order.
+        """
+        reports: dict[tuple[str, ...], list[np.ndarray]] = {}
+        for block, values in zip(self._blocks, rows, strict=True):
+            reports.setdefault(block.names, []).append(values)
+        sums: dict[str, float] = dict.fromkeys(self._blocks[-1].names, 0.0)
+        counts = dict.fromkeys(sums, 0)
+        for names, parts in reports.items():
+            values = np.concatenate(parts)
+            summed = values.sum(0, dtype=np.float64).tolist()
+            for name, value in zip(names, summed, strict=True):
+                if name in sums:
+                    sums[name] += value
+                    counts[name] += len(values)
+        return {name: value / counts[name] for name, value in sums.items()}

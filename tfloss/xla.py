@@ -1,11 +1,11 @@
 """What XLA can't compile of a training step, by the user's source line. Trace time."""
 
-from typing import Any
-
-import tensorflow as tf
+from typing import Any, TypeVar
 
 from tfloss import _upstream
-from tfloss.context import is_library
+from tfloss.graphs import source_line
+
+T = TypeVar("T", bound=Exception)
 
 
 def uncompilable(graph: Any) -> list[str]:
@@ -19,18 +19,11 @@ def uncompilable(graph: Any) -> list[str]:
     """
     found = {}
     for op in _upstream.without_xla_kernel(graph.get_operations()):
-        found[f"{op.type} ({_line(op)})"] = None
+        found[f"{op.type} ({source_line(op)})"] = None
     return list(found)
 
 
-def _line(op: tf.Operation) -> str:
-    frames = [frame for frame in op.traceback if not is_library(frame.filename)]
-    if not frames:
-        return "not in your code"
-    return f"{frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}"
-
-
-def with_advice(error: Exception, graphs: list[Any]) -> Exception:
+def with_advice(error: T, graphs: list[Any]) -> T:
     """The error of a step that XLA was to compile, with a note on what to do.
 
     Args:

@@ -3,24 +3,21 @@
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from tfloss.data import Source
 from tfloss.data.digits import Digits
 from tfloss.data.prepare import prepared
 
 
-def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+def batches(data_dir: str, batch_size: int, seed: int) -> tuple[Source, tf.data.Dataset]:
     """Endless training batches of 1,437 digits, and 360 test digits once.
 
     The data set is prepared in `data_dir` on first use. The order of the training digits and
-    the way they are moved depend on the seed alone.
+    the way they are moved depend on the seed and the position alone.
     """
     tfds.disable_progress_bar()
     builder = prepared(lambda: Digits(data_dir=data_dir))
-    train, test = builder.as_dataset(split=["train", "test"])
-    train = train.cache().shuffle(2_000, seed=seed).repeat()
-    train = train.batch(batch_size, drop_remainder=True)
-    seeds = tf.data.Dataset.random(seed=seed).batch(2)
-    train = tf.data.Dataset.zip(train, seeds).map(move)
-    return train.prefetch(tf.data.AUTOTUNE), test.batch(batch_size).cache()
+    train = Source.from_tfds(builder, "train", batch_size=batch_size, seed=seed, batch_map=move)
+    return train, builder.as_dataset(split="test").batch(batch_size).cache()
 
 
 def move(batch: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -28,7 +28,7 @@ def _first(elements):
 
 
 def _sum(elements):
-    return _first(elements)[0]._found
+    return _first(elements)[0].checksum
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_data_set_stays_as_it_is(elements):
 
     first, found = _first(elements)
 
-    assert first._found is not None
+    assert first.checksum is not None
     tf.nest.assert_same_structure(found, plain, expand_composites=True)
     flat = zip(
         tf.nest.flatten(found, expand_composites=True),
@@ -74,7 +74,7 @@ def test_noise_may_differ_where_there_are_labels():
 
 def test_a_difference_is_told_once():
     first, _ = _first(np.arange(6))
-    chief = _Chief(first._found + 1)
+    chief = _Chief(first.checksum + 1)
 
     with pytest.warns(UserWarning, match="different first batches.*input_fn"):
         first.compare(chief)
@@ -89,4 +89,4 @@ def test_no_difference_is_not_told():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first.compare(_Chief(first._found))
+        first.compare(_Chief(first.checksum))

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.data.feed import Feed, check_for_tpu
+from tfloss.data.distributed import check_for_tpu
+from tfloss.data.feed import Feed
 from tfloss.errors import DataError
 
 
@@ -45,7 +46,7 @@ def test_static_shapes_stay_static_where_a_batch_divides(replicas):
     for batch, drop, wanted in [(4, True, 2), (4, False, None), (3, True, None)]:
         feed = Feed(data.batch(batch, drop_remainder=drop), strategy)
         local = strategy.experimental_local_results
-        spec = feed._distributed.element_spec["x"]._value_specs[0]
+        spec = feed.iterator.element_spec["x"]._value_specs[0]
         assert spec.shape.as_list() == [wanted, 3]
         assert local(next(feed.iterator))[0]["x"].shape[1] == 3
 

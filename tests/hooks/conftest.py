@@ -23,6 +23,9 @@ class FakeCheckpoints:
     def steps(self) -> list[int]:
         return sorted(self.saved)
 
+    def intact(self) -> list[int]:
+        return self.steps()
+
     def delete(self, step: int) -> None:
         del self.saved[step]
 

@@ -1,8 +1,12 @@
+import concurrent.futures
 import json
+import warnings
 
 import pytest
+import tensorflow as tf
 
-from tfloss.errors import DataError, NonFiniteLossError
+from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
+from tfloss.errors import CheckpointWriteError, DataError, NonFiniteLossError, Preempted
 from tfloss.hooks import EarlyStopping, Evaluate, Every, SaveCheckpoint
 
 
@@ -114,7 +118,7 @@ def test_the_last_checkpoint_holds_a_final_evaluation_that_came_after_it(make_tr
     assert trainer.checkpoints.saved[4] == [
         {"step": 4},
         {"best": 0.75, "step": 4, "count": 0},
-        {"best": [[0.75, 4]]},
+        {"best": [[0.75, 4]], "metric": "val/accuracy"},
     ]
 
 
@@ -143,6 +147,8 @@ def test_periods_that_never_meet_are_reported(make_trainer, tmp_path):
         ({"keep_best": 1}, "keep_best and metric go together"),
         ({"metric": "val/accuracy"}, "keep_best and metric go together"),
         ({"keep_best": 1, "metric": "a", "mode": "best"}, "'max' or 'min'"),
+        ({"keep_every": 0}, "at least 1"),
+        ({"on_error": "ignore"}, "'stop' or 'continue'"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
@@ -153,3 +159,168 @@ def test_impossible_options_are_refused(options, message):
 def test_it_needs_a_workdir(make_trainer):
     with pytest.raises(ValueError, match="give the Trainer a workdir"):
         make_trainer([SaveCheckpoint()], checkpoints=None).begin(1)
+
+
+def test_multiples_of_keep_every_stay_for_ever(make_trainer, tmp_path):
+    hook = SaveCheckpoint(Every(steps=2), keep_last=1, keep_every=6)
+    trainer = trainer_of(make_trainer, tmp_path, hook)
+    trainer.train(16)
+    assert trainer.checkpoints.steps() == [6, 12, 16]
+
+
+def test_another_metric_begins_another_ranking(make_trainer, tmp_path):
+    hook = SaveCheckpoint(Every(steps=1), keep_last=1, keep_best=1, metric="val/accuracy")
+    trainer = trainer_of(make_trainer, tmp_path, hook, [0.5, 0.25])
+    trainer.checkpoints.saved[9] = []
+    hook.state = {"best": [[400.0, 9]], "metric": "val/losses/total"}
+    trainer.train(2)
+    assert hook.state == {"best": [[0.5, 1]], "metric": "val/accuracy"}
+    assert trainer.checkpoints.steps() == [1, 9]  # 9 is newer than 2
+
+
+# With files
+
+
+@pytest.fixture(params=["at once", "background"])
+def make_run(request, make_trainer, tmp_path):
+    """`make_run(hook, values)`: a trainer that saves real checkpoints, at once or not."""
+
+    class Run(make_trainer):
+        writer = BackgroundWriter() if request.param == "background" else None
+
+        def save_checkpoint(self):
+            self.saves.append(self.step)
+            extra = {"hooks": {"SaveCheckpoint": self.hooks[-1].state}}
+            return self.agreement.together(
+                "save a checkpoint",
+                lambda: self.checkpoints.save(
+                    self.step, {"v": tf.Variable(self.step)}, extra, background=self.writer
+                ),
+            )
+
+    def make(hook, values=(), **options):
+        directory = CheckpointDirectory(tmp_path / "c")
+        results = {step: {"accuracy": value} for step, value in enumerate(values, 1)}
+        evaluate = [Evaluate("data", {}, every=Every(steps=1))] if values else []
+        hooks = [*evaluate, hook]
+        trainer = Run(hooks, workdir=tmp_path, results=results, checkpoints=directory, **options)
+        on_step = trainer.on_step
+
+        def after_the_write(step):
+            if trainer.writer is not None and trainer.writer._write is not None:
+                concurrent.futures.wait([trainer.writer._write])
+            on_step(step)
+
+        trainer.on_step = after_the_write
+        return trainer
+
+    return make
+
+
+class Disk:
+    """Takes nothing between two steps: a file lies where the directory was."""
+
+    def __init__(self, path, fails, works=99):
+        self.path, self.aside, self.fails, self.works = path, path.with_name("aside"), fails, works
+
+    def __call__(self, step):
+        if step == self.fails:
+            self.path.rename(self.aside)
+            self.path.write_text("")
+        if step == self.works:
+            self.path.unlink()
+            self.aside.rename(self.path)
+
+
+def test_last_and_best_are_kept_and_all_is_written_at_the_end(make_run):
+    values = [0.5, 0.9, 0.1, 0.8, 0.2, 0.3]
+    hook = SaveCheckpoint(Every(steps=1), keep_last=2, keep_best=1, metric="val/accuracy")
+    trainer = make_run(hook, values)
+    trainer.train(6)
+    assert trainer.checkpoints.steps() == trainer.checkpoints.intact() == [2, 5, 6]
+    extra = trainer.checkpoints.restore(trainer.checkpoints.at(6), {"v": tf.Variable(0)})
+    assert extra["hooks"]["SaveCheckpoint"] == hook.state
+    assert hook.state == {"best": [[0.9, 2]], "metric": "val/accuracy"}
+
+
+def test_damaged_ones_do_not_count_and_are_not_deleted(make_run, tmp_path):
+    first = CheckpointDirectory(tmp_path / "c")
+    for step in (1, 2, 3):
+        first.save(step, {"v": tf.Variable(step)})
+    for step in (1, 3):
+        (first.at(step) / "variables.index").write_bytes(b"")
+    trainer = make_run(SaveCheckpoint(Every(steps=1), keep_last=2), step=3)
+    trainer.train(4)
+    assert trainer.checkpoints.steps() == [1, 2, 3, 4]
+    trainer.train(6)
+    assert trainer.checkpoints.steps() == [1, 3, 5, 6]
+
+
+def test_a_disk_that_takes_nothing_stops_training(make_run, tmp_path):
+    trainer = make_run(SaveCheckpoint(Every(steps=2)), on_step=Disk(tmp_path / "c", 3))
+    trainer.train(9)
+    assert isinstance(trainer.error, CheckpointWriteError)
+    assert f"{tmp_path}/c/step_00000004 can't be written: File exists" in str(trainer.error)
+    # In the background it is found out when the next one is due.
+    assert trainer.step == (4 if trainer.writer is None else 6)
+    assert trainer.saves == [2, 4]
+    assert CheckpointDirectory(tmp_path / "aside").intact() == [2]
+
+
+def test_or_training_goes_on_and_saves_when_the_disk_takes_it_again(make_run, tmp_path):
+    values = [0.1, 0.9, 0.3, 0.95, 0.2, 0.1, 0.1, 0.1]
+    hook = SaveCheckpoint(
+        Every(steps=2), keep_last=1, keep_best=1, metric="val/accuracy", on_error="continue"
+    )
+    trainer = make_run(hook, values, on_step=Disk(tmp_path / "c", 3, works=5))
+    with pytest.warns(UserWarning, match="0004 can't be written: .* Training goes on") as warned:
+        trainer.train(8)
+    assert len(warned) == 1 and trainer.error is None and trainer.saves == [2, 4, 6, 8]
+    # 4 was better, but isn't there: 2 stays the best.
+    assert hook.state["best"] == [[0.9, 2]]
+    assert trainer.checkpoints.intact() == [2, 8]
+
+
+def test_the_end_says_that_the_last_one_is_missing(make_run, tmp_path):
+    hook = SaveCheckpoint(Every(steps=2), on_error="continue")
+    trainer = make_run(hook, on_step=Disk(tmp_path / "c", 3))
+    with pytest.warns(UserWarning) as warned:
+        trainer.train(5)
+    said = [str(one.message) for one in warned]
+    assert trainer.error is None
+    assert said[-1].startswith("Training ended without a checkpoint of step 5. The checkpoint ")
+    # In the background the one before is found out at the end too, when it no longer matters.
+    assert len(said) == (2 if trainer.writer is None else 1)
+
+
+def test_the_end_raises_it_where_training_is_to_stop(make_run, tmp_path):
+    trainer = make_run(SaveCheckpoint(), on_step=Disk(tmp_path / "c", 1))
+    trainer.checkpoints.path.mkdir()
+    with pytest.raises(CheckpointWriteError, match="step_00000002 can't be written"):
+        trainer.train(2)
+
+
+def test_what_ended_training_is_not_hidden_by_it(make_run, tmp_path):
+    def on_step(step):
+        disk(step)
+        if step == 3:
+            raise Preempted
+
+    disk = Disk(tmp_path / "c", 2)
+    trainer = make_run(SaveCheckpoint(), on_step=on_step)
+    trainer.checkpoints.path.mkdir()
+    with pytest.warns(UserWarning, match="ended without a checkpoint of step 2"):
+        trainer.train(9)
+    assert isinstance(trainer.error, Preempted)
+
+
+def test_after_another_error_what_is_being_written_is_written(make_run, tmp_path):
+    def fail(step):
+        if step == 4:
+            raise RuntimeError("a bug")
+
+    trainer = make_run(SaveCheckpoint(Every(steps=3)), on_step=fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train(9)
+    assert trainer.checkpoints.intact() == [3]

@@ -35,19 +35,38 @@ def test_what_is_not_finite_is_a_string_that_float_reads(make_trainer, tmp_path)
     assert float(record["c"]) == -float("inf")
 
 
-def test_a_resumed_run_appends_also_after_a_torn_line(make_trainer, tmp_path):
+def test_a_resumed_run_repeats_no_line_and_loses_none(make_trainer, tmp_path):
     path = tmp_path / "metrics.jsonl"
-    for step in (1, 2):
-        trainer = make_trainer([MetricsFile()], workdir=tmp_path)
-        trainer.begin(2)
-        trainer.log(step, {"a": 0.0})
-        trainer.end()
-    assert [record["step"] for record in lines(path)] == [1, 2]
-    path.write_text(path.read_text() + '{"step": 3, "ti')
-    trainer.begin(3)
-    trainer.log(3, {"a": 0.0})
+    trainer = make_trainer([MetricsFile()], workdir=tmp_path)
+    trainer.begin(4)
+    for step in (1, 2, 3):
+        trainer.log(step, {"a": float(step)})
+    trainer.log(2, {"val/a": 0.5})
     trainer.end()
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()[3:]] == [3]
+    path.write_text(path.read_text() + '{"step": 4, "ti')  # killed while it wrote
+    again = make_trainer([MetricsFile()], workdir=tmp_path, step=2)
+    again.begin(3)
+    assert [record["step"] for record in lines(path)] == [1, 2, 2]
+    again.log(3, {"a": -3.0})
+    again.end()
+    assert [(r["step"], r.get("a")) for r in lines(path)] == [
+        (1, 1.0),
+        (2, 2.0),
+        (2, None),
+        (3, -3.0),
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_run_from_the_beginning_keeps_what_another_left(make_trainer, tmp_path):
+    for _ in range(3):
+        trainer = make_trainer([MetricsFile()], workdir=tmp_path)
+        trainer.begin(1)
+        trainer.log(1, {"a": 0.0})
+        trainer.end()
+    names = ["metrics.jsonl", "superseded.1.metrics.jsonl", "superseded.metrics.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert all(len(lines(tmp_path / name)) == 1 for name in names)
 
 
 def test_logs_of_later_hooks_at_the_end_are_written(make_trainer, tmp_path):

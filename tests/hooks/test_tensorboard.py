@@ -120,3 +120,39 @@ def test_one_file_a_run_and_later_hooks_may_log_at_the_end(make_trainer, tmp_pat
 def test_it_needs_a_place(make_trainer):
     with pytest.raises(ValueError, match=r"give the Trainer a workdir, or TensorBoard\(logdir\)"):
         make_trainer([TensorBoard()]).begin(1)
+
+
+def test_a_resumed_run_has_each_point_once(make_trainer, tmp_path):
+    trainer = make_trainer([TensorBoard()], workdir=tmp_path)
+    trainer.begin(30)
+    for step in (10, 20, 30):
+        trainer.log(step, {"a": float(step)})
+        trainer.hooks[0].before_save(step)  # on the disk, though nobody ends the run
+    (path,) = (tmp_path / "train").iterdir()
+    path.write_bytes(path.read_bytes()[:-3])  # killed while it wrote
+    again = make_trainer([TensorBoard()], workdir=tmp_path, step=10)
+    again.begin(40)
+    assert scalars(read(tmp_path / "train"), "a") == [(10, 10.0)]
+    for step in (20, 30, 40):
+        again.log(step, {"a": -float(step)})
+    again.end()
+    found = sorted(point for file in (tmp_path / "train").iterdir() for point in _points(file))
+    assert found == [(10, 10.0), (20, -20.0), (30, -30.0), (40, -40.0)]
+
+
+def _points(path):
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        event = tf.compat.v1.Event.FromString(record)
+        for value in event.summary.value:
+            yield event.step, float(tf.make_ndarray(value.tensor))
+
+
+def test_a_run_from_the_beginning_puts_an_older_one_aside(make_trainer, tmp_path):
+    for value in (1.0, 2.0):
+        trainer = make_trainer([TensorBoard()], workdir=tmp_path)
+        trainer.begin(1)
+        trainer.log(1, {"a": value})
+        trainer.end()
+    assert scalars(read(tmp_path / "train"), "a") == [(1, 2.0)]
+    (old,) = (tmp_path / "train").glob("superseded.*")
+    assert list(_points(old)) == [(1, 1.0)]

@@ -29,6 +29,7 @@ from tfloss.errors import MissingWorkersError
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from tfloss.data import Source
     from tfloss.hooks import Hook
     from tfloss.trainer import Trainer
 
@@ -47,6 +48,8 @@ class Run:
       profile: the steps (start, stop) to profile, or None.
       overfit_batches: how many batches to train on again and again, or None for all.
       max_steps: the last step to run, or None for what the recipe says.
+      deterministic: whether the same command must give the same bits.
+      max_minutes: how long to train before saving and ending with exit code 124, or None.
     """
 
     config: Any
@@ -58,6 +61,8 @@ class Run:
     profile: tuple[int, int] | None
     overfit_batches: int | None
     max_steps: int | None
+    deterministic: bool
+    max_minutes: float | None
 
     @property
     def trains(self) -> bool:
@@ -73,17 +78,20 @@ class Run:
         """The recipe's number of steps, or `--max_steps` if that is less."""
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
-    def overfit(self, dataset: "tf.data.Dataset") -> "tf.data.Dataset":
-        """The data set itself, or with `--overfit_batches=N` its first N batches for ever.
+    def overfit(self, data: "tf.data.Dataset | Source") -> "tf.data.Dataset | Source":
+        """The data themselves, or with `--overfit_batches=N` their first N batches for ever.
 
         They are kept in memory as they come the first time, augmentation included.
         """
         if self.overfit_batches is None:
-            return dataset
+            return data
+        from tfloss.data import Source
+
+        dataset = data.dataset() if isinstance(data, Source) else data
         return dataset.take(self.overfit_batches).cache().repeat()
 
     def trainer(self, model: Any, optimizer: Any, **options: Any) -> "Trainer":
-        """A `tfloss.Trainer` with what the flags say: strategy, workdir, seed, jit.
+        """A `tfloss.Trainer` with what the flags say: strategy, workdir, seed, jit, deterministic.
 
         Args:
           model, optimizer: made in the strategy's scope.
@@ -91,15 +99,21 @@ class Run:
         """
         from tfloss.trainer import Trainer
 
-        flags = {"strategy": self.strategy, "workdir": self.workdir}
-        jit = "auto" if self.jit is None else self.jit
-        return Trainer(model, optimizer, **{**flags, "seed": self.seed, "jit": jit, **options})
+        flags = {
+            "strategy": self.strategy,
+            "workdir": self.workdir,
+            "seed": self.seed,
+            "jit": "auto" if self.jit is None else self.jit,
+            "deterministic": self.deterministic,
+        }
+        return Trainer(model, optimizer, **{**flags, **options})
 
     def hooks(self) -> "list[Hook]":
-        """The hooks that flags ask for: the profiler, with `--profile`."""
-        from tfloss.hooks import Profile
+        """The hooks that flags ask for: `--profile`, `--max_minutes`."""
+        from tfloss.hooks import Profile, TimeLimit
 
-        return [Profile(*self.profile)] if self.profile else []
+        hooks: list[Hook] = [Profile(*self.profile)] if self.profile else []
+        return hooks + ([TimeLimit(self.max_minutes)] if self.max_minutes else [])
 
     def report(self, results: Mapping[str, float]) -> None:
         """Prints what an evaluation at the end has found, as `test/<name> <value>` in one line."""
@@ -138,7 +152,8 @@ def run(
     Raises:
       SystemExit: always, as `absl.app.run` does: 0 after `main`, 2 for a command line, a
         strategy or a workdir that can't be used, or workers that are missing, 130 after
-        Ctrl-C, with a line that says what there is to go on from.
+        Ctrl-C, with a line that says what there is to go on from; 75 after SIGTERM and 124 after
+        `--max_minutes`, when a checkpoint is saved.
     """
     from absl import app, flags, logging
 
@@ -186,9 +201,12 @@ def prepare(options: Options) -> Run:
     import keras
 
     from tfloss.distribution import is_chief, make_strategy
+    from tfloss.randomness import make_deterministic
 
     strategy = make_strategy(options.strategy, options.replicas)
     keras.utils.set_random_seed(options.seed)
+    if options.deterministic:
+        make_deterministic(options.seed)  # here, since data sets and weights are made before
     prepared = Run(
         config=options.config,
         workdir=options.workdir,
@@ -199,6 +217,8 @@ def prepare(options: Options) -> Run:
         profile=options.profile,
         overfit_batches=options.overfit_batches,
         max_steps=options.max_steps,
+        deterministic=options.deterministic,
+        max_minutes=options.max_minutes,
     )
     try:
         flags = {
@@ -206,6 +226,7 @@ def prepare(options: Options) -> Run:
             "--strategy": options.strategy,
             "--replicas": strategy.num_replicas_in_sync,
             "--jit": options.jit,
+            "--deterministic": options.deterministic,
             "--overfit_batches": options.overfit_batches,
             "--max_steps": options.max_steps,
         }

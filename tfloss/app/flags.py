@@ -35,6 +35,8 @@ class Options:
     profile: tuple[int, int] | None
     overfit_batches: int | None
     max_steps: int | None
+    deterministic: bool
+    max_minutes: float | None
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | None = None) -> None:
@@ -112,6 +114,19 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | No
         None,
         "Stop at this step if the recipe wants more, for a quick look.",
         lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "deterministic",
+        False,
+        "The same command gives the same bits, more slowly; what can't is an error.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "max_minutes",
+        None,
+        "After so many minutes save a checkpoint and end with exit code 124.",
+        lower_bound=0.01,
         flag_values=values,
     )
     for name in set(values) - before:

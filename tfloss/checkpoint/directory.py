@@ -1,9 +1,12 @@
-"""The files of checkpoints: whole or absent, whenever the process is killed. Host code."""
+"""Checkpoints in a directory: named variables and what belongs to them, saved and restored.
 
+Host code, cross-replica.
+"""
+
+import functools
 import json
-import os
+import platform
 import re
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,56 +15,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfloss.checkpoint.background import BackgroundWriter
 from tfloss.checkpoint.difference import Difference
+from tfloss.checkpoint.files import CheckpointFiles
+from tfloss.checkpoint.manifest import MANIFEST, load_manifest
 from tfloss.checkpoint.values import assign, is_accumulator, read
 from tfloss.errors import CheckpointError
 from tfloss.version import __version__
 
-FORMAT = 1
-_BUNDLE, _MANIFEST = "variables", "manifest.json"
-# What a killed process may leave: `.partial_*` is rubbish; `.replaced_00000100` is a whole
-# checkpoint that had to make room for a new one of the same step.
-_PARTIAL, _REPLACED = ".partial_", ".replaced_"
+_BUNDLE = "variables"
 
 
-class CheckpointDirectory:
-    """A directory of checkpoints, `step_00000100` each. One process writes, any may read.
+class CheckpointDirectory(CheckpointFiles):
+    """Checkpoints of variables, `step_00000100` each. One process writes, any may read.
 
     Args:
       path: made when the first one is saved.
     """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-
-    def steps(self) -> list[int]:
-        """The steps of all whole checkpoints, in order. Other names are not looked at."""
-        found = set()
-        for manifest in self.path.glob(f"*/{_MANIFEST}"):
-            number = re.search(r"\d{8,}$", manifest.parent.name)
-            step = int(number[0]) if number else 0
-            if manifest.parent in (self._target(step), self._replaced(step)):
-                found.add(step)
-        return sorted(found)
-
-    def at(self, step: int) -> Path:
-        """The directory of the checkpoint of a step."""
-        target, replaced = self._target(step), self._replaced(step)
-        return replaced if not target.exists() and replaced.exists() else target
-
-    def latest(self) -> Path | None:
-        """The newest checkpoint, or None."""
-        steps = self.steps()
-        return self.at(steps[-1]) if steps else None
-
-    def delete(self, step: int) -> None:
-        """Deletes one: first it stops being a checkpoint, then its files go."""
-        aside = self.path / f"{_PARTIAL}deleted_{step}"
-        for each in (self._replaced(step), self._target(step)):
-            if each.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(each, aside)
-        shutil.rmtree(aside, ignore_errors=True)
 
     def save(
         self,
@@ -69,6 +39,8 @@ class CheckpointDirectory:
         variables: Mapping[str, Any],
         extra: Mapping[str, Any] | None = None,
         *,
+        files: Mapping[str, bytes] | None = None,
+        background: BackgroundWriter | None = None,
         check_finite: bool = True,
         write: bool = True,
     ) -> Path:
@@ -78,6 +50,9 @@ class CheckpointDirectory:
           step: names it.
           variables: `{name: variable}`.
           extra: anything JSON can hold; `restore` returns it.
+          files: `{name: content}` of more files in it; `load_file` returns them.
+          background: writes it while the caller goes on: this returns when the values are
+            copied. First it waits for the write before, and raises what went wrong there.
           check_finite: refuse to write NaN or infinite weights, statistics and slots. A
             metric's variables and raw tf.Variables may be what they like: the next reset, or
             their owner, knows.
@@ -86,18 +61,38 @@ class CheckpointDirectory:
         Raises:
           CheckpointError: a value is not finite (the first such variable is named), there are
             no variables, or `extra` can't be written as JSON (it says where).
-          OSError: it can't be written. Earlier checkpoints are not touched.
+          CheckpointWriteError: it can't be written. Earlier checkpoints are not touched.
+          ValueError: one of `files` has a name that is no plain file name, or is taken.
         """
         if not variables:
             raise CheckpointError(
                 f"No variables to save at step {step}. Is the model built? Call it on a batch."
             )
-        values = {name: read(variable) for name, variable in variables.items()}
-        if check_finite:
-            _check_finite(step, variables, values)
+        files = dict(files or {})
+        _check_names(files)
+        if background is not None:
+            background.wait()
+        values = {}
+        for name, variable in variables.items():
+            values[name] = read(variable, copy=False)  # nobody assigns before this returns
+            if background is not None and write:
+                values[name] = background.copy(name, values[name])
+        finite = {name for name, variable in variables.items() if _is_state(variable)}
+        finite = finite if check_finite else set()
         if not write:
+            _check_finite(step, values, finite)
             return self._target(step)
-        return self._write(step, values, _manifest(step, values, dict(extra or {})))
+        manifest = _manifest(values, _plain(step, extra or {}))
+
+        def write_it() -> None:
+            _check_finite(step, values, finite)
+            self.write(step, functools.partial(_fill, values=values, files=files), manifest)
+
+        if background is None:
+            write_it()
+        else:
+            background.start(write_it)
+        return self._target(step)
 
     def restore(
         self, path: str | Path, variables: Mapping[str, Any], *, ignore: Collection[str] = ()
@@ -131,67 +126,6 @@ class CheckpointDirectory:
             assign(variable, values[name])
         return manifest["extra"]
 
-    def _target(self, step: int) -> Path:
-        return self.path / f"step_{step:08d}"
-
-    def _replaced(self, step: int) -> Path:
-        return self.path / f"{_REPLACED}{step:08d}"
-
-    def _write(self, step: int, values: Mapping[str, np.ndarray], manifest: str) -> Path:
-        """Everything aside and on the disk first, then one rename. Values are on the host."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._clear_up()
-        partial, target = self.path / f"{_PARTIAL}{step}", self._target(step)
-        try:
-            partial.mkdir()
-            _write_bundle(partial / _BUNDLE, values)
-            (partial / _MANIFEST).write_text(manifest)
-            _sync(*partial.iterdir(), partial)
-            if target.exists():
-                os.replace(target, self._replaced(step))
-            os.replace(partial, target)
-            _sync(self.path)
-        except Exception:
-            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
-            raise
-        shutil.rmtree(self._replaced(step), ignore_errors=True)
-        return target
-
-    def _clear_up(self) -> None:
-        """Removes what a killed process left; what it had moved out of the way comes back."""
-        for replaced in self.path.glob(f"{_REPLACED}*"):
-            target = self.path / replaced.name.replace(_REPLACED, "step_")
-            if target.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
-            else:
-                os.replace(replaced, target)
-        for partial in self.path.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def load_manifest(path: str | Path) -> dict[str, Any]:
-    """What `manifest.json` of a checkpoint says. Raises CheckpointError if it can't be read."""
-    try:
-        manifest = json.loads((Path(path) / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole checkpoint ({error}). To go on from the one before, move it "
-            "away."
-        ) from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path} was written in format {found}; this tfloss reads {FORMAT}.")
-    entries = manifest.get("variables")
-    described = isinstance(entries, dict) and all(
-        isinstance(one, dict) and {"shape", "dtype"} <= set(one) for one in entries.values()
-    )
-    if not described or not isinstance(manifest.get("extra"), dict):
-        raise CheckpointError(
-            f"{Path(path) / _MANIFEST} lacks what it was written with, so the checkpoint is "
-            f"damaged. To go on from the one before, move {path} away."
-        )
-    return manifest
-
 
 def load_values(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """`{name: value}` from a checkpoint. Raises CheckpointError if its files are damaged."""
@@ -206,37 +140,57 @@ def load_values(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]
         ) from None
 
 
-def _check_finite(
-    step: int, variables: Mapping[str, Any], values: Mapping[str, np.ndarray]
-) -> None:
+def _check_names(files: Mapping[str, bytes]) -> None:
+    for name in files:
+        taken = name == MANIFEST or name.startswith(f"{_BUNDLE}.")
+        if taken or not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(
+                f"files={{{name!r}: ...}}: give it a plain file name, other than {MANIFEST} and "
+                f"{_BUNDLE}.*, which a checkpoint has itself."
+            )
+
+
+def _is_state(variable: Any) -> bool:
+    return isinstance(variable, keras.Variable) and not is_accumulator(variable)
+
+
+def _check_finite(step: int, values: Mapping[str, np.ndarray], names: Collection[str]) -> None:
     for name, value in values.items():
-        variable = variables[name]
-        if not isinstance(variable, keras.Variable) or is_accumulator(variable):
+        if name not in names or not tf.as_dtype(value.dtype).is_floating:
             continue
-        if tf.as_dtype(value.dtype).is_floating and not np.isfinite(value).all():
+        if not np.isfinite(value).all():
             raise CheckpointError(
                 f"Not saving a checkpoint at step {step}: {name!r} has NaN or infinite "
                 "values. The checkpoints before it are as they were."
             )
 
 
-def _manifest(step: int, values: Mapping[str, np.ndarray], extra: dict[str, Any]) -> str:
-    manifest = {
-        "format": FORMAT,
-        "step": step,
+def _manifest(values: Mapping[str, np.ndarray], extra: dict[str, Any]) -> dict[str, Any]:
+    return {
         "variables": {
             name: {"shape": list(value.shape), "dtype": tf.as_dtype(value.dtype).name}
             for name, value in values.items()
         },
-        "versions": {
-            "tfloss": __version__,
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-        },
+        "versions": versions(),
         "extra": extra,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what a checkpoint is made with."""
+    return {
+        "tfloss": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _plain(step: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy as JSON gives it back: whoever `extra` is of may change it while it is written."""
     try:
-        return json.dumps(manifest, indent=1)
+        return json.loads(json.dumps(dict(extra)))
     except (TypeError, ValueError):
         where, value = _not_json("extra", extra)
         raise CheckpointError(
@@ -258,23 +212,19 @@ def _not_json(where: str, value: Any) -> tuple[str, Any]:
     return where, value
 
 
-def _write_bundle(prefix: Path, values: Mapping[str, np.ndarray]) -> None:
+def _fill(folder: Path, *, values: Mapping[str, np.ndarray], files: Mapping[str, bytes]) -> None:
+    """Writes the files of a checkpoint. Raises OSError if one can't be written."""
     try:
-        tf.raw_ops.SaveV2(
-            prefix=str(prefix),
-            tensor_names=list(values),
-            shape_and_slices=[""] * len(values),
-            tensors=[tf.convert_to_tensor(value) for value in values.values()],
-        )
+        with tf.device("CPU:0"):  # values that are on the host already go to no GPU
+            tensors = [tf.convert_to_tensor(value) for value in values.values()]
+            tf.raw_ops.SaveV2(
+                prefix=str(folder / _BUNDLE),
+                tensor_names=list(values),
+                shape_and_slices=[""] * len(values),
+                tensors=tensors,
+            )
     except tf.errors.OpError as error:
-        raise OSError(f"Can't write {prefix}: {error.message}") from None
-
-
-def _sync(*paths: Path) -> None:
-    """The files' contents, or the directories' lists of names, are on the disk."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        # "{{function_node ...}} /path/of/file; No space left on device [Op:SaveV2]"
+        raise OSError(error.message.rpartition("; ")[2].removesuffix(" [Op:SaveV2]")) from None
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

@@ -14,25 +14,39 @@ def tf_variable(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def read(variable: Any) -> np.ndarray:
+def read(variable: Any, *, copy: bool = True) -> np.ndarray:
     """The value on the host. Where replicas have values of their own: their mean.
 
     Integers that differ (seed states) are those of replica 0, and so is a variable whose
     aggregation is "only_first_replica". A variable that is summed when read (a metric's) gives
     the sum.
+
+    Args:
+      copy: without it, the array may be the variable's own memory: read it, and let go of it
+        before the variable changes (TensorFlow copies the variable then, if someone holds it).
     """
-    value = tf_variable(variable)
+    value = _view(tf_variable(variable))
+    return value.copy() if copy else value
+
+
+def _view(value: Any) -> np.ndarray:
     if not isinstance(value, tf.distribute.DistributedValues):
-        return np.asarray(value.numpy())
+        return _host(value)
     aggregation = getattr(value, "aggregation", None)
     if aggregation == tf.VariableAggregation.SUM:
-        return np.asarray(value.read_value().numpy())
-    local = [np.asarray(one.numpy()) for one in _replica_values(value)]
+        return _host(value)
+    local = [_host(one) for one in _replica_values(value)]
     floating = tf.as_dtype(value.dtype).is_floating
     first_only = aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA
     if first_only or not floating or all(np.array_equal(local[0], one) for one in local[1:]):
         return local[0]
     return np.mean([one.astype(np.float64) for one in local], 0).astype(local[0].dtype)
+
+
+def _host(variable: Any) -> np.ndarray:
+    tensor = variable.read_value()
+    # Without copying, which TensorFlow can't for a bfloat16 scalar.
+    return np.asarray(tensor if tensor.shape.rank else tensor.numpy())
 
 
 def assign(variable: Any, value: np.ndarray) -> None:

@@ -16,10 +16,14 @@ from tfloss.agreement import Agreement
 
 
 class FirstBatch:
-    """A checksum of the first batch that a data set yields, for the workers to compare."""
+    """A checksum of the first batch that a data set yields, for workers and later runs to compare.
+
+    Attributes:
+      checksum: None before there was a batch.
+    """
 
     def __init__(self):
-        self._found: int | None = None
+        self.checksum: int | None = None
         self._compared = False
 
     def seen(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -51,11 +55,11 @@ class FirstBatch:
         Random augmentation may differ; so of a batch with integers or strings in it (labels,
         names) only these are compared.
         """
-        if self._compared or self._found is None:
+        if self._compared or self.checksum is None:
             return
         self._compared = True
-        theirs = agreement.settle([], [self._found])[1][0]
-        if agreement.settle([theirs != self._found])[0][0]:
+        theirs = agreement.settle([], [self.checksum])[1][0]
+        if agreement.settle([theirs != self.checksum])[0][0]:
             warnings.warn(
                 "The workers read different first batches. Each trains on its own part of every "
                 "batch, so unless only random augmentation differs, some examples are used "
@@ -66,10 +70,10 @@ class FirstBatch:
             )
 
     def _keep(self, *leaves: Sequence[Any]) -> np.bool_:
-        if self._found is None:
+        if self.checksum is None:
             texts = [
                 repr(x.tolist()).encode() if x.dtype == object else x.tobytes()
                 for x in map(np.asarray, leaves)
             ]
-            self._found = zlib.crc32(b"".join(texts))
+            self.checksum = zlib.crc32(b"".join(texts))
         return np.bool_(True)

@@ -10,8 +10,10 @@ the data set's `batch` op, and cuts otherwise if it doesn't find one.) Host code
 of what is in a batch: it is any nest that `tf.data` yields.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -20,24 +22,37 @@ from tfloss import batches
 from tfloss.agreement import Agreement
 from tfloss.blocks import Blocks
 from tfloss.data.alike import FirstBatch
+from tfloss.data.distributed import (
+    Data,
+    as_dataset,
+    check_for_tpu,
+    distribute,
+    leading_dimension,
+    part_spec,
+    without_autotuner,
+)
+from tfloss.data.position import IteratorStates, iterator_files, read_past, restore_iterator
+from tfloss.data.repeatable import nondeterministic_inputs, unsaveable_inputs
+from tfloss.data.source import Source
 from tfloss.distribution import worker_position
 from tfloss.errors import DataError
-
-Data = tf.data.Dataset | Callable[[tf.distribute.InputContext], tf.data.Dataset]
 
 
 class Feed:
     """One data set under one strategy, and the position in it.
 
     Args:
-      data: a data set of global batches, or `input_fn(tf.distribute.InputContext)` that
+      data: a data set of global batches; a `Source`; or `input_fn(tf.distribute.InputContext)` that
         makes one of this worker's batches. They are to be of the same size on all workers; where
         the data of one ends earlier, it trains on with no examples until that of all has ended.
       strategy: splits each batch over its replicas.
+      per_step: batches that a step takes.
 
     Attributes:
       element_spec: of one replica's batch.
       batch_size: examples in a global batch, or None if that is not known beforehand.
+      batches: how many were trained on since the data's beginning.
+      way: how this position is found again: "seek", "iterator" or "skip".
       iterator: at the next batch.
       blocks: what takes the iterator's batches in blocks, or None.
       used: whether a batch was taken since the last (re)start.
@@ -47,31 +62,162 @@ class Feed:
       DataError: not a data set, or an empty one as far as it knows itself.
     """
 
-    def __init__(self, data: Data, strategy: tf.distribute.Strategy):
-        self.data = data
-        self.strategy = strategy
-        workers = worker_position(strategy)[1]
-        own = workers > 1 and not isinstance(data, tf.data.Dataset)
-        self.dataset = without_autotuner(as_dataset(data, strategy, own_share=own))
-        size = _leading_dimension(self.dataset.element_spec)
-        self.batch_size = size and size * (workers if own else 1)
+    def __init__(self, data: Data, strategy: tf.distribute.Strategy, per_step: int = 1):
+        self.data, self.strategy, self._per_step = data, strategy, per_step
+        self._worker, self._workers = worker_position(strategy)
+        self._own = self._workers > 1 and not isinstance(data, tf.data.Dataset)
+        self.dataset = self._dataset(0)
+        size = leading_dimension(self.dataset.element_spec)
+        self.batch_size = size and size * (self._workers if self._own else 1)
         cardinality = int(self.dataset.cardinality())
         if cardinality == 0:
             raise DataError("The data set is empty: it has no batch at all.")
         self.steps_per_epoch = float(cardinality) if cardinality > 0 else None
+        if isinstance(data, Source):
+            self.batch_size, self.steps_per_epoch = data.batch_size, data.steps_per_epoch
         if isinstance(strategy, tf.distribute.TPUStrategy):
             check_for_tpu(self.dataset.element_spec)
-        self._first = FirstBatch() if workers > 1 and not own else None
-        watched = self.dataset if self._first is None else self._first.seen(self.dataset)
-        self._distributed = distribute(watched, strategy, own_share=own)
-        self.element_spec = _part_spec(self.dataset.element_spec, strategy)
+        self.element_spec = part_spec(self.dataset.element_spec, strategy)
+        self.reason = ""  # why there is no state of an iterator
+        self.way = "seek" if isinstance(data, Source) else "iterator"
+        if self.way == "iterator" and strategy.num_replicas_in_sync > 1:
+            self.way, self.reason = "skip", "it is cut over several replicas"
+        elif self.way == "iterator" and (bad := unsaveable_inputs(self.dataset)):
+            self.way, self.reason = "skip", "no checkpoint can hold the state of " + ", ".join(bad)
+        self._first = FirstBatch() if self.way == "skip" and not self._own else None
+        self.step = 0
         self.restart()
 
-    def restart(self) -> None:
-        """Goes back to the first batch."""
-        self.iterator = iter(self._distributed)
+    def _dataset(self, start: int) -> tf.data.Dataset:
+        """The batches of this process, a `Source`'s from number `start` on."""
+        if isinstance(self.data, Source):
+            found = self.data.dataset(start, shard=self._worker, shards=self._workers)
+            found = found.prefetch(2)  # read ahead; what counts is what was trained on
+        else:
+            found = as_dataset(self.data, self.strategy, own_share=self._own)
+        return without_autotuner(found)
+
+    def restart(self, batches: int = 0) -> None:
+        """Goes back to the first batch; of a `Source`, to any."""
+        if batches and self.way == "seek":
+            self.dataset = self._dataset(batches)
+        watched = self.dataset if self._first is None else self._first.seen(self.dataset)
+        self.iterator = iter(distribute(watched, self.strategy, own_share=self._own))
         self.blocks: Blocks | None = None
-        self.used = False
+        self.batches = batches
+        self._states = IteratorStates(batches)
+
+    def warn(self, deterministic: bool = False) -> None:
+        """Warns of what keeps a resumed run from seeing what this one will see.
+
+        Args:
+          deterministic: it is an error; op determinism is on.
+
+        Raises DataError.
+        """
+        bad = []
+        if self.way != "seek":
+            bad = nondeterministic_inputs(self.dataset, in_order=deterministic)
+        if self.way == "iterator":  # which saves what a shuffle has drawn
+            bad = [one for one in bad if "without a seed" not in one]
+        if bad:
+            text = (
+                "Read again, the data set may give other batches or another order, so a resumed "
+                "run would not go on exactly:" + "".join(f"\n  {one}" for one in bad)
+            )
+            if deterministic:
+                raise DataError(text)
+            warnings.warn(text, stacklevel=2)
+
+    def start(self, step: int) -> None:
+        """A run begins at a step: the data are trained on from where they are."""
+        self.step = step
+
+    def reached(self, step: int) -> None:
+        """So many updates are done."""
+        self.batches += (step - self.step) * self._per_step
+        self.step = step
+
+    @property
+    def used(self) -> bool:
+        """Whether a batch was trained on since the last (re)start."""
+        return self.batches > 0
+
+    def identity(self) -> dict[str, Any]:
+        """What the batches depend on, as far as it is known; JSON."""
+        if isinstance(self.data, Source):
+            return {"source": self.data.identity()}
+        return {
+            "batches": int(self.dataset.cardinality()),
+            "batch_size": self.batch_size,
+            "structure": _described(self.dataset.element_spec),
+        }
+
+    def state(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The position, for a checkpoint: as JSON, and files."""
+        files: dict[str, bytes] = {}
+        skip = self.batches
+        if self.way == "iterator":
+            with self.blocks.held() if self.blocks else contextlib.nullcontext(0) as ahead:
+                now = iterator_files(self.iterator)
+            if isinstance(now, str):
+                self.way, self.reason = "skip", now
+            else:
+                self._states.add(self.batches + ahead, now)
+                files, skip = self._states.at(self.batches)
+        found = {"way": self.way, "batches": self.batches, "skip": skip}
+        first = self._first.checksum if self._first is not None else None
+        return found | {"identity": self.identity(), "first": first}, files
+
+    def resume(
+        self, state: Mapping[str, Any], files: Mapping[str, bytes], say: Callable[[str], None]
+    ) -> None:
+        """Goes to a position that was saved, of the same data.
+
+        Other data begin at their beginning: that is said, and what differs.
+
+        Raises:
+          DataError: the data end before it, or can't be brought there.
+        """
+        batches = int(state["batches"])
+        if changes := _changes(state["identity"], self.identity()):
+            say("the data are not those of the checkpoint, so they begin anew: " + changes)
+            return
+        if self.way == "seek":
+            self.restart(batches)
+            return
+        skip = int(state["skip"])
+        try:
+            if files and self.way == "iterator":
+                restore_iterator(self.iterator, files)
+            else:
+                skip = batches
+            self._states = IteratorStates(batches - skip, files if skip < batches else None)
+            if skip:
+                why = f"; {self.reason}. tfloss.data.Source would go there at once"
+                say(
+                    f"reading past {skip:,} batches, to where the checkpoint is in the data"
+                    + (why if self.reason else "")
+                )
+                read_past(self.iterator, skip, say)
+        except tf.errors.OutOfRangeError:
+            raise DataError(
+                f"The checkpoint is at batch {batches:,} of the data, and they end before. Train "
+                "on the same data, or start in a new workdir with tfloss.load_weights."
+            ) from None
+        except (tf.errors.OpError, ValueError, AssertionError) as error:
+            raise DataError(
+                f"The data set can't be brought to where the checkpoint is ({error}). It is made "
+                "otherwise than the one that was trained on: go back to that, or start in a new "
+                "workdir with tfloss.load_weights."
+            ) from None
+        self.batches = batches
+        if self._first is not None and self._first.checksum != (state.get("first") or None):
+            say(
+                "the data set gives other batches than when training began: its first one differs. "
+                "So the run goes on, but not as it would have done undisturbed. Seed what "
+                "shuffles, leave out deterministic=False, or use tfloss.data.Source."
+            )
 
     def stacked(self, per_step: int) -> Blocks:
         """The rest of the data in blocks. Raises StopIteration if there is none."""
@@ -87,7 +233,6 @@ class Feed:
 
     def after_call(self, agreement: Agreement) -> None:
         """Some batches were taken. Warns if several workers' differ."""
-        self.used = True
         if self._first is not None:
             self._first.compare(agreement)
 
@@ -110,6 +255,7 @@ class Feed:
         if not self.used:
             raise DataError("The data set is empty: it yielded no batch.") from None
         self.restart()
+        self.start(step)
 
     def check_same_structure(self, other: "Feed") -> None:
         """Raises DataError, naming what differs, if `other` yields other kinds of batches."""
@@ -127,159 +273,19 @@ class Feed:
             )
 
 
-def as_dataset(
-    data: Any, strategy: tf.distribute.Strategy, *, own_share: bool = False
-) -> tf.data.Dataset:
-    """The `tf.data.Dataset` that `data` is or makes. Raises DataError if it is neither.
-
-    Args:
-      own_share: a function is asked for this worker's share, not for all of the data.
-    """
-    if callable(data) and not isinstance(data, tf.data.Dataset):
-        index, workers = worker_position(strategy) if own_share else (0, 1)
-        data = data(
-            tf.distribute.InputContext(
-                num_input_pipelines=workers,
-                input_pipeline_id=index,
-                num_replicas_in_sync=strategy.num_replicas_in_sync,
-            )
-        )
-    if not isinstance(data, tf.data.Dataset):
-        raise DataError(
-            f"data must be a tf.data.Dataset of batches, or a function of an InputContext that "
-            f"returns one; got {type(data).__name__}. For arrays use "
-            "tf.data.Dataset.from_tensor_slices(...).batch(...)."
-        )
-    return data
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two identities, in words."""
+    old, new = (dict(_flat(one)) for one in (before, now))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{k} {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys)
 
 
-def without_autotuner(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same data set, unless its user has switched the autotuner on.
-
-    Closing an iterator waits for the next wake-up of the autotuner's thread, whose period grows up
-    to a minute: so long would the end of `train`, and of the process, be delayed. Without it,
-    `AUTOTUNE` means as many parallel calls as there are cores.
-    """
-    if dataset.options().autotune.enabled is not None:
-        return dataset
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.with_options(options)
-
-
-def check_for_tpu(spec: Any) -> None:
-    """Raises DataError, naming them, for tensors that a TPU can't be given.
-
-    They must be dense, not strings, and of static shapes: a TPU's program is compiled for them.
-    """
-    bad = []
-    for path, one in batches.leaves(spec, "batch"):
-        if not isinstance(one, tf.TensorSpec):
-            bad.append(f"{path} is a {type(one).__name__.removesuffix('Spec')}")
-        elif one.dtype == tf.string:
-            bad.append(f"{path} is of strings")
-        elif not one.shape.is_fully_defined():
-            bad.append(f"{path} has shape {one.shape}")
-    if bad:
-        raise DataError(
-            "A TPU needs dense numbers of static shapes: "
-            + ", ".join(bad)
-            + ". Batch with drop_remainder=True, pad what varies, and leave strings out."
-        )
-
-
-def distribute(
-    dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, *, own_share: bool = False
-) -> Any:
-    """Yields each global batch, cut into one part for each replica, in order.
-
-    The data set itself where there is one replica. Otherwise a distributed data set, whose
-    iterator gives PerReplica parts; static shapes stay static where the batch divides.
-
-    Args:
-      own_share: the batches are this worker's; they are cut over its own replicas.
-    """
-    replicas = strategy.num_replicas_in_sync
-    if replicas == 1:
-        return dataset
-    index, workers = worker_position(strategy)
-    here = replicas // workers
-    first = 0 if own_share else here * index
-    replicas = here if own_share else replicas
-    each = _part_size(dataset.element_spec, replicas)
-    # Known beforehand to never end, TensorFlow need not ask all workers at each step.
-    endless = dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-    if own_share and not endless:
-        each = None  # there may be none
-
-    def parts(_: tf.distribute.InputContext) -> tf.data.Dataset:
-
-        def cut(*elements: Any) -> tf.data.Dataset:
-            # tf.data hands the parts of a tuple over one by one.
-            spec = dataset.element_spec
-            batch = tf.nest.pack_sequence_as(spec, tf.nest.flatten(elements))
-            number = batches.count(batch)
-            if number is None:  # only scalars: for everybody
-                return tf.data.Dataset.from_tensors(batch).repeat(here)
-
-            def one(index: tf.Tensor) -> Any:
-                start, stop = batches.bounds(number, replicas, tf.cast(index, tf.int32))
-                found = batches.part(batch, start, stop)
-                return found if each is None else batches.with_count(found, each)
-
-            return tf.data.Dataset.range(first, first + here).map(_plain(one))
-
-        found = dataset.flat_map(_plain(cut))
-        if endless:
-            found = found.apply(
-                tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-            )
-        return found
-
-    return strategy.distribute_datasets_from_function(parts)
-
-
-def _part_size(spec: Any, replicas: int) -> int | None:
-    """Examples of each replica, if that is known and the same for all."""
-    size = _leading_dimension(spec)
-    return size // replicas if size is not None and size % replicas == 0 else None
-
-
-def _part_spec(spec: Any, strategy: tf.distribute.Strategy) -> Any:
-    """The spec of one replica's part of a batch, of any number of examples.
-
-    The number is left open because a model is built outside of the replicas, where
-    `cross_replica_concat` has nobody else's rows to add.
-    """
-    if strategy.num_replicas_in_sync == 1:
-        return spec
-
-    def cut(one: Any) -> Any:
-        if not one.shape.rank:
-            return one
-        rest = one.shape[1:]
-        if isinstance(one, tf.RaggedTensorSpec):
-            shape = [None, *rest]
-            ragged: Any = one
-            return tf.RaggedTensorSpec(
-                shape, ragged.dtype, ragged.ragged_rank, ragged.row_splits_dtype
-            )
-        if isinstance(one, tf.SparseTensorSpec):
-            return tf.SparseTensorSpec([None, *rest], one.dtype)
-        return tf.TensorSpec([None, *rest], one.dtype, one.name)
-
-    return tf.nest.map_structure(cut, spec)
-
-
-_plain = tf.autograph.experimental.do_not_convert
-
-
-def _leading_dimension(spec: Any) -> int | None:
-    for one in tf.nest.flatten(spec):
-        shape = getattr(one, "shape", None)
-        if shape is not None and shape.rank:
-            return shape[0]
-    return None
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _described(spec: Any) -> dict[str, str]:

@@ -18,6 +18,7 @@ from tfloss.hooks.profiler import Profile
 from tfloss.hooks.progress import Progress
 from tfloss.hooks.show import Show
 from tfloss.hooks.tensorboard import TensorBoard
+from tfloss.hooks.time_limit import TimeLimit
 
 __all__ = [
     "At",
@@ -34,4 +35,5 @@ __all__ = [
     "SaveCheckpoint",
     "Show",
     "TensorBoard",
+    "TimeLimit",
 ]

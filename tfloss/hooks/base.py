@@ -78,5 +78,8 @@ class Hook:
     ) -> None:
         """Host, whenever somebody logs: the values of the `step`-th update, by name."""
 
+    def before_save(self, step: int) -> None:
+        """Host, before a checkpoint is written: what was logged so far is to be on the disk."""
+
     def after_train(self) -> None:
         """Host, once a `train`, also after an error: `trainer.error` is that, or None."""

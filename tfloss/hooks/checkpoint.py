@@ -6,17 +6,26 @@
 Put it last but for the writers, since a checkpoint holds the state of every hook.
 """
 
+import functools
 import json
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from tfloss.errors import DataError, Preempted
+from tfloss.errors import (
+    Aborted,
+    CheckpointError,
+    CheckpointWriteError,
+    DataError,
+    Preempted,
+    WorkerError,
+)
 from tfloss.hooks._watch import Watch
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import At, Every, check_trigger
 
 if TYPE_CHECKING:
-    from tfloss.checkpoint import CheckpointDirectory
+    from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
 
 
 class SaveCheckpoint(Hook):
@@ -32,6 +41,8 @@ class SaveCheckpoint(Hook):
     `keep_best` ranks the checkpoints at whose own step the metric was logged, so evaluate
     at the same `every`. The state is this ranking.
 
+    Damaged checkpoints count as none, and are never deleted.
+
     Args:
       every: when; None: only at the end.
       keep_last: how many of the newest stay; None: all.
@@ -39,6 +50,10 @@ class SaveCheckpoint(Hook):
       metric: as it is logged, "val/accuracy"; needed by keep_best.
       mode: "max" if more is better, "min" if less is. By default "min" for what is logged
         under `losses/` (`losses/total`, `val/losses/kl`), else "max".
+      keep_every: a checkpoint at a multiple of so many steps stays for ever.
+      on_error: what happens when the disk doesn't take a checkpoint. "stop" ends training with
+        CheckpointWriteError. "continue" warns, tries again when next due, and at the end says if
+        the last one is missing.
     """
 
     timed_as = "checkpoint"
@@ -51,6 +66,8 @@ class SaveCheckpoint(Hook):
         keep_best: int = 0,
         metric: str | None = None,
         mode: str | None = None,
+        keep_every: int | None = None,
+        on_error: str = "stop",
     ):
         check_trigger(every, "SaveCheckpoint")
         if keep_last is not None and keep_last < 1:
@@ -64,16 +81,29 @@ class SaveCheckpoint(Hook):
                 "SaveCheckpoint: keep_best and metric go together, as in "
                 "SaveCheckpoint(..., keep_best=1, metric='val/accuracy')."
             )
+        if keep_every is not None and keep_every < 1:
+            raise ValueError(f"SaveCheckpoint(keep_every={keep_every}): it must be at least 1.")
+        if on_error not in ("stop", "continue"):
+            raise ValueError(
+                f"SaveCheckpoint(on_error={on_error!r}): it must be 'stop' or 'continue'."
+            )
         self.every = every
         self.keep_last = keep_last
         self.keep_best = keep_best
+        self.keep_every = keep_every
+        self.on_error = on_error
         self._watch = Watch("SaveCheckpoint", metric, mode) if metric is not None else None
         self._value: tuple[int, float] | None = None  # the metric as last logged, and where
         self._saved: tuple[int, str] | None = None  # the last checkpoint, and all hooks' state
+        self._failure: Exception | None = None  # of the last one, until another is saved
+        self._ranking: list[Any] = []  # the best, of those that are on the disk
+        self._pending: list[Any] | None = None  # the same, with the one that is being written
+        self._ending = False
 
     def before_train(self) -> None:
         self._directory()  # fails now rather than at the first checkpoint
-        self._saved = self._value = None
+        self._saved = self._value = self._failure = self._pending = None
+        self._ranking, self._ending = self.state.get("best", []), False
         if self._watch is not None:
             self._watch.start()
 
@@ -83,20 +113,43 @@ class SaveCheckpoint(Hook):
             self._value = (step, value)
 
     def after_call(self, step: int) -> None:
+        self._finish_write()
         self._rank(step)
-        self.trainer.save_checkpoint()
+        if not self._attempt(self.trainer.save_checkpoint):
+            return
         self._saved = (step, self._states())
-        self._delete_others()
+        ranking = self.state.get("best", [])
+        delete = functools.partial(self._delete_others, {step for _, step in ranking})
+        if self._writer is None:
+            self._ranking = ranking
+            delete()
+        else:
+            self._pending = ranking
+            self._writer.then(delete)
 
     def after_train(self) -> None:
         step, error = self.trainer.step, self.trainer.error
-        clean = error is None or isinstance(error, DataError | KeyboardInterrupt | Preempted)
+        ended = error is None or isinstance(error, DataError | KeyboardInterrupt | Preempted)
+        clean = ended and not isinstance(error, Aborted)
+        self._ending = True
         if clean and step > self.trainer.run.start:
+            self._finish_write()
             self._rank(step)
             # Together: reading the variables takes all workers.
             changed = self._saved != (step, self._states())
             if self.trainer.agreement.settle([changed])[0][0]:
                 self.after_call(step)
+            self._finish_write()
+            if self._failure is not None:
+                warnings.warn(
+                    f"Training ended without a checkpoint of step {step}. {self._failure}",
+                    stacklevel=2,
+                )
+        elif self._writer is not None:  # the other workers may be gone
+            try:
+                self._writer.wait()
+            except Exception as failure:  # noqa: BLE001 - training ends with its own error
+                warnings.warn(str(failure), stacklevel=2)
         if self._watch is not None:
             self._watch.finish(error)
             if self._value is not None and not self.state.get("best"):
@@ -107,13 +160,55 @@ class SaveCheckpoint(Hook):
                     stacklevel=2,
                 )
 
+    @property
+    def _writer(self) -> "BackgroundWriter | None":
+        return getattr(self.trainer, "writer", None)
+
+    def _finish_write(self) -> None:
+        """Waits, on all workers, for what is written in the background."""
+        writer, together = self._writer, self.trainer.agreement.together
+        if writer is None:
+            return
+        if not self._attempt(lambda: together("write a checkpoint", writer.wait)):
+            self._saved = None  # so the end saves again
+        elif self._pending is not None:
+            self._ranking = self._pending
+        self._pending = None
+
+    def _attempt(self, save: Callable[[], Any]) -> bool:
+        """Whether all workers could do it. If the disk is at fault, `on_error` decides."""
+        try:
+            save()
+        except (CheckpointError, OSError, WorkerError) as error:
+            if self._watch is not None:
+                self.state["best"] = self._ranking
+            fatal = not isinstance(error, CheckpointWriteError | WorkerError)
+            # What ended training is not to be hidden; the end says what is missing.
+            stop = self.on_error == "stop" and self.trainer.error is None
+            if self.trainer.agreement.settle([fatal or stop])[0][0]:
+                raise
+            self._failure = error
+            if not self._ending:
+                warnings.warn(
+                    f"{error} Training goes on, and tries again when the next one is due.",
+                    stacklevel=3,
+                )
+            return False
+        self._failure = None
+        return True
+
     def _rank(self, step: int) -> None:
         """Enters the checkpoint of `step` among the best, before it is saved with the state."""
         watch = self._watch
         if watch is None:
             return
-        there = {*self._directory().steps(), step}
-        ranking = [entry for entry in self.state.get("best", []) if entry[1] in there]
+        directory, ranking = self._directory(), self.state.get("best", [])
+        if self.state.get("metric", watch.metric) != watch.metric:
+            ranking = []  # of another metric
+        # Looking into the files is for one worker; it is also the one whose state is saved.
+        found = directory.intact() if self.trainer.agreement.chief else directory.steps()
+        there = {*found, step}
+        ranking = [entry for entry in ranking if entry[1] in there]
         if (
             self._value is not None
             and self._value[0] == step
@@ -122,16 +217,22 @@ class SaveCheckpoint(Hook):
             ranking = [entry for entry in ranking if entry[1] != step] + [[self._value[1], step]]
         # The sort is stable: of equals, the earlier stays.
         ranking.sort(key=lambda entry: -entry[0] if watch.mode == "max" else entry[0])
-        self.state["best"] = ranking[: self.keep_best]
+        self.state.update(best=ranking[: self.keep_best], metric=watch.metric)
 
-    def _delete_others(self) -> None:
+    def _delete_others(self, best: set[int]) -> None:
+        """Deletes what need not be kept, maybe in the background. Damaged ones don't count."""
         if self.keep_last is None or not self.trainer.agreement.chief:
             return
-        steps = sorted(self._directory().steps())
-        best = {step for _, step in self.state.get("best", [])}
-        for step in steps[: -self.keep_last]:
-            if step not in best:
-                self._directory().delete(step)
+        directory = self._directory()
+        for step in directory.intact()[: -self.keep_last]:
+            if step in best or (self.keep_every and step % self.keep_every == 0):
+                continue
+            try:
+                directory.delete(step)
+            except OSError as error:
+                warnings.warn(
+                    f"The checkpoint of step {step} can't be deleted: {error}", stacklevel=2
+                )
 
     def _directory(self) -> "CheckpointDirectory":
         if self.trainer.checkpoints is None:

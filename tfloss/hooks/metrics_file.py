@@ -9,11 +9,13 @@ A line for each log; nothing is buffered.
 
 import json
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from tfloss.hooks._superseded import keep_until
 from tfloss.hooks.base import Hook
 
 _RESERVED = ("step", "time")
@@ -23,7 +25,8 @@ class MetricsFile(Hook):
     """One JSON line for each log that has scalars, appended and on disk at once. Host.
 
     JSON has no NaN or infinity: they are the strings "nan", "inf" and "-inf", which Python's
-    `float` reads. A resumed run appends; a step it repeats is there twice, the later counts.
+    `float` reads. A resumed run appends, and takes out first what is of steps after the checkpoint
+    it goes on from, since it repeats these. Fields that tell of time are not repeatable.
 
     Args:
       path: instead of `workdir/metrics.jsonl`.
@@ -52,7 +55,11 @@ class MetricsFile(Hook):
 
     def before_train(self) -> None:
         self._ended = False
-        _ = self.path  # fails now rather than at the first log
+        keep_until(self.path, self.trainer.run.start, _lines)  # fails now, if it can't be written
+
+    def before_save(self, step: int) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def on_log(self, step, scalars, summaries) -> None:
         if not scalars:
@@ -87,16 +94,15 @@ def _json_number(value: float) -> float | str:
 
 def _open(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a", buffering=1, encoding="utf-8")
-    if _torn(path):
-        file.write("\n")  # so that the next record gets a line of its own
-    return file
+    return path.open("a", buffering=1, encoding="utf-8")
 
 
-def _torn(path: Path) -> bool:
-    """Whether a kill left the last line without its end."""
-    with path.open("rb") as file:
-        if file.seek(0, 2) == 0:
-            return False
-        file.seek(-1, 2)
-        return file.read() != b"\n"
+def _lines(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """The whole lines, and the step of each. A line of somebody else's stays."""
+    for line in data.splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            try:
+                step = int(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
+                step = 0
+            yield line, step

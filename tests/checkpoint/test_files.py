@@ -1,0 +1,360 @@
+"""The files: whole or absent, whatever happens."""
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from tfloss.checkpoint import CheckpointDirectory, CheckpointFiles
+from tfloss.errors import CheckpointWriteError
+
+FILES = ["manifest.json", "more.bin", "variables.data-00000-of-00001", "variables.index"]
+
+
+def saved(path, *steps):
+    """A directory with checkpoints of these steps, each of all FILES."""
+    directory = CheckpointDirectory(path)
+    for step in steps:
+        files = {"more.bin": bytes(range(100))}
+        directory.save(step, {"v": tf.Variable([float(step)] * 100)}, {"n": step}, files=files)
+    return directory
+
+
+def damage(file, how):
+    content = bytearray(file.read_bytes())
+    if how == "delete":
+        file.unlink()
+        return
+    if how == "flip":
+        content[len(content) // 3] ^= 0x01
+    file.write_bytes(
+        {"empty": b"", "truncate": content[:-1], "zero": bytes(len(content))}.get(how, content)
+    )
+
+
+def test_steps_latest_and_delete(tmp_path):
+    directory = CheckpointDirectory(tmp_path / "c")
+    assert directory.steps() == [] and directory.latest() is None
+    for step in (100, 20, 3, 123_456_789):
+        directory.save(step, {"v": tf.Variable(step)})
+    assert directory.steps() == [3, 20, 100, 123_456_789]
+    directory.delete(123_456_789)
+    assert directory.latest() == tmp_path / "c" / "step_00000100"
+    directory.delete(100)
+    assert directory.steps() == [3, 20] and len(list((tmp_path / "c").iterdir())) == 2
+
+
+def test_names_of_others_are_not_looked_at(tmp_path):
+    directory = CheckpointDirectory(tmp_path)
+    path = directory.save(1, {"v": tf.Variable(1.0)})
+    for name in ("step_00000002_backup", "step_3", "step_000000004", "best_00000005", "notes"):
+        shutil.copytree(path, tmp_path / name)
+    assert directory.steps() == [1] and directory.latest() == path
+    directory.save(6, {"v": tf.Variable(1.0)})
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+# Damaged
+
+
+@pytest.mark.parametrize("how", ["delete", "empty", "truncate", "zero", "flip"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_one_is_passed_over_named_and_kept(file, how, tmp_path):
+    path = saved(tmp_path, 1, 2).at(2)
+    assert sorted(p.name for p in path.iterdir()) == FILES
+    damage(path / file, how)
+    directory, said = CheckpointDirectory(tmp_path), []
+    assert directory.newest_valid(said.append) == directory.at(1)
+    (line,) = said
+    assert line.startswith(f"The checkpoint {path} is damaged: {file} ")
+    assert line.endswith("It stays as it is and is passed over for the one before.")
+    expected = "is missing" if how == "delete" else "is not what was written: its checksum differs"
+    if how in ("empty", "truncate") and file != "manifest.json":
+        size = {"more.bin": 100}.get(file) or f"{os.path.getsize(directory.at(1) / file):,}"
+        expected = f"bytes, and {size} were written"
+    assert expected in line
+    assert directory.steps() == [1, 2] and directory.intact() == [1]
+
+
+def test_every_byte_of_the_manifest_counts(tmp_path):
+    directory = saved(tmp_path, 1)
+    file = directory.at(1) / "manifest.json"
+    content = file.read_bytes()
+    for index in range(len(content)):
+        file.write_bytes(content[:index] + bytes([content[index] ^ 0x01]) + content[index + 1 :])
+        assert "manifest.json is not what was written" in (directory.problem(1) or ""), index
+    file.write_bytes(content)
+    assert directory.problem(1) is None
+
+
+def test_a_file_of_the_users_and_a_name_of_another_step(tmp_path):
+    directory = saved(tmp_path, 1, 2)
+    (directory.at(1) / "notes.txt").write_text("")
+    assert directory.problem(1) is None
+    (tmp_path / "step_00000002").rename(tmp_path / "step_00000003")
+    assert directory.problem(3) == "manifest.json is that of step 2"
+
+
+def test_nothing_whole_is_nothing_to_go_on_from(tmp_path):
+    assert CheckpointFiles(tmp_path / "c").newest_valid(pytest.fail) is None
+    directory, said = saved(tmp_path, 1, 2), []
+    for step in (1, 2):
+        damage(directory.at(step) / "more.bin", "flip")
+    (tmp_path / "step_00000003").mkdir()
+    assert directory.newest_valid(said.append) is None
+    assert [line.split()[2][-1] for line in said] == ["3", "2", "1"]
+
+
+def test_a_damaged_one_is_not_overwritten_by_its_own_step(tmp_path):
+    directory = saved(tmp_path, 1)
+    for _ in range(2):
+        damage(directory.at(1) / "more.bin", "flip")
+        saved(tmp_path, 1)
+    names = ["damaged_00000001", "damaged_00000001_1", "step_00000001"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert [(tmp_path / name / "more.bin").read_bytes()[33] for name in names] == [32, 32, 33]
+    assert directory.steps() == [1] and directory.problem(1) is None
+
+
+def test_what_was_found_whole_once_is_not_read_again(tmp_path, monkeypatch):
+    saved(tmp_path, 1, 2)
+    directory, read = CheckpointDirectory(tmp_path), []
+    problem = directory.problem
+    monkeypatch.setattr(directory, "problem", lambda step: read.append(step) or problem(step))
+    assert directory.intact() == [1, 2] and directory.intact() == [1, 2]
+    directory.save(3, {"v": tf.Variable(1.0)})
+    assert directory.intact() == [1, 2, 3] and read == [1, 2]
+
+
+# Killed
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """`kill_at(n)`: the n-th rename from now on doesn't happen, nor does anything after it."""
+
+    def set_up(number):
+        original, calls = os.replace, []
+
+        def replace(*paths):
+            calls.append(paths)
+            if len(calls) == number:
+                raise SystemExit
+            original(*paths)
+
+        monkeypatch.setattr(os, "replace", replace)
+
+    return set_up
+
+
+def test_a_kill_before_the_rename_leaves_the_one_before(tmp_path, kill_at, monkeypatch):
+    directory, variables = CheckpointDirectory(tmp_path), {"v": tf.Variable(1.0)}
+    directory.save(1, variables)
+    kill_at(1)
+    with pytest.raises(SystemExit):
+        directory.save(2, variables)
+    monkeypatch.undo()
+    assert directory.steps() == [1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial_2", "step_00000001"]
+    directory.save(3, variables)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "step_00000003"]
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_a_kill_while_replacing_the_only_one_keeps_it(rename, tmp_path, kill_at, monkeypatch):
+    directory, variable = CheckpointDirectory(tmp_path), tf.Variable(1.0)
+    directory.save(1, {"v": variable}, {"n": 1})
+    variable.assign(2.0)
+    kill_at(rename)
+    with pytest.raises(SystemExit):
+        directory.save(1, {"v": variable}, {"n": 2})
+    monkeypatch.undo()
+    assert directory.steps() == [1] and directory.latest() == directory.at(1)
+    assert directory.restore(directory.at(1), {"v": variable}) == {"n": 1}
+    assert variable.numpy() == 1.0
+    directory.save(2, {"v": variable})  # clears up, but not that one away
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+    assert directory.restore(directory.at(1), {"v": variable}) == {"n": 1}
+
+
+def test_a_kill_after_replacing_leaves_the_new_one(tmp_path, monkeypatch):
+    directory, variable = CheckpointDirectory(tmp_path), tf.Variable(1.0)
+    directory.save(1, {"v": variable}, {"n": 1})
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+    directory.save(1, {"v": variable}, {"n": 2})
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 2 and directory.steps() == [1]
+    assert directory.restore(directory.at(1), {"v": variable}) == {"n": 2}
+    directory.delete(1)  # neither of them comes back
+    assert directory.steps() == [] and not list(tmp_path.iterdir())
+
+
+def test_a_kill_while_deleting_is_a_deletion(tmp_path, monkeypatch):
+    directory = CheckpointDirectory(tmp_path)
+    directory.save(1, {"v": tf.Variable(1.0)})
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+    directory.delete(1)
+    monkeypatch.undo()
+    assert directory.steps() == []
+    directory.save(1, {"v": tf.Variable(1.0)})
+    directory.delete(1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_everything_is_on_the_disk_before_the_rename_and_the_rename_after(tmp_path, monkeypatch):
+    events = []
+    sync, replace = os.fsync, os.replace
+
+    def record_sync(handle):
+        events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        sync(handle)
+
+    def record_replace(*paths):
+        events.append("rename")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    CheckpointDirectory(tmp_path / "c").save(1, {"v": tf.Variable(1.0)})
+    files = {"variables.index", "variables.data-00000-of-00001", "manifest.json"}
+    assert events[0] == tmp_path.name  # which got "c"
+    assert set(events[1:4]) == files
+    assert events[4:] == [".partial_1", "rename", "c"]
+
+
+KILLED = """
+import os, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"], os.environ["CUDA_VISIBLE_DEVICES"] = "3", "-1"
+import tensorflow as tf
+from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
+directory, variable = CheckpointDirectory(sys.argv[1]), tf.Variable(tf.zeros([250_000]))
+writer = BackgroundWriter() if sys.argv[2] == "background" else None
+print("ready", flush=True)
+for step in range((directory.steps() or [0])[-1] + 1, 10_000):
+    variable.assign(tf.fill([250_000], float(step)))
+    directory.save(step, {"v": variable}, {"n": step}, files={"n": b"%d" % step}, background=writer)
+    for old in directory.steps()[:-2]:
+        directory.delete(old)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["at once", "background"])
+def test_killed_at_any_moment_all_that_is_there_is_whole(how, tmp_path):
+    rng, newest = random.Random(0), 0
+    for _ in range(10):
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED, tmp_path, how], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0.0, 0.4))
+            process.send_signal(signal.SIGKILL)
+        directory = CheckpointDirectory(tmp_path)
+        assert [directory.problem(step) for step in directory.steps()] == [None] * len(
+            directory.steps()
+        )
+        if directory.steps():
+            variable = tf.Variable(tf.zeros([250_000]))
+            extra = directory.restore(directory.latest(), {"v": variable})
+            assert extra == {"n": directory.steps()[-1]}
+            assert (variable.numpy() == extra["n"]).all() and extra["n"] >= newest
+            newest = extra["n"]
+    assert newest > 3
+
+
+# Can't be written
+
+
+def test_a_directory_that_is_read_only():
+    # Not tmp_path, which nobody but its owner may enter; root may write anywhere.
+    place = Path(tempfile.mkdtemp())
+    directory, variables = CheckpointDirectory(place), {"v": tf.Variable(1.0)}
+    directory.save(1, variables)
+    user = os.geteuid()
+    place.chmod(0o555)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        with pytest.raises(CheckpointWriteError, match=f"{place}.*Permission denied"):
+            directory.save(2, variables)
+    finally:
+        os.seteuid(user)
+        place.chmod(0o755)
+    assert directory.steps() == [1]
+    directory.restore(directory.at(1), variables)
+    shutil.rmtree(place)
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "c").write_text("")
+    with pytest.raises(CheckpointWriteError, match=r"File exists \(.*/c\)\. .* No whole one is"):
+        CheckpointDirectory(tmp_path / "c").save(1, {"v": tf.Variable(1.0)})
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_no_room_for_the_values(step, tmp_path):
+    directory, variable = CheckpointDirectory(tmp_path), tf.Variable(tf.ones([100_000]))
+    directory.save(1, {"v": variable})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointWriteError, match=f"{step} can't be written: File too large"):
+            directory.save(step, {"v": variable})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]  # and the room is given back
+    directory.restore(directory.at(1), {"v": variable})
+
+
+@contextlib.contextmanager
+def tiny_disk(path, megabytes):
+    """A file system of its own; the test is left out where none can be mounted."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.parametrize("rubbish", [b"", bytes(600_000)])  # room for no values, or no files
+def test_a_disk_that_fills_up(rubbish, tmp_path):
+    with tiny_disk(tmp_path / "disk", 2):
+        variable = tf.Variable(tf.fill([125_000], 1.0))  # 0.5 MB
+        directory = CheckpointDirectory(tmp_path / "disk" / "c")
+        directory.save(1, {"v": variable})
+        directory.save(2, {"v": variable})
+        with pytest.raises(CheckpointWriteError) as error:
+            for step in (3, 4, 5):
+                directory.save(step, {"v": variable}, files={"rubbish": rubbish})
+        last = directory.steps()[-1]
+        assert str(error.value).startswith(
+            f"The checkpoint {tmp_path}/disk/c/step_{last + 1:08d} can't be written: "
+            "No space left on device"
+        )
+        assert "MB are free there. The newest whole one is " in str(error.value)
+        assert str(error.value).endswith(f"{directory.at(last)}.")
+        assert not list(directory.path.glob(".*"))  # the half-written one makes room again
+        assert directory.newest_valid(pytest.fail) == directory.at(last)
+        directory.delete(1)
+        directory.save(9, {"v": variable})
+        assert directory.problem(9) is None
+
+
+def test_a_directory_that_vanished_is_made_again(tmp_path):
+    directory = saved(tmp_path / "run" / "c", 1)
+    shutil.rmtree(tmp_path / "run")
+    directory.save(2, {"v": tf.Variable(1.0)})
+    assert directory.steps() == [2] == directory.intact()

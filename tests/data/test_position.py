@@ -1,0 +1,188 @@
+"""A run finds its place in the data again, whatever the data are."""
+
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfloss.data.feed import Feed
+from tfloss.data.position import IteratorStates, iterator_files
+from tfloss.errors import DataError
+
+ONE = tf.distribute.get_strategy()
+
+
+def shuffled(count=100, batch=2, seed=3):
+    data = tf.data.Dataset.range(count).shuffle(20, seed=seed).repeat()
+    return data.batch(batch, drop_remainder=True).prefetch(2)
+
+
+def batches(feed, count):
+    local = feed.strategy.experimental_local_results
+    return [
+        np.concatenate([np.asarray(part) for part in local(next(feed.iterator))]).tolist()
+        for _ in range(count)
+    ]
+
+
+def resumed(make, state, files, strategy=ONE, say=lambda text: None):
+    feed = Feed(make(), strategy)
+    feed.resume(state, files, say)
+    feed.start(state["batches"])
+    return feed
+
+
+def trained(make, steps, strategy=ONE):
+    """A feed of which so many batches were trained on, its state, and the batches after that."""
+    feed = Feed(make(), strategy)
+    feed.start(0)
+    batches(feed, steps)
+    feed.reached(steps)
+    state, files = feed.state()
+    return state, files, batches(feed, 30)
+
+
+@pytest.mark.promise(19)
+@pytest.mark.parametrize("steps", [0, 1, 7, 130])
+def test_an_iterator_goes_on_in_the_middle_of_its_shuffle_buffer(steps):
+    state, files, rest = trained(shuffled, steps)
+    assert state["way"] == "iterator" and state["skip"] == 0
+    assert batches(resumed(shuffled, state, files), 30) == rest
+
+
+def test_a_second_resume_goes_on_from_the_first(steps=9):
+    state, files, rest = trained(shuffled, steps)
+    feed = resumed(shuffled, state, files)
+    assert batches(feed, 4) == rest[:4]
+    feed.reached(steps + 4)
+    state, files = feed.state()
+    assert state["batches"] == steps + 4
+    assert batches(resumed(shuffled, state, files), 10) == rest[4:14]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_batches_that_were_read_ahead_are_read_again(ahead):
+    """As in a loop that XLA compiles whole."""
+
+    def make():
+        return (
+            tf.data.Dataset.range(1000).shuffle(50, seed=1).repeat().batch(2, drop_remainder=True)
+        )
+
+    feed, taken, states = Feed(make(), ONE), [], []
+    feed.start(0)
+    blocks = feed.stacked(1)
+    for steps in (30, 3, 900, 7):
+        blocks.ahead = ahead
+        done = 0
+        while done < steps:
+            part = blocks.take(steps - done)
+            taken += part.block.numpy()[part.start : part.start + part.steps].tolist()
+            done += part.steps
+        feed.reached(len(taken))
+        states.append(feed.state())
+    for state, files in states:
+        at = state["batches"]
+        again = resumed(make, state, files)
+        rest = batches(again, min(20, len(taken) - at))
+        assert rest == taken[at : at + len(rest)]
+    assert states[-1][0]["skip"] < 910  # from the state of a save before, not from 0
+
+
+def test_states_before_a_position():
+    states = IteratorStates()
+    states.add(10, {"a": b"10"})
+    states.add(20, {"a": b"20"})
+    assert states.at(9) == ({}, 9)
+    assert states.at(15) == ({"a": b"10"}, 5)
+    assert states.at(20) == ({"a": b"20"}, 0)
+
+
+@pytest.mark.upstream
+@pytest.mark.promise(19)
+def test_upstream_has_no_checkpoint_of_a_distributed_iterator(replicas):
+    iterator = iter(replicas(2).experimental_distribute_dataset(shuffled()))
+    with pytest.raises(ValueError, match="expecting iterator to be a trackable object"):
+        tf.train.Checkpoint(iterator=iterator)
+
+
+@pytest.mark.promise(19)
+def test_on_several_replicas_the_data_are_read_again(replicas):
+    said = []
+    strategy = replicas(2)
+    state, files, rest = trained(shuffled, 13, strategy)
+    assert (state["way"], files) == ("skip", {})
+    feed = resumed(shuffled, state, files, strategy, said.append)
+    assert batches(feed, 30) == rest
+    assert said == [
+        "reading past 13 batches, to where the checkpoint is in the data; it is cut over several "
+        "replicas. tfloss.data.Source would go there at once"
+    ]
+
+
+def test_data_that_are_not_repeatable_are_reported(replicas):
+    said, strategy = [], replicas(2)
+
+    def make():
+        rng = np.random.default_rng()  # of another seed each time
+        return tf.data.Dataset.from_tensor_slices(rng.integers(0, 10**6, 100)).batch(2)
+
+    state, files, _ = trained(make, 5, strategy)
+    resumed(make, state, files, strategy, said.append)
+    assert len(said) == 2
+    assert "other batches than when training began" in said[1] and "Seed what shuffles" in said[1]
+
+
+def test_what_has_no_state_to_save_is_read_again():
+    def make():
+        signature = tf.TensorSpec([], tf.int64)
+        data = tf.data.Dataset.from_generator(lambda: iter(range(100)), output_signature=signature)
+        return data.batch(2)
+
+    state, files, rest = trained(make, 5)
+    assert (state["way"], files) == ("skip", {})
+    said = []
+    assert batches(resumed(make, state, files, say=said.append), 10) == rest[:10]
+    assert said[0].startswith("reading past 5 batches")
+    assert "can hold the state of PyFunc" in said[0]
+    assert "PyFunc" in iterator_files(iter(make()))
+
+
+def test_a_state_that_is_too_large_is_not_kept(monkeypatch):
+    monkeypatch.setattr("tfloss.data.position.MOST_BYTES", 1000)
+    state, files, rest = trained(shuffled, 5)
+    assert (state["way"], files) == ("skip", {})
+    assert batches(resumed(shuffled, state, files), 30) == rest
+
+
+def test_other_data_begin_anew_and_it_is_said_what_differs():
+    said = []
+    state, files, _ = trained(shuffled, 5)
+    feed = resumed(lambda: shuffled(batch=4), state, files, say=said.append)
+    assert feed.batches == 0
+    assert batches(feed, 3) == batches(Feed(shuffled(batch=4), ONE), 3)
+    assert "begin anew" in said[0] and "batch_size 2 -> 4" in said[0]
+
+
+def test_data_that_end_before_are_refused():
+    def make(count=40):
+        signature = tf.TensorSpec([None], tf.int64)
+        return tf.data.Dataset.from_generator(
+            lambda: iter([[i] for i in range(count)]), output_signature=signature
+        )
+
+    state, files, _ = trained(make, 10)
+    with pytest.raises(DataError, match="at batch 10 of the data, and they end before"):
+        resumed(lambda: make(4), state, files)
+
+
+def test_what_is_not_repeatable_is_told_beforehand(replicas):
+    ordered = tf.data.Dataset.range(10).batch(2)
+    unordered = ordered.map(lambda i: i, num_parallel_calls=2, deterministic=False)
+    with pytest.warns(UserWarning, match="deterministic=False"):
+        Feed(unordered, ONE).warn()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Feed(ordered, ONE).warn()
+        Feed(ordered, replicas(2)).warn()

@@ -1,0 +1,25 @@
+"""A run that is killed again and again ends as one that was left alone; see `driver.py`."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def drive(*arguments):
+    command = [sys.executable, "-m", "tests.faults.driver", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.promise(13)
+def test_killed_in_shuffled_data():
+    out = drive("--kills", 4, "--kinds", "shuffle")
+    assert "shuffle: 0 differences, {'lives': 5" in out
+
+
+@pytest.mark.slow
+def test_thirty_kills_of_all_kinds_of_runs():
+    out = drive("--kills", 30)
+    assert out.count(" 0 differences") == 10

@@ -1,0 +1,88 @@
+"""The checkpoints of a workdir as a table. Host code, without TensorFlow.
+
+step  age    size      state                                        val/accuracy
+1000  3 h    412.0 MB  whole                                        0.9712
+2000  2 h    412.0 MB  variables.index is missing                   0.9801 (best)
+"""
+
+import concurrent.futures
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tfloss.checkpoint.files import CheckpointFiles
+from tfloss.checkpoint.manifest import load_manifest
+from tfloss.errors import CheckpointError
+
+_UNITS = (("s", 1), ("min", 60), ("h", 3600), ("d", 86400))
+_BEST = "best"
+
+
+def find(workdir: Path) -> CheckpointFiles:
+    """The checkpoints of a workdir, or in a directory of them.
+
+    Raises CheckpointError if there are none.
+    """
+    for path in (workdir / "checkpoints", workdir):
+        if (files := CheckpointFiles(path)).steps():
+            return files
+    raise CheckpointError(f"There is no checkpoint in {workdir} or {workdir / 'checkpoints'}.")
+
+
+def show(files: CheckpointFiles) -> None:
+    """Prints step, age, size, what is wrong if something is, and the metric of the best ones."""
+    steps = files.steps()
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        problems = dict(zip(steps, threads.map(files.problem, steps), strict=True))
+    metric, values = _ranking(files, [step for step in steps if problems[step] is None])
+    rows = []
+    for step in steps:
+        path = files.at(step)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        value = f"{values[step]:.6g}" if step in values else ""
+        first = value and next(iter(values)) == step
+        rows.append(
+            [
+                str(step),
+                _age(time.time() - path.stat().st_mtime),
+                f"{size / 1e6:,.1f} MB",
+                problems[step] or "whole",
+                f"{value} (best)" if first else value,
+            ]
+        )
+    table(["step", "age", "size", "state", metric], rows)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table: drawn by rich on a terminal, else plain columns, two spaces apart."""
+    rows = list(rows)
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(*header)
+        for row in rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        Console().print(drawn)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in [header, *rows]:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _ranking(files: CheckpointFiles, whole: Sequence[int]) -> tuple[str, dict[int, float]]:
+    """The metric that SaveCheckpoint ranks by, and `{step: value}` of the best, best first."""
+    for step in reversed(whole):
+        hooks = load_manifest(files.at(step))["extra"].get("hooks", {})
+        for name, state in hooks.items():
+            if name.startswith("SaveCheckpoint") and "metric" in state:
+                return state["metric"], {at: value for value, at in state["best"]}
+    return _BEST, {}
+
+
+def _age(seconds: float) -> str:
+    unit, size = next((u for u in reversed(_UNITS) if seconds >= 2 * u[1]), _UNITS[0])
+    return f"{seconds / size:.0f} {unit}"
