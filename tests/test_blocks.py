@@ -87,8 +87,13 @@ def test_what_is_given_back_comes_again():
 
 
 def test_no_data_at_all():
-    with pytest.raises(StopIteration):
-        Blocks(iter(tf.data.Dataset.range(0).batch(2)))
+    blocks = Blocks(iter(tf.data.Dataset.range(0).batch(2)))
+    assert not blocks.left()
+    for ahead in (False, True):
+        blocks.ahead = ahead
+        for call in (blocks.one, lambda: blocks.take(3)):
+            with pytest.raises(StopIteration):
+                call()
 
 
 def test_structures_stay():
@@ -106,8 +111,37 @@ def test_structures_stay():
 
 def test_the_size_of_a_block_is_bounded_in_bytes():
     large = tf.data.Dataset.from_tensors(tf.zeros([2**20])).repeat()  # 4 MiB
-    assert Blocks(iter(large)).steps == 8
-    assert Blocks(iter(large), per_step=4).steps == 2
+    for per_step, steps in ((1, 8), (4, 2)):
+        blocks = Blocks(iter(large), per_step)
+        blocks.one()
+        assert blocks.steps == steps
+
+
+@pytest.mark.parametrize(("rhythm", "first", "size"), [(30, 7, 180), (100, 0, 200), (300, 3, 200)])
+def test_blocks_begin_where_calls_are_cut(rhythm, first, size):
+    """If they can: 300 steps don't fit."""
+    done = first
+    blocks = Blocks(
+        iter(tf.data.Dataset.range(10**6).repeat()), endless=True, rhythm=rhythm, step=lambda: done
+    )
+    blocks.ahead = True
+    calls = []
+    while done < 1200:
+        steps = blocks.take(min(rhythm - done % rhythm, 64 if done < 100 else 1000)).steps
+        calls.append(steps)
+        done += steps
+    assert blocks.steps == size
+    whole = [steps for steps in calls if steps == rhythm]
+    assert len(whole) >= (1200 - 2 * rhythm) // rhythm if rhythm < 200 else not whole
+
+
+def test_the_first_batch_is_told_of_before_more_is_read():
+    told = []
+    iterator = iter(tf.data.Dataset.range(10))
+    blocks = Blocks(iterator, begun=lambda: told.append(int(next(iterator))))
+    blocks.ahead = True
+    assert int(blocks.one()[0]) == 0 and told == [1]
+    assert [int(blocks.one()[0]) for _ in range(3)] == [2, 3, 4] and told == [1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import warnings
 
 import keras
@@ -13,7 +15,7 @@ import tfloss
 from tests.toys import Line
 from tfloss import _upstream
 from tfloss.checkpoint import CheckpointDirectory, load_manifest
-from tfloss.errors import CheckpointError, WorkdirInUseError
+from tfloss.errors import CheckpointError, DataError, WorkdirInUseError
 from tfloss.hooks import Every, Hook, SaveCheckpoint
 from tfloss.lock import locked
 
@@ -228,6 +230,146 @@ def test_no_whole_checkpoint_is_no_reason_to_begin_anew(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="None of the checkpoints .* is whole"):
         again.train(numbers(), 5)
     assert "manifest.json is missing" in capsys.readouterr().out
+
+
+class Late(Hook):
+    """Logs at the end, and keeps how often."""
+
+    def after_train(self):
+        if self.trainer.error is None:
+            self.state["ends"] = self.state.get("ends", 0) + 1
+            self.trainer.log(self.trainer.step, {"late": float(self.state["ends"])})
+
+
+def test_what_belongs_to_the_end_is_in_the_last_checkpoint_or_comes_again(tmp_path):
+    """A checkpoint is due at the last step; the process is killed before the end has saved."""
+
+    class Killed(Hook):
+        every = Every(steps=10)
+
+        def after_call(self, step):
+            if step == 10:
+                raise RuntimeError("as if killed")
+
+    saving = SaveCheckpoint(Every(steps=5))
+    trainer, _ = make(tmp_path, hooks=[Late(), saving, Killed()])
+    with pytest.raises(RuntimeError):
+        trainer.train(numbers(), 10)
+    late = Late()
+    again, _ = make(tmp_path, hooks=[late, SaveCheckpoint(Every(steps=5))])
+    again.train(numbers(), 10)
+    assert late.state == {"ends": 1}
+    third, _ = make(tmp_path, hooks=[Late(), SaveCheckpoint(Every(steps=5))])
+    third.train(numbers(), 10)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [x["late"] for x in lines if "late" in x] == [1.0]
+
+
+def test_a_run_that_was_stopped_does_its_end_once(tmp_path):
+    class Stop(Hook):
+        every = Every(steps=3)
+
+        def before_train(self):
+            if self.state.get("stop"):
+                self.trainer.stop("enough")
+
+        def after_call(self, step):
+            self.state["stop"] = True
+            self.trainer.stop("enough")
+            if not self.state.get("saved"):
+                self.state["saved"] = True
+                self.trainer.save_checkpoint()
+                raise RuntimeError("as if killed")
+
+    trainer, _ = make(tmp_path, hooks=[Stop(), Late()], log_every=2)
+    with pytest.raises(RuntimeError):
+        trainer.train(numbers(), 10)
+    for _ in range(2):
+        again, _ = make(tmp_path, hooks=[Stop(), Late()], log_every=2)
+        again.train(numbers(), 10)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if "losses/total" in x] == [2, 3]
+    assert len([x for x in lines if "late" in x]) <= 2
+
+
+def test_data_that_have_ended_have_ended(tmp_path):
+    def finite():
+        return tf.data.Dataset.range(24).map(lambda i: {"x": tf.cast(i, tf.float32)}).batch(2)
+
+    for _ in range(2):
+        trainer, _ = make(tmp_path)
+        with pytest.raises(DataError, match="ended after 12 batches, at step 12 of 20"):
+            trainer.train(finite(), 20)
+    once, _ = make(tmp_path / "once")
+    once.train(finite(), 12)
+    again, _ = make(tmp_path / "once")
+    assert again.train(finite(), 20).step == 20  # a call of its own begins the data anew
+
+
+def test_hooks_of_one_call_get_their_states_back(tmp_path):
+    class Count(Hook):
+        every = Every(steps=1)
+
+        def after_call(self, step):
+            self.state["calls"] = self.state.get("calls", 0) + 1
+
+    def script(steps):
+        trainer, _ = make(tmp_path)
+        counts = Count(), Count()
+        trainer.train(numbers(), min(steps, 4), hooks=[counts[0]])
+        if steps > 4:
+            trainer.train(numbers(), steps, hooks=[counts[1]])
+        return [count.state.get("calls", 0) for count in counts]
+
+    assert script(7) == [4, 3]
+    assert script(9) == [0, 5]  # the first call has nothing to do, the second goes on
+
+
+def test_a_save_before_the_call_it_is_of_keeps_its_place(tmp_path):
+    whole, saw = make(tmp_path / "whole")
+    whole.train(numbers(), 12)
+    first, begun = make(tmp_path / "parts")
+    first.train(numbers(), 5)
+    second, _ = make(tmp_path / "parts")
+    second.restore(numbers())
+    second.save_checkpoint()
+    third, ended = make(tmp_path / "parts")
+    third.train(numbers(), 12)
+    assert begun.seen + ended.seen == saw.seen
+
+
+def test_a_relative_workdir_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer, _ = make("runs/a")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    trainer.train(numbers(), 2)
+    assert (tmp_path / "runs/a/checkpoints/step_00000002").is_dir()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+DETERMINISTIC = """
+import sys, keras, tensorflow as tf, tfloss
+from tests.toys import Line
+from tests.test_resume import mean_of_batch, numbers
+keras.utils.set_random_seed(0)
+trainer = tfloss.Trainer(
+    Line(mean_of_batch), keras.optimizers.SGD(0.1), seed=0, deterministic=True,
+    jit={"loop": "loop", "auto": "auto"}.get(sys.argv[1], sys.argv[1] == "True"),
+    workdir=sys.argv[2],
+)
+data = numbers() if sys.argv[1] != "loop" else numbers().take(50)
+print(trainer.train(data, 30).step)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", ["False", "True", "loop", "auto"])
+def test_deterministic_runs_train(tmp_path, jit):
+    """In a process of their own: op determinism is for good."""
+    command = [sys.executable, "-c", DETERMINISTIC, jit, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["30"], done.stderr[-2000:]
 
 
 def test_a_second_trainer_is_refused(tmp_path):

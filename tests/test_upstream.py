@@ -313,6 +313,21 @@ def test_a_data_set_tells_what_it_is_made_of():
     assert _upstream.dataset_seeds(numbers.shuffle(3)) == (0, 0)
 
 
+def test_an_event_is_written_as_it_is(tmp_path):
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    event = tf.compat.v1.Event(step=7, wall_time=5.0)
+    event.summary.value.add(tag="a", simple_value=2.0)
+    _upstream.write_event(writer, event.SerializeToString())
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    assert tf.compat.v1.Event.FromString(records[-1]) == event
+
+
+def test_op_determinism_is_known():
+    assert _upstream.op_determinism() is False  # turning it on is for good
+
+
 def test_global_generators_are_made_when_first_asked_for(monkeypatch):
     stateful = _upstream.stateful_random_ops
     monkeypatch.setattr(stateful, "global_generator", None)

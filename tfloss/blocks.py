@@ -79,15 +79,19 @@ class Blocks:
       iterator: of a `tf.data.Dataset` whose batches can be stacked.
       per_step: batches that a step takes.
       endless: whether the data set is known to never end.
+      rhythm: blocks are to begin at multiples of this many steps, and hold as many, if they can:
+        then calls that are cut there aren't cut at the ends of blocks too.
+      step: gives the number of steps that were taken before what is still in here.
+      begun: called when the first batch was taken, before anything is read ahead.
       clock: seconds.
 
     Attributes:
       ahead: whether to pull whole blocks, before they are asked for; then the iterator can't be
         used by itself any more.
-      steps: in a full block.
+      steps: in a full block; 0 before the first batch was taken.
       waited: seconds that the caller has waited for data, in all.
 
-    Raises (from here, and from `take` and `one`):
+    Raises (from `take` and `one`):
       StopIteration: there is no batch left, or too few for a step.
     """
 
@@ -97,22 +101,27 @@ class Blocks:
         per_step: int = 1,
         *,
         endless: bool = False,
+        rhythm: int = 1,
+        step: Callable[[], int] = lambda: 0,
+        begun: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._iterator, self._per_step, self._endless = iterator, per_step, endless
-        self._clock = clock
+        self._rhythm, self._step = rhythm, step
+        self._begun, self._clock = begun, clock
         self.ahead = False
         self.waited = 0.0
-        self._first = first = self._timed(lambda: next(iterator))
-        size = sum(x.dtype.size * int(tf.size(x)) for x in tf.nest.flatten(first))
-        self.steps = max(1, min(MOST_STEPS, MOST_BYTES // max(1, size * per_step)))
-        self._queue: list[_Run] = [_Run(batch=first)]  # taken from the iterator, not yet given out
+        self.steps = 0
+        self._first: Any = None
+        self._queue: list[_Run] = []  # taken from the iterator, not yet given out
         self._blocks: Any = None
         self._held: Any = None  # a variable: whether pulling is to wait
         self._ended = False
 
     def take(self, steps: int) -> Part:
         """The data of up to `steps` steps, at least one."""
+        if self._first is None:
+            self._single()
         if not self.ahead:
             return self._few(steps)
         while self._waiting() < self._per_step:
@@ -136,7 +145,7 @@ class Blocks:
         wanted = min(steps, self.steps) * self._per_step
         try:
             while self._waiting() < wanted:
-                self._queue.append(_Run(batch=self._timed(lambda: next(self._iterator))))
+                self._single()
         except StopIteration:
             if self._waiting() < self._per_step:
                 raise
@@ -171,10 +180,10 @@ class Blocks:
     def one(self) -> tuple:
         """The batches of one step."""
         while self._waiting() < self._per_step:
-            if self.ahead:
+            if self.ahead and self._first is not None:
                 self._fetch()
             else:
-                self._queue.append(_Run(batch=self._timed(lambda: next(self._iterator))))
+                self._single()
         return self._batches(self._per_step)
 
     def give_back(self, part: Part) -> None:
@@ -192,9 +201,24 @@ class Blocks:
             self._held.assign(True)
             while not self._ended and not self._fetch():
                 pass
-        yield self._waiting()
-        if self._blocks is not None:
-            self._held.assign(False)
+        try:
+            yield self._waiting()
+        finally:
+            if self._blocks is not None:
+                self._held.assign(False)
+
+    def _single(self) -> None:
+        """Takes one batch from the iterator."""
+        batch = self._timed(lambda: next(self._iterator))
+        self._queue.append(_Run(batch=batch))
+        if self._first is None:
+            self._first = batch
+            size = sum(x.dtype.size * int(tf.size(x)) for x in tf.nest.flatten(batch))
+            most = MOST_BYTES // max(1, size * self._per_step)
+            self.steps = max(1, min(MOST_STEPS, most))
+            if self._rhythm < self.steps:
+                self.steps -= self.steps % self._rhythm
+            self._begun()
 
     def _waiting(self) -> int:
         return sum(run.count for run in self._queue)
@@ -225,6 +249,8 @@ class Blocks:
         return not (int(count) or bool(is_odd) or self._ended)
 
     def _pulled(self) -> Any:
+        while self._waiting() % self._per_step:  # so that blocks hold whole steps
+            self._single()
         options = tf.data.Options()
         options.autotune.enabled = False  # closing the iterator would wait for its thread
         # Threads of its own, since `_pull_all` blocks one that what it waits for may need.
@@ -249,10 +275,18 @@ class Blocks:
         ):
             return False
         before, count = self.waited, 0
-        while count < _PROBED or self._waiting() % self._per_step:  # then blocks hold whole steps
-            self._queue.append(_Run(batch=self._timed(lambda: next(self._iterator))))
+        while count < _PROBED or self._waiting() % self._per_step:
+            self._single()
             count += 1
-        return (self.waited - before) / count * size < MOST_SECONDS
+        quick = (self.waited - before) / count * size < MOST_SECONDS
+        if quick and self._rhythm <= self.steps:
+            while self._waiting() % self._per_step or self._next_step() % self._rhythm:
+                self._single()
+        return quick
+
+    def _next_step(self) -> int:
+        """The number of the step that a block pulled now would begin with."""
+        return self._step() + self._waiting() // self._per_step
 
     def _timed(self, call: Callable[[], Any]) -> Any:
         began = self._clock()
@@ -307,11 +341,15 @@ def _pull(iterator: Any, first: Any, size: int, per_step: int) -> tuple:
     unknown: Any = None
     any_shape = [tf.TensorShape(unknown)] * len(arrays)
     scalar = tf.TensorShape([])
-    began = tf.timestamp()
+    # Op determinism refuses to look at a clock.
+    began = None if _upstream.op_determinism() else tf.timestamp()
 
     def more(count, fits, *_):
+        go_on = fits & (count < size)
+        if began is None:
+            return go_on
         late = (tf.timestamp() - began > MOST_SECONDS) & (count % per_step == 0) & (count > 0)
-        return fits & (count < size) & ~late
+        return go_on & ~late
 
     count, fits, odd, last, arrays = tf.while_loop(
         more,

@@ -11,6 +11,7 @@ the bad one again.
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -46,10 +47,10 @@ class CompiledLoop:
         self._every_step, self._guard = every_step, guard
         self.graphs: list[Any] = []
         self._run = tf.function(self._loop, jit_compile=True, autograph=False)
-        self._variables: list[tf.Variable] | None = None
-        self._lately = np.zeros(MOST_SKIPPED, bool)  # which of the last steps were left out
+        self._known: list[Any] = []  # variables whose values before are an output
+        self._others: list[Any] | None = None  # what else the program has: raw variables
         self._read = tf.function(
-            lambda: [tf.identity(v.read_value()) for v in self._variables or ()], autograph=False
+            lambda: [tf.identity(v.read_value()) for v in self._others or ()], autograph=False
         )
 
     def run(self, part: Part, names: Callable[[], tuple[str, ...]]) -> np.ndarray:
@@ -58,17 +59,28 @@ class CompiledLoop:
         Raises NonFiniteLossError, as the state was before the bad step (if guarded).
         """
         bounds = tf.constant(part.start), tf.constant(part.steps)
-        if self._variables is None:
+        skipped = int(self._step.skipped_in_a_row.numpy()) if self._step.skip_nonfinite else 0
+        if self._others is None:
             traced = self._run.get_concrete_function(part.block, *bounds)
-            self._variables = list(traced.graph.variables)
-        before = self._read() if self._guard else []
-        values = self._run(part.block, *bounds).numpy()[: part.steps]
+            known = {id(one) for one in self._known}
+            self._others = [v for v in traced.graph.variables if id(v) not in known]
+        others = self._read() if self._guard and self._others else []
+        rows, before = self._run(part.block, *bounds)
+        values = rows.numpy()[: part.steps]
         if self._guard:
-            self._check(part, values, names(), before)
+            self._check(part, values, names(), [*before, *others], skipped)
         return values
 
-    def _loop(self, block: Any, start: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-        """Traced: so many steps, from batch `start` of a block."""
+    def _loop(
+        self, block: Any, start: tf.Tensor, steps: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Traced: so many steps, from batch `start` of a block.
+
+        Their rows; and, if guarded, the state before them: to read it in a call of its own costs
+        more than the copy.
+        """
+        self._known = [_tf_variable(one) for one in self._step.state()] if self._guard else []
+        before = [tf.identity(one.read_value()) for one in self._known]
         many = self._step.accumulate
         most = tf.nest.flatten(block)[0].shape[0] // many
         self.graphs = [tf.compat.v1.get_default_graph()]
@@ -88,26 +100,35 @@ class CompiledLoop:
             )
         finally:
             self._step.guard = guard
-        return rows.stack()
+        return rows.stack(), before
 
     def _check(
-        self, part: Part, values: np.ndarray, names: tuple[str, ...], before: list[tf.Tensor]
+        self,
+        part: Part,
+        values: np.ndarray,
+        names: tuple[str, ...],
+        before: list[tf.Tensor],
+        skipped: int,
     ) -> None:
         watched = ("losses/",) if self._step.skipping else ("losses/", "gradient_norm")
         columns = [i for i, name in enumerate(names) if name.startswith(watched)]
         bad = ~np.isfinite(values[:, columns]).all(1)
         if self._step.skip_nonfinite:
             # Those were left out; only many in a row are a failure.
-            self._lately = np.concatenate([self._lately, bad])
-            windows = np.lib.stride_tricks.sliding_window_view(self._lately, MOST_SKIPPED + 1)
-            bad, self._lately = windows.all(1), self._lately[-MOST_SKIPPED:]
+            earlier = np.arange(MOST_SKIPPED, 0, -1) <= skipped
+            lately = np.concatenate([earlier, bad])
+            bad = np.lib.stride_tricks.sliding_window_view(lately, MOST_SKIPPED + 1).all(1)
         if not bad.any():
             return
         index = int(np.argmax(bad))
-        for variable, value in zip(self._variables or (), before, strict=True):
+        for variable, value in zip([*self._known, *(self._others or ())], before, strict=True):
             variable.assign(value)
         self._run(part.block, tf.constant(part.start), tf.constant(index))
         losses = {names[i].removeprefix("losses/"): float(values[index, i]) for i in columns}
         many = self._step.accumulate
         batches = tuple(batch_of(part.block, part.start + index * many + k) for k in range(many))
         raise NonFiniteLossError(int(self._step.counter.numpy()) + 1, losses, batches)
+
+
+def _tf_variable(variable: Any) -> Any:
+    return variable.value if isinstance(variable, keras.Variable) else variable

@@ -119,6 +119,11 @@ class ForwardContext:
             )
         return True
 
+    @property
+    def dropped(self) -> bool:
+        """Whether there were summaries that are not recorded here."""
+        return any(name not in self.summaries for name in self._claimed)
+
     def full_name(self, name: str) -> str:
         """The name with the prefixes of the `tfloss.summary.scope`s around."""
         return "/".join([*self.prefixes, name])

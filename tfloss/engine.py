@@ -102,6 +102,7 @@ class Engine:
         self._guard = FiniteGuard(train_step) if guard else None
         self._names: dict[bool, tuple[str, ...]] = {}
         self._recorded: list[Any] = []
+        self._dropped: bool | None = None  # whether a silent step has summaries
         self.traces = 0
         self._silent = tf.function(self._loop, autograph=False)
         self._recording = tf.function(self._one_taken, autograph=False)
@@ -192,6 +193,8 @@ class Engine:
 
     def _taken(self, iterator: Any) -> tuple[Any, tf.Tensor]:
         """Traced: what a step takes, and how many seconds that took."""
+        if _upstream.op_determinism():  # which refuses to look at a clock
+            return self._step.take(iterator), tf.constant(0.0, tf.float64)
         began = tf.timestamp()
         with tf.control_dependencies([began]):
             batch = self._step.take(iterator)
@@ -221,6 +224,8 @@ class Engine:
     def _row(self, output: StepOutput, recording: bool) -> tf.Tensor:
         """Traced, when a step has been."""
         self._check(tf.compat.v1.get_default_graph())
+        if not recording:
+            self._dropped = output.dropped
         names = tuple(output.scalars)
         before = self._names.setdefault(recording, names)
         if before != names:
@@ -232,9 +237,11 @@ class Engine:
         return tf.stack(list(output.scalars.values()))
 
     def has_summaries(self) -> bool:
-        """Whether a recording step tells more than a silent one. Not known before the first."""
+        """Whether a recording step tells more than a silent one; True before one was traced."""
         known = self._names.get(True)
-        return known is None or bool(self._recorded) or known != self._names.get(False, known)
+        if known is None:
+            return self._dropped is not False
+        return bool(self._recorded) or known != self._names.get(False, known)
 
     def _with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
         explain(error)

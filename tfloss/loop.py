@@ -35,12 +35,16 @@ class Loop:
       modes: runs the steps.
       feed: the data.
       steps_per_call: the most steps in a call, or "auto": by the time they take.
+
+    Attributes:
+      ends: what is to be raised when all is done, if a signal came at the last step.
     """
 
     def __init__(self, trainer: "Trainer", modes: Modes, feed: Feed, steps_per_call: int | str):
         self._trainer, self._modes, self._feed = trainer, modes, feed
         self._warmed: dict[str, float] | None = None  # the stopwatch at the first log
         self._warned = False
+        self.ends: BaseException | None = None
         self._fixed = None if steps_per_call == "auto" else int(steps_per_call)
 
     def run(self, steps: int) -> dict[str, float]:
@@ -83,9 +87,11 @@ class Loop:
                         f"SIGTERM at step {trainer.step}: saving a checkpoint, then ending with "
                         f"exit code {Preempted.CODE}. The same command goes on from there."
                     )
-                    raise Preempted
-                if interrupt:
-                    raise KeyboardInterrupt
+                    self.ends = Preempted()
+                elif interrupt:
+                    self.ends = KeyboardInterrupt()
+                if self.ends is not None and trainer.step < steps:
+                    raise self.ends
         if trainer.window:  # stopped between two logs
             self._log(())
         return last_losses(block)
@@ -118,6 +124,7 @@ class Loop:
             block = self._modes.run(count, recording)
         except (tf.errors.OutOfRangeError, StopIteration):
             trainer.step = int(trainer.train_step.counter.numpy())
+            feed.reached(trainer.step)
             done = (trainer.step - trainer.run.start) * trainer.train_step.accumulate
             feed.after_end(done, trainer.step, trainer.run.steps)
             return self._call(count, recording)

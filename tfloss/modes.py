@@ -36,6 +36,7 @@ class Modes:
       deterministic: "auto" is the graph, since a choice by the clock may differ the next time; a
         step with state that no checkpoint holds is refused (`tfloss.randomness`).
       saved: gives the variables that a checkpoint holds, when a step has been traced.
+      rhythm: steps between logs, at which calls are cut.
       clock: seconds.
 
     Raises ValueError for another value of jit.
@@ -52,12 +53,14 @@ class Modes:
         say: Callable[[str], None],
         deterministic: bool = False,
         saved: Callable[[], Iterable[Any]] | None = None,
+        rhythm: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ):
         if not (isinstance(jit, bool) or jit in ("loop", "auto")):
             raise ValueError(f"jit must be True, False, 'loop' or 'auto', got {jit!r}.")
         self._jit = False if deterministic and jit == "auto" else jit
         self._step, self._every_step = train_step, every_step
+        self._rhythm = rhythm
         self._check = RandomnessCheck(deterministic, saved)
         self._file = workdir / FILE if workdir is not None and agreement.chief else None
         self._agreement, self._say, self._clock = agreement, say, clock
@@ -150,7 +153,7 @@ class Modes:
 
     def _blocks(self) -> Any:
         assert self._feed is not None
-        return self._feed.stacked(self._step.accumulate)
+        return self._feed.stacked(self._step.accumulate, self._rhythm)
 
     def _end_if_decided(self) -> None:
         tuner = self._tuner

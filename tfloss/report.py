@@ -25,10 +25,12 @@ class StepOutput:
       scalars: `{tag: float32 scalar}`: `losses/<name>`, `losses/total`, and whatever else is
         known on every step; the model's scalar summaries where they are due.
       summaries: the other summaries that are due.
+      dropped: whether the forward pass has summaries that are not due.
     """
 
     scalars: dict[str, tf.Tensor]
     summaries: list[Recorded]
+    dropped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class ReplicaReport:
     scalars: tuple[str, ...]
     summed: tuple[str, ...]
     summaries: dict[str, Recorded]
+    dropped: bool
     reached: dict[str, tuple[int, ...]]
 
     @classmethod
@@ -76,6 +79,7 @@ class ReplicaReport:
             scalars=tuple(scalars),
             summed=tuple(k for k, v in scalars.items() if v.reduce == "sum"),
             summaries=others,
+            dropped=context.dropped,
             reached={
                 group: tuple(i for i, g in enumerate(each) if g is not None)
                 for group, each in gradients.items()
@@ -105,6 +109,7 @@ class StepReport:
     summaries: dict[str, Recorded] = dataclasses.field(default_factory=dict)
     updates: list[tf.Tensor] = dataclasses.field(default_factory=list)
     applied: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    dropped: bool = False
 
     def add(
         self,
@@ -125,6 +130,7 @@ class StepReport:
         for name in replica.scalars:
             _keep(self.scalars, name, next(numbers))
         self.totals.append(next(numbers))
+        self.dropped |= replica.dropped
         for name, recorded in replica.summaries.items():
             each = summaries[name]
             merged = tf.concat(each, 0) if recorded.kind == "histogram" else each[0]
@@ -153,7 +159,7 @@ class StepReport:
             if name in scalars:
                 raise SummaryError(f"Summary {name!r} has the name of a loss's own curve.")
             scalars[name] = value
-        return StepOutput(scalars, list(self.summaries.values()))
+        return StepOutput(scalars, list(self.summaries.values()), self.dropped)
 
 
 def _keep(into: dict, name: str, value: Any) -> None:

@@ -58,7 +58,7 @@ class TrainerState:
         self,
         directory: CheckpointDirectory,
         step: int,
-        hooks: Sequence[Hook],
+        hooks: Mapping[str, Any],
         *,
         extra: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
@@ -68,7 +68,8 @@ class TrainerState:
         """Saves everything, and the hooks' state, as one checkpoint.
 
         All workers must call it, to read the variables; those without `write` write nothing.
-        `extra`, `files` and `background` are those of `CheckpointDirectory.save`.
+        `hooks` are their states by name; `extra`, `files` and `background` are those of
+        `CheckpointDirectory.save`.
 
         Replicas are given the mean of their own statistics first, so that training goes on
         from the very state that is saved.
@@ -76,18 +77,20 @@ class TrainerState:
         self.sync_replicas()
         extra = {
             **(extra or {}),
-            "hooks": {name: hook.state for name, hook in named_hooks(hooks).items()},
+            "hooks": dict(hooks),
             "seeds": {"replicas": self._step.strategy.num_replicas_in_sync, "stride": STRIDE},
         }
         return directory.save(
             step, self.variables(), extra, files=files, background=background, write=write
         )
 
-    def restore(self, directory: CheckpointDirectory, path: Path, hooks: Sequence[Hook]) -> int:
-        """Restores a checkpoint and returns its step.
+    def restore(
+        self, directory: CheckpointDirectory, path: Path
+    ) -> tuple[int, dict[str, dict[str, Any]]]:
+        """Restores a checkpoint. Returns its step, and the hooks' states for `set_hook_states`.
 
         A constant learning rate is configuration: the optimizer keeps the one it has, and a
-        difference is reported. A hook that the checkpoint doesn't know starts afresh.
+        difference is reported.
 
         Raises CheckpointError, before anything is changed, if the names or shapes differ; if
         the optimizer is another one, it says that.
@@ -106,10 +109,7 @@ class TrainerState:
         directory.restore(path, variables, ignore=ignored)
         split_seeds(self._step.model, self._step.strategy)
         self._report_rates(path, rates)
-        for name, hook in named_hooks(hooks).items():
-            hook.state.clear()
-            hook.state.update(states.get(name, {}))
-        return int(self._step.counter.numpy())
+        return int(self._step.counter.numpy()), states
 
     def seed(self, seed: int) -> None:
         """Sets every seed generator of the model to a state that follows from `seed`."""
@@ -242,6 +242,13 @@ def newest_checkpoint(
         "it on a file system that they share.",
     )
     return directory.at(step)
+
+
+def set_hook_states(hooks: Sequence[Hook], states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives hooks the states that a checkpoint has; one that it doesn't know starts afresh."""
+    for name, hook in named_hooks(hooks).items():
+        hook.state.clear()
+        hook.state.update(states.get(name, {}))
 
 
 def named_hooks(hooks: Sequence[Hook]) -> dict[str, Hook]:

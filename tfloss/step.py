@@ -219,6 +219,18 @@ class TrainStep:
         """All optimizers by the name of their group; a single one is named `optimizer`."""
         return {name: group.optimizer for name, group in self.groups.items()}
 
+    @property
+    def skipped_in_a_row(self) -> tf.Variable:
+        """int64: how many of the last updates were left out, one after the other."""
+        return self._skipped
+
+    def state(self) -> list[Any]:
+        """All variables that a step may change, but for raw `tf.Variable`s of the model."""
+        found = [self.counter, *self.model.variables, *self.extra_variables().values()]
+        for optimizer in self.optimizers.values():
+            found += optimizer.variables
+        return found
+
     def extra_variables(self) -> dict[str, Any]:
         """More variables that belong in a checkpoint, by name."""
         found: dict[str, Any] = {"skipped": self._skipped} if self.skipping else {}

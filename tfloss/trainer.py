@@ -166,6 +166,7 @@ class Trainer:
             agreement=self.agreement,
             say=self.say,
             deterministic=deterministic,
+            rhythm=log_every,
             saved=lambda: [*self.state().variables().values(), *process_variables()],
             clock=clock,
         )
@@ -219,6 +220,8 @@ class Trainer:
     ) -> TrainResult:
         """See `train`."""
         self.hooks = self._defaults.after([*self._own_hooks, *hooks])
+        for hook in self.hooks:
+            hook.trainer = self
         feed = self._next_feed(data)
         self.train_step.build(feed.element_spec)
         if bundle := os.environ.get(replay.VARIABLE):
@@ -237,14 +240,17 @@ class Trainer:
         guard = any(isinstance(hook, NaNGuard) for hook in self.hooks)
         self._modes.prepare(feed, guard, lambda: steps - self.step)
         self.error = self.stopped = None
+        loop = Loop(self, self._modes, feed, self._steps_per_call)
         with running(self):
             try:
-                last = Loop(self, self._modes, feed, self._steps_per_call).run(steps)
+                last = loop.run(steps)
             except BaseException as error:
                 self.agreement.explain(error)
                 self.step = int(self.train_step.counter.numpy())  # a call may not have returned
                 feed.reached(self.step)
                 raise
+        if loop.ends is not None:
+            raise loop.ends
         reason = self.stopped if self.step < steps else None
         if reason is not None:
             self.say(f"stopped at step {self.step}: {reason}")
@@ -268,7 +274,7 @@ class Trainer:
         # Before the model is built, which would name another trouble.
         if self.checkpoints is None or not self.checkpoints.steps():
             raise nothing
-        self.hooks = self._defaults.after(self._own_hooks)
+        self.hooks = self.lasting_hooks()
         try:
             self.train_step.build(as_dataset(data, self.strategy).element_spec)
         except Exception as error:
@@ -370,10 +376,15 @@ class Trainer:
 
     # How
 
+    def lasting_hooks(self) -> list[Hook]:
+        """The hooks of all `train` calls: those that the Trainer was made with, and defaults."""
+        return self._defaults.after(self._own_hooks)
+
     def _next_feed(self, data: Data) -> Feed:
         if self._feed is not None and self._feed.data is data:
             return self._feed
-        feed = Feed(data, self.strategy, self.train_step.accumulate)
+        many, keeps = self.train_step.accumulate, self.checkpoints is not None
+        feed = Feed(data, self.strategy, many, keeps=keeps)
         if self._feed is not None:
             feed.check_same_structure(self._feed)
         self._feed = feed

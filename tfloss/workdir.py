@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def writable(workdir: Path) -> Path:
-    """Makes the directory and tries to write in it; OSError names it if that fails."""
+    """Makes the directory and tries to write in it; OSError names it if that fails.
+
+    Returns it as an absolute path: the program may go to another directory.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".tfloss_write_test_{os.getpid()}_{socket.gethostname()}"
@@ -15,4 +18,4 @@ def writable(workdir: Path) -> Path:
     except OSError as error:
         message = f"workdir {str(workdir)!r} can't be written to: {error.strerror}"
         raise type(error)(error.errno, message) from None
-    return workdir
+    return workdir.absolute()

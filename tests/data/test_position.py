@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfloss.data.feed import Feed
 from tfloss.data.position import IteratorStates, iterator_files
+from tfloss.data.source import Source
 from tfloss.errors import DataError
 
 ONE = tf.distribute.get_strategy()
@@ -150,10 +151,87 @@ def test_what_has_no_state_to_save_is_read_again():
 
 
 def test_a_state_that_is_too_large_is_not_kept(monkeypatch):
-    monkeypatch.setattr("tfloss.data.position.MOST_BYTES", 1000)
+    monkeypatch.setattr("tfloss.data.feed.MOST_BYTES", 1000)
     state, files, rest = trained(shuffled, 5)
     assert (state["way"], files) == ("skip", {})
     assert batches(resumed(shuffled, state, files), 30) == rest
+
+
+def test_a_large_state_is_kept_if_nothing_else_is_exact(monkeypatch):
+    monkeypatch.setattr("tfloss.data.feed.MOST_BYTES", 1000)
+
+    def make():
+        tf.random.set_seed(None)
+        return shuffled(seed=None)
+
+    tf.random.set_seed(None)
+    state, files, rest = trained(make, 5)
+    assert state["way"] == "iterator"
+    assert batches(resumed(make, state, files), 5) == rest[:5]
+
+
+def test_passes_over_a_shuffled_set_are_counted(replicas):
+    """Its second pass has another order than its first."""
+    strategy = replicas(2)
+
+    def make():
+        return tf.data.Dataset.range(20).shuffle(20, seed=1).batch(2)
+
+    feed = Feed(make(), strategy)
+    first = batches(feed, 10)
+    feed.restart()
+    feed.start(10)
+    second = batches(feed, 10)
+    assert sorted(first) != sorted(second)
+    feed.restart()
+    feed.start(10)
+    batches(feed, 4)
+    feed.reached(14)
+    state, files = feed.state()
+    assert (state["passes"], state["batches"]) == (2, 4)
+    rest = batches(feed, 6)
+    again = resumed(make, state, files, strategy)
+    assert batches(again, 6) == rest
+    again.restart()
+    feed.restart()
+    assert batches(again, 10) == batches(feed, 10)
+
+
+def test_a_source_begins_anew_after_a_resume():
+    def make():
+        return Source(np.arange(20), batch_size=2, epochs=1)
+
+    feed = Feed(make(), ONE)
+    feed.start(0)
+    whole = batches(feed, 10)
+    feed = Feed(make(), ONE)
+    feed.batches = 3
+    state, files = feed.state()
+    again = resumed(make, state, files)
+    assert batches(again, 7) == whole[3:]
+    again.restart()
+    assert batches(again, 10) == whole
+
+
+def test_an_unseeded_shuffle_goes_on_in_a_loop_that_reads_ahead():
+    def make():
+        return tf.data.Dataset.range(400).shuffle(400).batch(2, drop_remainder=True)
+
+    tf.random.set_seed(None)
+    feed = Feed(make(), ONE)
+    feed.start(0)
+    blocks, taken = feed.stacked(1), []
+    blocks.ahead = True
+    while len(taken) < 60:
+        part = blocks.take(60 - len(taken))
+        if part.block is None:
+            taken.append(part.batches[0].numpy().tolist())
+        else:
+            taken += part.block.numpy()[part.start : part.start + part.steps].tolist()
+    feed.reached(60)
+    state, files = feed.state()
+    rest = batches(resumed(make, state, files), 140)
+    assert sorted(np.concatenate([*taken, *rest])) == list(range(400))
 
 
 def test_other_data_begin_anew_and_it_is_said_what_differs():

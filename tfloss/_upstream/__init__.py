@@ -16,6 +16,7 @@ from keras.src.backend.common import global_state
 from keras.src.backend.common.name_scope import current_path  # of the layer being called
 from keras.src.losses import loss as loss_module
 from keras.src.random import seed_generator
+from tensorflow.python.framework import config
 from tensorflow.python.ops import stateful_random_ops
 
 from tfloss._upstream.graphs import (  # noqa: F401
@@ -325,6 +326,20 @@ def extend_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[Any]
         if (new := getattr(optimizer, attribute)) is not variable:
             new.assign(variable)
             optimizer._untrack_variable(variable)
+
+
+def write_event(writer: Any, event: bytes) -> None:
+    """Writes a serialised `Event` with a `tf.summary` writer.
+
+    `tf.summary.experimental.write_raw_pb` takes ten times as long. The op is public; the resource
+    that it needs is not.
+    """
+    tf.raw_ops.ImportEvent(writer=writer._resource, event=event)
+
+
+def op_determinism() -> bool:
+    """Whether `tf.config.experimental.enable_op_determinism` was called; only that is public."""
+    return config.is_op_determinism_enabled()
 
 
 def global_generators(make: Collection[str] = ()) -> dict[str, Any]:

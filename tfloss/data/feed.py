@@ -11,6 +11,7 @@ of what is in a batch: it is any nest that `tf.data` yields.
 """
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,13 @@ from tfloss.data.distributed import (
     part_spec,
     without_autotuner,
 )
-from tfloss.data.position import IteratorStates, iterator_files, read_past, restore_iterator
+from tfloss.data.position import (
+    MOST_BYTES,
+    IteratorStates,
+    iterator_files,
+    read_past,
+    restore_iterator,
+)
 from tfloss.data.repeatable import nondeterministic_inputs, unsaveable_inputs
 from tfloss.data.source import Source
 from tfloss.distribution import worker_position
@@ -47,11 +54,13 @@ class Feed:
         the data of one ends earlier, it trains on with no examples until that of all has ended.
       strategy: splits each batch over its replicas.
       per_step: batches that a step takes.
+      keeps: whether the position will be asked for.
 
     Attributes:
       element_spec: of one replica's batch.
       batch_size: examples in a global batch, or None if that is not known beforehand.
       batches: how many were trained on since the data's beginning.
+      passes: how often the data were begun anew: a shuffle may have another order each time.
       way: how this position is found again: "seek", "iterator" or "skip".
       iterator: at the next batch.
       blocks: what takes the iterator's batches in blocks, or None.
@@ -62,8 +71,15 @@ class Feed:
       DataError: not a data set, or an empty one as far as it knows itself.
     """
 
-    def __init__(self, data: Data, strategy: tf.distribute.Strategy, per_step: int = 1):
-        self.data, self.strategy, self._per_step = data, strategy, per_step
+    def __init__(
+        self,
+        data: Data,
+        strategy: tf.distribute.Strategy,
+        per_step: int = 1,
+        *,
+        keeps: bool = True,
+    ):
+        self.data, self.strategy, self._per_step, self._keeps = data, strategy, per_step, keeps
         self._worker, self._workers = worker_position(strategy)
         self._own = self._workers > 1 and not isinstance(data, tf.data.Dataset)
         self.dataset = self._dataset(0)
@@ -85,7 +101,8 @@ class Feed:
         elif self.way == "iterator" and (bad := unsaveable_inputs(self.dataset)):
             self.way, self.reason = "skip", "no checkpoint can hold the state of " + ", ".join(bad)
         self._first = FirstBatch() if self.way == "skip" and not self._own else None
-        self.step = 0
+        self.step, self.passes = 0, -1
+        self._midway = False
         self.restart()
 
     def _dataset(self, start: int) -> tf.data.Dataset:
@@ -99,7 +116,8 @@ class Feed:
 
     def restart(self, batches: int = 0) -> None:
         """Goes back to the first batch; of a `Source`, to any."""
-        if batches and self.way == "seek":
+        self.passes += 1
+        if self.way == "seek":
             self.dataset = self._dataset(batches)
         watched = self.dataset if self._first is None else self._first.seen(self.dataset)
         self.iterator = iter(distribute(watched, self.strategy, own_share=self._own))
@@ -159,22 +177,42 @@ class Feed:
         skip = self.batches
         if self.way == "iterator":
             with self.blocks.held() if self.blocks else contextlib.nullcontext(0) as ahead:
-                now = iterator_files(self.iterator)
-            if isinstance(now, str):
-                self.way, self.reason = "skip", now
-            else:
-                self._states.add(self.batches + ahead, now)
+                self._keep_state(ahead)
+            if self.way == "iterator":
                 files, skip = self._states.at(self.batches)
-        found = {"way": self.way, "batches": self.batches, "skip": skip}
+        found = {"way": self.way, "batches": self.batches, "skip": skip, "passes": self.passes}
         first = self._first.checksum if self._first is not None else None
         return found | {"identity": self.identity(), "first": first}, files
 
+    def _keep_state(self, ahead: int) -> None:
+        """Keeps the iterator's state, which is so many batches ahead of training.
+
+        Large ones are not kept, if reading the data again gives the same.
+        """
+        repeatable = not nondeterministic_inputs(self.dataset)
+        now = iterator_files(self.iterator, MOST_BYTES if repeatable else math.inf)
+        if isinstance(now, str):
+            self.way, self.reason = "skip", now
+        else:
+            self._states.add(self.batches + ahead, now)
+
     def resume(
-        self, state: Mapping[str, Any], files: Mapping[str, bytes], say: Callable[[str], None]
+        self,
+        state: Mapping[str, Any],
+        files: Mapping[str, bytes],
+        say: Callable[[str], None],
+        *,
+        midway: bool = False,
     ) -> None:
         """Goes to a position that was saved, of the same data.
 
         Other data begin at their beginning: that is said, and what differs.
+
+        Args:
+          state, files: what `state` gave.
+          say: prints a line.
+          midway: it was saved in the middle of a call of `train`, which is to be gone on with: if
+            there are no more batches, they have run out.
 
         Raises:
           DataError: the data end before it, or can't be brought there.
@@ -183,6 +221,7 @@ class Feed:
         if changes := _changes(state["identity"], self.identity()):
             say("the data are not those of the checkpoint, so they begin anew: " + changes)
             return
+        self._midway = midway and batches > 0
         if self.way == "seek":
             self.restart(batches)
             return
@@ -192,6 +231,10 @@ class Feed:
                 restore_iterator(self.iterator, files)
             else:
                 skip = batches
+                for _ in range(int(state["passes"])):
+                    read_past(self.iterator, None, say)
+                    self.restart()
+            self.passes = int(state["passes"])
             self._states = IteratorStates(batches - skip, files if skip < batches else None)
             if skip:
                 why = f"; {self.reason}. tfloss.data.Source would go there at once"
@@ -212,18 +255,29 @@ class Feed:
                 "workdir with tfloss.load_weights."
             ) from None
         self.batches = batches
-        if self._first is not None and self._first.checksum != (state.get("first") or None):
+        before, now = state["first"], self._first and self._first.checksum
+        if None not in (before, now) and before != now:
             say(
                 "the data set gives other batches than when training began: its first one differs. "
                 "So the run goes on, but not as it would have done undisturbed. Seed what "
                 "shuffles, leave out deterministic=False, or use tfloss.data.Source."
             )
 
-    def stacked(self, per_step: int) -> Blocks:
-        """The rest of the data in blocks. Raises StopIteration if there is none."""
+    def stacked(self, per_step: int, rhythm: int = 1) -> Blocks:
+        """The rest of the data in blocks, that begin at multiples of `rhythm` steps if they can."""
         if self.blocks is None:
             endless = self.dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-            self.blocks = Blocks(self.iterator, per_step, endless=bool(endless))
+            # A shuffle has no order, and no state that says which, before its first batch.
+            kept = self._keeps and self.way == "iterator"
+            begun = functools.partial(self._keep_state, 1) if kept else lambda: None
+            self.blocks = Blocks(
+                self.iterator,
+                per_step,
+                endless=bool(endless),
+                rhythm=rhythm,
+                step=lambda: self.step,
+                begun=begun,
+            )
         return self.blocks
 
     def batch_bytes(self) -> int:
@@ -247,9 +301,10 @@ class Feed:
         Raises:
           DataError: it is empty, or it ended too early and after how many batches.
         """
-        if done:
+        if done or self._midway:
+            self._midway = False
             raise DataError(
-                f"The data set ended after {done} batches, at step {step} of {steps}. Call "
+                f"The data set ended after {self.batches} batches, at step {step} of {steps}. Call "
                 ".repeat() on it, or ask for fewer steps."
             ) from None
         if not self.used:

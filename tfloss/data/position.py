@@ -10,6 +10,7 @@ Three ways, by what the data are:
 What counts is what was trained on. Batches that were read ahead are read again. Host code.
 """
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +38,8 @@ class IteratorStates:
 
     def add(self, batches: int, files: Mapping[str, bytes]) -> None:
         """The state at a number of batches from the beginning."""
+        if self._known[-1][0] == batches:
+            self._known.pop()
         self._known.append((batches, dict(files)))
 
     def at(self, batches: int) -> tuple[dict[str, bytes], int]:
@@ -47,8 +50,12 @@ class IteratorStates:
         return files, batches - there
 
 
-def iterator_files(iterator: Any) -> dict[str, bytes] | str:
-    """The state of a `tf.data` iterator, as files by name; or why there is none to save."""
+def iterator_files(iterator: Any, most: float = math.inf) -> dict[str, bytes] | str:
+    """The state of a `tf.data` iterator, as files by name; or why there is none to save.
+
+    Args:
+      most: bytes that it may take.
+    """
     with tempfile.TemporaryDirectory() as folder:
         try:
             tf.train.Checkpoint(iterator=iterator).write(f"{folder}/{_NAME}")
@@ -56,7 +63,7 @@ def iterator_files(iterator: Any) -> dict[str, bytes] | str:
             return error.message.splitlines()[0].partition(" [Op:")[0].rpartition("}} ")[2]
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     size = sum(map(len, files.values()))
-    if size > MOST_BYTES:
+    if size > most:
         return f"its buffers take {size / 2**20:,.0f} MB"
     return files
 
@@ -75,13 +82,17 @@ def restore_iterator(iterator: Any, files: Mapping[str, bytes]) -> None:
 
 def read_past(
     iterator: Any,
-    count: int,
+    count: int | None,
     say: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Takes so many elements from an iterator, plain or distributed, and drops them.
 
-    Says how far it is now and then. Raises tf.errors.OutOfRangeError if there are not so many.
+    Args:
+      count: how many; None: all.
+      say: told how far it is, now and then.
+
+    Raises tf.errors.OutOfRangeError if there are not so many.
     """
 
     def past(iterator: Any, many: tf.Tensor) -> tf.Tensor:
@@ -94,10 +105,15 @@ def read_past(
 
     call = tf.function(past, autograph=False)
     told, done = clock(), 0
-    while done < count:
-        many = min(_CHUNK, count - done)
-        call(iterator, tf.constant(many))
+    while count is None or done < count:
+        many = _CHUNK if count is None else min(_CHUNK, count - done)
+        try:
+            call(iterator, tf.constant(many))
+        except tf.errors.OutOfRangeError:
+            if count is None:
+                return
+            raise
         done += many
         if clock() - told > _TELL_SECONDS:
             told = clock()
-            say(f"read past {done:,} of {count:,} batches")
+            say(f"read past {done:,}{'' if count is None else f' of {count:,}'} batches")

@@ -102,7 +102,10 @@ class SaveCheckpoint(Hook):
 
     def before_train(self) -> None:
         self._directory()  # fails now rather than at the first checkpoint
-        self._saved = self._value = self._failure = self._pending = None
+        self._value = self._failure = self._pending = None
+        start = self.trainer.run.start
+        there = start in self._directory().steps()  # the one that the run goes on from
+        self._saved = (start, self._states()) if there else None
         self._ranking, self._ending = self.state.get("best", []), False
         if self._watch is not None:
             self._watch.start()
@@ -113,6 +116,10 @@ class SaveCheckpoint(Hook):
             self._value = (step, value)
 
     def after_call(self, step: int) -> None:
+        if step < self.trainer.run.steps:  # else the end saves, with what else is found there
+            self._save(step)
+
+    def _save(self, step: int) -> None:
         self._finish_write()
         self._rank(step)
         if not self._attempt(self.trainer.save_checkpoint):
@@ -132,13 +139,13 @@ class SaveCheckpoint(Hook):
         ended = error is None or isinstance(error, DataError | KeyboardInterrupt | Preempted)
         clean = ended and not isinstance(error, Aborted)
         self._ending = True
-        if clean and step > self.trainer.run.start:
+        if clean and (step > self.trainer.run.start or self._saved is not None):
             self._finish_write()
             self._rank(step)
             # Together: reading the variables takes all workers.
             changed = self._saved != (step, self._states())
             if self.trainer.agreement.settle([changed])[0][0]:
-                self.after_call(step)
+                self._save(step)
             self._finish_write()
             if self._failure is not None:
                 warnings.warn(
@@ -243,4 +250,6 @@ class SaveCheckpoint(Hook):
         return self.trainer.checkpoints
 
     def _states(self) -> str:
-        return json.dumps([hook.state for hook in self.trainer.hooks], sort_keys=True)
+        """All that a save at the same step would change."""
+        states = [hook.state for hook in self.trainer.hooks]
+        return json.dumps([states, bool(self.trainer.window)], sort_keys=True)

@@ -22,7 +22,6 @@ def running(trainer: "Trainer") -> Iterator[None]:
     started: list[Hook] = []
     try:
         for hook in trainer.hooks:
-            hook.trainer = trainer
             if hook.every is not None:
                 hook.every = started_copy(hook.every, trainer.run)
             if trainer.runs(hook):
@@ -34,7 +33,8 @@ def running(trainer: "Trainer") -> Iterator[None]:
         raise
     finally:
         failure: BaseException | None = None
-        for hook in started:
+        # Checkpoints last: what the others found at the end is in them.
+        for hook in sorted(started, key=lambda hook: hook.timed_as == "checkpoint"):
             try:
                 with trainer.stopwatch.during(hook.timed_as):
                     hook.after_train()

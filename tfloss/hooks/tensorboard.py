@@ -6,12 +6,15 @@ Then `tensorboard --logdir runs/digits`, or a directory above it to compare runs
 """
 
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
+from tfloss import _upstream
 from tfloss.hooks._superseded import keep_until
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every
@@ -29,7 +32,7 @@ class TensorBoard(Hook):
     goes on from, since it repeats these.
 
     Args:
-      logdir: instead of `workdir/train`.
+      logdir: instead of `workdir/train`; of this run alone.
       flush_secs: the most time between an event and the disk, if calls of the training step
         are shorter than that.
     """
@@ -68,19 +71,20 @@ class TensorBoard(Hook):
             return
         if self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.logdir))
-        # Whatever the caller is inside of: tags without its name scopes, nothing left out by
-        # its record_if, and no trip to an accelerator to make a histogram.
-        with (
-            self._writer.as_default(step),
-            tf.summary.record_if(True),
-            tf.name_scope(""),
-            tf.device("CPU:0"),
-        ):
-            if scalars:
-                # One event: a hundred times `tf.summary.scalar` takes as long as many steps.
-                tf.summary.experimental.write_raw_pb(_event(scalars), step=step)
-            for summary in summaries:
-                _write(summary, step)
+        if scalars:
+            # One event: a hundred times `tf.summary.scalar` takes as long as many steps.
+            _upstream.write_event(self._writer, _event(step, scalars))
+        if summaries:
+            # Whatever the caller is inside of: tags without its name scopes, nothing left out by
+            # its record_if, and no trip to an accelerator to make a histogram.
+            with (
+                self._writer.as_default(step),
+                tf.summary.record_if(True),
+                tf.name_scope(""),
+                tf.device("CPU:0"),
+            ):
+                for summary in summaries:
+                    _write(summary, step)
         self._unflushed = True
         if self._ended:  # a hook after us in the list logs at the end
             self._close()
@@ -109,16 +113,19 @@ def _events(data: bytes) -> Iterator[tuple[bytes, int]]:
         end = start + 12 + length + 4
         if not length or end > len(data):
             return
-        event = tf.compat.v1.Event.FromString(data[start + 12 : end - 4])
-        yield data[start:end], event.step
+        try:
+            step = tf.compat.v1.Event.FromString(data[start + 12 : end - 4]).step
+        except DecodeError:  # damaged; readers pass it over
+            step = 0
+        yield data[start:end], step
         start = end
 
 
-def _event(scalars: Mapping[str, float]) -> bytes:
+def _event(step: int, scalars: Mapping[str, float]) -> bytes:
     """What `tf.summary.scalar` would write of each, in one protocol buffer."""
-    found = tf.compat.v1.Summary()
+    found = tf.compat.v1.Event(step=step, wall_time=time.time())
     for name, value in scalars.items():
-        one = found.value.add(tag=name)
+        one = found.summary.value.add(tag=name)
         one.metadata.plugin_data.plugin_name = "scalars"
         one.tensor.dtype = tf.float32.as_datatype_enum
         one.tensor.tensor_shape.SetInParent()

@@ -1,0 +1,238 @@
+"""Who trains: tfloss, `keras.fit`, Orbit, and loops written by hand in each of the engine's modes.
+
+Each has `first()`: trains 100 steps and returns their mean loss; `warm()`: whatever it needs to be
+at full speed; `run(steps)`: trains on.
+"""
+
+import functools
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from workloads import Adder, Owner, Workload
+
+FIRST = 100
+LOOP = 100  # steps a call
+
+
+class Tfloss:
+    """`Trainer` at its defaults, with a workdir: logs every 100 steps, a checkpoint at the end."""
+
+    def __init__(self, work: Workload, **options: Any):
+        import tfloss
+
+        self.workdir = Path(tempfile.mkdtemp())
+        model = Owner(work.make(), work.losses)
+        self.data = work.data()
+        self.trainer = tfloss.Trainer(model, work.optimizer(), workdir=self.workdir, **options)
+
+    def first(self) -> float:
+        from tfloss.hooks import Hook
+
+        class Means(Hook):
+            logged: dict = {}
+
+            def on_log(self, step, scalars, summaries):
+                self.logged[step] = scalars.get("losses/total")
+
+        hook = Means()
+        self.trainer.train(self.data, FIRST, hooks=[hook])
+        return hook.logged[FIRST]
+
+    def warm(self, seconds: float, rate: float) -> None:
+        """As at the beginning of a run of five minutes, until its mode is chosen."""
+        from tfloss.hooks import Every, Hook
+
+        class Chosen(Hook):
+            every = Every(secs=0.1)
+
+            def after_call(self, step):
+                self.trainer.stop("warm")
+
+        class Late(Chosen):
+            every = Every(secs=seconds)
+
+            def after_call(self, step):
+                if (self.trainer.workdir / "engine.json").exists():
+                    super().after_call(step)
+
+        self.trainer.train(self.data, self.trainer.step + int(300 * rate), hooks=[Late()])
+
+    def run(self, steps: int) -> None:
+        self.trainer.train(self.data, self.trainer.step + steps)
+
+    def note(self) -> str:
+        chosen = self.trainer._modes._chosen
+        shutil.rmtree(self.workdir, ignore_errors=True)
+        return str(chosen)
+
+
+class Plain:
+    """What needs no more than running to be warm."""
+
+    def warm(self, seconds: float, rate: float) -> None:
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            self.run(LOOP)
+
+    def run(self, steps: int) -> Any:
+        raise NotImplementedError
+
+    def note(self) -> str:
+        return ""
+
+
+class Fit(Plain):
+    """`keras.fit`."""
+
+    def __init__(self, work: Workload, **options: Any):
+        self.data = work.data()
+        self.model = work.make()
+        if work.compiled is None:
+            self.model = Adder(self.model, work.losses)
+            self.data = self.data.map(lambda batch: (batch,))
+        else:
+            options |= work.compiled
+            self.data = self.data.map(work.pair)
+        autotuner = tf.data.Options()
+        autotuner.autotune.enabled = False
+        self.data = self.data.with_options(autotuner)
+        options = {"jit_compile": False, **options}
+        self.model.compile(work.optimizer(), **options)
+
+    def first(self) -> float:
+        return self.run(FIRST).history["loss"][0]
+
+    def run(self, steps: int) -> Any:
+        return self.model.fit(self.data, steps_per_epoch=steps, epochs=1, verbose=0)
+
+
+def training_step(net: Any, optimizer: Any, work: Workload) -> Any:
+    """One step as everybody writes it."""
+
+    def step(batch: Any) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = sum(work.losses(net, batch).values())
+        variables = [v.value for v in net.trainable_variables]
+        optimizer.apply(tape.gradient(loss, variables), net.trainable_variables)
+        return loss
+
+    return step
+
+
+class Orbit(Plain):
+    """`orbit.Controller`, 100 steps a loop."""
+
+    def __init__(self, work: Workload):
+        import orbit
+
+        net, optimizer = work.make(), work.optimizer()
+        _build(net, optimizer, work)
+        step = training_step(net, optimizer, work)
+
+        class Trainer(orbit.StandardTrainer):
+            def __init__(self, data):
+                super().__init__(data)
+                self.loss = keras.metrics.Mean()
+                self.step = tf.Variable(0, dtype=tf.int64)
+
+            def train_loop_begin(self):
+                self.loss.reset_state()
+
+            def train_step(self, iterator):
+                self.loss.update_state(step(next(iterator)))
+                self.step.assign_add(1)
+
+            def train_loop_end(self):
+                return {"loss": float(self.loss.result())}
+
+        self.trainer = Trainer(work.data())
+        self.controller = orbit.Controller(
+            trainer=self.trainer, global_step=self.trainer.step, steps_per_loop=LOOP
+        )
+
+    def first(self) -> float:
+        self.run(FIRST)
+        return float(self.trainer.loss.result())
+
+    def run(self, steps: int) -> None:
+        self.controller.train(int(self.trainer.step) + steps)
+
+
+class Hand(Plain):
+    """A loop by hand: "call", one step a call; "range", 100 in a `tf.range`; "steps", 100 of
+    steps that XLA compiles; "whole", 100 as one XLA program over a stacked block."""
+
+    def __init__(self, work: Workload, mode: str):
+        net, optimizer = work.make(), work.optimizer()
+        _build(net, optimizer, work)
+        step = training_step(net, optimizer, work)
+        data = work.data()
+        self.per_call = 1 if mode == "call" else LOOP
+        if mode == "steps":
+            step = tf.function(step, jit_compile=True, autograph=False)
+        if mode == "whole":
+            options = tf.data.Options()
+            options.autotune.enabled = False
+            data = data.batch(LOOP, drop_remainder=True).prefetch(1).with_options(options)
+
+            @tf.function(jit_compile=True)
+            def many(block):
+                total = 0.0
+                for i in tf.range(LOOP):
+                    total += step(tf.nest.map_structure(functools.partial(_at, i), block))
+                return total / LOOP
+
+            self.call = lambda iterator: many(next(iterator))
+        elif mode == "call":
+            one = tf.function(step, autograph=False)
+            self.call = lambda iterator: one(next(iterator))
+        else:
+
+            @tf.function
+            def loop(iterator):
+                total = 0.0
+                for _ in tf.range(LOOP):
+                    total += step(next(iterator))
+                return total / LOOP
+
+            self.call = loop
+        self.iterator = iter(data)
+
+    def first(self) -> float:
+        calls = [self.call(self.iterator) for _ in range(FIRST // self.per_call)]
+        return float(sum(calls)) / len(calls)
+
+    def run(self, steps: int) -> None:
+        calls = [self.call(self.iterator) for _ in range(steps // self.per_call)]
+        float(calls[-1])  # waits
+
+
+def _at(index: tf.Tensor, stacked: tf.Tensor) -> tf.Tensor:
+    return tf.gather(stacked, index)
+
+
+def _build(net: Any, optimizer: Any, work: Workload) -> None:
+    """Makes all variables, without drawing from the model's random states."""
+    if not net.built:
+        spec = work.data().element_spec
+        tf.function(lambda batch: sum(work.losses(net, batch).values())).get_concrete_function(spec)
+    optimizer.build(net.trainable_variables)
+
+
+CONTENDERS = {
+    "tfloss": Tfloss,
+    "fit": Fit,
+    "fit, jit": lambda work: Fit(work, jit_compile=True),
+    "fit, 100 a call": lambda work: Fit(work, steps_per_execution=100),
+    "fit, 100 a call, jit": lambda work: Fit(work, steps_per_execution=100, jit_compile=True),
+    "Orbit": Orbit,
+    "hand, one a call": lambda work: Hand(work, "call"),
+    "hand, loop": lambda work: Hand(work, "range"),
+    "hand, loop of XLA steps": lambda work: Hand(work, "steps"),
+    "hand, XLA loop": lambda work: Hand(work, "whole"),
+}

@@ -1,0 +1,226 @@
+"""What is trained: small kernels, convolutions, a transformer, a detector, many losses.
+
+Each is a net, its losses as a function of a batch, and an endless data set, made from a seed, so
+that every framework begins with the same weights and sees the same batches.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+ROOT = Path(__file__).parents[2]
+layers = keras.layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One of the table's rows.
+
+    Attributes:
+      make: makes the net.
+      data: makes the endless data set of batches.
+      losses: `(net, batch) -> {name: scalar}`, in training.
+      compiled: what `compile` takes for the same losses, with `pair` to make `(x, y)` of a batch;
+        None where only `add_loss` can do it.
+    """
+
+    title: str
+    make: Callable[[], keras.Model]
+    data: Callable[[], tf.data.Dataset]
+    losses: Callable[[Any, Any], Mapping[str, tf.Tensor]]
+    compiled: Any = None
+    pair: Callable[[Any], tuple] = lambda batch: (batch["x"], batch["y"])
+
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The same for all."""
+        return keras.optimizers.Adam(1e-3)
+
+
+class Owner(keras.Model):
+    """Returns its losses, as tfloss takes them."""
+
+    def __init__(self, net: keras.Model, losses: Callable):
+        super().__init__()
+        self.net, self.report = net, losses
+
+    def call(self, batch: Any, training: bool = False) -> Any:
+        return dict(self.report(self.net, batch))
+
+
+class Adder(Owner):
+    """Adds them, as `fit` takes them."""
+
+    def call(self, batch: Any, training: bool = False) -> Any:
+        for value in self.report(self.net, batch).values():
+            self.add_loss(value)
+        return 0.0
+
+
+def endless(arrays: Mapping[str, np.ndarray], batch: int) -> tf.data.Dataset:
+    """The same pipeline for all, with the autotuner off: it delays the end of every run."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    data = tf.data.Dataset.from_tensor_slices(dict(arrays)).shuffle(256, seed=1).repeat()
+    return data.batch(batch, drop_remainder=True).prefetch(2).with_options(options)
+
+
+def classification(*shape: int, count: int = 2_000, batch: int) -> Callable[[], tf.data.Dataset]:
+    """Random pictures or vectors, ten classes."""
+
+    def data() -> tf.data.Dataset:
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(count, *shape)).astype(np.float32)
+        return endless({"x": x, "y": rng.integers(0, 10, count).astype(np.int32)}, batch)
+
+    return data
+
+
+def cross_entropy(net: keras.Model, batch: Any) -> dict[str, tf.Tensor]:
+    """Of integer labels."""
+    logits = net(batch["x"], training=True)
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["y"], logits)
+    return {"cross_entropy": tf.reduce_mean(loss)}
+
+
+COMPILED = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+
+
+def mlp() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input([784]), layers.Dense(128, activation="relu"), layers.Dense(10)]
+    )
+
+
+def small(blocks: int = 40) -> keras.Model:
+    net = keras.Sequential([keras.Input([64])])
+    for _ in range(blocks):
+        net.add(layers.Dense(64, activation="relu"))
+        net.add(layers.LayerNormalization())
+    net.add(layers.Dense(10))
+    return net
+
+
+def cnn() -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input([28, 28, 1]),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(10),
+        ]
+    )
+
+
+def transformer(width: int = 256, depth: int = 4, length: int = 64) -> keras.Model:
+    inputs = keras.Input([length], dtype="int32")
+    x = layers.Embedding(1_000, width)(inputs)
+    for _ in range(depth):
+        y = layers.LayerNormalization()(x)
+        x = x + layers.MultiHeadAttention(4, width // 4)(y, y)
+        y = layers.LayerNormalization()(x)
+        x = x + layers.Dense(width)(layers.Dense(4 * width, activation="gelu")(y))
+    return keras.Model(inputs, layers.Dense(1_000)(x))
+
+
+def tokens() -> tf.data.Dataset:
+    text = np.random.default_rng(0).integers(0, 1_000, (500, 65)).astype(np.int32)
+    return endless({"x": text[:, :-1], "y": text[:, 1:]}, 16)
+
+
+HEADS = 50
+
+
+def many_heads() -> keras.Model:
+    inputs = keras.Input([64])
+    x = layers.Dense(128, activation="relu")(inputs)
+    return keras.Model(inputs, {f"head_{i}": layers.Dense(1)(x) for i in range(HEADS)})
+
+
+def many_losses(net: keras.Model, batch: Any) -> dict[str, tf.Tensor]:
+    found = net(batch["x"], training=True)
+    return {
+        name: tf.reduce_mean(tf.square(value[:, 0] - batch["targets"][:, i]))
+        for i, (name, value) in enumerate(found.items())
+    }
+
+
+def regression() -> tf.data.Dataset:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2_000, 64)), rng.normal(size=(2_000, HEADS))
+    return endless({"x": x.astype(np.float32), "targets": y.astype(np.float32)}, 32)
+
+
+def heads_of(batch: Any) -> tuple:
+    return batch["x"], {f"head_{i}": batch["targets"][:, i : i + 1] for i in range(HEADS)}
+
+
+def detector() -> keras.Model:
+    return _example("model").Detector(10, **_config().model)
+
+
+def scenes() -> tf.data.Dataset:
+    data = _example("input").batches(_config(), 0)[0]
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.take(20).cache().repeat().prefetch(2).with_options(options)
+
+
+def _config() -> Any:
+    sys.path.insert(0, str(ROOT))
+    from configs import detector as recipe
+
+    config = recipe.get_config()
+    config.data_dir = str(ROOT / "runs" / "benchmark_data")
+    return config
+
+
+def _example(name: str) -> Any:
+    sys.path.insert(0, str(ROOT / "examples" / "detector"))
+    return __import__(name)
+
+
+WORKLOADS = {
+    "mlp": Workload(
+        "MLP 784-128-10, batch 32", mlp, classification(784, batch=32), cross_entropy, COMPILED
+    ),
+    "small": Workload(
+        "160 small variables: 40 × (Dense 64, LayerNorm)",
+        small,
+        classification(64, batch=32),
+        cross_entropy,
+        COMPILED,
+    ),
+    "cnn": Workload(
+        "CNN, 2 convolutions, 28×28, batch 64",
+        cnn,
+        classification(28, 28, 1, batch=64),
+        cross_entropy,
+        COMPILED,
+    ),
+    "transformer": Workload(
+        "Transformer, 4 blocks of 256, batch 16×64", transformer, tokens, cross_entropy, COMPILED
+    ),
+    "tasks": Workload(
+        f"{HEADS} tasks, {HEADS} losses",
+        many_heads,
+        regression,
+        many_losses,
+        {"loss": {f"head_{i}": "mse" for i in range(HEADS)}},
+        heads_of,
+    ),
+    "detector": Workload(
+        "Two-stage detector with masks, 64×64, batch 16",
+        detector,
+        scenes,
+        lambda net, batch: net(batch, training=True),
+    ),
+}
