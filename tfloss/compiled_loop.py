@@ -11,7 +11,6 @@ the bad one again.
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -79,7 +78,7 @@ class CompiledLoop:
         Their rows; and, if guarded, the state before them: to read it in a call of its own costs
         more than the copy.
         """
-        self._known = [_tf_variable(one) for one in self._step.state()] if self._guard else []
+        self._known = self._step.state() if self._guard else []
         before = [tf.identity(one.read_value()) for one in self._known]
         many = self._step.accumulate
         most = tf.nest.flatten(block)[0].shape[0] // many
@@ -128,7 +127,3 @@ class CompiledLoop:
         many = self._step.accumulate
         batches = tuple(batch_of(part.block, part.start + index * many + k) for k in range(many))
         raise NonFiniteLossError(int(self._step.counter.numpy()) + 1, losses, batches)
-
-
-def _tf_variable(variable: Any) -> Any:
-    return variable.value if isinstance(variable, keras.Variable) else variable

@@ -225,11 +225,11 @@ class TrainStep:
         return self._skipped
 
     def state(self) -> list[Any]:
-        """All variables that a step may change, but for raw `tf.Variable`s of the model."""
+        """All `tf.Variable`s that a step may change, but for raw ones of the model."""
         found = [self.counter, *self.model.variables, *self.extra_variables().values()]
         for optimizer in self.optimizers.values():
             found += optimizer.variables
-        return found
+        return [one.value if isinstance(one, keras.Variable) else one for one in found]
 
     def extra_variables(self) -> dict[str, Any]:
         """More variables that belong in a checkpoint, by name."""
@@ -414,7 +414,3 @@ def _counter(name: str) -> tf.Variable:
         name=name,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
-
-
-def _tf_variable(variable: Any) -> Any:
-    return variable.value if isinstance(variable, keras.Variable) else variable

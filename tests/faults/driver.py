@@ -4,15 +4,16 @@
     python -m tests.faults.driver --kills 20 --kinds shuffle loop --seed 1
 
 `script.py` is started, killed with SIGKILL at a random moment (every other time while a checkpoint
-is being written, found by watching the directory), started again until it is done. Then every
-variable, every line of metrics.jsonl and every value in the event files must be those of the
-undisturbed run. What tells of time is left out.
+is being written, found by watching the directory), started again until it is done; that again in a
+new folder until there were as many kills. Then every variable, every line of metrics.jsonl and
+every value in the event files must be those of the undisturbed run. What tells of time is left out.
 
 A new process that imports TensorFlow takes seconds. So one that has imported it, and has done
 nothing else, is forked for each start; `--processes` starts Python each time.
 """
 
 import argparse
+import collections
 import contextlib
 import importlib
 import json
@@ -129,12 +130,14 @@ def _child(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def run(kind: str, workdir: Path, kills: int, rng: random.Random, fork: bool) -> dict:
-    """Trains in a workdir, killed so many times. Returns how often at which moment.
+def run(
+    kind: str, workdir: Path, kills: int, rng: random.Random, fork: bool
+) -> collections.Counter:
+    """Trains in a workdir, killed so many times if it takes long enough. Returns the moments.
 
     Raises RuntimeError, with the end of what it printed, if it fails by itself.
     """
-    moments = {"while writing": 0, "between": 0, "at the start": 0}
+    moments: collections.Counter = collections.Counter()
     lives = 0
     while True:
         life = Life(kind, workdir, fork)
@@ -168,7 +171,7 @@ def run(kind: str, workdir: Path, kills: int, rng: random.Random, fork: bool) ->
             else:
                 if code != 0:
                     raise RuntimeError(f"{kind}: exit code {code}. {_end(workdir)}")
-                return {"lives": lives, **moments}
+                return moments
         finally:
             life.close()
 
@@ -249,13 +252,22 @@ def check(kinds, kills: int, *, seed: int = 0, fork: bool = True, say=print) -> 
     found = {}
     for kind, share in zip(kinds, shares, strict=True):
         began = time.monotonic()
-        whole, killed = folder / kind / "whole", folder / kind / "killed"
+        whole, killed = folder / kind / "whole", folder / kind / "killed_0"
         whole.parent.mkdir()
         run(kind, whole, 0, rng, fork)
-        moments = run(kind, killed, share, rng, fork)
-        found[kind] = compared(whole, killed)
+        moments: collections.Counter = collections.Counter()
+        found[kind], runs = [], 0
+        while moments.total() < share:  # a run has room for a few kills only
+            killed = folder / kind / f"killed_{runs}"
+            moments += run(kind, killed, share - moments.total(), rng, fork)
+            found[kind] += compared(whole, killed)
+            runs += 1
         took = time.monotonic() - began
-        say(f"{kind}: {len(found[kind])} differences, {moments}, {took:.0f} s", flush=True)
+        say(
+            f"{kind}: {len(found[kind])} differences after {moments.total()} kills in {runs} runs, "
+            f"{dict(moments)}, {took:.0f} s",
+            flush=True,
+        )
         for line in found[kind]:
             say(f"  {line}", flush=True)
     if not any(found.values()):

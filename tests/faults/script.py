@@ -155,7 +155,7 @@ def main(kind: str, workdir: str) -> None:
             seed=7,
             log_every=7,
             hooks=[
-                hooks.Evaluate(test, {"accuracy": accuracy}, every=hooks.Every(steps=15)),
+                hooks.Evaluate(test, {"accuracy": accuracy}, every=hooks.Every(steps=25)),
                 hooks.EarlyStopping("val/accuracy", patience=100),
                 Pause(),
                 hooks.SaveCheckpoint(

@@ -1,0 +1,123 @@
+"""What XLA makes of the loop, and what was tried to make it faster.
+
+python benchmarks/speed/xla.py [mlp | small]     # two minutes on two cores
+
+Prints how many ops the body of the compiled loop has, of tfloss and by hand, and how fast loops by
+hand are with two and four steps an iteration, and with all weights in one flat vector.
+"""
+
+import collections
+import functools
+import os
+import re
+import sys
+import time
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import keras
+import tensorflow as tf
+from contenders import CONTENDERS, LOOP, _at, _build, training_step
+from workloads import WORKLOADS
+
+ROUNDS = 7
+
+
+def body(hlo: str) -> collections.Counter:
+    """The kinds of ops in the loop's body, of an optimized program."""
+    name = re.search(r"while\(.*body=%?([\w.\-]+)", hlo)[1]
+    start = hlo.index(f"%{name} (")
+    lines = hlo[start : hlo.index("\n}", start)].split("\n")[1:]
+    kinds = (re.search(r"= (?:\(.*\)|\S+) ([\w\-]+)\(", line) for line in lines)
+    return collections.Counter(kind[1] for kind in kinds if kind)
+
+
+def of_tfloss(work, block_size: int = 100) -> collections.Counter:
+    """That of `Trainer(jit="loop")`."""
+    one = CONTENDERS["tfloss"](work)
+    one.trainer._modes._jit = "loop"
+    one.trainer.train(one.data, 300)
+    compiled = one.trainer._modes._engines["loop"]._compiled
+    blocks = one.trainer._feed.blocks
+    part = blocks.take(block_size)
+    while part.block is None:
+        part = blocks.take(block_size)
+    bounds = tf.constant(0), tf.constant(1)
+    return body(compiled._run.experimental_get_compiler_ir(part.block, *bounds)("optimized_hlo"))
+
+
+def by_hand(work, unroll: int = 1):
+    """A loop over a block, and a function that runs it."""
+    net, optimizer = work.make(), work.optimizer()
+    _build(net, optimizer, work)
+    step = training_step(net, optimizer, work)
+
+    @tf.function(jit_compile=True)
+    def many(block):
+        total = 0.0
+        for i in tf.range(0, LOOP, unroll):
+            for k in range(unroll):
+                total += step(tf.nest.map_structure(functools.partial(_at, i + k), block))
+        return total / LOOP
+
+    return many
+
+
+def flat(work):
+    """The same with one vector of weights: Adam is three ops for all of them."""
+    net = work.make()
+    _build(net, work.optimizer(), work)
+    shapes = [v.shape for v in net.trainable_variables]
+    sizes = [v.shape.num_elements() for v in net.trainable_variables]
+    weights = tf.Variable(tf.concat([tf.reshape(v, [-1]) for v in net.trainable_variables], 0))
+    optimizer = work.optimizer()
+    optimizer.build([keras.Variable(weights.numpy(), name="flat")])
+    vector = optimizer._trainable_variables[0]
+
+    def step(batch):
+        parts = tf.split(vector.value, sizes)
+        values = [tf.reshape(p, s) for p, s in zip(parts, shapes, strict=True)]
+        mapping = list(zip(net.trainable_variables, values, strict=True))
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            with keras.StatelessScope(state_mapping=mapping):
+                loss = sum(work.losses(net, batch).values())
+        gradient = tf.concat([tf.reshape(g, [-1]) for g in tape.gradient(loss, values)], 0)
+        optimizer.apply([gradient], [vector])
+        return loss
+
+    @tf.function(jit_compile=True)
+    def many(block):
+        total = 0.0
+        for i in tf.range(LOOP):
+            total += step(tf.nest.map_structure(functools.partial(_at, i), block))
+        return total / LOOP
+
+    return many
+
+
+def main() -> None:
+    work = WORKLOADS[sys.argv[1] if len(sys.argv) > 1 else "mlp"]
+    block = next(iter(work.data().batch(LOOP)))
+    plain = by_hand(work)
+    print("by hand:", dict(body(plain.experimental_get_compiler_ir(block)("optimized_hlo"))))
+    print("tfloss:", dict(of_tfloss(work)))
+    variants = {"one": plain, "two": by_hand(work, 2), "four": by_hand(work, 4), "flat": flat(work)}
+    seconds = {name: [] for name in variants}
+    for call in variants.values():
+        float(call(block))
+    for _ in range(ROUNDS):
+        for name, call in variants.items():
+            began = time.perf_counter()
+            for _ in range(5):
+                float(call(block))
+            seconds[name].append((time.perf_counter() - began) / 5 / LOOP)
+    for name, found in seconds.items():
+        ratios = sorted(one / other for one, other in zip(found, seconds["one"], strict=True))
+        print(
+            f"{name}: {sorted(found)[ROUNDS // 2] * 1e6:.0f} us a step, {ratios[ROUNDS // 2]:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
