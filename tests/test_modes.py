@@ -150,6 +150,23 @@ def test_a_short_run_is_not_spent_on_compiling(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_longer_run_after_a_short_one_tries_more(monkeypatch):
+    data = rows(X, 8)
+    trainer, _ = run("auto", 100, data=data)
+
+    def rate(self, mode):
+        yield mode, 5
+        yield mode, 20
+        return {"graph": 100.0, "loop": 300.0}[mode]
+
+    monkeypatch.setattr(tuning.Tuner, "_rate", rate)
+    monkeypatch.setattr(tuning, "SHORT_SHARE", 1e6)
+    monkeypatch.setattr(tuning, "SHORT_SECONDS", 1e6)
+    trainer.train(data, 400)
+    assert trainer._modes._chosen == "loop"
+    assert trainer._modes._tracing > 0.1  # of the first run, when the step was traced
+
+
 def test_data_that_ends_while_it_is_measured(patient):
     data = tf.data.Dataset.from_tensor_slices({"x": X}).batch(8, drop_remainder=True).repeat(2)
     with pytest.raises(DataError, match="ended after 16 batches, at step 16 of 600"):

@@ -67,6 +67,8 @@ class Modes:
         self._engines: dict[str, Engine] = {}
         self._signature: tuple | None = None
         self._chosen: str | None = None
+        self._settled = False  # whether the choice is also that of later runs
+        self._tracing = 0.0
         self._tuner: Tuner | None = None
         self._feed: Feed | None = None
         self._guard = True
@@ -76,6 +78,8 @@ class Modes:
 
         Raises DataError or ModelError where a loop compiled whole was asked for and can't be.
         """
+        if self._tuner is not None:  # the last run ended before it was decided
+            self._tracing = max(self._tracing, self._tuner.tracing)
         self._feed, self._guard, self._tuner = feed, guard, None
         signature = (*self._step.signature(), guard)
         if signature != self._signature:
@@ -87,13 +91,16 @@ class Modes:
                 raise DataError(f"jit='loop' needs batches that can be stacked, but {reason}.")
         if self._jit != "auto":
             self._chosen = _FIXED[self._jit]
-        elif self._chosen is None and self._file is not None:
-            self._chosen = load_choice(self._file, self._circumstances())
+        elif not self._settled:  # the last run may have been too short to try anything
+            self._chosen = None
+            if self._file is not None:
+                self._chosen = load_choice(self._file, self._circumstances())
             if self._chosen not in (None, "graph", *self._candidates()):
                 self._chosen = None
+            self._settled = self._chosen is not None
         if self._chosen is None:
             if modes := self._candidates():
-                self._tuner = Tuner(modes, steps_left, self._clock)
+                self._tuner = Tuner(modes, steps_left, self._clock, self._tracing)
             else:
                 self._chosen = "graph"
         if self._chosen == "loop":
@@ -160,6 +167,8 @@ class Modes:
         if tuner is None or tuner.request is not None:
             return
         self._chosen, self._tuner = tuner.mode, None
+        self._settled = len(tuner.rates) > 1 or bool(tuner.failure)
+        self._tracing = tuner.tracing
         self._engines = {k: v for k, v in self._engines.items() if k in ("graph", tuner.mode)}
         if len(tuner.rates) > 1 or tuner.failure or self._file is not None:
             self._say(f"runs {tuner.why}.")

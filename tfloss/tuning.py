@@ -43,6 +43,7 @@ class Tuner:
       modes: to be tried after "graph", in order.
       steps_left: updates still to be made, at any time.
       clock: seconds.
+      tracing: seconds that the first step took to trace, if that was before.
 
     Attributes:
       mode: the one to use, as far as is known.
@@ -50,6 +51,7 @@ class Tuner:
       rates: `{mode: steps/s}`.
       failure: why one doesn't work, or "".
       why: the decision in words.
+      tracing: seconds that the first step took to trace.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Tuner:
         modes: list[str],
         steps_left: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
+        tracing: float = 0.0,
     ):
         self._modes, self._steps_left, self._clock = modes, steps_left, clock
+        self.tracing = tracing
         self.mode = "graph"
         self.rates: dict[str, float] = {}
         self.failure = self.why = ""
@@ -81,14 +85,15 @@ class Tuner:
 
     def _decide(self) -> Generator[Request, Answer, None]:
         began = self._clock()
-        _, tracing = yield "graph", 1
+        _, took = yield "graph", 1
+        self.tracing = max(self.tracing, took)
         self.rates["graph"] = yield from self._rate("graph")
         notes = []
         tried = 0.0
         for mode in self._modes:
             left = self._steps_left() / self.rates["graph"]
             budget = min(max(SHARE * left, SHORT_SECONDS), SHORT_SHARE * left) - tried
-            if COMPILING * tracing > budget:
+            if COMPILING * self.tracing > budget:
                 notes.append(f"XLA was not tried: too long to compile for the {left:.0f} s left")
                 break
             since = self._clock()
