@@ -130,7 +130,7 @@ def plot(result: dict, path: Path) -> None:
     axes.set_xticks(range(len(names)), [TITLES[n].replace(", ", ",\n") for n in names], fontsize=8)
     axes.set_ylabel("steps/s, tfloss = 1")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, ncols=5)
+    figure.legend(fontsize=8, ncols=5, loc="outside upper center")
     figure.savefig(path, dpi=110)
 
 
