@@ -156,3 +156,21 @@ def test_a_run_from_the_beginning_puts_an_older_one_aside(make_trainer, tmp_path
     assert scalars(read(tmp_path / "train"), "a") == [(1, 2.0)]
     (old,) = (tmp_path / "train").glob("superseded.*")
     assert list(_points(old)) == [(1, 1.0)]
+
+
+def test_a_damaged_record_is_left_where_it_is(make_trainer, tmp_path):
+    trainer = make_trainer([TensorBoard()], workdir=tmp_path)
+    trainer.begin(30)
+    for step in (10, 20, 30):
+        trainer.log(step, {"a": float(step)})
+    trainer.end()
+    (path,) = (tmp_path / "train").iterdir()
+    data = bytearray(path.read_bytes())
+    version = 16 + int.from_bytes(data[:8], "little")
+    size = (len(data) - version) // 3
+    damaged = data[version + 12 : version + 12 + 8]
+    data[version + 12 : version + 12 + 8] = b"\xff" * len(damaged)  # inside that of step 10
+    path.write_bytes(data)
+    again = make_trainer([TensorBoard()], workdir=tmp_path, step=20)
+    again.begin(40)
+    assert path.read_bytes() == bytes(data[: version + 2 * size])

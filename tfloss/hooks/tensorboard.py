@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from tfloss import _upstream
 from tfloss.hooks._superseded import keep_until
@@ -115,7 +114,7 @@ def _events(data: bytes) -> Iterator[tuple[bytes, int]]:
             return
         try:
             step = tf.compat.v1.Event.FromString(data[start + 12 : end - 4]).step
-        except DecodeError:  # damaged; readers pass it over
+        except Exception:  # protobuf's DecodeError: damaged, and readers pass it over
             step = 0
         yield data[start:end], step
         start = end
