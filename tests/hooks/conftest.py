@@ -50,6 +50,7 @@ class FakeTrainer:
     logged: list[tuple[int, dict]] = dataclasses.field(default_factory=list)
     stopwatch: Stopwatch = dataclasses.field(default_factory=lambda: Stopwatch(lambda: 0.0))
     window: bool = False
+    writer: Any = None
     saves: list[int] = dataclasses.field(default_factory=list)
 
     def log(self, step, scalars, summaries=()) -> None:

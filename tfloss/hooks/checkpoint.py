@@ -169,7 +169,7 @@ class SaveCheckpoint(Hook):
 
     @property
     def _writer(self) -> "BackgroundWriter | None":
-        return getattr(self.trainer, "writer", None)
+        return self.trainer.writer
 
     def _finish_write(self) -> None:
         """Waits, on all workers, for what is written in the background."""
