@@ -229,7 +229,7 @@ def _counted(total: tf.Tensor, share: Any, scale: Any) -> tf.Tensor:
 
 def _sum(terms: Iterable[tf.Tensor]) -> tf.Tensor:
     first, *rest = terms
-    return sum(rest, first)
+    return tf.add_n([first, *rest]) if rest else first  # one op, however many there are
 
 
 def _stacked(sums: list[tf.Tensor]) -> tf.Tensor:

@@ -234,7 +234,7 @@ class Engine:
                 f"shapes?): {', '.join(before)}, then {', '.join(names)}. Report the same "
                 "losses for every shape."
             )
-        return tf.stack(list(output.scalars.values()))
+        return output.row()
 
     def has_summaries(self) -> bool:
         """Whether a recording step tells more than a silent one; True before one was traced."""

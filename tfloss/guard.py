@@ -4,6 +4,7 @@ Traced where the step is a graph; on the host where the whole loop is compiled (
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ class FiniteGuard:
 
     def __call__(
         self,
-        watched: dict[str, tf.Tensor],
+        names: Sequence[str],
+        values: tf.Tensor,
         micro: MicroBatches,
         before: list[Any],
         tolerated: tf.Tensor | None,
@@ -57,13 +59,12 @@ class FiniteGuard:
         """Traced: an assertion that all values are finite; keeps the evidence if not.
 
         Args:
-          watched: `{name: value}`, the same on all replicas.
+          names: of the values.
+          values: float32 [names], the same on all replicas.
           micro: the step's batches, of all replicas.
           before: PerReplica values of `states()` when the step began.
           tolerated: bool scalar, whether values that are not finite are let pass.
         """
-        names = list(watched)
-        values = tf.stack(list(watched.values()))
         finite = tf.reduce_all(tf.math.is_finite(values))
         if tolerated is not None:
             finite |= tolerated

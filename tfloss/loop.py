@@ -154,8 +154,9 @@ class Loop:
     def _log(self, summaries: Sequence[Summary]) -> None:
         """Logs the steps since the last log; summaries belong to the last of them."""
         trainer = self._trainer
-        for step, scalars in trainer.window.logs(trainer.run.batch_size):
-            trainer.log(step, scalars, summaries if step == trainer.step else ())
+        *before, (step, scalars) = trainer.window.logs(trainer.run.batch_size)
+        trainer.log_steps(before)
+        trainer.log(step, scalars, summaries)
         self._warn_of_slow_input()
 
     def _warn_of_slow_input(self) -> None:

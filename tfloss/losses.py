@@ -139,7 +139,9 @@ def _checked(name: str, value: Any) -> tf.Tensor:
             f"Loss {name!r} has dtype {tensor.dtype.name}, which has no gradient. Cast what it "
             "is computed from to a floating-point type first."
         )
-    return tf.cast(tf.ensure_shape(tensor, []), tf.float32)
+    if tensor.shape.rank is None:  # the op costs as much as a small loss
+        tensor = tf.ensure_shape(tensor, [])
+    return tf.cast(tensor, tf.float32)
 
 
 def _added_name(added: AddedLoss) -> str:

@@ -26,11 +26,35 @@ class StepOutput:
         known on every step; the model's scalar summaries where they are due.
       summaries: the other summaries that are due.
       dropped: whether the forward pass has summaries that are not due.
+      vectors: what scalars were taken out of, and what each of its elements is.
     """
 
     scalars: dict[str, tf.Tensor]
     summaries: list[Recorded]
     dropped: bool = False
+    vectors: list[tuple[tf.Tensor, list[tf.Tensor]]] = dataclasses.field(default_factory=list)
+
+    def row(self) -> tf.Tensor:
+        """All scalars in one vector. Traced.
+
+        Pieces of vectors go in whole: to take a hundred losses apart and put them together again
+        would cost more than to compute them.
+        """
+        places = {id(x): (v, i) for v, each in self.vectors for i, x in enumerate(each)}
+        pieces: list[tuple[Any, int, list[tf.Tensor]]] = []  # a vector or None, its first, which
+        for scalar in self.scalars.values():
+            vector, index = places.get(id(scalar), (None, 0))
+            if pieces:
+                last, first, inside = pieces[-1]
+                if last is vector and (vector is None or first + len(inside) == index):
+                    inside.append(scalar)
+                    continue
+            pieces.append((vector, index, [scalar]))
+        parts = [
+            tf.stack(inside) if vector is None else vector[first : first + len(inside)]
+            for vector, first, inside in pieces
+        ]
+        return tf.concat(parts, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +120,12 @@ class ReplicaReport:
             vector = tf.where(summed, vector, vector * context.share)
         return report, vector, {k: v.value for k, v in others.items()}
 
+    def watched(self, vector: tf.Tensor) -> tf.Tensor:
+        """Of the vector, the losses and their total. Traced."""
+        if not (self.weighted or self.scalars):
+            return vector
+        return tf.concat([vector[: len(self.losses)], vector[-1:]], 0)
+
 
 @dataclasses.dataclass
 class StepReport:
@@ -109,6 +139,7 @@ class StepReport:
     summaries: dict[str, Recorded] = dataclasses.field(default_factory=dict)
     updates: list[tf.Tensor] = dataclasses.field(default_factory=list)
     applied: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    vectors: list[tuple[tf.Tensor, list[tf.Tensor]]] = dataclasses.field(default_factory=list)
     dropped: bool = False
 
     def add(
@@ -122,7 +153,9 @@ class StepReport:
         Returns the losses. Raises LossError or SummaryError for a name that an earlier
         `minimize` of the step has used.
         """
-        numbers = iter(tf.unstack(values))
+        each = tf.unstack(values)
+        self.vectors.append((values, each))
+        numbers = iter(each)
         names = {name: self._named(name, name in replica.returned) for name in replica.losses}
         losses = {new: next(numbers) for new in names.values()}
         self.losses.update(losses)
@@ -132,8 +165,8 @@ class StepReport:
         self.totals.append(next(numbers))
         self.dropped |= replica.dropped
         for name, recorded in replica.summaries.items():
-            each = summaries[name]
-            merged = tf.concat(each, 0) if recorded.kind == "histogram" else each[0]
+            found = summaries[name]
+            merged = tf.concat(found, 0) if recorded.kind == "histogram" else found[0]
             _keep(self.summaries, name, dataclasses.replace(recorded, value=merged))
         return losses
 
@@ -159,7 +192,7 @@ class StepReport:
             if name in scalars:
                 raise SummaryError(f"Summary {name!r} has the name of a loss's own curve.")
             scalars[name] = value
-        return StepOutput(scalars, list(self.summaries.values()), self.dropped)
+        return StepOutput(scalars, list(self.summaries.values()), self.dropped, self.vectors)
 
 
 def _keep(into: dict, name: str, value: Any) -> None:

@@ -310,15 +310,16 @@ class TrainStep:
             norms=self.skipping,
         )
         norms = dict(zip(due, reduced.norms, strict=False))
-        numbers = tf.unstack(reduced.vector)
-        watched = dict(zip(report.losses, numbers, strict=False)) | {TOTAL: numbers[-1]}
+        names = [*report.losses, TOTAL]
+        watched = report.watched(reduced.vector)
         if self.clip_norm is not None and not self.skipping:
-            watched |= {self._tag("gradient_norm", name): norm for name, norm in norms.items()}
+            names += [self._tag("gradient_norm", name) for name in norms]
+            watched = tf.concat([watched, list(norms.values())], 0)
         # Nothing may be counted before there is a batch, let alone a finite loss.
         check: Any = reduced.vector
         if self.guard is not None:
             tolerated = self._skipped < MOST_SKIPPED if self.skip_nonfinite else None
-            check = self.guard(watched, micro, evidence, tolerated)
+            check = self.guard(names, watched, micro, evidence, tolerated)
         with tf.control_dependencies([check]):
             token = tf.identity(step)
         reached = [[variables[k][i] for i in report.reached[k]] for k in due]
@@ -335,7 +336,7 @@ class TrainStep:
         if not self.skipping:
             apply()
         else:
-            finite = tf.reduce_all(tf.math.is_finite([*watched.values(), *norms.values()]))
+            finite = tf.reduce_all(tf.math.is_finite(tf.concat([watched, [*norms.values()]], 0)))
             with tf.control_dependencies([token]):
                 applied = tf.cond(finite, apply, leave_out)
         asked = self.skipping or self.clip_norm is not None

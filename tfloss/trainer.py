@@ -345,6 +345,13 @@ class Trainer:
                 if self.runs(hook):
                     hook.on_log(step, scalars, summaries)
 
+    def log_steps(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Gives the values of several steps to every hook's `on_logs`."""
+        with self.stopwatch.during("hooks"):
+            for hook in self.hooks:
+                if logs and self.runs(hook):
+                    hook.on_logs(logs)
+
     def runs(self, hook: Hook) -> bool:
         """Whether a hook is called on this worker: writers are on the first one only."""
         return self.agreement.chief or not hook.chief_only

@@ -174,3 +174,41 @@ def test_a_damaged_record_is_left_where_it_is(make_trainer, tmp_path):
     again = make_trainer([TensorBoard()], workdir=tmp_path, step=20)
     again.begin(40)
     assert path.read_bytes() == bytes(data[: version + 2 * size])
+
+
+def test_steps_logged_together_are_those_logged_one_by_one(make_trainer, tmp_path):
+    logs = [(step, {"a": 0.5 * step, "b/c": -step}) for step in range(1, 24)]
+    logs[4:4] = [(5, {}), (5, {"other": 2.0})]
+    together, each = TensorBoard(tmp_path / "together"), TensorBoard(tmp_path / "each")
+    make_trainer([together, each]).begin(30)
+    together.on_logs(logs)
+    together.on_log(24, {"a": 9.0}, ())
+    for step, values in [*logs, (24, {"a": 9.0})]:
+        each.on_log(step, values, ())
+    together.after_train()
+    each.after_train()
+    read_together, read_each = read(together.logdir), read(each.logdir)
+    assert read_together.Tags() == read_each.Tags()
+    for tag in ("a", "b/c", "other"):
+        assert scalars(read_together, tag) == scalars(read_each, tag)
+    assert scalars(read_together, "a")[4:] == [*((s, 0.5 * s) for s in range(5, 24)), (24, 9.0)]
+
+
+def test_a_second_train_goes_on_in_what_the_first_wrote(make_trainer, tmp_path, monkeypatch):
+    hook = TensorBoard(tmp_path)
+    trainer = make_trainer([hook])
+    trainer.begin(2)
+    trainer.log(2, {"a": 1.0})
+    trainer.step = 2
+    trainer.end()
+    read_again = []
+    monkeypatch.setattr("tfloss.hooks.tensorboard.keep_until", lambda *_: read_again.append(1))
+    trainer.begin(3)
+    assert not read_again  # a long run's file takes long to read
+    trainer.log(3, {"a": 2.0})
+    trainer.step = 3
+    trainer.end()
+    assert scalars(read(tmp_path), "a") == [(2, 1.0), (3, 2.0)]
+    trainer.step = 1  # put back to another step
+    trainer.begin(3)
+    assert read_again

@@ -78,6 +78,14 @@ class Hook:
     ) -> None:
         """Host, whenever somebody logs: the values of the `step`-th update, by name."""
 
+    def on_logs(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Host, with `Trainer(every_step=True)`: what each of several steps logs, in their order.
+
+        Calls `on_log` for each. Override it too where many are handled faster together.
+        """
+        for step, scalars in logs:
+            self.on_log(step, scalars, ())
+
     def before_save(self, step: int) -> None:
         """Host, before a checkpoint is written: what was logged so far is to be on the disk."""
 

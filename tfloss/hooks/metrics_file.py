@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -40,6 +40,7 @@ class MetricsFile(Hook):
         self._clock = clock
         self._file: TextIO | None = None
         self._ended = False
+        self._written: tuple[Path, int] | None = None  # by an earlier `train`: the file, its end
 
     @property
     def path(self) -> Path:
@@ -55,15 +56,31 @@ class MetricsFile(Hook):
 
     def before_train(self) -> None:
         self._ended = False
-        keep_until(self.path, self.trainer.run.start, _lines)  # fails now, if it can't be written
+        if self._written != (self.path, self.trainer.run.start):
+            keep_until(self.path, self.trainer.run.start, _lines)
 
     def before_save(self, step: int) -> None:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def on_log(self, step, scalars, summaries) -> None:
-        if not scalars:
+        self.on_logs([(step, scalars)])
+
+    def on_logs(self, logs) -> None:
+        text = "".join(self._line(step, scalars) for step, scalars in logs if scalars)
+        if not text:
             return
+        file = self._file = self._file or _open(self.path)
+        file.write(text)
+        if self._ended:  # a hook after us in the list logs at the end
+            self._close()
+
+    def after_train(self) -> None:
+        self._ended = True
+        self._written = (self.path, self.trainer.step)
+        self._close()
+
+    def _line(self, step: int, scalars: Mapping[str, float]) -> str:
         for name in _RESERVED:
             if name in scalars:
                 raise ValueError(
@@ -72,14 +89,7 @@ class MetricsFile(Hook):
                 )
         record = {"step": int(step), "time": self._clock()}
         record |= {name: _json_number(value) for name, value in scalars.items()}
-        file = self._file = self._file or _open(self.path)
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-        if self._ended:  # a hook after us in the list logs at the end
-            self._close()
-
-    def after_train(self) -> None:
-        self._ended = True
-        self._close()
+        return json.dumps(record, allow_nan=False) + "\n"
 
     def _close(self) -> None:
         if self._file is not None:

@@ -88,6 +88,9 @@ class Progress(Hook):
         if results:
             self._view.say("  ".join([f"step {step}", *results]))
 
+    def on_logs(self, logs) -> None:
+        self.on_log(*logs[-1], ())  # results of evaluations are logged by themselves
+
     def after_call(self, step: int) -> None:
         now = self._clock()
         while len(self._seen) > 1 and self._seen[1][0] <= now - _WINDOW:
