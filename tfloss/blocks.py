@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfloss import _upstream
 
 MOST_BYTES = 32 * 2**20  # of a block; three of them exist at a time
-MOST_STEPS = 200
+MOST_STEPS = 100
 MOST_SECONDS = 0.25  # of gathering a block
 FEWEST_STEPS = 8  # in fewer, a loop compiled whole has nothing to win
 _PROBED = 4  # batches, to see how long one takes
@@ -240,13 +240,14 @@ class Blocks:
             raise StopIteration
         if self._blocks is None:
             self._blocks = self._pulled()
-        count, block, is_odd, odd, ended = self._timed(lambda: next(self._blocks))
-        if int(count):
-            self._queue.append(_Run(block, 0, int(count)))
-        if bool(is_odd):
+        block, odd, found = self._timed(lambda: next(self._blocks))
+        count, is_odd, ended = found.numpy().tolist()
+        if count:
+            self._queue.append(_Run(block, 0, count))
+        if is_odd:
             self._queue.append(_Run(batch=odd))
         self._ended = bool(ended)
-        return not (int(count) or bool(is_odd) or self._ended)
+        return not (count or is_odd or ended)
 
     def _pulled(self) -> Any:
         while self._waiting() % self._per_step:  # so that blocks hold whole steps
@@ -255,6 +256,7 @@ class Blocks:
         options.autotune.enabled = False  # closing the iterator would wait for its thread
         # Threads of its own, since `_pull_all` blocks one that what it waits for may need.
         options.threading.private_threadpool_size = max(4, 2 + (os.cpu_count() or 1))
+        options.threading.max_intra_op_parallelism = 1  # those threads are the training step's
         size = self.steps * self._per_step
         pull: Callable[[], tuple] = functools.partial(
             _pull, self._iterator, self._first, size, self._per_step
@@ -300,7 +302,7 @@ def _pull_all(iterator: Any, size: int) -> tuple:
     """Traced, in `tf.data`: as `_pull`, of data that don't end, in half the time."""
     found = [_upstream.next_in_this_thread(iterator) for _ in range(size)]
     stacked = tf.nest.map_structure(lambda *each: tf.stack(each), *found)
-    return tf.constant(size), stacked, *_nothing(iterator, found[0], size)[2:]
+    return stacked, _nothing(iterator, found[0], size)[1], tf.constant([size, 0, 0])
 
 
 def _nothing(iterator: Any, first: Any, size: int) -> tuple:
@@ -309,7 +311,7 @@ def _nothing(iterator: Any, first: Any, size: int) -> tuple:
     odd = tf.nest.map_structure(
         lambda one: tf.zeros([d or 0 for d in one.shape], one.dtype), iterator.element_spec
     )
-    return tf.constant(0), stacked, tf.constant(False), odd, tf.constant(False)
+    return stacked, odd, tf.constant([0, 0, 0])
 
 
 def _pull(iterator: Any, first: Any, size: int, per_step: int) -> tuple:
@@ -317,8 +319,8 @@ def _pull(iterator: Any, first: Any, size: int, per_step: int) -> tuple:
 
     If they come slowly, there are fewer, so that nobody has to wait for many.
 
-    Returns how many, the stack, whether another batch came that doesn't fit, that batch, and
-    whether the data ended.
+    Returns the stack, another batch if one came that doesn't fit, and int32 [3]: how many are
+    stacked, whether there is that other one, whether the data ended.
     """
     specs = tf.nest.flatten(iterator.element_spec)
     shapes = [x.shape for x in tf.nest.flatten(first)]
@@ -358,7 +360,8 @@ def _pull(iterator: Any, first: Any, size: int, per_step: int) -> tuple:
         shape_invariants=[scalar, scalar, scalar, [one.shape for one in specs], any_shape],
         parallel_iterations=1,
     )
-    return count, pack([array.stack() for array in arrays]), odd, pack(last), ~fits & ~odd
+    flags = [tf.cast(one, tf.int32) for one in (odd, ~fits & ~odd)]
+    return pack([array.stack() for array in arrays]), pack(last), tf.stack([count, *flags])
 
 
 def _written(arrays: list, index: tf.Tensor, values: list, shapes: list) -> list:

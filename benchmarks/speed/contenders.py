@@ -1,7 +1,7 @@
 """Who trains: tfloss, `keras.fit`, Orbit, and loops written by hand in each of the engine's modes.
 
-Each has `first()`: trains 100 steps and returns their mean loss; `warm()`: whatever it needs to be
-at full speed; `run(steps)`: trains on.
+Each has `start()`: its shortest call; `first()`: trains `loop` steps and returns their mean loss;
+`warm()`: whatever it needs to be at full speed; `run(steps)`: trains on.
 """
 
 import functools
@@ -15,9 +15,6 @@ import keras
 import tensorflow as tf
 from workloads import Adder, Owner, Workload
 
-FIRST = 100
-LOOP = 100  # steps a call
-
 
 class Tfloss:
     """`Trainer` at its defaults, with a workdir: logs every 100 steps, a checkpoint at the end."""
@@ -27,7 +24,7 @@ class Tfloss:
 
         self.workdir = Path(tempfile.mkdtemp())
         model = Owner(work.make(), work.losses)
-        self.data = work.data()
+        self.data, self.loop = work.data(), work.loop
         self.trainer = tfloss.Trainer(model, work.optimizer(), workdir=self.workdir, **options)
 
     def first(self) -> float:
@@ -40,8 +37,11 @@ class Tfloss:
                 self.logged[step] = scalars.get("losses/total")
 
         hook = Means()
-        self.trainer.train(self.data, FIRST, hooks=[hook])
-        return hook.logged[FIRST]
+        self.trainer.train(self.data, self.loop, hooks=[hook])
+        return hook.logged[self.loop]
+
+    def start(self) -> None:
+        self.run(1)
 
     def warm(self, seconds: float, rate: float) -> None:
         """As at the beginning of a run of five minutes, until its mode is chosen."""
@@ -74,10 +74,12 @@ class Tfloss:
 class Plain:
     """What needs no more than running to be warm."""
 
+    loop: int
+
     def warm(self, seconds: float, rate: float) -> None:
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
-            self.run(LOOP)
+            self.run(self.loop)
 
     def run(self, steps: int) -> Any:
         raise NotImplementedError
@@ -90,7 +92,7 @@ class Fit(Plain):
     """`keras.fit`."""
 
     def __init__(self, work: Workload, **options: Any):
-        self.data = work.data()
+        self.data, self.loop = work.data(), work.loop
         self.model = work.make()
         if work.compiled is None:
             self.model = Adder(self.model, work.losses)
@@ -105,7 +107,7 @@ class Fit(Plain):
         self.model.compile(work.optimizer(), **options)
 
     def first(self) -> float:
-        return self.run(FIRST).history["loss"][0]
+        return self.run(self.loop).history["loss"][0]
 
     def run(self, steps: int) -> Any:
         return self.model.fit(self.data, steps_per_epoch=steps, epochs=1, verbose=0)
@@ -125,11 +127,12 @@ def training_step(net: Any, optimizer: Any, work: Workload) -> Any:
 
 
 class Orbit(Plain):
-    """`orbit.Controller`, 100 steps a loop."""
+    """`orbit.Controller`, as many steps a loop as the workload says."""
 
     def __init__(self, work: Workload):
         import orbit
 
+        self.loop = work.loop
         net, optimizer = work.make(), work.optimizer()
         _build(net, optimizer, work)
         step = training_step(net, optimizer, work)
@@ -152,11 +155,11 @@ class Orbit(Plain):
 
         self.trainer = Trainer(work.data())
         self.controller = orbit.Controller(
-            trainer=self.trainer, global_step=self.trainer.step, steps_per_loop=LOOP
+            trainer=self.trainer, global_step=self.trainer.step, steps_per_loop=self.loop
         )
 
     def first(self) -> float:
-        self.run(FIRST)
+        self.run(self.loop)
         return float(self.trainer.loss.result())
 
     def run(self, steps: int) -> None:
@@ -164,28 +167,29 @@ class Orbit(Plain):
 
 
 class Hand(Plain):
-    """A loop by hand: "call", one step a call; "range", 100 in a `tf.range`; "steps", 100 of
-    steps that XLA compiles; "whole", 100 as one XLA program over a stacked block."""
+    """A loop by hand: "call", one step a call; "range", many in a `tf.range`; "steps", many
+    that XLA compiles; "whole", many as one XLA program over a stacked block."""
 
     def __init__(self, work: Workload, mode: str):
         net, optimizer = work.make(), work.optimizer()
         _build(net, optimizer, work)
         step = training_step(net, optimizer, work)
         data = work.data()
-        self.per_call = 1 if mode == "call" else LOOP
+        many_steps = self.loop = work.loop
+        self.per_call = 1 if mode == "call" else many_steps
         if mode == "steps":
             step = tf.function(step, jit_compile=True, autograph=False)
         if mode == "whole":
             options = tf.data.Options()
             options.autotune.enabled = False
-            data = data.batch(LOOP, drop_remainder=True).prefetch(1).with_options(options)
+            data = data.batch(many_steps, drop_remainder=True).prefetch(1).with_options(options)
 
             @tf.function(jit_compile=True)
             def many(block):
                 total = 0.0
-                for i in tf.range(LOOP):
+                for i in tf.range(many_steps):
                     total += step(tf.nest.map_structure(functools.partial(_at, i), block))
-                return total / LOOP
+                return total / many_steps
 
             self.call = lambda iterator: many(next(iterator))
         elif mode == "call":
@@ -196,16 +200,19 @@ class Hand(Plain):
             @tf.function
             def loop(iterator):
                 total = 0.0
-                for _ in tf.range(LOOP):
+                for _ in tf.range(many_steps):
                     total += step(next(iterator))
-                return total / LOOP
+                return total / many_steps
 
             self.call = loop
         self.iterator = iter(data)
 
     def first(self) -> float:
-        calls = [self.call(self.iterator) for _ in range(FIRST // self.per_call)]
+        calls = [self.call(self.iterator) for _ in range(self.loop // self.per_call)]
         return float(sum(calls)) / len(calls)
+
+    def start(self) -> None:
+        float(self.call(self.iterator))
 
     def run(self, steps: int) -> None:
         calls = [self.call(self.iterator) for _ in range(steps // self.per_call)]
@@ -226,10 +233,14 @@ def _build(net: Any, optimizer: Any, work: Workload) -> None:
 
 CONTENDERS = {
     "tfloss": Tfloss,
+    "tfloss, graph": lambda work: Tfloss(work, jit=False),
+    "tfloss, XLA loop": lambda work: Tfloss(work, jit="loop"),
     "fit": Fit,
     "fit, jit": lambda work: Fit(work, jit_compile=True),
-    "fit, 100 a call": lambda work: Fit(work, steps_per_execution=100),
-    "fit, 100 a call, jit": lambda work: Fit(work, steps_per_execution=100, jit_compile=True),
+    "fit, many a call": lambda work: Fit(work, steps_per_execution=work.loop),
+    "fit, many a call, jit": lambda work: Fit(
+        work, steps_per_execution=work.loop, jit_compile=True
+    ),
     "Orbit": Orbit,
     "hand, one a call": lambda work: Hand(work, "call"),
     "hand, loop": lambda work: Hand(work, "range"),

@@ -4,7 +4,8 @@ python benchmarks/speed/measure.py                      # all: about 25 minutes 
 python benchmarks/speed/measure.py mlp cnn --rounds=3
 
 Each contender is a process, that has compiled before anything is measured. Then all of them run in
-turn, so that a noisy machine treats them alike; ratios are taken round by round.
+turn, so that a noisy machine treats them alike; ratios are taken round by round. Who is well behind
+the best of its kind after a round is not measured further.
 """
 
 import argparse
@@ -16,22 +17,17 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 RESULT = HERE.parents[1] / "runs" / "speed.json"
 NAMES = ("mlp", "small", "cnn", "transformer", "tasks", "detector")
-CONTENDERS = (
-    "hand, loop",
-    "hand, one a call",
-    "hand, loop of XLA steps",
-    "hand, XLA loop",
-    "fit",
-    "fit, jit",
-    "fit, 100 a call",
-    "fit, 100 a call, jit",
-    "Orbit",
-    "tfloss",
-)
+TUNED = ("fit, jit", "fit, many a call", "fit, many a call, jit")
+HAND = ("hand, loop", "hand, one a call", "hand, loop of XLA steps", "hand, XLA loop")
+CONTENDERS = (*HAND, "fit", *TUNED, "Orbit", "tfloss")
+# Who begins at once, and in how much memory: in the same mode as by hand.
+STARTED = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))
 PATIENCE = 120  # seconds for a contender to begin
-SECONDS = 1.5  # of each measurement
+SECONDS = 2.0  # of each measurement: a run that ends with a checkpoint
+FULL_ROUNDS, BEHIND = 1, 0.75
 
 
 class Process:
@@ -62,40 +58,79 @@ class Process:
         self.error = found.get("error", "")
         return {} if self.error else found
 
+    def end(self) -> dict:
+        found = self.ask("end")
+        self.process.stdin.close()
+        self.process.wait(30)
+        return found
 
-def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
-    """`{contender: {"loss", "start", "steps_per_second": [...], "megabytes", "note"}}`."""
-    found, processes, steps = {}, {}, {}
-    hand = 10.0
-    for name in names:
-        one = processes[name] = Process(workload, name)
-        first = one.ask("first")
-        one.ask(f"warm 2 {hand:.3f}")
-        guess = one.ask("run 100").get("seconds", 1.0)
-        guess = one.ask(f"run {_hundreds(SECONDS / guess * 100)}").get("seconds", 1.0) / (
-            _hundreds(SECONDS / guess * 100) / 100
-        )
-        steps[name] = _hundreds(SECONDS / guess * 100)
-        if name == "hand, loop":
-            hand = 100 / guess
-        found[name] = {"loss": first.get("loss"), "start": first.get("seconds"), "rates": []}
-        print(f"  {name}: {one.error or f'{100 / guess:.1f} steps/s'}", flush=True)
-    for _ in range(rounds):
-        for name, one in processes.items():
-            took = one.ask(f"run {steps[name]}").get("seconds")
-            if took:
-                found[name]["rates"].append(steps[name] / took)
-    for name, one in processes.items():
-        end = one.ask("end")
-        found[name] |= {"megabytes": end.get("megabytes"), "note": end.get("note", "")}
-        found[name]["error"] = one.error
-        one.process.stdin.close()
-        one.process.wait(30)
+
+def started(workload: str, rounds: int, compiled: bool) -> dict:
+    """`{contender: {"start": [seconds to the first call], "megabytes"}}`."""
+    pairs = STARTED if compiled else STARTED[:1]
+    found: dict = {name: {"start": []} for pair in pairs for name in pair}
+    for round in range(rounds):
+        for name in found if round == 0 else STARTED[0]:
+            one = Process(workload, name)
+            if seconds := one.ask("start").get("seconds"):
+                found[name]["start"].append(seconds)
+            if round == 0:
+                one.ask(f"run {3 * _loop(workload)}")
+                found[name]["megabytes"] = one.end().get("megabytes")
+            else:
+                one.end()
+    for name, values in found.items():
+        print(f"  {name}: {values}", flush=True)
     return found
 
 
-def _hundreds(steps: float) -> int:
-    return max(100, round(steps / 100) * 100)
+def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
+    """`{contender: {"loss", "rates": [steps/s], "note", "error"}}`."""
+    loop = _loop(workload)
+    processes = {name: Process(workload, name) for name in names}
+    found, steps = {}, {}
+    hand = 10.0
+    for name, one in processes.items():
+        loss = one.ask("first").get("loss")
+        one.ask(f"warm 1 {hand:.3f}")
+        rate = loop / one.ask(f"run {loop}").get("seconds", 1.0)
+        if (some := _whole(rate * SECONDS / 3, loop)) > loop:
+            rate = some / one.ask(f"run {some}").get("seconds", 1.0)
+        steps[name] = _whole(rate * SECONDS, loop)
+        if name == "hand, loop":
+            hand = rate
+        found[name] = {"loss": loss, "rates": []}
+        print(f"  {name}: {one.error or f'{rate:.1f} steps/s'}", flush=True)
+    for round in range(rounds):
+        out = _out_of_the_running(found) if round >= FULL_ROUNDS else set()
+        for name, one in processes.items():
+            if name not in out:
+                took = one.ask(f"run {steps[name]}").get("seconds")
+                if took:
+                    found[name]["rates"].append(steps[name] / took)
+    for name, one in processes.items():
+        found[name] |= {"note": one.end().get("note", ""), "error": one.error}
+    return found
+
+
+def _out_of_the_running(found: dict) -> set[str]:
+    """Who can't be the best of the tuned ones, or of those by hand."""
+    out = set()
+    for group in (TUNED, HAND):
+        middle = {n: statistics.median(found[n]["rates"] or [0.0]) for n in group if n in found}
+        best = max(middle.values(), default=0.0)
+        out |= {name for name, rate in middle.items() if rate < BEHIND * best}
+    return out
+
+
+def _loop(workload: str) -> int:
+    from workloads import WORKLOADS
+
+    return WORKLOADS[workload].loop
+
+
+def _whole(steps: float, loop: int) -> int:
+    return max(1, round(steps / loop)) * loop
 
 
 def main() -> None:
@@ -109,9 +144,13 @@ def main() -> None:
     for workload in flags.workloads or NAMES:
         print(workload, flush=True)
         result[workload] = measured(workload, names, flags.rounds)
+        if not flags.only:
+            compiled = result[workload]["tfloss"]["note"] == "loop"
+            result[workload]["started"] = started(workload, 3, compiled)
         for name, one in result[workload].items():
-            rate = statistics.median(one["rates"]) if one["rates"] else float("nan")
-            print(f"  {name}: {rate:.1f} steps/s, loss {one['loss']} {one['note']}", flush=True)
+            if "rates" in one:
+                rate = statistics.median(one["rates"]) if one["rates"] else float("nan")
+                print(f"  {name}: {rate:.1f} steps/s, loss {one['loss']} {one['note']}", flush=True)
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(result, indent=1))
 

@@ -1,7 +1,7 @@
 """One contender in a process of its own; it does what its standard input says.
 
 python benchmarks/speed/worker.py mlp tfloss
-first | warm SECONDS RATE | run STEPS | end       # each answered by a line of JSON
+start | first | warm SECONDS RATE | run STEPS | end   # each answered by a line of JSON
 """
 
 import json
@@ -33,7 +33,10 @@ def main() -> None:
         try:
             if command == "first":
                 loss = one.first()
-                answer(loss=loss, seconds=time.perf_counter() - began)
+                answer(loss=loss)
+            elif command == "start":
+                one.start()
+                answer(seconds=time.perf_counter() - began)
             elif command == "warm":
                 one.warm(*map(float, arguments))
                 answer(ok=True)

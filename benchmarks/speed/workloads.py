@@ -28,6 +28,7 @@ class Workload:
       losses: `(net, batch) -> {name: scalar}`, in training.
       compiled: what `compile` takes for the same losses, with `pair` to make `(x, y)` of a batch;
         None where only `add_loss` can do it.
+      loop: steps in one call of those who can choose; calls of seconds would tell nothing more.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Workload:
     losses: Callable[[Any, Any], Mapping[str, tf.Tensor]]
     compiled: Any = None
     pair: Callable[[Any], tuple] = lambda batch: (batch["x"], batch["y"])
+    loop: int = 100
 
     def optimizer(self) -> keras.optimizers.Optimizer:
         """The same for all."""
@@ -207,7 +209,12 @@ WORKLOADS = {
         COMPILED,
     ),
     "transformer": Workload(
-        "Transformer, 4 blocks of 256, batch 16×64", transformer, tokens, cross_entropy, COMPILED
+        "Transformer, 4 blocks of 256, batch 16×64",
+        transformer,
+        tokens,
+        cross_entropy,
+        COMPILED,
+        loop=20,
     ),
     "tasks": Workload(
         f"{HEADS} tasks, {HEADS} losses",
@@ -222,5 +229,6 @@ WORKLOADS = {
         detector,
         scenes,
         lambda net, batch: net(batch, training=True),
+        loop=20,
     ),
 }

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from measure import CONTENDERS, NAMES, RESULT  # noqa: E402
+from measure import CONTENDERS, HAND, NAMES, RESULT, STARTED, TUNED  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
 PAGE = DOCS / "performance.md"
@@ -31,8 +31,6 @@ TITLES = {
     "tasks": "50 tasks, 50 losses",
     "detector": "two-stage detector, 64×64",
 }
-TUNED = ("fit, jit", "fit, 100 a call", "fit, 100 a call, jit")
-HAND = tuple(name for name in CONTENDERS if name.startswith("hand"))
 
 
 def rates(found: dict, name: str) -> list[float]:
@@ -85,21 +83,26 @@ def ratios(result: dict) -> list[str]:
 
 
 def checks(result: dict) -> list[str]:
-    """Losses, times to the 100th step, memory."""
-    lines = ["| | loss of the first 100 steps | first 100 steps, s | peak memory, MB |"]
-    lines.append("| --- | --- | --- | --- |")
-    same_mode = {"graph": "hand, loop", "step": "hand, loop of XLA steps", "loop": "hand, XLA loop"}
+    """Losses, times to the first call, memory."""
+    columns = ["first step, s", "peak memory, MB", "the same, XLA loop"]
+    lines = [
+        "| | loss of the first steps | " + " | ".join(columns) + " |",
+        "| --- |" + " --- |" * 4,
+    ]
     for n in (n for n in NAMES if n in result):
         found = result[n]
-        values = [one["loss"] for one in found.values() if one.get("loss") is not None]
-        spread = f"{min(values):.5g} to {max(values):.5g}"
-        hand, mine = found["hand, loop"], found["tfloss"]
-        start = f"{mine['start']:.1f}, by hand {hand['start']:.1f}"
-        other = same_mode.get(mine["note"], "hand, loop")
-        memory = f"{mine['megabytes']:.0f}"
-        if found.get(other, {}).get("megabytes"):
-            memory += f", by hand {found[other]['megabytes']:.0f}"
-        lines.append(f"| {TITLES[n]} | {spread} | {start} | {memory} |")
+        values = [found[c]["loss"] for c in CONTENDERS if found.get(c, {}).get("loss") is not None]
+        began = found.get("started", {})
+        (hand, mine), loops = STARTED
+        starts = [
+            f"{statistics.median(began[name]['start']):.1f}" if began.get(name) else "–"
+            for name in (mine, hand)
+        ]
+        cells = [f"{min(values):.5g} to {max(values):.5g}", ", by hand ".join(starts)]
+        for other, one in ((hand, mine), loops):
+            sizes = [began.get(name, {}).get("megabytes") for name in (one, other)]
+            cells.append("{:.0f}, by hand {:.0f}".format(*sizes) if all(sizes) else "–")
+        lines.append(f"| {TITLES[n]} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -147,7 +150,7 @@ def main() -> None:
         slow = [
             "--rounds=3",
             "--only=fit",
-            "--only=fit, 100 a call",
+            "--only=fit, many a call",
             "--only=Orbit",
             "--only=tfloss",
         ]

@@ -17,7 +17,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import keras
 import tensorflow as tf
-from contenders import CONTENDERS, LOOP, _at, _build, training_step
+from contenders import CONTENDERS, _at, _build, training_step
 from workloads import WORKLOADS
 
 ROUNDS = 7
@@ -55,10 +55,10 @@ def by_hand(work, unroll: int = 1):
     @tf.function(jit_compile=True)
     def many(block):
         total = 0.0
-        for i in tf.range(0, LOOP, unroll):
+        for i in tf.range(0, 100, unroll):
             for k in range(unroll):
                 total += step(tf.nest.map_structure(functools.partial(_at, i + k), block))
-        return total / LOOP
+        return total / 100
 
     return many
 
@@ -89,16 +89,16 @@ def flat(work):
     @tf.function(jit_compile=True)
     def many(block):
         total = 0.0
-        for i in tf.range(LOOP):
+        for i in tf.range(100):
             total += step(tf.nest.map_structure(functools.partial(_at, i), block))
-        return total / LOOP
+        return total / 100
 
     return many
 
 
 def main() -> None:
     work = WORKLOADS[sys.argv[1] if len(sys.argv) > 1 else "mlp"]
-    block = next(iter(work.data().batch(LOOP)))
+    block = next(iter(work.data().batch(100)))
     plain = by_hand(work)
     print("by hand:", dict(body(plain.experimental_get_compiler_ir(block)("optimized_hlo"))))
     print("tfloss:", dict(of_tfloss(work)))
@@ -111,7 +111,7 @@ def main() -> None:
             began = time.perf_counter()
             for _ in range(5):
                 float(call(block))
-            seconds[name].append((time.perf_counter() - began) / 5 / LOOP)
+            seconds[name].append((time.perf_counter() - began) / 5 / 100)
     for name, found in seconds.items():
         ratios = sorted(one / other for one, other in zip(found, seconds["one"], strict=True))
         print(

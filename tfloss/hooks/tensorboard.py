@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tfloss.summary import Summary
 
 
+_MOST_WAITING = 1000  # logs that wait to be written
+
+
 class TensorBoard(Hook):
     """One event file a run, made at the first log. Host.
 
@@ -42,7 +45,7 @@ class TensorBoard(Hook):
         self.every = Every(secs=flush_secs)
         self._given = logdir
         self._writer: Any = None
-        self._unflushed = False
+        self._waiting: list[tuple[int, float, dict[str, float]]] = []
         self._ended = False
         self._written: tuple[Path, int] | None = None  # by an earlier `train`: where, its end
         self._events: dict[tuple[str, ...], _ScalarEvent] = {}  # by names
@@ -70,57 +73,67 @@ class TensorBoard(Hook):
         self.after_call(step)
 
     def on_log(self, step, scalars, summaries: Sequence["Summary"]) -> None:
-        self._write([(step, scalars)] if scalars else [], step, summaries)
-
-    def on_logs(self, logs) -> None:
-        logs = [(step, scalars) for step, scalars in logs if scalars]
-        self._write(logs, 0, ())
-
-    def _write(self, logs: Sequence[tuple[int, Mapping[str, float]]], step, summaries) -> None:
-        """Writes scalars by step, then the summaries of a step."""
-        if not logs and not summaries:
-            return
-        if self._writer is None:
-            self._writer = tf.summary.create_file_writer(str(self.logdir))
-        if logs:
-            # One event a step: a hundred times `tf.summary.scalar` takes as long as many steps.
-            _upstream.write_events(self._writer, [self._serialised(*one) for one in logs])
+        self.on_logs([(step, scalars)])
         if summaries:
+            self._write_out()
             # Whatever the caller is inside of: tags without its name scopes, nothing left out by
             # its record_if, and no trip to an accelerator to make a histogram.
             with (
-                self._writer.as_default(step),
+                self._open().as_default(step),
                 tf.summary.record_if(True),
                 tf.name_scope(""),
                 tf.device("CPU:0"),
             ):
                 for summary in summaries:
                     _write(summary, step)
-        self._unflushed = True
+            if self._ended:
+                self._close()
+
+    def on_logs(self, logs) -> None:
+        now = time.time()
+        self._waiting += [(step, now, dict(scalars)) for step, scalars in logs if scalars]
+        if self._ended or len(self._waiting) >= _MOST_WAITING:
+            self._write_out()
         if self._ended:  # a hook after us in the list logs at the end
             self._close()
 
     def after_call(self, step: int) -> None:
-        if self._unflushed:
+        self._write_out()
+        if self._writer is not None:
             self._writer.flush()
-            self._unflushed = False
 
     def after_train(self) -> None:
         self._ended = True
         self._written = (self.logdir, self.trainer.step)
+        self._write_out()
         self._close()
 
-    def _serialised(self, step: int, scalars: Mapping[str, float]) -> bytes:
+    def _write_out(self) -> None:
+        """Writes the scalars that wait, an event a step.
+
+        Together, since between two calls of the training step, when nothing of it is in the
+        processor's caches, a single event takes ten times as long.
+        """
+        if self._waiting:
+            events = [self._serialised(*one) for one in self._waiting]
+            self._waiting = []
+            _upstream.write_events(self._open(), events)
+
+    def _serialised(self, step: int, now: float, scalars: Mapping[str, float]) -> bytes:
         names = tuple(scalars)
         if names not in self._events:
             self._events[names] = _ScalarEvent(names)
-        return self._events[names].serialised(step, scalars.values())
+        return self._events[names].serialised(step, now, scalars.values())
+
+    def _open(self) -> Any:
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self.logdir))
+        return self._writer
 
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-            self._unflushed = False
 
 
 def _events(data: bytes) -> Iterator[tuple[bytes, int]]:
@@ -156,8 +169,8 @@ class _ScalarEvent:
             one.tensor.float_val.append(0.0)
             self._tensors.append(one.tensor)
 
-    def serialised(self, step: int, values: Iterable[float]) -> bytes:
-        self._event.step, self._event.wall_time = step, time.time()
+    def serialised(self, step: int, now: float, values: Iterable[float]) -> bytes:
+        self._event.step, self._event.wall_time = step, now
         for tensor, value in zip(self._tensors, values, strict=True):
             tensor.float_val[0] = float(value)
         return self._event.SerializeToString()
