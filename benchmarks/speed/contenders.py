@@ -57,7 +57,7 @@ class Tfloss:
             every = Every(secs=seconds)
 
             def after_call(self, step):
-                if (self.trainer.workdir / "engine.json").exists():
+                if self.trainer._modes._tuner is None:  # decided
                     super().after_call(step)
 
         self.trainer.train(self.data, self.trainer.step + int(300 * rate), hooks=[Late()])
