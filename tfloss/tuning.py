@@ -19,8 +19,8 @@ from tfloss.errors import NonFiniteLossError, TflossError
 SHARE, SHORT_SHARE, SHORT_SECONDS = 0.05, 0.25, 5.0
 MEASURED_SECONDS = 0.3  # of steps, in each mode
 MARGIN = 1.03  # how much faster another mode must be than the graph
-# XLA takes about so many times as long as tracing, and so many seconds more: in all 2.2 times for 160
-# variables, 2.0 for 50 tasks, 2.3 for a transformer, each 3 to 6 s of tracing.
+# XLA takes about so many times as long as tracing, and so many seconds more: in all 2.2 times for
+# 160 variables, 2.0 for 50 tasks, 2.3 for a transformer, each 3 to 6 s of tracing.
 COMPILING, COMPILING_SECONDS = 2.0, 1.0
 _TITLES = {
     "graph": "as a graph",
