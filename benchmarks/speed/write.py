@@ -98,7 +98,8 @@ def checks(result: dict) -> list[str]:
             f"{statistics.median(began[name]['start']):.1f}" if began.get(name) else "–"
             for name in (mine, hand)
         ]
-        cells = [f"{min(values):.5g} to {max(values):.5g}", ", by hand ".join(starts)]
+        start = ", by hand ".join(starts) if began else "–"
+        cells = [f"{min(values):.5g} to {max(values):.5g}", start]
         for other, one in ((hand, mine), loops):
             sizes = [began.get(name, {}).get("megabytes") for name in (one, other)]
             cells.append("{:.0f}, by hand {:.0f}".format(*sizes) if all(sizes) else "–")
