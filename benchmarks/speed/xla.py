@@ -21,6 +21,7 @@ from contenders import CONTENDERS, _at, _build, training_step
 from workloads import WORKLOADS
 
 ROUNDS = 7
+STEPS = 100  # in a block
 
 
 def body(hlo: str) -> collections.Counter:
@@ -32,7 +33,7 @@ def body(hlo: str) -> collections.Counter:
     return collections.Counter(kind[1] for kind in kinds if kind)
 
 
-def of_tfloss(work, block_size: int = 100) -> collections.Counter:
+def of_tfloss(work, block_size: int = STEPS) -> collections.Counter:
     """That of `Trainer(jit="loop")`."""
     one = CONTENDERS["tfloss"](work)
     one.trainer._modes._jit = "loop"
@@ -55,10 +56,10 @@ def by_hand(work, unroll: int = 1):
     @tf.function(jit_compile=True)
     def many(block):
         total = 0.0
-        for i in tf.range(0, 100, unroll):
+        for i in tf.range(0, STEPS, unroll):
             for k in range(unroll):
                 total += step(tf.nest.map_structure(functools.partial(_at, i + k), block))
-        return total / 100
+        return total / STEPS
 
     return many
 
@@ -89,16 +90,16 @@ def flat(work):
     @tf.function(jit_compile=True)
     def many(block):
         total = 0.0
-        for i in tf.range(100):
+        for i in tf.range(STEPS):
             total += step(tf.nest.map_structure(functools.partial(_at, i), block))
-        return total / 100
+        return total / STEPS
 
     return many
 
 
 def main() -> None:
     work = WORKLOADS[sys.argv[1] if len(sys.argv) > 1 else "mlp"]
-    block = next(iter(work.data().batch(100)))
+    block = next(iter(work.data().batch(STEPS)))
     plain = by_hand(work)
     print("by hand:", dict(body(plain.experimental_get_compiler_ir(block)("optimized_hlo"))))
     print("tfloss:", dict(of_tfloss(work)))
@@ -111,7 +112,7 @@ def main() -> None:
             began = time.perf_counter()
             for _ in range(5):
                 float(call(block))
-            seconds[name].append((time.perf_counter() - began) / 5 / 100)
+            seconds[name].append((time.perf_counter() - began) / 5 / STEPS)
     for name, found in seconds.items():
         ratios = sorted(one / other for one, other in zip(found, seconds["one"], strict=True))
         print(

@@ -87,3 +87,15 @@ def test_its_own_fields_can_not_be_logged_over(make_trainer, tmp_path):
 def test_it_needs_a_place(make_trainer):
     with pytest.raises(ValueError, match=r"give the Trainer a workdir, or MetricsFile\(path\)"):
         make_trainer([MetricsFile()]).begin(1)
+
+
+def test_steps_logged_together_are_a_line_each(make_trainer, tmp_path, clock):
+    hook = MetricsFile(clock=clock)
+    trainer = make_trainer([hook], workdir=tmp_path)
+    trainer.begin(10)
+    hook.on_logs([(1, {"a": 1.0}), (2, {}), (3, {"a": float("nan")})])
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "time": 1000.0, "a": 1.0},
+        {"step": 3, "time": 1000.0, "a": "nan"},
+    ]
+    trainer.end()

@@ -212,3 +212,22 @@ def test_a_second_train_goes_on_in_what_the_first_wrote(make_trainer, tmp_path, 
     trainer.step = 1  # put back to another step
     trainer.begin(3)
     assert read_again
+
+
+def test_what_is_not_a_number_fails_where_it_is_logged(make_trainer, tmp_path):
+    trainer = make_trainer([TensorBoard(tmp_path)])
+    trainer.begin(1)
+    with pytest.raises(ValueError, match="could not convert"):
+        trainer.log(1, {"a": "high"})
+    trainer.end()
+
+
+def test_what_is_logged_after_the_end_is_in_one_more_file(make_trainer, tmp_path):
+    hook = TensorBoard(tmp_path)
+    trainer = make_trainer([hook])
+    trainer.begin(1)
+    trainer.end()
+    hook.on_log(1, {"a": 1.0}, [Summary("t", "text", np.array([b"x"], object), {})])
+    assert len(list(tmp_path.iterdir())) == 1
+    assert scalars(read(tmp_path), "a") == [(1, 1.0)]
+    assert plugin(read(tmp_path), "t") == "text"

@@ -40,7 +40,7 @@ class MetricsFile(Hook):
         self._clock = clock
         self._file: TextIO | None = None
         self._ended = False
-        self._written: tuple[Path, int] | None = None  # by an earlier `train`: the file, its end
+        self._written: tuple[Path, int] | None = None  # where, and up to which step
 
     @property
     def path(self) -> Path:
@@ -56,8 +56,11 @@ class MetricsFile(Hook):
 
     def before_train(self) -> None:
         self._ended = False
-        if self._written != (self.path, self.trainer.run.start):
+        written = (self.path, self.trainer.run.start)
+        if self._written != written:
+            self._written = None  # until all is as it should be
             keep_until(self.path, self.trainer.run.start, _lines)
+            self._written = written
 
     def before_save(self, step: int) -> None:
         if self._file is not None:
@@ -77,7 +80,8 @@ class MetricsFile(Hook):
 
     def after_train(self) -> None:
         self._ended = True
-        self._written = (self.path, self.trainer.step)
+        if self._written is not None:
+            self._written = (self.path, self.trainer.step)
         self._close()
 
     def _line(self, step: int, scalars: Mapping[str, float]) -> str:

@@ -47,7 +47,7 @@ class TensorBoard(Hook):
         self._writer: Any = None
         self._waiting: list[tuple[int, float, dict[str, float]]] = []
         self._ended = False
-        self._written: tuple[Path, int] | None = None  # by an earlier `train`: where, its end
+        self._written: tuple[Path, int] | None = None  # where, and up to which step
         self._events: dict[tuple[str, ...], _ScalarEvent] = {}  # by names
 
     @property
@@ -64,16 +64,18 @@ class TensorBoard(Hook):
 
     def before_train(self) -> None:
         self._ended = False
-        if self._written == (self.logdir, self.trainer.run.start):
-            return
-        for path in sorted(self.logdir.glob("*tfevents*")):
-            keep_until(path, self.trainer.run.start, _events)
+        written = (self.logdir, self.trainer.run.start)
+        if self._written != written:
+            self._written = None  # until all is as it should be
+            for path in sorted(self.logdir.glob("*tfevents*")):
+                keep_until(path, self.trainer.run.start, _events)
+            self._written = written
 
     def before_save(self, step: int) -> None:
         self.after_call(step)
 
     def on_log(self, step, scalars, summaries: Sequence["Summary"]) -> None:
-        self.on_logs([(step, scalars)])
+        self._add([(step, scalars)])
         if summaries:
             self._write_out()
             # Whatever the caller is inside of: tags without its name scopes, nothing left out by
@@ -86,16 +88,11 @@ class TensorBoard(Hook):
             ):
                 for summary in summaries:
                     _write(summary, step)
-            if self._ended:
-                self._close()
+        self._end_if_ended()
 
     def on_logs(self, logs) -> None:
-        now = time.time()
-        self._waiting += [(step, now, dict(scalars)) for step, scalars in logs if scalars]
-        if self._ended or len(self._waiting) >= _MOST_WAITING:
-            self._write_out()
-        if self._ended:  # a hook after us in the list logs at the end
-            self._close()
+        self._add(logs)
+        self._end_if_ended()
 
     def after_call(self, step: int) -> None:
         self._write_out()
@@ -104,9 +101,24 @@ class TensorBoard(Hook):
 
     def after_train(self) -> None:
         self._ended = True
-        self._written = (self.logdir, self.trainer.step)
-        self._write_out()
-        self._close()
+        if self._written is not None:
+            self._written = (self.logdir, self.trainer.step)
+        self._end_if_ended()
+
+    def _add(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Keeps scalars to be written."""
+        now = time.time()
+        for step, scalars in logs:
+            if scalars:  # numbers from here on: what isn't one is to fail where it is logged
+                self._waiting.append((step, now, {k: float(v) for k, v in scalars.items()}))
+        if len(self._waiting) >= _MOST_WAITING:
+            self._write_out()
+
+    def _end_if_ended(self) -> None:
+        """After the end, too, a hook after us in the list may log."""
+        if self._ended:
+            self._write_out()
+            self._close()
 
     def _write_out(self) -> None:
         """Writes the scalars that wait, an event a step.
@@ -172,7 +184,7 @@ class _ScalarEvent:
     def serialised(self, step: int, now: float, values: Iterable[float]) -> bytes:
         self._event.step, self._event.wall_time = step, now
         for tensor, value in zip(self._tensors, values, strict=True):
-            tensor.float_val[0] = float(value)
+            tensor.float_val[0] = value
         return self._event.SerializeToString()
 
 
