@@ -67,19 +67,22 @@ class CompiledLoop:
         rows, before = self._run(part.block, *bounds)
         values = rows.numpy()[: part.steps]
         if self._guard:
-            self._check(part, values, names(), [*before, *others], skipped)
+            self._check(part, values, names(), (before, others), skipped)
         return values
 
     def _loop(
         self, block: Any, start: tf.Tensor, steps: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Traced: so many steps, from batch `start` of a block.
 
-        Their rows; and, if guarded, the state before them: to read it in a call of its own costs
-        more than the copy.
+        Their rows; and, if guarded, the state before them, as one vector of each dtype: to read it
+        in a call of its own costs more than the copy, and so do hundreds of outputs.
         """
         self._known = self._step.state() if self._guard else []
-        before = [tf.identity(one.read_value()) for one in self._known]
+        before = {
+            dtype: tf.concat([tf.reshape(one.read_value(), [-1]) for one in ones], 0)
+            for dtype, ones in _by_dtype(self._known).items()
+        }
         many = self._step.accumulate
         most = tf.nest.flatten(block)[0].shape[0] // many
         self.graphs = [tf.compat.v1.get_default_graph()]
@@ -106,7 +109,7 @@ class CompiledLoop:
         part: Part,
         values: np.ndarray,
         names: tuple[str, ...],
-        before: list[tf.Tensor],
+        before: tuple[dict[str, tf.Tensor], list[tf.Tensor]],
         skipped: int,
     ) -> None:
         watched = ("losses/",) if self._step.skipping else ("losses/", "gradient_norm")
@@ -120,10 +123,22 @@ class CompiledLoop:
         if not bad.any():
             return
         index = int(np.argmax(bad))
-        for variable, value in zip([*self._known, *(self._others or ())], before, strict=True):
+        known, others = before
+        for dtype, ones in _by_dtype(self._known).items():
+            values_of = tf.split(known[dtype], [one.shape.num_elements() for one in ones])
+            for variable, value in zip(ones, values_of, strict=True):
+                variable.assign(tf.reshape(value, variable.shape))
+        for variable, value in zip(self._others or (), others, strict=True):
             variable.assign(value)
         self._run(part.block, tf.constant(part.start), tf.constant(index))
         losses = {names[i].removeprefix("losses/"): float(values[index, i]) for i in columns}
         many = self._step.accumulate
         batches = tuple(batch_of(part.block, part.start + index * many + k) for k in range(many))
         raise NonFiniteLossError(int(self._step.counter.numpy()) + 1, losses, batches)
+
+
+def _by_dtype(variables: list[Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for one in variables:
+        found.setdefault(tf.as_dtype(one.dtype).name, []).append(one)
+    return found

@@ -5,7 +5,7 @@ python benchmarks/speed/measure.py mlp cnn --rounds=3
 
 Each contender is a process, that has compiled before anything is measured. Then all of them run in
 turn, so that a noisy machine treats them alike; ratios are taken round by round. Who is well behind
-the best of its kind after a round is not measured further.
+the best of its kind in a first measurement is not measured further.
 """
 
 import argparse
@@ -26,8 +26,8 @@ CONTENDERS = (*HAND, "fit", *TUNED, "Orbit", "tfloss")
 # Who begins at once, and in how much memory: in the same mode as by hand.
 STARTED = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))
 PATIENCE = 120  # seconds for a contender to begin
-SECONDS = 2.0  # of each measurement: a run that ends with a checkpoint
-FULL_ROUNDS, BEHIND = 1, 0.75
+SECONDS = 4.0  # of each measurement: a run, that ends with a checkpoint
+BEHIND = 0.75
 
 
 class Process:
@@ -99,10 +99,10 @@ def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
         steps[name] = _whole(rate * SECONDS, loop)
         if name == "hand, loop":
             hand = rate
-        found[name] = {"loss": loss, "rates": []}
+        found[name] = {"loss": loss, "first": 0.0 if one.error else rate, "rates": []}
         print(f"  {name}: {one.error or f'{rate:.1f} steps/s'}", flush=True)
-    for round in range(rounds):
-        out = _out_of_the_running(found) if round >= FULL_ROUNDS else set()
+    out = _out_of_the_running(found)
+    for _ in range(rounds):
         for name, one in processes.items():
             if name not in out:
                 took = one.ask(f"run {steps[name]}").get("seconds")
@@ -114,12 +114,14 @@ def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
 
 
 def _out_of_the_running(found: dict) -> set[str]:
-    """Who can't be the best of the tuned ones, or of those by hand."""
+    """Who can't be the best of the tuned ones, or of those by hand. They keep their first rate."""
     out = set()
     for group in (TUNED, HAND):
-        middle = {n: statistics.median(found[n]["rates"] or [0.0]) for n in group if n in found}
-        best = max(middle.values(), default=0.0)
-        out |= {name for name, rate in middle.items() if rate < BEHIND * best}
+        first = {name: found[name]["first"] for name in group if name in found}
+        best = max(first.values(), default=0.0)
+        out |= {name for name, rate in first.items() if rate < BEHIND * best}
+    for name in out:
+        found[name]["rates"] = [found[name]["first"]] if found[name]["first"] else []
     return out
 
 

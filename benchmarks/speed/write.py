@@ -1,7 +1,9 @@
 """Writes the tables and the plot of docs/performance.md.
 
-python benchmarks/speed/write.py             # measures first: about 30 minutes on two cores
+python benchmarks/speed/write.py             # measures first: under 30 minutes on two cores
 python benchmarks/speed/write.py --written   # of what was measured last
+
+What things cost is measured by `overhead.py`, before.
 """
 
 import argparse
@@ -158,7 +160,6 @@ def main() -> None:
         measure = [sys.executable, str(HERE / "measure.py")]
         subprocess.run([*measure, *(n for n in NAMES if n != "detector")], check=True)
         subprocess.run([*measure, "detector", *slow], check=True)
-        subprocess.run([sys.executable, str(HERE / "overhead.py")], check=True)
     result = json.loads(RESULT.read_text())
     put("ratios", ratios(result))
     put("speeds", speeds(result))
