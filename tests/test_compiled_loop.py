@@ -175,6 +175,35 @@ def test_statistics_are_those_before_the_bad_step():
     assert train_step.model.norm.moving_mean.numpy()[0] == pytest.approx(mean)
 
 
+def test_state_of_every_shape_and_type_is_put_back():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.wide = keras.layers.Dense(3, kernel_initializer="ones")
+            self.dropout = keras.layers.Dropout(0.5, seed=1)
+            self.narrow = keras.layers.Dense(2, kernel_initializer="ones")
+
+        def call(self, batch, training=False):
+            x = batch["x"][:, tf.newaxis]
+            y = self.narrow(self.dropout(self.wide(x), training=training))
+            return tf.reduce_mean(y + tf.sqrt(x))
+
+    def stopped(mode):
+        train_step, iterator = make_step(Model, ROOT, optimizer=lambda: keras.optimizers.Adam(0.1))
+        engine = Engine(train_step, mode=mode)
+        source = _ahead(iterator) if mode == "loop" else iterator
+        with pytest.raises(NonFiniteLossError):
+            for _ in range(3):
+                engine.run(source, 8)
+        return [one.numpy() for one in train_step.state()]
+
+    ours, theirs = stopped("loop"), stopped("graph")
+    assert {one.dtype.name for one in ours} == {"float32", "int64"}
+    assert {one.ndim for one in ours} == {0, 1, 2}
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 def test_many_skipped_updates_in_a_row_are_a_failure():
     train_step, iterator = make_step(lambda: Line(_root), rows([-1.0], 1), skip_nonfinite=True)
     engine, blocks, done = Engine(train_step, mode="loop"), _ahead(iterator), 0
