@@ -2,8 +2,8 @@
 
     python examples/digits/train.py --config=configs/digits.py --workdir=runs/digits
 
-Result: 98.6 to 100 % of the 360 test digits (ten runs, seeds 0 to 4), 99.4 % on average.
-Time: 13 s of training, 17 s in all, on 2 CPU cores.
+Result: 99.8 % of the 360 test digits (seeds 0 to 2: 99.7 to 100 %).
+Time: 21 s on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

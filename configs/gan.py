@@ -2,8 +2,8 @@
 
 python examples/gan/train.py --config=configs/gan.py --workdir=runs/gan
 
-Result: Fréchet distance 0.70 (seeds 0 to 2: 0.58 to 0.89), 131 after one step.
-Time: 78 s on 2 CPU cores.
+Result: Fréchet distance 0.75 (seeds 0 to 2: 0.56 to 0.92), 131 after one step.
+Time: 2.3 minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

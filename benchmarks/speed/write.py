@@ -1,6 +1,6 @@
 """Writes the tables and the plot of docs/performance.md.
 
-python benchmarks/speed/write.py             # measures first: under 30 minutes on two cores
+python benchmarks/speed/write.py             # measures first: about half an hour on two cores
 python benchmarks/speed/write.py --written   # of what was measured last
 
 What things cost is measured by `overhead.py`, before.

@@ -33,16 +33,16 @@ def body(hlo: str) -> collections.Counter:
     return collections.Counter(kind[1] for kind in kinds if kind)
 
 
-def of_tfloss(work, block_size: int = STEPS) -> collections.Counter:
+def of_tfloss(work) -> collections.Counter:
     """That of `Trainer(jit="loop")`."""
     one = CONTENDERS["tfloss"](work)
     one.trainer._modes._jit = "loop"
     one.trainer.train(one.data, 300)
     compiled = one.trainer._modes._engines["loop"]._compiled
     blocks = one.trainer._feed.blocks
-    part = blocks.take(block_size)
+    part = blocks.take(STEPS)
     while part.block is None:
-        part = blocks.take(block_size)
+        part = blocks.take(STEPS)
     bounds = tf.constant(0), tf.constant(1)
     return body(compiled._run.experimental_get_compiler_ir(part.block, *bounds)("optimized_hlo"))
 
