@@ -64,13 +64,13 @@ def run(out: Path, options: dict) -> dict:
         keras.utils.set_random_seed(o["seed"])
     me = worker_position(strategy)[0]
     if o["slow_save"]:
-        write = CheckpointDirectory._write
+        write = CheckpointDirectory.write
 
-        def slow(*arguments):
+        def slow(*arguments, **options):
             time.sleep(o["slow_save"])
-            return write(*arguments)
+            return write(*arguments, **options)
 
-        CheckpointDirectory._write = slow
+        CheckpointDirectory.write = slow
 
     class Net(keras.Model):
         def __init__(self):
@@ -154,7 +154,7 @@ def run(out: Path, options: dict) -> dict:
         strategy=strategy,
         workdir=(o["own_workdirs"] or [o["workdir"]] * 2)[me],
         seed=o["seed"],
-        steps_per_call=o["per_call"],
+        steps_per_call=o["per_call"] or "auto",
         log_every=5,
     )
     if o["input_fn"]:
