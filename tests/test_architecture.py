@@ -36,6 +36,7 @@ ORDER = [
     "variables",
     "step",
     "guard",
+    "pull",
     "blocks",
     "compiled_loop",
     "engine",

@@ -205,6 +205,29 @@ def test_endless_data_of_one_shape(quick):
     assert (len(found) > 600) == quick
 
 
+def test_data_that_are_slow_at_first_come_in_whole_blocks_later():
+    """The first block is cut short; what is left of it comes next, then whole ones, aligned."""
+
+    def late(i):
+        return tf.numpy_function(lambda j: (time.sleep(0.05 * (j < 20)), j)[1], [i], tf.int64)
+
+    data = tf.data.Dataset.range(10**6).map(lambda i: tf.ensure_shape(late(i), [])).repeat()
+    done = 0
+    blocks = Blocks(iter(data), endless=True, rhythm=50, step=lambda: done)
+    blocks.ahead = True
+    calls, found = [], []
+    while done < 700:
+        part = blocks.take(1000)
+        found += _values(part).tolist() if part.block is not None else [int(part.batches[0])]
+        done += part.steps or 1
+        calls.append(done)
+    assert found == list(range(done))
+    assert calls[0] < 20  # before it there is no block: the first batch comes by itself
+    first_whole = min(end for end in calls if end % 100 == 0)
+    assert first_whole <= 200
+    assert [end for end in calls if end > first_whole] == list(range(first_whole + 100, 701, 100))
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_held_the_iterator_rests_where_its_batches_were_pulled_to(quick):
     def make():

@@ -15,13 +15,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfloss import _upstream
+from tfloss.pull import Pull, cpu_variable, nothing_pulled
 
 MOST_BYTES = 32 * 2**20  # of a block; three of them exist at a time
 MOST_STEPS = 100
-MOST_SECONDS = 0.25  # of gathering a block
 FEWEST_STEPS = 8  # in fewer, a loop compiled whole has nothing to win
-_PROBED = 4  # batches, to see how long one takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,37 +252,27 @@ class Blocks:
             self._single()
         options = tf.data.Options()
         options.autotune.enabled = False  # closing the iterator would wait for its thread
-        # Threads of its own, since `_pull_all` blocks one that what it waits for may need.
+        # Threads of its own, since `Pull` blocks one that what it waits for may need.
         options.threading.private_threadpool_size = max(4, 2 + (os.cpu_count() or 1))
         options.threading.max_intra_op_parallelism = 1  # those threads are the training step's
         size = self.steps * self._per_step
-        pull: Callable[[], tuple] = functools.partial(
-            _pull, self._iterator, self._first, size, self._per_step
+        aligned = self._rhythm <= self.steps
+        into = self._next_step() % self.steps * self._per_step if aligned else 0
+        self._held = cpu_variable(False)
+        pull = Pull(
+            self._iterator,
+            self._first,
+            size,
+            self._per_step,
+            into=into,
+            aligned=aligned,
+            endless=self._endless,
         )
-        if self._endless and self._are_quick(size):
-            pull = functools.partial(_pull_all, self._iterator, size)
-        self._held = tf.Variable(tf.constant(False), trainable=False, name="held")
-        nothing = functools.partial(_nothing, self._iterator, self._first, size)
+        nothing = functools.partial(nothing_pulled, self._iterator, self._first, size)
         blocks = tf.data.Dataset.range(tf.int64.max).map(
             _plain(lambda _: tf.cond(self._held, nothing, pull))
         )
         return iter(blocks.prefetch(1).with_options(options))
-
-    def _are_quick(self, size: int) -> bool:
-        """Whether batches, all of one shape, come so quickly that a block need not be cut short."""
-        if not all(
-            x.shape.is_fully_defined() for x in tf.nest.flatten(self._iterator.element_spec)
-        ):
-            return False
-        before, count = self.waited, 0
-        while count < _PROBED or self._waiting() % self._per_step:
-            self._single()
-            count += 1
-        quick = (self.waited - before) / count * size < MOST_SECONDS
-        if quick and self._rhythm <= self.steps:
-            while self._waiting() % self._per_step or self._next_step() % self._rhythm:
-                self._single()
-        return quick
 
     def _next_step(self) -> int:
         """The number of the step that a block pulled now would begin with."""
@@ -296,79 +284,6 @@ class Blocks:
             return call()
         finally:
             self.waited += self._clock() - began
-
-
-def _pull_all(iterator: Any, size: int) -> tuple:
-    """Traced, in `tf.data`: as `_pull`, of data that don't end, in half the time."""
-    found = [_upstream.next_in_this_thread(iterator) for _ in range(size)]
-    stacked = tf.nest.map_structure(lambda *each: tf.stack(each), *found)
-    return stacked, _nothing(iterator, found[0], size)[1], tf.constant([size, 0, 0])
-
-
-def _nothing(iterator: Any, first: Any, size: int) -> tuple:
-    """Traced, in `tf.data`: what `_pull` returns when it pulls nothing."""
-    stacked = tf.nest.map_structure(lambda one: tf.zeros([size, *one.shape], one.dtype), first)
-    odd = tf.nest.map_structure(
-        lambda one: tf.zeros([d or 0 for d in one.shape], one.dtype), iterator.element_spec
-    )
-    return stacked, odd, tf.constant([0, 0, 0])
-
-
-def _pull(iterator: Any, first: Any, size: int, per_step: int) -> tuple:
-    """Traced, in `tf.data`: up to `size` batches of the first one's shape, stacked.
-
-    If they come slowly, there are fewer, so that nobody has to wait for many.
-
-    Returns the stack, another batch if one came that doesn't fit, and int32 [3]: how many are
-    stacked, whether there is that other one, whether the data ended.
-    """
-    specs = tf.nest.flatten(iterator.element_spec)
-    shapes = [x.shape for x in tf.nest.flatten(first)]
-    pack = functools.partial(tf.nest.pack_sequence_as, iterator.element_spec)
-    nothing = [tf.zeros([d or 0 for d in one.shape], one.dtype) for one in specs]
-
-    def pull(count, fits, odd, last, arrays):
-        found = iterator.get_next_as_optional()
-        there = found.has_value()
-        values = tf.cond(there, lambda: tf.nest.flatten(found.get_value()), lambda: nothing)
-        same = [tf.reduce_all(tf.shape(v) == s) for v, s in zip(values, shapes, strict=True)]
-        fits = there & tf.reduce_all(same)
-        arrays = tf.cond(fits, lambda: _written(arrays, count, values, shapes), lambda: arrays)
-        return count + tf.cast(fits, tf.int32), fits, there & ~fits, values, arrays
-
-    arrays = [
-        tf.TensorArray(one.dtype, size, element_shape=shape)
-        for one, shape in zip(specs, shapes, strict=True)
-    ]
-    unknown: Any = None
-    any_shape = [tf.TensorShape(unknown)] * len(arrays)
-    scalar = tf.TensorShape([])
-    # Op determinism refuses to look at a clock.
-    began = None if _upstream.op_determinism() else tf.timestamp()
-
-    def more(count, fits, *_):
-        go_on = fits & (count < size)
-        if began is None:
-            return go_on
-        late = (tf.timestamp() - began > MOST_SECONDS) & (count % per_step == 0) & (count > 0)
-        return go_on & ~late
-
-    count, fits, odd, last, arrays = tf.while_loop(
-        more,
-        pull,
-        [tf.constant(0), tf.constant(True), tf.constant(False), nothing, arrays],
-        shape_invariants=[scalar, scalar, scalar, [one.shape for one in specs], any_shape],
-        parallel_iterations=1,
-    )
-    flags = [tf.cast(one, tf.int32) for one in (odd, ~fits & ~odd)]
-    return pack([array.stack() for array in arrays]), pack(last), tf.stack([count, *flags])
-
-
-def _written(arrays: list, index: tf.Tensor, values: list, shapes: list) -> list:
-    return [
-        array.write(index, tf.ensure_shape(value, shape))
-        for array, value, shape in zip(arrays, values, shapes, strict=True)
-    ]
 
 
 _plain = tf.autograph.experimental.do_not_convert

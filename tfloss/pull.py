@@ -1,0 +1,140 @@
+"""Pulls batches from an iterator and stacks them, inside `tf.data`. Traced code.
+
+`tfloss.blocks` says what for.
+"""
+
+import functools
+from typing import Any
+
+import tensorflow as tf
+
+from tfloss import _upstream
+
+MOST_SECONDS = 0.25  # of gathering a block
+_UNKNOWN: Any = None  # as a shape
+
+
+class Pull:
+    """Pulls the next block, in `tf.data`: as many batches as there are to where calls are cut.
+
+    Endless data of one shape are pulled without asking for their end, in a third of the time,
+    once a block has shown that they come quickly enough for that: such a block can't be cut short.
+
+    Args:
+      iterator: what is pulled from.
+      first: a batch that was.
+      size: batches in a full block.
+      per_step: batches that a step takes.
+      into: so many batches before the first one, a block would have begun.
+      aligned: whether blocks that were cut short are followed by what is left of them.
+      endless: whether the data are known to never end.
+    """
+
+    def __init__(
+        self,
+        iterator: Any,
+        first: Any,
+        size: int,
+        per_step: int = 1,
+        *,
+        into: int = 0,
+        aligned: bool = False,
+        endless: bool = False,
+    ):
+        self._iterator, self._first = iterator, first
+        self._size, self._per_step, self._aligned = size, per_step, aligned
+        self._into = cpu_variable(into)
+        shapes = [x.shape for x in tf.nest.flatten(iterator.element_spec)]
+        self._one_shape = endless and all(shape.is_fully_defined() for shape in shapes)
+        # Op determinism refuses to look at a clock, so nothing is cut short there.
+        self._timed = not _upstream.op_determinism()
+        self._quick = cpu_variable(not self._timed)
+
+    def __call__(self) -> tuple:
+        """Traced: a stack of batches, another one if it came and doesn't fit, and int32 [3]: how
+        many are stacked, whether there is that other one, whether the data ended."""
+        began = tf.timestamp() if self._timed else None
+        room = self._size - self._into.read_value()
+        with tf.control_dependencies([room] if began is None else [room, began]):
+            some = functools.partial(self._some, room, began)
+            whole = self._quick.read_value() & tf.equal(room, self._size)
+            block = tf.cond(whole, self._whole, some) if self._one_shape else some()
+        count, odd, _ = tf.unstack(block[2])
+        changes = []
+        with tf.control_dependencies([count]):
+            if self._aligned:
+                changes.append(self._into.assign((self._size - room + count + odd) % self._size))
+            if self._one_shape and began is not None:
+                each = (tf.timestamp() - began) / tf.cast(tf.maximum(count, 1), tf.float64)
+                changes.append(self._quick.assign(each * self._size < MOST_SECONDS))
+        with tf.control_dependencies(changes):
+            return *block[:2], tf.identity(block[2])
+
+    def _whole(self) -> tuple:
+        """Traced: a full block, however long it takes."""
+        found = [_upstream.next_in_this_thread(self._iterator) for _ in range(self._size)]
+        stacked = tf.nest.map_structure(lambda *each: tf.stack(each), *found)
+        odd = nothing_pulled(self._iterator, found[0], self._size)[1]
+        return stacked, odd, tf.constant([self._size, 0, 0])
+
+    def _some(self, room: tf.Tensor, began: tf.Tensor | None) -> tuple:
+        """Traced: as many of the first one's shape as there are, and come early enough."""
+        iterator, per_step = self._iterator, self._per_step
+        specs = tf.nest.flatten(iterator.element_spec)
+        shapes = [x.shape for x in tf.nest.flatten(self._first)]
+        pack = functools.partial(tf.nest.pack_sequence_as, iterator.element_spec)
+        nothing = [tf.zeros([d or 0 for d in one.shape], one.dtype) for one in specs]
+
+        def more(count, fits, *_):
+            go_on = fits & (count < room)
+            if began is None:
+                return go_on
+            late = tf.timestamp() - began > MOST_SECONDS
+            return go_on & ~(late & (count % per_step == 0) & (count > 0))
+
+        def pull(count, fits, odd, last, arrays):
+            found = iterator.get_next_as_optional()
+            there = found.has_value()
+            values = tf.cond(there, lambda: tf.nest.flatten(found.get_value()), lambda: nothing)
+            same = [tf.reduce_all(tf.shape(v) == s) for v, s in zip(values, shapes, strict=True)]
+            fits = there & tf.reduce_all(same)
+            arrays = tf.cond(fits, lambda: _written(arrays, count, values, shapes), lambda: arrays)
+            return count + tf.cast(fits, tf.int32), fits, there & ~fits, values, arrays
+
+        arrays = [
+            tf.TensorArray(one.dtype, self._size, element_shape=shape)
+            for one, shape in zip(specs, shapes, strict=True)
+        ]
+        any_shape = [tf.TensorShape(_UNKNOWN)] * len(arrays)
+        scalar = tf.TensorShape([])
+        count, fits, odd, last, arrays = tf.while_loop(
+            more,
+            pull,
+            [tf.constant(0), tf.constant(True), tf.constant(False), nothing, arrays],
+            shape_invariants=[scalar, scalar, scalar, [one.shape for one in specs], any_shape],
+            parallel_iterations=1,
+        )
+        flags = [tf.cast(one, tf.int32) for one in (odd, ~fits & ~odd)]
+        return pack([array.stack() for array in arrays]), pack(last), tf.stack([count, *flags])
+
+
+def cpu_variable(value: Any) -> tf.Variable:
+    """Where `tf.data` runs."""
+    with tf.device("CPU:0"):
+        return tf.Variable(tf.constant(value), trainable=False)
+
+
+def nothing_pulled(iterator: Any, first: Any, size: int) -> tuple:
+    """Traced, in `tf.data`: what `Pull` gives when it pulls nothing."""
+    stacked = tf.nest.map_structure(lambda one: tf.zeros([size, *one.shape], one.dtype), first)
+    odd = tf.nest.map_structure(
+        lambda one: tf.zeros([d or 0 for d in one.shape], one.dtype), iterator.element_spec
+    )
+    return stacked, odd, tf.constant([0, 0, 0])
+
+
+def _written(arrays: list, index: tf.Tensor, values: list, shapes: list) -> list:
+    return [
+        array.write(index, tf.ensure_shape(value, shape))
+        for array, value, shape in zip(arrays, values, shapes, strict=True)
+    ]
