@@ -58,8 +58,7 @@ def patient(monkeypatch):
         yield mode, 20
         return {"graph": 100.0, "step": 200.0, "loop": 300.0}[mode]
 
-    monkeypatch.setattr(tuning, "SHORT_SHARE", 1e6)
-    monkeypatch.setattr(tuning, "SHORT_SECONDS", 1e6)
+    monkeypatch.setattr(tuning, "BOUNDS", [(1e6, 1e6)])
     monkeypatch.setattr(tuning.Tuner, "_rate", rate)
 
 
@@ -160,8 +159,7 @@ def test_a_longer_run_after_a_short_one_tries_more(monkeypatch):
         return {"graph": 100.0, "loop": 300.0}[mode]
 
     monkeypatch.setattr(tuning.Tuner, "_rate", rate)
-    monkeypatch.setattr(tuning, "SHORT_SHARE", 1e6)
-    monkeypatch.setattr(tuning, "SHORT_SECONDS", 1e6)
+    monkeypatch.setattr(tuning, "BOUNDS", [(1e6, 1e6)])
     trainer.train(data, 400)
     assert trainer._modes._chosen == "loop"
     assert trainer._modes._tracing > 0.1  # of the first run, when the step was traced

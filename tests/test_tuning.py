@@ -63,6 +63,24 @@ def test_a_short_run_tries_nothing(steps):
     assert "too long to compile" in tuner.why
 
 
+@pytest.mark.parametrize(
+    ("seconds", "tracing", "tried"),
+    [
+        (1_000, 24.0, True),  # 49 s to compile: 5 %
+        (1_000, 25.0, False),
+        (160, 6.9, True),  # 14.8 s: at most 15 s and a tenth
+        (140, 6.9, False),
+        (20, 1.9, True),  # 4.8 s: at most 5 s and a quarter
+        (15, 1.9, False),
+    ],
+)
+def test_how_long_a_run_must_be_for_compiling(seconds, tracing, tried):
+    tuner, _, asked = _tuned(
+        {"graph": 100.0, "loop": 500.0}, {"loop": 1.0}, int(100 * seconds), tracing=tracing
+    )
+    assert ("loop" in {mode for mode, _ in asked}) == tried
+
+
 def test_what_is_tried_costs_less_than_five_per_cent_of_five_minutes():
     # Tracing takes 6.8 s, so compiling is expected to take 14.6 s, and does.
     tuner, seconds, _ = _tuned(

@@ -1,8 +1,7 @@
 """`jit="auto"`: which of the engine's modes is the fastest, measured on the run's own first steps.
 
 The steps that are measured train like any others. What is tried is bounded: nothing whose
-compilation is expected to cost more than 5 % of the time that is left (of a short run, a quarter,
-but at most five seconds). Host code.
+compilation is expected to cost more than `BOUNDS` allow. Host code.
 """
 
 import json
@@ -16,7 +15,10 @@ import tensorflow as tf
 
 from tfloss.errors import NonFiniteLossError, TflossError
 
-SHARE, SHORT_SHARE, SHORT_SECONDS = 0.05, 0.25, 5.0
+# Shares of the time that is left which compiling may cost, each up to so many seconds: 5 %; of
+# shorter runs more, since a loop compiled whole is three times as fast, or thirty, where overhead
+# rules. (15 s are 5 % of five minutes.)
+BOUNDS = ((0.05, float("inf")), (0.1, 15.0), (0.25, 5.0))
 MEASURED_SECONDS = 0.3  # of steps, in each mode
 MARGIN = 1.03  # how much faster another mode must be than the graph
 # XLA takes about so many times as long as tracing, and so many seconds more: in all 2.2 times for
@@ -94,7 +96,7 @@ class Tuner:
         tried = 0.0
         for mode in self._modes:
             left = self._steps_left() / self.rates["graph"]
-            budget = min(max(SHARE * left, SHORT_SECONDS), SHORT_SHARE * left) - tried
+            budget = max(min(share * left, most) for share, most in BOUNDS) - tried
             if COMPILING * self.tracing + COMPILING_SECONDS > budget:
                 notes.append(f"XLA was not tried: too long to compile for the {left:.0f} s left")
                 break
