@@ -118,7 +118,7 @@ def training_step(net: Any, optimizer: Any, work: Workload) -> Any:
 
     def step(batch: Any) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            loss = sum(work.losses(net, batch).values())
+            loss = sum(tf.nest.flatten(work.losses(net, batch)))
         variables = [v.value for v in net.trainable_variables]
         optimizer.apply(tape.gradient(loss, variables), net.trainable_variables)
         return loss
@@ -227,7 +227,9 @@ def _build(net: Any, optimizer: Any, work: Workload) -> None:
     """Makes all variables, without drawing from the model's random states."""
     if not net.built:
         spec = work.data().element_spec
-        tf.function(lambda batch: sum(work.losses(net, batch).values())).get_concrete_function(spec)
+        tf.function(
+            lambda batch: sum(tf.nest.flatten(work.losses(net, batch)))
+        ).get_concrete_function(spec)
     optimizer.build(net.trainable_variables)
 
 

@@ -48,7 +48,11 @@ class Process:
     def ask(self, line: str, patience: float = PATIENCE) -> dict:
         if self.error:
             return {}
-        self.process.stdin.write(line + "\n")
+        try:
+            self.process.stdin.write(line + "\n")
+        except BrokenPipeError:
+            self.error = "the process ended"
+            return {}
         if not select.select([self.process.stdout], [], [], patience)[0]:
             self.error = f"nothing after {patience} s"
             self.process.kill()

@@ -25,7 +25,7 @@ class Workload:
     Attributes:
       make: makes the net.
       data: makes the endless data set of batches.
-      losses: `(net, batch) -> {name: scalar}`, in training.
+      losses: `(net, batch) -> {name: scalar}`, in training; may be nested.
       compiled: what `compile` takes for the same losses, with `pair` to make `(x, y)` of a batch;
         None where only `add_loss` can do it.
       loop: steps in one call of those who can choose; calls of seconds would tell nothing more.
@@ -34,7 +34,7 @@ class Workload:
     title: str
     make: Callable[[], keras.Model]
     data: Callable[[], tf.data.Dataset]
-    losses: Callable[[Any, Any], Mapping[str, tf.Tensor]]
+    losses: Callable[[Any, Any], Mapping[str, Any]]
     compiled: Any = None
     pair: Callable[[Any], tuple] = lambda batch: (batch["x"], batch["y"])
     loop: int = 100
@@ -59,7 +59,7 @@ class Adder(Owner):
     """Adds them, as `fit` takes them."""
 
     def call(self, batch: Any, training: bool = False) -> Any:
-        for value in self.report(self.net, batch).values():
+        for value in tf.nest.flatten(self.report(self.net, batch)):
             self.add_loss(value)
         return 0.0
 
