@@ -21,7 +21,7 @@ from tfloss.summary import Summary
 if TYPE_CHECKING:
     from tfloss.trainer import Trainer
 
-_CALL_SECONDS = 0.25  # how long a call of the device loop may keep Ctrl-C and clocks waiting
+_CALL_SECONDS = 0.6  # the longest call; what Ctrl-C and clocks may have to wait
 _MOST_STEPS = 1000
 # More than that of waiting for data is told.
 _WAITED_SHARE, _WAITED_SECONDS = 0.2, 5.0
