@@ -5,7 +5,8 @@ between. One replica; batches come as a stacked block (`tfloss.blocks`). Host co
 
 A loop compiled whole can't stop to look at a loss. So the host looks at all of them afterwards,
 and if one is not finite, puts the state back to where the block began and runs the steps before
-the bad one again.
+the bad one again. (To keep each variable by a `tf.where` if its step is bad, makes XLA copy the
+state in every step: 50 small tasks took 1.2 times as long, an MLP 1.7 times.)
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Writes the tables and the plot of docs/performance.md.
 
-python benchmarks/speed/write.py             # measures first: about half an hour on two cores
+python benchmarks/speed/write.py             # measures first: 35 minutes on two cores
 python benchmarks/speed/write.py --written   # of what was measured last
 
 What things cost is measured by `overhead.py`, before.
@@ -150,16 +150,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--written", action="store_true", help="don't measure again")
     if not parser.parse_args().written:
-        slow = [
-            "--rounds=3",
-            "--only=fit",
-            "--only=fit, many a call",
-            "--only=Orbit",
-            "--only=tfloss",
-        ]
+        some = [f"--only={name}" for name in ("fit", "fit, many a call", "Orbit", "tfloss")]
         measure = [sys.executable, str(HERE / "measure.py")]
         subprocess.run([*measure, *(n for n in NAMES if n != "detector")], check=True)
-        subprocess.run([*measure, "detector", *slow], check=True)
+        subprocess.run([*measure, "detector", *some], check=True)
     result = json.loads(RESULT.read_text())
     put("ratios", ratios(result))
     put("speeds", speeds(result))
