@@ -48,6 +48,15 @@ def _checkpoints(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
 
+def test_the_script_of_these_tests_runs_by_itself(tmp_path):
+    """What is not marked slow, so that the script doesn't rot unseen."""
+    workdir = tmp_path / "run"
+    found = _one(tmp_path, workdir=str(workdir), slow_save=0.01, save_every=10, steps=20)
+    assert found["step"] == 20
+    assert len(_checkpoints(workdir)) == 2
+
+
+@pytest.mark.slow
 def test_an_input_fn_reads_each_workers_part(tmp_path):
     expected = _one(tmp_path / "one")
 
@@ -59,6 +68,7 @@ def test_an_input_fn_reads_each_workers_part(tmp_path):
         _assert_close(expected, results[worker])
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_worker_saves_once_and_ends_all(tmp_path):
     """Nobody leaves before it is saved: the launcher would end who still writes."""
     workdir = tmp_path / "run"
@@ -77,6 +87,7 @@ def test_sigterm_on_one_worker_saves_once_and_ends_all(tmp_path):
     assert one["step"] == step + 3
 
 
+@pytest.mark.slow
 def test_a_workdir_that_not_all_see_is_refused(tmp_path):
     """Before anybody restores: that takes all, and those who don't would be waited for."""
     mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
@@ -90,6 +101,7 @@ def test_a_workdir_that_not_all_see_is_refused(tmp_path):
         assert f"{path}/checkpoints/step_00000002 is 1 on worker 0, 0 on worker 1" in output
 
 
+@pytest.mark.slow
 def test_one_workers_wish_and_clock_count_for_all(tmp_path):
     workdir = tmp_path / "run"
     options = {"workdir": str(workdir), "stop": [1, 12], "secs": 0.3, "sleep": 0.1}
@@ -104,6 +116,7 @@ def test_one_workers_wish_and_clock_count_for_all(tmp_path):
     assert saved[-1] == "step_00000012" and 3 <= len(saved) <= 12
 
 
+@pytest.mark.slow
 def test_a_nan_of_one_worker_stops_all_and_every_batch_is_kept(tmp_path):
     workdir = tmp_path / "run"
 
@@ -126,6 +139,7 @@ def test_a_nan_of_one_worker_stops_all_and_every_batch_is_kept(tmp_path):
     assert re.search(r"Replica 3: in the forward pass", replayed.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["alike", "own"])
 def test_data_in_another_order_on_each_worker_is_told(tmp_path, shuffle):
     """A shuffle that nobody seeds is the same on all; one that each seeds itself is not."""
@@ -135,6 +149,7 @@ def test_data_in_another_order_on_each_worker_is_told(tmp_path, shuffle):
     assert output.count("read different first batches") == (2 if shuffle == "own" else 0)
 
 
+@pytest.mark.slow
 def test_data_that_ends_ends_all_at_one_step(tmp_path):
     workdir = tmp_path / "run"
 
