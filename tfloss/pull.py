@@ -54,8 +54,9 @@ class Pull:
         """Traced: a stack of batches, another one if it came and doesn't fit, and int32 [3]: how
         many are stacked, whether there is that other one, whether the data ended."""
         began = tf.timestamp() if self._timed else None
-        room = self._size - self._into.read_value()
-        with tf.control_dependencies([room] if began is None else [room, began]):
+        into = self._into.read_value()
+        room = self._size - into
+        with tf.control_dependencies([] if began is None else [began]):
             some = functools.partial(self._some, room, began)
             whole = self._quick.read_value() & tf.equal(room, self._size)
             block = tf.cond(whole, self._whole, some) if self._one_shape else some()
@@ -63,7 +64,7 @@ class Pull:
         changes = []
         with tf.control_dependencies([count]):
             if self._aligned:
-                changes.append(self._into.assign((self._size - room + count + odd) % self._size))
+                changes.append(self._into.assign((into + count + odd) % self._size))
             if self._one_shape and began is not None:
                 each = (tf.timestamp() - began) / tf.cast(tf.maximum(count, 1), tf.float64)
                 changes.append(self._quick.assign(each * self._size < MOST_SECONDS))

@@ -1,6 +1,6 @@
 """Measures steps/s of all contenders on the workloads, in turn, and writes runs/speed.json.
 
-python benchmarks/speed/measure.py                      # all: 35 minutes on two cores
+python benchmarks/speed/measure.py                      # all: 35 minutes or more on two cores
 python benchmarks/speed/measure.py mlp cnn --rounds=3
 
 Each contender is a process, that has compiled before anything is measured. Then all of them run in
