@@ -28,6 +28,9 @@ class Pull:
       into: so many batches before the first one, a block would have begun.
       aligned: whether blocks that were cut short are followed by what is left of them.
       endless: whether the data are known to never end.
+
+    Attributes:
+      quick: a bool variable: whether the next full block is pulled without looking at the clock.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Pull:
         self._one_shape = endless and all(shape.is_fully_defined() for shape in shapes)
         # Op determinism refuses to look at a clock, so nothing is cut short there.
         self._timed = not _upstream.op_determinism()
-        self._quick = cpu_variable(not self._timed)
+        self.quick = cpu_variable(not self._timed)
 
     def __call__(self) -> tuple:
         """Traced: a stack of batches, another one if it came and doesn't fit, and int32 [3]: how
@@ -58,7 +61,7 @@ class Pull:
         room = self._size - into
         with tf.control_dependencies([] if began is None else [began]):
             some = functools.partial(self._some, room, began)
-            whole = self._quick.read_value() & tf.equal(room, self._size)
+            whole = self.quick.read_value() & tf.equal(room, self._size)
             block = tf.cond(whole, self._whole, some) if self._one_shape else some()
         count, odd, _ = tf.unstack(block[2])
         changes = []
@@ -67,7 +70,7 @@ class Pull:
                 changes.append(self._into.assign((into + count + odd) % self._size))
             if self._one_shape and began is not None:
                 each = (tf.timestamp() - began) / tf.cast(tf.maximum(count, 1), tf.float64)
-                changes.append(self._quick.assign(each * self._size < MOST_SECONDS))
+                changes.append(self.quick.assign(each * self._size < MOST_SECONDS))
         with tf.control_dependencies(changes):
             return *block[:2], tf.identity(block[2])
 
