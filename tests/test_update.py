@@ -299,3 +299,56 @@ def test_an_embedding_accumulates():
     )
     weights = train_step.model.table.embeddings.numpy().ravel()
     assert weights.tolist() == pytest.approx([0.75, 0.5, 1.0, 0.75])
+
+
+# Nothing is changed before the losses are known to be finite
+
+
+class LateNan(keras.Model):
+    """Its gradient is finite and soon there; that `late` is not, only after a long product."""
+
+    def __init__(self):
+        super().__init__(name="late")
+        self.w = self.add_weight(name="w", shape=(3,), initializer="ones", constraint="non_neg")
+
+    def call(self, batch, training=False):
+        late = tf.eye(300) + batch["late"][0]
+        for _ in range(20):
+            late = tf.matmul(late, late) / 300.0
+        late = tf.reduce_mean(late)
+        return {
+            "mean": tf.reduce_mean(self.w * batch["x"][0]),
+            "late": late + 0.0 * tf.reduce_sum(self.w),
+        }
+
+
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.1),
+    "nesterov": lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    "rmsprop": lambda: keras.optimizers.RMSprop(0.1, momentum=0.9, centered=True),
+    "adagrad": lambda: keras.optimizers.Adagrad(0.1),
+    "adam": lambda: keras.optimizers.Adam(0.1, amsgrad=True),
+    "schedule": lambda: keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 9)),
+    "adamw": lambda: keras.optimizers.AdamW(0.1, weight_decay=0.1),
+    "decay": lambda: keras.optimizers.SGD(0.1, weight_decay=0.1),
+    "ema": lambda: keras.optimizers.Adam(0.1, use_ema=True),
+    "nadam": lambda: keras.optimizers.Nadam(0.1),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_late_bad_loss_finds_every_variable_as_it_was(name, count):
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+    late = np.array([0, 0, 0, 0, np.nan, np.nan], np.float32)
+    dataset = tf.data.Dataset.from_tensor_slices({"x": X[:6], "late": late})
+    dataset = dataset.repeat().batch(count, drop_remainder=True)
+    with strategy.scope():
+        step, iterator = make_step(LateNan, dataset, strategy=strategy, optimizer=OPTIMIZERS[name])
+    engine = Engine(step)
+    engine.run(iterator, 4 // count)
+    before = [variable.numpy() for variable in step.state()]
+    with pytest.raises(NonFiniteLossError, match="late"):
+        engine.run(iterator, 1)
+    for variable, value in zip(step.state(), before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.name)

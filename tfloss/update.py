@@ -8,12 +8,21 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.backward import Backward
 from tfloss.batches import MicroBatches
 from tfloss.groups import Group
+
+# Others may be, too; these were read.
+_MOVED_BY_GRADIENTS_ONLY = (
+    keras.optimizers.SGD,
+    keras.optimizers.RMSprop,
+    keras.optimizers.Adagrad,
+    keras.optimizers.Adam,
+)
 
 
 @dataclasses.dataclass
@@ -137,10 +146,18 @@ def apply(
     """
 
     def replica(gradients):
-        with tf.control_dependencies([after]):
-            for group, mine, each in zip(groups, variables, gradients, strict=True):
-                with _upstream.gradients_already_reduced(group.optimizer):
-                    group.optimizer.apply(each, mine)
+        for group, mine, each in zip(groups, variables, gradients, strict=True):
+            optimizer = group.optimizer
+            with _upstream.gradients_already_reduced(optimizer):
+                if not _moved_by_gradients_only(optimizer):
+                    with tf.control_dependencies([after]):
+                        optimizer.apply(each, mine)
+                    continue
+                with tf.control_dependencies([after]):
+                    each = [tf.identity(gradient) for gradient in each]
+                    # What reads or counts the iterations comes later than this assignment.
+                    optimizer.iterations.assign(optimizer.iterations)
+                optimizer.apply(each, mine)
 
     strategy.run(replica, args=(gradients,))
 
@@ -160,6 +177,18 @@ def restore_states(
             state.assign(value)
 
     strategy.run(replica, args=(before,))
+
+
+def _moved_by_gradients_only(optimizer: Any) -> bool:
+    """Whether whatever `apply` assigns is computed from a gradient or from the iterations.
+
+    Then it is enough that those wait. Where all that `apply` adds to the graph waits, each read
+    and constant has a control edge: about twice as many as by hand, which a step of many small
+    variables takes time for. Weight decay and averages move without a gradient.
+    """
+    if type(optimizer) not in _MOVED_BY_GRADIENTS_ONLY:
+        return False
+    return optimizer.weight_decay is None and not optimizer.use_ema
 
 
 def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
