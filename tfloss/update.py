@@ -16,7 +16,7 @@ from tfloss.backward import Backward
 from tfloss.batches import MicroBatches
 from tfloss.groups import Group
 
-# Others may be, too; these were read.
+# Only those whose update_step was read for it, exactly: a subclass may do anything.
 _MOVED_BY_GRADIENTS_ONLY = (
     keras.optimizers.SGD,
     keras.optimizers.RMSprop,
@@ -149,15 +149,15 @@ def apply(
         for group, mine, each in zip(groups, variables, gradients, strict=True):
             optimizer = group.optimizer
             with _upstream.gradients_already_reduced(optimizer):
-                if not _moved_by_gradients_only(optimizer):
+                if _moved_by_gradients_only(optimizer):
+                    with tf.control_dependencies([after]):
+                        each = [tf.identity(gradient) for gradient in each]
+                        # What reads or counts the iterations comes later than this assignment.
+                        optimizer.iterations.assign(optimizer.iterations)
+                    optimizer.apply(each, mine)
+                else:
                     with tf.control_dependencies([after]):
                         optimizer.apply(each, mine)
-                    continue
-                with tf.control_dependencies([after]):
-                    each = [tf.identity(gradient) for gradient in each]
-                    # What reads or counts the iterations comes later than this assignment.
-                    optimizer.iterations.assign(optimizer.iterations)
-                optimizer.apply(each, mine)
 
     strategy.run(replica, args=(gradients,))
 
@@ -183,8 +183,8 @@ def _moved_by_gradients_only(optimizer: Any) -> bool:
     """Whether whatever `apply` assigns is computed from a gradient or from the iterations.
 
     Then it is enough that those wait. Where all that `apply` adds to the graph waits, each read
-    and constant has a control edge: about twice as many as by hand, which a step of many small
-    variables takes time for. Weight decay and averages move without a gradient.
+    and constant has a control edge, which a step of many small variables takes time for. Weight
+    decay and averages move without a gradient.
     """
     if type(optimizer) not in _MOVED_BY_GRADIENTS_ONLY:
         return False
