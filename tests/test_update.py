@@ -322,6 +322,11 @@ class LateNan(keras.Model):
         }
 
 
+class Constant(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return tf.constant(0.1)
+
+
 OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(0.1),
     "nesterov": lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
@@ -331,6 +336,11 @@ OPTIMIZERS = {
     "schedule": lambda: keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 9)),
     "adamw": lambda: keras.optimizers.AdamW(0.1, weight_decay=0.1),
     "decay": lambda: keras.optimizers.SGD(0.1, weight_decay=0.1),
+    "decay by schedule": lambda: keras.optimizers.AdamW(
+        keras.optimizers.schedules.CosineDecay(0.1, 9), weight_decay=0.1
+    ),
+    "decay by own schedule": lambda: keras.optimizers.AdamW(Constant(), weight_decay=0.1),
+    "decay by function": lambda: keras.optimizers.Adam(lambda: 0.1, weight_decay=0.1),
     "ema": lambda: keras.optimizers.Adam(0.1, use_ema=True),
     "nadam": lambda: keras.optimizers.Nadam(0.1),
 }

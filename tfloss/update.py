@@ -16,12 +16,21 @@ from tfloss.backward import Backward
 from tfloss.batches import MicroBatches
 from tfloss.groups import Group
 
-# Only those whose update_step was read for it, exactly: a subclass may do anything.
-_MOVED_BY_GRADIENTS_ONLY = (
+# Only those whose code was read for it, exactly: a subclass may do anything.
+_MOVED_BY_GRADIENTS_AND_RATE = (
     keras.optimizers.SGD,
     keras.optimizers.RMSprop,
     keras.optimizers.Adagrad,
     keras.optimizers.Adam,
+    keras.optimizers.AdamW,
+)
+_COMPUTED_FROM_ITERATIONS = (
+    keras.optimizers.schedules.CosineDecay,
+    keras.optimizers.schedules.CosineDecayRestarts,
+    keras.optimizers.schedules.ExponentialDecay,
+    keras.optimizers.schedules.InverseTimeDecay,
+    keras.optimizers.schedules.PiecewiseConstantDecay,
+    keras.optimizers.schedules.PolynomialDecay,
 )
 
 
@@ -149,11 +158,12 @@ def apply(
         for group, mine, each in zip(groups, variables, gradients, strict=True):
             optimizer = group.optimizer
             with _upstream.gradients_already_reduced(optimizer):
-                if _moved_by_gradients_only(optimizer):
+                counted = _besides_gradients(optimizer)
+                if counted is not None:
                     with tf.control_dependencies([after]):
                         each = [tf.identity(gradient) for gradient in each]
-                        # What reads or counts the iterations comes later than this assignment.
-                        optimizer.iterations.assign(optimizer.iterations)
+                        for variable in counted:  # what reads it comes later than this
+                            variable.assign(variable)
                     optimizer.apply(each, mine)
                 else:
                     with tf.control_dependencies([after]):
@@ -179,16 +189,24 @@ def restore_states(
     strategy.run(replica, args=(before,))
 
 
-def _moved_by_gradients_only(optimizer: Any) -> bool:
-    """Whether whatever `apply` assigns is computed from a gradient or from the iterations.
+def _besides_gradients(optimizer: Any) -> list[Any] | None:
+    """The variables from which, with the gradients, `apply` computes whatever it assigns.
 
     Then it is enough that those wait. Where all that `apply` adds to the graph waits, each read
-    and constant has a control edge, which a step of many small variables takes time for. Weight
-    decay and averages move without a gradient.
+    and constant has a control edge, which a step of many small variables takes time for.
+
+    Returns:
+      The iterations, which a schedule is computed from, and the rate that decays the weights;
+      None where something else moves too (averages), or may (a rate that the user wrote).
     """
-    if type(optimizer) not in _MOVED_BY_GRADIENTS_ONLY:
-        return False
-    return optimizer.weight_decay is None and not optimizer.use_ema
+    if type(optimizer) not in _MOVED_BY_GRADIENTS_AND_RATE or optimizer.use_ema:
+        return None
+    if optimizer.weight_decay is None:
+        return [optimizer.iterations]
+    rate = _upstream.learning_rate_given(optimizer)
+    if type(rate) in _COMPUTED_FROM_ITERATIONS:
+        return [optimizer.iterations]
+    return [optimizer.iterations, rate] if isinstance(rate, keras.Variable) else None
 
 
 def _scaled(gradient: Any, factor: tf.Tensor) -> Any:

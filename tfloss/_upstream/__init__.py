@@ -295,6 +295,15 @@ def optimizer_slots(optimizer: Any) -> dict[int, tuple[str, Any]]:
     return found
 
 
+def learning_rate_given(optimizer: keras.optimizers.Optimizer) -> Any:
+    """A variable, a `LearningRateSchedule` or a function: what `learning_rate` is computed from.
+
+    The public `learning_rate` is computed already, so that one of Keras' schedules, which depend
+    on the iterations alone, can't be told from a function, which may depend on anything.
+    """
+    return optimizer._learning_rate
+
+
 def extend_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
     """Builds an optimizer anew for more variables; slots that it has keep their values.
 
