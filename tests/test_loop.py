@@ -9,7 +9,8 @@ import tensorflow as tf
 import tfloss
 from tests.toys import Line, rows
 from tfloss import loop
-from tfloss.hooks import Every, Hook
+from tfloss.errors import NonFiniteLossError
+from tfloss.hooks import Every, Hook, NaNGuard
 
 
 def slowly(secs):
@@ -75,3 +76,93 @@ def test_hooks_and_checkpoints_are_measured(kind):
     trainer = trained(rows([1.0, 2.0, 3.0, 4.0], 4), False, hook)
     assert hook.logs[-1][f"time/{kind}_fraction"] > 0.8  # the time since the log before
     assert 0.3 <= trainer.stopwatch.seconds()[kind] < 0.5
+
+
+class Written(Logs):
+    """A writer: may be told late."""
+
+    every = None
+    logs_may_wait = True
+
+    def __init__(self, other=None):
+        super().__init__()
+        self.other = other
+
+    def on_log(self, step, scalars, summaries):
+        self.logs.append((step, self.trainer.step, scalars))
+
+
+class Watched(Written):
+    logs_may_wait = False
+
+
+def looped(hooks, jit="loop", steps=100, **options):
+    trainer = tfloss.Trainer(
+        Line(),
+        tf.keras.optimizers.SGD(0.01),
+        jit=jit,
+        log_every=10,
+        hooks=hooks,
+        default_hooks=False,
+        **options,
+    )
+    trainer.train(rows([1.0, 2.0, 3.0, 4.0], 2), steps)
+    return trainer
+
+
+@pytest.mark.parametrize("options", [{}, {"every_step": True}, {"accumulate": 3}])
+def test_logs_that_may_wait_do_not_cut_a_compiled_loop_and_are_the_same(options):
+    late, exact = Written(), Watched()
+    looped([late], **options)
+    looped([exact], **options)
+    assert [step for step, now, _ in exact.logs if now == step] == list(range(10, 101, 10))
+    assert any(now > step for step, now, _ in late.logs if step % 10 == 0)
+    assert [step for step, *_ in late.logs] == [step for step, *_ in exact.logs]
+    for (_, _, one), (_, _, other) in zip(late.logs, exact.logs, strict=True):
+        assert one.keys() == other.keys()
+        assert one["losses/total"] == other["losses/total"]
+
+
+@pytest.mark.parametrize("jit", [False, "loop"])
+def test_one_hook_that_watches_has_each_log_at_its_step(jit):
+    late, watching = Written(), Watched()
+    looped([late, watching], jit)
+    for hook in (late, watching):
+        assert [step for step, now, _ in hook.logs if now == step] == list(range(10, 101, 10))
+
+
+def test_a_hook_is_due_at_its_step_and_finds_what_was_logged_before_it():
+    class Due(Written):
+        every = Every(steps=25)
+
+        def after_call(self, step):
+            assert step == self.trainer.step
+            self.seen = [*getattr(self, "seen", []), (step, max([0, *(x for x, *_ in self.logs)]))]
+
+    hook = Due()
+    looped([hook])
+    assert hook.seen == [(25, 20), (50, 50), (75, 70), (100, 100)]
+
+
+@pytest.mark.parametrize("jit", [False, "loop"])
+def test_what_was_logged_before_a_bad_loss_is_written(jit):
+    def root(model, batch, y):
+        return {"root": tf.reduce_mean(tf.sqrt(model.w + 0.0 * y))}  # w falls, at last below 0
+
+    hook = Written()
+    trainer = tfloss.Trainer(
+        Line(root),
+        tf.keras.optimizers.SGD(0.01),
+        jit=jit,
+        log_every=10,
+        hooks=[NaNGuard(), hook],
+        default_hooks=False,
+    )
+    with pytest.raises(NonFiniteLossError, match="root") as error:
+        trainer.train(rows([1.0, 2.0], 2), 1000)
+    weight, step = 1.0, 1
+    while weight >= 0:
+        weight, step = weight - 0.01 * 0.5 / weight**0.5, step + 1
+    assert error.value.step == step == 136
+    assert [step for step, *_ in hook.logs] == list(range(10, 131, 10))
+    assert trainer.train_step.counter.numpy() == 135

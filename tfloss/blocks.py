@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfloss.pull import Pull, cpu_variable, nothing_pulled
 
 MOST_BYTES = 32 * 2**20  # of a block; three of them exist at a time
-MOST_STEPS = 100
+MOST_STEPS = 400
 FEWEST_STEPS = 8  # in fewer, a loop compiled whole has nothing to win
 
 
@@ -184,9 +184,10 @@ class Blocks:
                 self._single()
         return self._batches(self._per_step)
 
-    def give_back(self, part: Part) -> None:
-        """Takes back a part that was not trained on: its batches come next."""
-        run = _Run(part.block, part.start, part.steps * self._per_step)
+    def give_back(self, part: Part, done: int = 0) -> None:
+        """Takes back a part of which so many steps were trained on: the rest comes next."""
+        first, count = part.start + done * self._per_step, (part.steps - done) * self._per_step
+        run = _Run(part.block, first, count)
         self._queue[:0] = [_Run(batch=one) for one in part.batches] or [run]
 
     @contextlib.contextmanager

@@ -5,8 +5,8 @@ between. One replica; batches come as a stacked block (`tfloss.blocks`). Host co
 
 A loop compiled whole can't stop to look at a loss. So the host looks at all of them afterwards,
 and if one is not finite, puts the state back to where the block began and runs the steps before
-the bad one again. (To keep each variable by a `tf.where` if its step is bad, makes XLA copy the
-state in every step.)
+the bad one again; the bad one then comes first in a call, and is the error. (To keep each variable
+by a `tf.where` if its step is bad, makes XLA copy the state in every step.)
 """
 
 from collections.abc import Callable
@@ -55,9 +55,10 @@ class CompiledLoop:
         )
 
     def run(self, part: Part, names: Callable[[], tuple[str, ...]]) -> np.ndarray:
-        """Runs the part's steps. Returns float32 [steps, names].
+        """Runs the part's steps, or those before a bad one (if guarded).
 
-        Raises NonFiniteLossError, as the state was before the bad step (if guarded).
+        Returns float32 [steps, names], of those that were run.
+        Raises NonFiniteLossError if the first is bad, with the state as it was before.
         """
         bounds = tf.constant(part.start), tf.constant(part.steps)
         skipped = int(self._step.skipped_in_a_row.numpy()) if self._step.skip_nonfinite else 0
@@ -66,7 +67,7 @@ class CompiledLoop:
         rows, before = program(part.block, *bounds)
         values = rows.numpy()[: part.steps]
         if self._guard:
-            self._check(part, values, names(), (before, others), skipped)
+            return self._good(part, values, names(), (before, others), skipped)
         return values
 
     def _program(self, block: Any, *bounds: tf.Tensor) -> Any:
@@ -115,14 +116,15 @@ class CompiledLoop:
             self._step.guard = guard
         return rows.stack(), before
 
-    def _check(
+    def _good(
         self,
         part: Part,
         values: np.ndarray,
         names: tuple[str, ...],
         before: tuple[dict[str, tf.Tensor], list[tf.Tensor]],
         skipped: int,
-    ) -> None:
+    ) -> np.ndarray:
+        """The rows before the first bad one; then the state is that before it, too."""
         watched = ("losses/",) if self._step.skipping else ("losses/", "gradient_norm")
         columns = [i for i, name in enumerate(names) if name.startswith(watched)]
         bad = ~np.isfinite(values[:, columns]).all(1)
@@ -132,7 +134,7 @@ class CompiledLoop:
             lately = np.concatenate([earlier, bad])
             bad = np.lib.stride_tricks.sliding_window_view(lately, MOST_SKIPPED + 1).all(1)
         if not bad.any():
-            return
+            return values
         index = int(np.argmax(bad))
         known, others = before
         for dtype, ones in _by_dtype(self._known).items():
@@ -141,11 +143,13 @@ class CompiledLoop:
                 variable.assign(tf.reshape(value, variable.shape))
         for variable, value in zip(self._others or (), others, strict=True):
             variable.assign(value)
-        bounds = tf.constant(part.start), tf.constant(index)
-        self._program(part.block, *bounds)(part.block, *bounds)
-        losses = {names[i].removeprefix("losses/"): float(values[index, i]) for i in columns}
+        if index:
+            bounds = tf.constant(part.start), tf.constant(index)
+            self._program(part.block, *bounds)(part.block, *bounds)
+            return values[:index]
+        losses = {names[i].removeprefix("losses/"): float(values[0, i]) for i in columns}
         many = self._step.accumulate
-        batches = tuple(batch_of(part.block, part.start + index * many + k) for k in range(many))
+        batches = tuple(batch_of(part.block, part.start + k) for k in range(many))
         raise NonFiniteLossError(int(self._step.counter.numpy()) + 1, losses, batches)
 
 

@@ -170,10 +170,13 @@ class Engine:
         if part.block is None:
             return self._silent_batch(part.batches), (), waited
         try:
-            return self._compiled.run(part, lambda: self._names[False]), (), waited
+            values = self._compiled.run(part, lambda: self._names[False])
         except COMPILER_ERRORS:
             blocks.give_back(part)
             raise
+        if len(values) < part.steps:
+            blocks.give_back(part, len(values))
+        return values, (), waited
 
     def _loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Traced: the silent steps. Their rows, and the seconds spent on waiting for batches."""

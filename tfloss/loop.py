@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfloss.data.feed import Feed
 from tfloss.engine import Block
 from tfloss.errors import Preempted
+from tfloss.hooks.base import Hook
 from tfloss.modes import Modes
 from tfloss.result import last_losses
 from tfloss.signals import caught
@@ -44,6 +45,9 @@ class Loop:
         self._trainer, self._modes, self._feed = trainer, modes, feed
         self._warmed: dict[str, float] | None = None  # the stopwatch at the first log
         self._warned = False
+        self._logs_may_wait = all(
+            hook.logs_may_wait or type(hook).on_log is Hook.on_log for hook in trainer.hooks
+        )
         self.ends: BaseException | None = None
         self._fixed = None if steps_per_call == "auto" else int(steps_per_call)
 
@@ -73,8 +77,8 @@ class Loop:
                 trainer.step += block.steps
                 self._feed.reached(trainer.step)
                 trainer.window.add(block)
-                if trainer.step == log_at:
-                    self._log(block.summaries)
+                if trainer.step >= log_at:
+                    self._log(block.summaries, whole=trainer.step < steps)
                 self._call_hooks()
                 wishes = [trainer.stopped is not None, "SIGTERM" in came, "SIGINT" in came]
                 wishes, (most,) = trainer.agreement.settle(wishes, [most])
@@ -111,8 +115,11 @@ class Loop:
         step, every = self._trainer.step, self._trainer.log_every
         log_at = min(steps, (step // every + 1) * every)
         due = [h.every.next_step(step) for h in self._trainer.hooks if h.every is not None]
-        stop_at = min([log_at, *(s for s in due if s is not None)])
-        if not self._modes.records:
+        stop_at = min([steps, *(s for s in due if s is not None)])
+        records, waits = self._modes.records, self._modes.looping and self._logs_may_wait
+        if records or not waits:
+            stop_at = min(stop_at, log_at)
+        if not records:
             return min(stop_at - step, most), False, log_at
         # The step that is logged is a call of its own: it also returns the summaries.
         recording = step + 1 == log_at
@@ -151,10 +158,13 @@ class Loop:
         if ends is not None:
             raise ends
 
-    def _log(self, summaries: Sequence[Summary]) -> None:
-        """Logs the steps since the last log; summaries belong to the last of them."""
+    def _log(self, summaries: Sequence[Summary], *, whole: bool = False) -> None:
+        """Logs the steps since the last log; summaries belong to the last of them.
+
+        With `whole`, those after the last multiple of `log_every` are left for later.
+        """
         trainer = self._trainer
-        *before, (step, scalars) = trainer.window.logs(trainer.run.batch_size)
+        *before, (step, scalars) = trainer.window.logs(trainer.run.batch_size, whole=whole)
         trainer.log_steps(before)
         trainer.log(step, scalars, summaries)
         self._warn_of_slow_input()

@@ -139,6 +139,11 @@ class Modes:
         """Whether a step that is logged must be recorded: not if the model has no summaries."""
         return all(engine.has_summaries() for engine in self._engines.values())
 
+    @property
+    def looping(self) -> bool:
+        """Whether steps run in a loop compiled whole, and that is settled."""
+        return self._chosen == "loop"
+
     def _run(self, mode: str, count: int, recording: bool) -> Block:
         feed = self._feed
         assert feed is not None

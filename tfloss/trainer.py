@@ -174,7 +174,7 @@ class Trainer:
         self._resume = Resume(self, self.checkpoints, background=async_checkpoint)
         self._resumed = False
         self.stopped: str | None = None
-        self.window = LogWindow(every_step, clock)
+        self.window = LogWindow(log_every, every_step, clock)
         self.stopwatch = self.window.stopwatch
         self._evaluators = Evaluators(model, self.train_step.loss_weights, self.strategy)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ class LogWindow:
     """Gathers blocks of steps until they are logged: as means, or step by step.
 
     Args:
+      log_every: steps between logs, which are of the steps up to its multiples.
       every_step: log every step's values, not their mean.
       clock: seconds; injectable for tests.
 
@@ -24,8 +26,10 @@ class LogWindow:
       stopwatch: where the time goes; started with the run.
     """
 
-    def __init__(self, every_step: bool, clock: Callable[[], float] = time.monotonic):
-        self._every_step = every_step
+    def __init__(
+        self, log_every: int, every_step: bool, clock: Callable[[], float] = time.monotonic
+    ):
+        self._log_every, self._every_step = log_every, every_step
         self._clock = clock
         self.stopwatch = Stopwatch(clock)
         self.restart()
@@ -42,6 +46,10 @@ class LogWindow:
 
     def add(self, block: Block) -> None:
         """Takes the values of some more steps; they stay on the device for now."""
+        while (room := self._log_every - block.first % self._log_every) < block.steps:
+            self._blocks.append(dataclasses.replace(block, values=block.values[:room]))
+            first = block.first + room
+            block = dataclasses.replace(block, first=first, values=block.values[room:], waited=0.0)
         self._blocks.append(block)
 
     def saved(self) -> bytes:
@@ -64,50 +72,73 @@ class LogWindow:
         blocks = self._blocks
         self.restart()
         if blocks and blocks[-1].first + blocks[-1].steps == step:
-            self._blocks = [dataclasses.replace(block, waited=0.0) for block in blocks]
-            self._earlier = sum(block.steps for block in blocks)
+            self._keep(blocks)
 
-    def logs(self, batch_size: int | None) -> Iterator[tuple[int, dict[str, float]]]:
+    def logs(
+        self, batch_size: int | None, *, whole: bool = False
+    ) -> Iterator[tuple[int, dict[str, float]]]:
         """`(step, {tag: value})` of what is to be logged, in order; then restarts.
 
-        The last one also has the speed since the last log, and where the time went. Values that
-        not every step reports (a summary that is only due now) are means over those that do.
+        The last one of each log also has the speed since the last restart, and where the time
+        went. Values that not every step reports (a summary that is only due now) are means over
+        those that do.
+
+        Args:
+          batch_size: global examples a step, or None.
+          whole: leave steps after the last multiple of `log_every` for later.
         """
+        rows = [block.rows() for block in self._blocks]
         for block in self._blocks:
             self.stopwatch.waited(float(block.waited))
-        rows = [block.rows() for block in self._blocks]
-        seconds = max(self._clock() - self._began, 1e-9)
-        step, last = self._blocks[-1].first + len(rows[-1]), self._means(rows)
-        if self._every_step:
-            for block, values in zip(self._blocks, rows, strict=True):
-                for number, row in enumerate(values.tolist(), block.first + 1):
+        logs = [list(x) for _, x in itertools.groupby(self._blocks, self._number_of_log)]
+        rest = []
+        if whole and (logs[-1][-1].first + logs[-1][-1].steps) % self._log_every:
+            rest = logs.pop()
+        speed = self._speed(sum(map(len, rows)), batch_size)
+        for blocks in logs:
+            step, last = blocks[-1].first + blocks[-1].steps, _means(blocks)
+            for block in blocks if self._every_step else ():
+                for number, row in enumerate(block.rows().tolist(), block.first + 1):
                     last = dict(zip(block.names, row, strict=True))
                     if number < step:
                         yield number, last
-        speed = {"steps_per_second": (sum(map(len, rows)) - self._earlier) / seconds}
-        if batch_size is not None:
-            speed["examples_per_second"] = speed["steps_per_second"] * batch_size
-        share = shares(self.stopwatch.seconds(), self._spent)
-        split = {"input/wait_fraction": share["input"]}
-        split |= {f"time/{kind}_fraction": share[kind] for kind in ("hooks", "checkpoint")}
-        yield step, last | speed | split
+            yield step, last | speed
         self.restart()
+        self._keep(rest)
 
-    def _means(self, rows: list[np.ndarray]) -> dict[str, float]:
-        """Of what the last block reports, in double precision.
+    def _number_of_log(self, block: Block) -> int:
+        return block.first // self._log_every
 
-        However the steps were cut into blocks, the same values are summed in the same order.
-        """
-        reports: dict[tuple[str, ...], list[np.ndarray]] = {}
-        for block, values in zip(self._blocks, rows, strict=True):
-            reports.setdefault(block.names, []).append(values)
-        sums: dict[str, float] = dict.fromkeys(self._blocks[-1].names, 0.0)
-        counts = dict.fromkeys(sums, 0)
-        for names, parts in reports.items():
-            values = np.concatenate(parts)
-            summed = values.sum(0, dtype=np.float64).tolist()
-            for name, value in zip(names, summed, strict=True):
-                if name in sums:
-                    sums[name] += value
-                    counts[name] += len(values)
-        return {name: value / counts[name] for name, value in sums.items()}
+    def _keep(self, blocks: list[Block]) -> None:
+        """Of steps whose time is accounted for."""
+        self._blocks = [dataclasses.replace(block, waited=0.0) for block in blocks]
+        self._earlier = sum(block.steps for block in blocks)
+
+    def _speed(self, steps: int, batch_size: int | None) -> dict[str, float]:
+        seconds = max(self._clock() - self._began, 1e-9)
+        found = {"steps_per_second": (steps - self._earlier) / seconds}
+        if batch_size is not None:
+            found["examples_per_second"] = found["steps_per_second"] * batch_size
+        share = shares(self.stopwatch.seconds(), self._spent)
+        found["input/wait_fraction"] = share["input"]
+        return found | {f"time/{kind}_fraction": share[kind] for kind in ("hooks", "checkpoint")}
+
+
+def _means(blocks: list[Block]) -> dict[str, float]:
+    """Of what the last block reports, in double precision.
+
+    However the steps were cut into blocks, the same values are summed in the same order.
+    """
+    reports: dict[tuple[str, ...], list[np.ndarray]] = {}
+    for block in blocks:
+        reports.setdefault(block.names, []).append(block.rows())
+    sums: dict[str, float] = dict.fromkeys(blocks[-1].names, 0.0)
+    counts = dict.fromkeys(sums, 0)
+    for names, parts in reports.items():
+        values = np.concatenate(parts)
+        summed = values.sum(0, dtype=np.float64).tolist()
+        for name, value in zip(names, summed, strict=True):
+            if name in sums:
+                sums[name] += value
+                counts[name] += len(values)
+    return {name: value / counts[name] for name, value in sums.items()}

@@ -51,12 +51,16 @@ class Hook:
         strategy, workdir, step, run, error, log, stop, save_checkpoint, checkpoints,
         evaluate, hooks, clock, stopwatch and agreement.
       timed_as: what its time is counted as, "hooks" or "checkpoint".
+      logs_may_wait: whether `on_log` may be called up to a second after its step, those of several
+        steps together: it writes or shows, and stops nothing. Where that is so of all hooks that
+        have an `on_log`, a loop of small steps that is compiled whole isn't cut at each log.
       chief_only: of several workers, only the first calls it: a writer. Other hooks are called
         on all workers, and must do there together what all must do: evaluate, save.
     """
 
     every: Every | At | None = None
     timed_as: str = "hooks"
+    logs_may_wait: bool = False
     chief_only: bool = False
     state: dict[str, Any]
     trainer: "Trainer"
@@ -79,9 +83,10 @@ class Hook:
         """Host, whenever somebody logs: the values of the `step`-th update, by name."""
 
     def on_logs(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Host, with `Trainer(every_step=True)`: what each of several steps logs, in their order.
+        """Host: what several steps log, in their order; the last one of a log comes by `on_log`.
 
-        Calls `on_log` for each. Override it too where many are handled faster together.
+        So with `Trainer(every_step=True)`, and where logs may wait. Calls `on_log` for each.
+        Override it too where many are handled faster together.
         """
         for step, scalars in logs:
             self.on_log(step, scalars, ())

@@ -57,6 +57,7 @@ class SaveCheckpoint(Hook):
     """
 
     timed_as = "checkpoint"
+    logs_may_wait = True  # what it looks at is logged before it is due
 
     def __init__(
         self,

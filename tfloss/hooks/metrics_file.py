@@ -34,6 +34,7 @@ class MetricsFile(Hook):
     """
 
     chief_only = True
+    logs_may_wait = True
 
     def __init__(self, path: str | Path | None = None, *, clock: Callable[[], float] = time.time):
         self._given = path

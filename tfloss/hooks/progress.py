@@ -42,6 +42,7 @@ class Progress(Hook):
     """
 
     chief_only = True
+    logs_may_wait = True
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class TensorBoard(Hook):
     """
 
     chief_only = True
+    logs_may_wait = True
 
     def __init__(self, logdir: str | Path | None = None, *, flush_secs: float = 5.0):
         self.every = Every(secs=flush_secs)
