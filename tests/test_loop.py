@@ -166,3 +166,16 @@ def test_what_was_logged_before_a_bad_loss_is_written(jit):
     assert error.value.step == step == 136
     assert [step for step, *_ in hook.logs] == list(range(10, 131, 10))
     assert trainer.train_step.counter.numpy() == 135
+
+
+def test_calls_get_longer_up_to_a_second_and_shorter_at_once():
+    most, seen = 1, []
+    for _ in range(5):  # steps of 0.15 s
+        most = loop.next_most(most, most, 0.15 * most)
+        seen.append(most)
+    assert seen == [2, 4, 6, 6, 6]
+    assert loop.next_most(1, 1, 8.0) == 1  # it compiled
+    assert loop.next_most(64, 1, 0.1) == 64  # cut short, and written out
+    assert loop.next_most(400, 400, 4.0) == 100
+    assert loop.next_most(400, 30, 3.0) == 10  # the data got slow
+    assert loop.next_most(800, 800, 0.0) == 1000

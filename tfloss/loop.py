@@ -22,7 +22,7 @@ from tfloss.summary import Summary
 if TYPE_CHECKING:
     from tfloss.trainer import Trainer
 
-_CALL_SECONDS = 0.6  # the longest call; what Ctrl-C and clocks may have to wait
+_CALL_SECONDS = 1.0  # of a long call; so long Ctrl-C and clocks may have to wait
 _MOST_STEPS = 1000
 # More than that of waiting for data is told.
 _WAITED_SHARE, _WAITED_SECONDS = 0.2, 5.0
@@ -64,7 +64,7 @@ class Loop:
         signals = ["SIGTERM"] * (trainer.checkpoints is not None) + ["SIGINT"]
         trainer.stopwatch.start()
         trainer.window.go_on(trainer.step)
-        block, most = None, self._fixed or 1
+        block, most = None, self._fixed or self._modes.most
         with caught(*signals, first=self._answer) as came:
             stopped = trainer.stopped is not None  # by a hook, before the first step
             while trainer.step < steps and not stopped:
@@ -72,8 +72,8 @@ class Loop:
                 began = trainer.clock()
                 block = self._call(count, recording)
                 took = trainer.clock() - began
-                if self._fixed is None and count == most and took < _CALL_SECONDS / 2:
-                    most = min(2 * most, _MOST_STEPS)
+                if self._fixed is None:
+                    most = next_most(most, block.steps, took)
                 trainer.step += block.steps
                 self._feed.reached(trainer.step)
                 trainer.window.add(block)
@@ -82,7 +82,7 @@ class Loop:
                 self._call_hooks()
                 wishes = [trainer.stopped is not None, "SIGTERM" in came, "SIGINT" in came]
                 wishes, (most,) = trainer.agreement.settle(wishes, [most])
-                most = int(most)
+                most = self._modes.most = int(most)
                 stopped, terminate, interrupt = wishes
                 if stopped and trainer.stopped is None:
                     trainer.stop("another worker stopped")
@@ -185,3 +185,15 @@ class Loop:
                 ".map(..., num_parallel_calls=tf.data.AUTOTUNE), .cache() what fits into memory, "
                 ".prefetch(2) at the end, decode and augment after .shuffle()."
             )
+
+
+def next_most(most: int, steps: int, seconds: float) -> int:
+    """The most steps for the next call, after one of so many steps in so many seconds.
+
+    They get more by and by, and fewer at once. A call that was cut short tells nothing, unless
+    it was far too long.
+    """
+    if steps < most and seconds < 2 * _CALL_SECONDS:
+        return most
+    fitting = int(_CALL_SECONDS * steps / max(seconds, 1e-9))
+    return max(1, min(fitting, 2 * most, _MOST_STEPS))

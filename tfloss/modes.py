@@ -39,6 +39,9 @@ class Modes:
       rhythm: steps between logs, at which calls are cut.
       clock: seconds.
 
+    Attributes:
+      most: steps that a call may have, as the last run's loop found it.
+
     Raises ValueError for another value of jit.
     """
 
@@ -72,6 +75,7 @@ class Modes:
         self._tuner: Tuner | None = None
         self._feed: Feed | None = None
         self._guard = True
+        self.most = 1
 
     def prepare(self, feed: Feed, guard: bool, steps_left: Callable[[], int]) -> None:
         """Before a run: new engines if something that is frozen in a trace has changed.

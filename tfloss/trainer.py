@@ -67,7 +67,7 @@ class Trainer:
         layers (Dropout, ...) when training starts from nothing. Initial weights depend on
         seeds drawn when layers were created: call `keras.utils.set_random_seed` before.
       steps_per_call: the most steps in one call of the device loop; "auto": as many as take about
-        half a second. Never changes the result, and hooks run at exactly their steps.
+        a second. Never changes the result, and hooks run at exactly their steps.
       log_every: steps between logs. What is logged of losses is the mean over these steps;
         summaries are those of the last of them. The last step of a run is logged too.
       every_step: log the losses and scalar summaries of every single step (still written

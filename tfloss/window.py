@@ -87,27 +87,25 @@ class LogWindow:
           batch_size: global examples a step, or None.
           whole: leave steps after the last multiple of `log_every` for later.
         """
-        rows = [block.rows() for block in self._blocks]
-        for block in self._blocks:
+        every = self._log_every
+        found = [dataclasses.replace(block, values=block.rows()) for block in self._blocks]
+        for block in found:
             self.stopwatch.waited(float(block.waited))
-        logs = [list(x) for _, x in itertools.groupby(self._blocks, self._number_of_log)]
+        logs = [list(x) for _, x in itertools.groupby(found, lambda one: one.first // every)]
         rest = []
-        if whole and (logs[-1][-1].first + logs[-1][-1].steps) % self._log_every:
+        if whole and (logs[-1][-1].first + logs[-1][-1].steps) % every:
             rest = logs.pop()
-        speed = self._speed(sum(map(len, rows)), batch_size)
+        speed = self._speed(sum(block.steps for block in found), batch_size)
         for blocks in logs:
             step, last = blocks[-1].first + blocks[-1].steps, _means(blocks)
             for block in blocks if self._every_step else ():
-                for number, row in enumerate(block.rows().tolist(), block.first + 1):
+                for number, row in enumerate(block.values.tolist(), block.first + 1):
                     last = dict(zip(block.names, row, strict=True))
                     if number < step:
                         yield number, last
             yield step, last | speed
         self.restart()
         self._keep(rest)
-
-    def _number_of_log(self, block: Block) -> int:
-        return block.first // self._log_every
 
     def _keep(self, blocks: list[Block]) -> None:
         """Of steps whose time is accounted for."""
@@ -125,13 +123,13 @@ class LogWindow:
 
 
 def _means(blocks: list[Block]) -> dict[str, float]:
-    """Of what the last block reports, in double precision.
+    """Of what the last block reports, in double precision. Their values are on the host.
 
     However the steps were cut into blocks, the same values are summed in the same order.
     """
     reports: dict[tuple[str, ...], list[np.ndarray]] = {}
     for block in blocks:
-        reports.setdefault(block.names, []).append(block.rows())
+        reports.setdefault(block.names, []).append(block.values)
     sums: dict[str, float] = dict.fromkeys(blocks[-1].names, 0.0)
     counts = dict.fromkeys(sums, 0)
     for names, parts in reports.items():
