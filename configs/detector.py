@@ -2,8 +2,8 @@
 
     python examples/detector/train.py --config=configs/detector.py --workdir=runs/detector
 
-Result: box AP50 0.982, mask AP50 0.982, box AP 0.86 on 200 test scenes, means of seeds 0 to 2.
-Time: 3.5 minutes on 2 CPU cores.
+Result: box AP50 0.984, mask AP50 0.984, box AP 0.86 on 200 test scenes, means of seeds 0 to 2.
+Time: 3.4 minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

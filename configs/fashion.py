@@ -2,8 +2,8 @@
 
 python examples/fashion/train.py --config=configs/fashion.py --workdir=runs/fashion
 
-Result: 91.7 % of the 10,000 test pictures (seeds 0 to 2: 91.5 to 91.9 %).
-Time: 2.7 minutes on 2 CPU cores.
+Result: 91.8 % of the 10,000 test pictures (seeds 0 to 2: 91.7 to 92.1 %).
+Time: 3.3 minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

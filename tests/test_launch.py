@@ -31,12 +31,19 @@ def start(tmp_path):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                preexec_fn=heard,
             )
             stack.callback(process.communicate)
             stack.callback(process.terminate)
             return process
 
         yield begin
+
+
+def heard():
+    """In the new process: the tests may have been started by nohup, or in the background."""
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def finish(process, timeout=20):
