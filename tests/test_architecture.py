@@ -32,6 +32,7 @@ ORDER = [
     "report",
     "backward",
     "shares",
+    "fused",
     "update",
     "variables",
     "step",

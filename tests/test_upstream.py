@@ -222,6 +222,16 @@ def test_an_optimizer_keeps_what_its_rate_is_computed_from():
     assert weight.numpy().tolist() == pytest.approx([1.9])
 
 
+def test_adams_moments_are_found_by_the_variable():
+    optimizer = keras.optimizers.Adam(0.1, beta_1=0.5, beta_2=0.75)
+    weights = [keras.Variable([2.0]), keras.Variable([3.0])]
+    optimizer.build(weights)
+    optimizer.apply([tf.constant([2.0]), tf.constant([4.0])], weights)
+    first, second = _upstream.adam_moments(optimizer, weights[1].value)
+    assert (first.numpy().tolist(), second.numpy().tolist()) == ([2.0], [4.0])
+    assert isinstance(first, tf.Variable) and first.handle is not None
+
+
 def test_seed_states_are_those_that_layers_own():
     class Noisy(keras.layers.Layer):
         def __init__(self):

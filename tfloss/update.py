@@ -4,6 +4,7 @@ Cross-replica, traced: what is decided here is decided from what all replicas fo
 `strategy.run`, where MirroredStrategy allows a branch.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.backward import Backward
 from tfloss.batches import MicroBatches
+from tfloss.fused import fused
 from tfloss.groups import Group
 
 # Only those whose code was read for it, exactly: a subclass may do anything.
@@ -169,7 +171,10 @@ def apply(
                     with tf.control_dependencies([after]):
                         optimizer.apply(each, mine)
 
-    strategy.run(replica, args=(gradients,))
+    with contextlib.ExitStack() as stack:
+        for group in groups:
+            stack.enter_context(fused(group.optimizer))
+        strategy.run(replica, args=(gradients,))
 
 
 def read_states(strategy: tf.distribute.Strategy, states: Callable[[], list[Any]]) -> Any:

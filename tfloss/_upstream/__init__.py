@@ -304,6 +304,15 @@ def learning_rate_given(optimizer: keras.optimizers.Optimizer) -> Any:
     return optimizer._learning_rate
 
 
+def adam_moments(optimizer: keras.optimizers.Adam, variable: tf.Variable) -> tuple[Any, Any]:
+    """The `tf.Variable`s of a variable's first and second moment.
+
+    `optimizer.variables` (public) has them in an order that isn't documented.
+    """
+    index = optimizer._get_variable_index(variable)
+    return optimizer._momentums[index].value, optimizer._velocities[index].value
+
+
 def extend_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
     """Builds an optimizer anew for more variables; slots that it has keep their values.
 
