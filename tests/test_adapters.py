@@ -62,7 +62,8 @@ def test_adapter_loss_inside_and_fit_are_the_same(loss, weights):
         else:
             model = _Inside() if way == "inside" else supervised(_net(), loss)
             net = model.net if way == "inside" else model.predictor
-            tfloss.Trainer(model, optimizer, default_hooks=False).train(_data(weights), steps=20)
+            trainer = tfloss.Trainer(model, optimizer, default_hooks=False, fused=False)
+            trainer.train(_data(weights), steps=20)
         found.append([v.numpy() for v in net.variables])
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.toys import Line, make_step, run
 from tfloss.engine import Engine
-from tfloss.fused import fused
+from tfloss.fused import fused_updates
 
 ADAMS = {
     "plain": lambda: keras.optimizers.Adam(0.05),
@@ -40,16 +40,13 @@ def data(rows=False):
     return tf.data.Dataset.from_tensor_slices(columns).batch(8).repeat()
 
 
-def trained(optimizer, monkeypatch, keras_own=False, rows=False, steps=20, **options):
-    """Every variable after some steps, and how many ops of which kind a step has."""
+def trained(optimizer, rows=False, steps=20, **options):
+    """Every variable after some steps, and the kind of each op of a step."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
-    with monkeypatch.context() as patch:
-        if keras_own:
-            patch.setattr("tfloss.fused.FUSED", ())
-        step, iterator = make_step(lambda: Net(rows), data(rows), optimizer=optimizer, **options)
-        engine = Engine(step)
-        engine.run(iterator, steps)
+    step, iterator = make_step(lambda: Net(rows), data(rows), optimizer=optimizer, **options)
+    engine = Engine(step)
+    engine.run(iterator, steps)
     graph = engine._silent.get_concrete_function(iterator, tf.constant(1)).graph.as_graph_def()
     ops = [node.op for function in graph.library.function for node in function.node_def]
     one = step.optimizers["optimizer"]
@@ -58,9 +55,9 @@ def trained(optimizer, monkeypatch, keras_own=False, rows=False, steps=20, **opt
 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", ADAMS)
-def test_the_same_numbers_as_keras_in_one_op_a_variable(name, jit, monkeypatch):
-    mine, ops = trained(ADAMS[name], monkeypatch, jit=jit)
-    theirs, before = trained(ADAMS[name], monkeypatch, keras_own=True, jit=jit)
+def test_the_same_numbers_as_keras_in_one_op_a_variable(name, jit):
+    mine, ops = trained(ADAMS[name], jit=jit)
+    theirs, before = trained(ADAMS[name], fused=False, jit=jit)
     assert "ResourceApplyAdam" not in before
     assert ops.count("ResourceApplyAdam") == 2
     assert len(ops) < len(before)
@@ -70,17 +67,17 @@ def test_the_same_numbers_as_keras_in_one_op_a_variable(name, jit, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_replicas_and_one_agree(count, replicas, monkeypatch):
-    one, _ = trained(ADAMS["decay"], monkeypatch)
-    many, ops = trained(ADAMS["decay"], monkeypatch, strategy=replicas(count))
+def test_replicas_and_one_agree(count, replicas):
+    one, _ = trained(ADAMS["decay"])
+    many, ops = trained(ADAMS["decay"], strategy=replicas(count))
     assert ops.count("ResourceApplyAdam") == 2 * count
     for path, value in one.items():
         np.testing.assert_allclose(many[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_a_sparse_gradient_is_updated_as_keras_does(monkeypatch):
-    mine, ops = trained(ADAMS["plain"], monkeypatch, rows=True)
-    theirs, _ = trained(ADAMS["plain"], monkeypatch, keras_own=True, rows=True)
+def test_a_sparse_gradient_is_updated_as_keras_does():
+    mine, ops = trained(ADAMS["plain"], rows=True)
+    theirs, _ = trained(ADAMS["plain"], fused=False, rows=True)
     assert ops.count("ResourceApplyAdam") == 2  # kernel and bias, not the embedding
     assert not np.array_equal(mine["net/rows/embeddings"][0], mine["net/rows/embeddings"][4])
     for path, value in theirs.items():
@@ -102,7 +99,7 @@ def test_what_is_not_plain_adam_is_left_to_keras():
         keras.optimizers.Nadam(),
     ]:
         before = optimizer.update_step
-        with fused(optimizer):
+        with fused_updates(optimizer):
             assert optimizer.update_step == before
 
 
@@ -111,7 +108,7 @@ def test_by_hand():
     optimizer = keras.optimizers.Adam(0.25, epsilon=0.0)
     weight, gone = keras.Variable([1.0, -2.0]), keras.Variable(5.0)
     optimizer.build([weight, gone])
-    with fused(optimizer):
+    with fused_updates(optimizer):
         optimizer.apply([tf.constant([3.0, -0.5]), tf.constant(0.1)], [weight, gone])
     assert weight.numpy() == pytest.approx([0.75, -1.75])
     assert float(gone) == pytest.approx(4.75)

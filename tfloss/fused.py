@@ -20,7 +20,7 @@ FUSED = (keras.optimizers.Adam, keras.optimizers.AdamW)
 
 
 @contextlib.contextmanager
-def fused(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     """`optimizer.apply` inside updates dense variables by one op each.
 
     Clipping, weight decay, averages, constraints and iterations stay Keras'. So does the whole

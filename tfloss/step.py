@@ -42,8 +42,7 @@ class TrainStep:
 
     Args:
       model: a Keras model whose `model(batch, training=True)` reports losses.
-      optimizer: a Keras optimizer, or groups: `{name: (optimizer, variables)}`; see
-        `tfloss.Group`.
+      optimizer: a Keras optimizer, or groups: `{name: (optimizer, variables)}`; see `Group`.
       loss_weights: `{loss name or glob: float or callable of the step}`.
       clip_norm: the global norm to which each group's gradient, summed over losses and reduced
         over replicas and micro-batches, is clipped before the update. None: no clipping.
@@ -56,6 +55,7 @@ class TrainStep:
       skip_nonfinite: leave out an update whose losses or gradients are not finite, and go on.
         Weights, slots, averages and statistics stay as they were; the step counts, the
         optimizer's iterations don't. After 20 in a row the NaN guard stops the run.
+      fused: Adam and AdamW are one op a variable. False: Keras' ops, bit for bit those of `fit`.
 
     Attributes:
       counter: int64 variable, the number of completed steps.
@@ -82,6 +82,7 @@ class TrainStep:
         precision: str | None = None,
         ema: float | Ema | None = None,
         skip_nonfinite: bool = False,
+        fused: bool = True,
     ):
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive or None, got {clip_norm!r}.")
@@ -94,6 +95,7 @@ class TrainStep:
         self.jit = jit
         self.accumulate = accumulate
         self.skip_nonfinite = skip_nonfinite
+        self.fused = fused
         self.strategy = tf.distribute.get_strategy()
         self.counter = _counter("step")
         self.guard: Any = None  # the engine's
@@ -244,7 +246,7 @@ class TrainStep:
         """What is frozen when the step is traced; if it changed, the step is traced anew."""
         trainable = tuple(v.path for v in self.model.trainable_variables)
         flags = tuple(layer.trainable for _, layer in _upstream.layers_by_path(self.model))
-        return (trainable, flags, self.loss_weights.signature(), self.clip_norm)
+        return (trainable, flags, self.loss_weights.signature(), self.clip_norm, self.fused)
 
     def __call__(self, batch: Any, *, recording: bool = False) -> StepOutput:
         """Traces one step: cross-replica code, inside a `tf.function`.
@@ -325,7 +327,8 @@ class TrainStep:
         reached = [[variables[k][i] for i in report.reached[k]] for k in due]
 
         def apply() -> tf.Tensor:
-            update.apply(strategy, reduced.gradients, [groups[k] for k in due], reached, token)
+            mine = [groups[k] for k in due]
+            update.apply(strategy, reduced.gradients, mine, reached, token, fused=self.fused)
             return tf.constant(True)
 
         def leave_out() -> tf.Tensor:

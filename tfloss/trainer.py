@@ -76,7 +76,7 @@ class Trainer:
         their updates as one program (one replica only). "auto" measures on the first steps which
         is the fastest, if the run is long enough for it, says so, and keeps its choice in the
         workdir. The results are the same up to rounding.
-      loss_weights, clip_norm, accumulate, precision, ema, skip_nonfinite: see `TrainStep`.
+      loss_weights, clip_norm, accumulate, precision, ema, skip_nonfinite, fused: see `TrainStep`.
       train_step: a subclass of `TrainStep`, for another algorithm.
       async_checkpoint: write checkpoints while training goes on; it waits only until the values
         are copied to the host's memory, which takes as much of it as they do.
@@ -111,6 +111,7 @@ class Trainer:
         precision: str | None = None,
         ema: float | Ema | None = None,
         skip_nonfinite: bool = False,
+        fused: bool = True,
         train_step: type[TrainStep] = TrainStep,
         async_checkpoint: bool = False,
         deterministic: bool = False,
@@ -157,6 +158,7 @@ class Trainer:
                 precision=precision,
                 ema=ema,
                 skip_nonfinite=skip_nonfinite,
+                fused=fused,
             )
         self._modes = Modes(
             jit,

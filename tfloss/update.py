@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.backward import Backward
 from tfloss.batches import MicroBatches
-from tfloss.fused import fused
+from tfloss.fused import fused_updates
 from tfloss.groups import Group
 
 # Only those whose code was read for it, exactly: a subclass may do anything.
@@ -146,6 +146,8 @@ def apply(
     groups: Sequence[Group],
     variables: Sequence[list[Any]],
     after: tf.Tensor,
+    *,
+    fused: bool,
 ) -> None:
     """Lets every group's optimizer update its variables.
 
@@ -154,6 +156,7 @@ def apply(
       groups: the due ones.
       variables: for each, those that the gradients are of.
       after: a tensor that must be computed before anything is changed.
+      fused: whether an optimizer may be one op a variable (`tfloss.fused`).
     """
 
     def replica(gradients):
@@ -172,8 +175,8 @@ def apply(
                         optimizer.apply(each, mine)
 
     with contextlib.ExitStack() as stack:
-        for group in groups:
-            stack.enter_context(fused(group.optimizer))
+        for group in groups if fused else ():
+            stack.enter_context(fused_updates(group.optimizer))
         strategy.run(replica, args=(gradients,))
 
 
