@@ -2,8 +2,8 @@
 
 Keras writes the update in small ops, which are traced, scheduled and read memory one after the
 other; TensorFlow has all of it as one kernel (and XLA as one lowering). The formula is the same,
-that of section 2 of https://arxiv.org/abs/1412.6980; the factors 1 - beta are float32 throughout,
-which moves an update by about 1e-5 of itself.
+that of section 2 of https://arxiv.org/abs/1412.6980; the factors 1 - beta are rounded as the
+variable is, which in float32 moves an update by about 1e-5 of itself.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ FUSED = (keras.optimizers.Adam, keras.optimizers.AdamW)
 
 @contextlib.contextmanager
 def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """`optimizer.apply` inside updates dense variables by one op each.
+    """One `optimizer.apply` inside updates dense variables by one op each.
 
     Clipping, weight decay, averages, constraints and iterations stay Keras'. So does the whole
     update of another optimizer, with `amsgrad`, of sparse gradients, and where somebody put an
@@ -30,7 +30,7 @@ def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     if type(optimizer) not in FUSED or optimizer.amsgrad or "update_step" in vars(optimizer):
         yield
         return
-    rates: dict[tuple, list[tf.Tensor]] = {}  # computed once, not for every variable
+    rates: dict[tuple, dict[str, tf.Tensor]] = {}  # computed once, not for every variable
 
     def make(original):
         def update_step(gradient, variable, learning_rate):
@@ -40,19 +40,13 @@ def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
             here = tf.compat.v1.get_default_graph(), variable.device, dtype
             if here not in rates:
                 rates[here] = _rates(optimizer, learning_rate, dtype)
-            beta_1_power, beta_2_power, rate, beta_1, beta_2, epsilon = rates[here]
             first, second = _upstream.adam_moments(optimizer, variable)
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle,
                 m=first.handle,
                 v=second.handle,
-                beta1_power=beta_1_power,
-                beta2_power=beta_2_power,
-                lr=rate,
-                beta1=beta_1,
-                beta2=beta_2,
-                epsilon=epsilon,
                 grad=tf.cast(gradient, dtype),
+                **rates[here],
             )
 
         return update_step
@@ -61,14 +55,15 @@ def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
         yield
 
 
-def _rates(optimizer: Any, learning_rate: Any, dtype: tf.DType) -> list[tf.Tensor]:
+def _rates(optimizer: Any, learning_rate: Any, dtype: tf.DType) -> dict[str, tf.Tensor]:
+    """What the op takes that is the same for all variables of a dtype."""
     step = tf.cast(optimizer.iterations + 1, dtype)
-    beta_1, beta_2 = tf.cast(optimizer.beta_1, dtype), tf.cast(optimizer.beta_2, dtype)
-    powers = [tf.pow(beta_1, step), tf.pow(beta_2, step)]
-    return [
-        *powers,
-        tf.cast(learning_rate, dtype),
-        beta_1,
-        beta_2,
-        tf.cast(optimizer.epsilon, dtype),
-    ]
+    beta1, beta2 = tf.cast(optimizer.beta_1, dtype), tf.cast(optimizer.beta_2, dtype)
+    return {
+        "beta1_power": tf.pow(beta1, step),
+        "beta2_power": tf.pow(beta2, step),
+        "lr": tf.cast(learning_rate, dtype),
+        "beta1": beta1,
+        "beta2": beta2,
+        "epsilon": tf.cast(optimizer.epsilon, dtype),
+    }
