@@ -21,10 +21,9 @@ HOLD = """
 import os, sys, time
 from tfloss.lock import locked
 with locked(sys.argv[1]):
-    if sys.argv[2:] == ["fork"] and os.fork() == 0:
-        os.close(1)  # so that nobody waits for this one's output
-        time.sleep(60)
-    print("held", flush=True)
+    fork = sys.argv[2:] == ["fork"]
+    if not fork or os.fork() == 0:
+        print("held", flush=True)  # by the child, where there is one: it has begun by then
     time.sleep(60)
 """
 
