@@ -685,7 +685,7 @@ def test_periodic_evaluation_is_logged_beside_training(tmp_path):
 @pytest.mark.promise(7)
 @pytest.mark.parametrize("count", [1, 2])
 def test_event_files_read_back(count, replicas, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
     def report(m, b, y):
         summary.scalar("mine", tf.reduce_mean(y))

@@ -10,6 +10,7 @@ the best of its kind in a first measurement is not measured further.
 
 import argparse
 import json
+import math
 import select
 import statistics
 import subprocess
@@ -26,7 +27,7 @@ CONTENDERS = (*HAND, "fit", *TUNED, "Orbit", "tfloss")
 # Who begins at once, and in how much memory: in the same mode as by hand.
 STARTED = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))
 PATIENCE = 120  # seconds for a contender to begin
-SECONDS = 4.0  # of each measurement: a run, that ends with a checkpoint
+SECONDS = 4.0  # of each measurement, at least: a run, that ends with a checkpoint
 BEHIND = 0.75
 
 
@@ -136,7 +137,7 @@ def _loop(workload: str) -> int:
 
 
 def _whole(steps: float, loop: int) -> int:
-    return max(1, round(steps / loop)) * loop
+    return max(1, math.ceil(steps / loop)) * loop
 
 
 def main() -> None:

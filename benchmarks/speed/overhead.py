@@ -5,6 +5,7 @@ python benchmarks/speed/overhead.py     # about eight minutes on two cores
 All variants of a row run in turn in one process; a ratio is the median over rounds.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -38,7 +39,7 @@ RESULT = Path(__file__).parents[2] / "runs" / "overhead.json"
 ROUNDS = 7
 
 
-def trainer(work: Workload, model: keras.Model | None = None, **options):
+def trainer(work: Workload, model: keras.Model | None = None, warm: int = 250, **options):
     """A function that trains on for so many steps; its trainer is warm."""
     data = work.data()
     options = {"jit": False, "workdir": tempfile.mkdtemp(), **options}
@@ -51,7 +52,7 @@ def trainer(work: Workload, model: keras.Model | None = None, **options):
         # The end of a run saves a checkpoint; here it is the run's middle that counts.
         one.train(data, one.step + steps)
 
-    run(250)
+    run(warm)
     return run
 
 
@@ -133,9 +134,20 @@ def logging(rows: dict) -> None:
         variants = {
             "every 100 steps": trainer(work, jit=jit),
             "every single step": trainer(work, jit=jit, every_step=True),
-            "nothing": trainer(work, jit=jit, log_every=10**9, workdir=None),
+            "nothing, no workdir": trainer(work, jit=jit, log_every=10**9, workdir=None),
         }
         compared(rows, title, variants, "every 100 steps", 4_000 if jit else 2_000)
+
+
+def updates(rows: dict) -> None:
+    for name, steps in (("mlp", 2_000), ("small", 400), ("cnn", 400), ("transformer", 20)):
+        work = WORKLOADS[name]
+        variants = {
+            "Keras' ops": trainer(work, warm=steps, fused=False),
+            "one op a variable": trainer(work, warm=steps, fused=True),
+        }
+        title = f"Adam, as a graph, {work.title.partition(',')[0].partition(':')[0]}"
+        compared(rows, title, variants, "Keras' ops", steps)
 
 
 def summaries(rows: dict) -> None:
@@ -188,11 +200,12 @@ def checkpoints(rows: dict) -> None:
 def main() -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - progress lines
     rows: dict = {}
-    for part in (losses, variables, logging, summaries, hooks, checkpoints, replicas):
-        if len(sys.argv) < 2 or part.__name__ in sys.argv[1:]:
-            part(rows)
+    parts = (losses, variables, updates, logging, summaries, hooks, checkpoints, replicas)
+    with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):  # progress lines
+        for part in parts:
+            if len(sys.argv) < 2 or part.__name__ in sys.argv[1:]:
+                part(rows)
     RESULT.parent.mkdir(exist_ok=True)
     if RESULT.exists():
         rows = {**json.loads(RESULT.read_text()), **rows}

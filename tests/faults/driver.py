@@ -193,9 +193,7 @@ def results(workdir: Path) -> dict:
     for path in (workdir / "train").glob("*tfevents*"):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
-            events += [
-                (event.step, v.tag, v.tensor.SerializeToString()) for v in event.summary.value
-            ]
+            events += [(event.step, v.tag, v.SerializeToString()) for v in event.summary.value]
     return {
         "variables": {name: np.asarray(value).tobytes() for name, value in values.items()},
         "hooks": manifest["extra"]["hooks"],

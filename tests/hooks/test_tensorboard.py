@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from tfloss.hooks import Evaluate, TensorBoard
 from tfloss.summary import Summary
@@ -144,7 +144,7 @@ def _points(path):
     for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
         event = tf.compat.v1.Event.FromString(record)
         for value in event.summary.value:
-            yield event.step, float(tf.make_ndarray(value.tensor))
+            yield event.step, value.simple_value
 
 
 def test_a_run_from_the_beginning_puts_an_older_one_aside(make_trainer, tmp_path):

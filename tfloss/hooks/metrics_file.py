@@ -19,6 +19,7 @@ from tfloss.hooks._superseded import keep_until
 from tfloss.hooks.base import Hook
 
 _RESERVED = ("step", "time")
+_encode = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` would make one for each line
 
 
 class MetricsFile(Hook):
@@ -94,7 +95,7 @@ class MetricsFile(Hook):
                 )
         record = {"step": int(step), "time": self._clock()}
         record |= {name: _json_number(value) for name, value in scalars.items()}
-        return json.dumps(record, allow_nan=False) + "\n"
+        return _encode(record) + "\n"
 
     def _close(self) -> None:
         if self._file is not None:

@@ -166,26 +166,20 @@ def _events(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 class _ScalarEvent:
-    """What `tf.summary.scalar` would write of each name, in one protocol buffer.
+    """The scalars of a log in one protocol buffer, each as the plain number that TensorBoard
+    takes for one of `tf.summary.scalar`, whose tensors take twice as long to write.
 
     It is filled anew for each step, since to make it takes ten times as long.
     """
 
     def __init__(self, names: tuple[str, ...]):
         self._event = tf.compat.v1.Event()
-        self._tensors = []
-        for name in names:
-            one = self._event.summary.value.add(tag=name)
-            one.metadata.plugin_data.plugin_name = "scalars"
-            one.tensor.dtype = tf.float32.as_datatype_enum
-            one.tensor.tensor_shape.SetInParent()
-            one.tensor.float_val.append(0.0)
-            self._tensors.append(one.tensor)
+        self._values = [self._event.summary.value.add(tag=name) for name in names]
 
     def serialised(self, step: int, now: float, values: Iterable[float]) -> bytes:
         self._event.step, self._event.wall_time = step, now
-        for tensor, value in zip(self._tensors, values, strict=True):
-            tensor.float_val[0] = value
+        for one, value in zip(self._values, values, strict=True):
+            one.simple_value = value
         return self._event.SerializeToString()
 
 
