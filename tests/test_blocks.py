@@ -111,7 +111,7 @@ def test_structures_stay():
 
 def test_the_size_of_a_block_is_bounded_in_bytes():
     large = tf.data.Dataset.from_tensors(tf.zeros([2**20])).repeat()  # 4 MiB
-    for per_step, steps in ((1, 8), (4, 2)):
+    for per_step, steps in ((1, 6), (3, 2)):
         blocks = Blocks(iter(large), per_step)
         blocks.one()
         assert blocks.steps == steps

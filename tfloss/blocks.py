@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfloss.pull import Pull, cpu_variable, nothing_pulled
 
-MOST_BYTES = 32 * 2**20  # of a block; three of them exist at a time
+MOST_BYTES = 24 * 2**20  # of a block; three of them exist at a time
 MOST_STEPS = 400
 FEWEST_STEPS = 8  # in fewer, a loop compiled whole has nothing to win
 
@@ -165,8 +165,8 @@ class Blocks:
         full = self.steps * self._per_step
 
         def stacked(*each):
-            empty = tf.zeros([full - len(each), *each[0].shape], each[0].dtype)
-            return tf.concat([tf.stack(each), empty], 0)
+            empty = [[0, full - len(each)], *[[0, 0]] * each[0].shape.rank]
+            return tf.pad(tf.stack(each), empty)
 
         block = self._timed(lambda: tf.nest.map_structure(stacked, *batches))
         return Part(block, 0, steps)

@@ -3,7 +3,8 @@
 python benchmarks/speed/xla.py [mlp | small]     # two minutes on two cores
 
 Prints how many ops the body of the compiled loop has, of tfloss and by hand, and how fast loops by
-hand are with two and four steps an iteration, and with all weights in one flat vector.
+hand are with two and four steps an iteration, with all weights in one flat vector, and with SGD,
+which is nearly forward and backward alone.
 """
 
 import collections
@@ -47,9 +48,9 @@ def of_tfloss(work) -> collections.Counter:
     return body(compiled._run.experimental_get_compiler_ir(part.block, *bounds)("optimized_hlo"))
 
 
-def by_hand(work, unroll: int = 1):
-    """A loop over a block, and a function that runs it."""
-    net, optimizer = work.make(), work.optimizer()
+def by_hand(work, unroll: int = 1, optimizer: keras.optimizers.Optimizer | None = None):
+    """A function that runs a loop over a block."""
+    net, optimizer = work.make(), optimizer or work.optimizer()
     _build(net, optimizer, work)
     step = training_step(net, optimizer, work)
 
@@ -104,6 +105,7 @@ def main() -> None:
     print("by hand:", dict(body(plain.experimental_get_compiler_ir(block)("optimized_hlo"))))
     print("tfloss:", dict(of_tfloss(work)))
     variants = {"one": plain, "two": by_hand(work, 2), "four": by_hand(work, 4), "flat": flat(work)}
+    variants["SGD"] = by_hand(work, optimizer=keras.optimizers.SGD(0.0))
     seconds = {name: [] for name in variants}
     for call in variants.values():
         float(call(block))
