@@ -165,8 +165,8 @@ class Blocks:
         full = self.steps * self._per_step
 
         def stacked(*each):
-            empty = [[0, full - len(each)], *[[0, 0]] * each[0].shape.rank]
-            return tf.pad(tf.stack(each), empty)
+            empty = tf.zeros([full - len(each), *each[0].shape], each[0].dtype)
+            return tf.concat([tf.stack(each), empty], 0)
 
         block = self._timed(lambda: tf.nest.map_structure(stacked, *batches))
         return Part(block, 0, steps)

@@ -1,6 +1,6 @@
 """What each thing costs that a trainer does beside the steps. Writes runs/overhead.json.
 
-python benchmarks/speed/overhead.py     # about eight minutes on two cores
+python benchmarks/speed/overhead.py     # ten minutes on two cores
 
 All variants of a row run in turn in one process; a ratio is the median over rounds.
 """
