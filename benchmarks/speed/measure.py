@@ -46,13 +46,18 @@ class Process:
             bufsize=1,
         )
 
-    def ask(self, line: str, patience: float = PATIENCE) -> dict:
-        if self.error:
-            return {}
+    def ask(self, line: str) -> dict:
+        self.tell(line)
+        return self.answer()
+
+    def tell(self, line: str) -> None:
         try:
             self.process.stdin.write(line + "\n")
         except BrokenPipeError:
-            self.error = "the process ended"
+            self.error = self.error or "the process ended"
+
+    def answer(self, patience: float = PATIENCE) -> dict:
+        if self.error:
             return {}
         if not select.select([self.process.stdout], [], [], patience)[0]:
             self.error = f"nothing after {patience} s"
@@ -93,10 +98,15 @@ def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
     """`{contender: {"loss", "rates": [steps/s], "note", "error"}}`."""
     loop = _loop(workload)
     processes = {name: Process(workload, name) for name in names}
+    losses = {}
+    for i in range(0, len(names), 2):  # two at a time: much of compiling is in one thread
+        both = [processes[name] for name in names[i : i + 2]]
+        for one in both:
+            one.tell("first")
+        losses |= {one.name: one.answer().get("loss") for one in both}
     found, steps = {}, {}
     hand = 10.0
     for name, one in processes.items():
-        loss = one.ask("first").get("loss")
         one.ask(f"warm 1 {hand:.3f}")
         rate = loop / one.ask(f"run {loop}").get("seconds", 1.0)
         if (some := _whole(rate * SECONDS / 3, loop)) > loop:
@@ -104,7 +114,7 @@ def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
         steps[name] = _whole(rate * SECONDS, loop)
         if name == "hand, loop":
             hand = rate
-        found[name] = {"loss": loss, "first": 0.0 if one.error else rate, "rates": []}
+        found[name] = {"loss": losses[name], "first": 0.0 if one.error else rate, "rates": []}
         print(f"  {name}: {one.error or f'{rate:.1f} steps/s'}", flush=True)
     out = _out_of_the_running(found)
     for _ in range(rounds):
