@@ -20,6 +20,10 @@ from tfloss.errors import NonFiniteLossError, TflossError
 # rules. (15 s are 5 % of five minutes.)
 BOUNDS = ((0.05, float("inf")), (0.1, 15.0), (0.25, 5.0))
 MEASURED_SECONDS = 0.3  # of steps, in each mode
+# Of a loop compiled whole that may win: what each call costs, a copy of the state above all, is
+# to be shared by as many steps as in training, where calls take up to a second too.
+LOOP_SECONDS = 1.0
+NEAR = 0.75  # of the graph's rate, in short calls: so much may still win
 MARGIN = 1.03  # how much faster another mode must be than the graph
 # XLA takes about so many times as long as the first step, which traces, and so many seconds more:
 # in all 7.1 to 7.8 s for 160 variables, 4.5 for 50 tasks, 4.4 for a transformer and 0.7 for an MLP,
@@ -128,12 +132,15 @@ class Tuner:
     def _rate(self, mode: str) -> Generator[Request, Answer, float]:
         """Steps a second, in calls that get longer."""
         steps, spent, best = 1, 0.0, 0.0
-        while spent < MEASURED_SECONDS:
+        enough, longest = MEASURED_SECONDS, MEASURED_SECONDS / 2
+        while spent < enough:
             done, took = yield mode, steps
             best = max(best, done / took)
             spent += took
             # A mode that is far slower than the graph is not to be measured for long.
-            steps = min(2 * steps, max(1, int(best * MEASURED_SECONDS / 2)))
+            if mode == "loop" and best > NEAR * self.rates["graph"]:
+                enough = longest = LOOP_SECONDS
+            steps = min(2 * steps, max(1, int(best * longest)))
         return best
 
 

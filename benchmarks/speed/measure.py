@@ -27,8 +27,8 @@ CONTENDERS = (*HAND, "fit", *TUNED, "Orbit", "tfloss")
 # Who begins at once, and in how much memory: in the same mode as by hand.
 STARTED = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))
 PATIENCE = 120  # seconds for a contender to begin
-SECONDS = 4.0  # of each measurement, at least: a run, that ends with a checkpoint
-BEHIND = 0.75
+SECONDS = 6.0  # of each measurement, at least: a run, that ends with a checkpoint
+BEHIND = 0.85
 
 
 class Process:
