@@ -1,6 +1,6 @@
 """Measures steps/s of all contenders on the workloads, in turn, and writes runs/speed.json.
 
-python benchmarks/speed/measure.py                      # all: 35 minutes or more on two cores
+python benchmarks/speed/measure.py                      # all
 python benchmarks/speed/measure.py mlp cnn --rounds=3
 
 Each contender is a process, that has compiled before anything is measured. Then all of them run in
@@ -27,7 +27,7 @@ CONTENDERS = (*HAND, "fit", *TUNED, "Orbit", "tfloss")
 # Who begins at once, and in how much memory: in the same mode as by hand.
 STARTED = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))
 PATIENCE = 120  # seconds for a contender to begin
-SECONDS = 6.0  # of each measurement, at least: a run, that ends with a checkpoint
+SECONDS = 4.0  # of each measurement, at least: a run, that ends with a checkpoint
 BEHIND = 0.85
 
 
@@ -109,7 +109,7 @@ def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
     for name, one in processes.items():
         one.ask(f"warm 1 {hand:.3f}")
         rate = loop / one.ask(f"run {loop}").get("seconds", 1.0)
-        if (some := _whole(rate * SECONDS / 3, loop)) > loop:
+        if (some := _whole(rate * SECONDS / 4, loop)) > loop:
             rate = some / one.ask(f"run {some}").get("seconds", 1.0)
         steps[name] = _whole(rate * SECONDS, loop)
         if name == "hand, loop":

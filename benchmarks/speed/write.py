@@ -1,6 +1,6 @@
 """Writes the tables and the plot of docs/performance.md.
 
-python benchmarks/speed/write.py             # measures first: 35 minutes on two cores
+python benchmarks/speed/write.py             # measures first: half an hour on two cores
 python benchmarks/speed/write.py --written   # of what was measured last
 
 What things cost is measured by `overhead.py`, before.
