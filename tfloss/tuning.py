@@ -137,9 +137,9 @@ class Tuner:
             done, took = yield mode, steps
             best = max(best, done / took)
             spent += took
-            # A mode that is far slower than the graph is not to be measured for long.
             if mode == "loop" and best > NEAR * self.rates["graph"]:
                 enough = longest = LOOP_SECONDS
+            # A mode that is far slower than the graph is not to be measured for long.
             steps = min(2 * steps, max(1, int(best * longest)))
         return best
 

@@ -51,10 +51,12 @@ class Process:
         return self.answer()
 
     def tell(self, line: str) -> None:
+        if self.error:
+            return
         try:
             self.process.stdin.write(line + "\n")
         except BrokenPipeError:
-            self.error = self.error or "the process ended"
+            self.error = "the process ended"
 
     def answer(self, patience: float = PATIENCE) -> dict:
         if self.error:

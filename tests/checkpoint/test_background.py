@@ -1,5 +1,7 @@
 """Writes in the background: what is written is what was there when `save` returned."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
+from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory, CheckpointFiles
 from tfloss.errors import CheckpointError, CheckpointWriteError
 
 
@@ -144,3 +146,23 @@ def test_what_comes_after_a_write_is_left_out_if_that_failed():
     with pytest.raises(ZeroDivisionError):
         writer.wait()
     assert done == ["write", "then"]
+
+
+_ENDS_WITHOUT_WAITING = """
+import sys, time
+from tfloss.checkpoint import BackgroundWriter, CheckpointFiles
+
+def fill(folder):
+    time.sleep(1)  # meanwhile the main program ends
+    (folder / "values").write_bytes(b"all of them")
+
+files = CheckpointFiles(sys.argv[1])
+BackgroundWriter().start(lambda: files.write(1, fill, {}))
+"""
+
+
+def test_a_program_that_ends_while_it_is_written_leaves_it_whole(tmp_path):
+    command = [sys.executable, "-c", _ENDS_WITHOUT_WAITING, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=60)
+    files = CheckpointFiles(tmp_path)
+    assert files.steps() == [1] and files.problem(1) is None

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +118,8 @@ class CheckpointFiles:
             self._clear_up()
             partial.mkdir()
             fill(partial)
-            with ThreadPoolExecutor(1) as disk:  # it is waited for while the sums are computed
-                synced = disk.submit(_sync, *partial.iterdir())
-                manifests.write_manifest(partial, {"step": step, **manifest})
-                synced.result()
-            _sync(partial / manifests.MANIFEST, partial)
+            manifests.write_manifest(partial, {"step": step, **manifest})
+            _sync(*partial.iterdir(), partial)
             if target.exists():
                 os.replace(target, self._aside(step))
             os.replace(partial, target)
