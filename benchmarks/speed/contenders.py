@@ -25,6 +25,7 @@ class Tfloss:
         self.workdir = Path(tempfile.mkdtemp())
         model = Owner(work.make(), work.losses)
         self.data, self.loop = work.data(), work.loop
+        self.shortest = work.loop if options.get("jit") == "loop" else 1  # one step isn't a loop
         self.trainer = tfloss.Trainer(model, work.optimizer(), workdir=self.workdir, **options)
 
     def first(self) -> float:
@@ -41,7 +42,7 @@ class Tfloss:
         return hook.logged[self.loop]
 
     def start(self) -> None:
-        self.run(1)
+        self.run(self.shortest)
 
     def warm(self, seconds: float, rate: float) -> None:
         """As at the beginning of a run of five minutes, until its mode is chosen."""

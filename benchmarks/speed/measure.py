@@ -27,8 +27,9 @@ CONTENDERS = (*HAND, "fit", *TUNED, "Orbit", "tfloss")
 # Who begins at once, and in how much memory: in the same mode as by hand.
 STARTED = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))
 PATIENCE = 120  # seconds for a contender to begin
-SECONDS = 4.0  # of each measurement, at least: a run, that ends with a checkpoint
+SECONDS = 3.75  # of each measurement, at least: a run, that ends with a checkpoint
 BEHIND = 0.85
+WARM = 0.5  # seconds
 
 
 class Process:
@@ -87,7 +88,7 @@ def started(workload: str, rounds: int, compiled: bool) -> dict:
             if seconds := one.ask("start").get("seconds"):
                 found[name]["start"].append(seconds)
             if round == 0:
-                one.ask(f"run {3 * _loop(workload)}")
+                one.ask(f"run {_loop(workload)}")
                 found[name]["megabytes"] = one.end().get("megabytes")
             else:
                 one.end()
@@ -109,7 +110,7 @@ def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
     found, steps = {}, {}
     hand = 10.0
     for name, one in processes.items():
-        one.ask(f"warm 1 {hand:.3f}")
+        one.ask(f"warm {WARM} {hand:.3f}")
         rate = loop / one.ask(f"run {loop}").get("seconds", 1.0)
         if (some := _whole(rate * SECONDS / 4, loop)) > loop:
             rate = some / one.ask(f"run {some}").get("seconds", 1.0)
