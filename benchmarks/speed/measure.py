@@ -88,7 +88,7 @@ def started(workload: str, rounds: int, compiled: bool) -> dict:
             if seconds := one.ask("start").get("seconds"):
                 found[name]["start"].append(seconds)
             if round == 0:
-                one.ask(f"run {_loop(workload)}")
+                one.ask(f"run {3 * _loop(workload)}")
                 found[name]["megabytes"] = one.end().get("megabytes")
             else:
                 one.end()
