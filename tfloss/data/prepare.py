@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tfloss.errors import DataError
 
@@ -43,8 +46,22 @@ def prepared(
         )
     with _locked(str(builder.data_dir)):
         builder = make()
-        builder.download_and_prepare()
+        with _random_states_kept():
+            builder.download_and_prepare()
     return builder
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """TFDS draws the names of temporary files from Python's generator, as Keras does the seeds of
+    initial weights: the run that prepares a data set would begin with others than all later ones.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextlib.contextmanager
