@@ -1,5 +1,6 @@
 """The detector: the same on any number of replicas, and from start to SavedModel."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,6 +17,7 @@ from tests.examples.harness import (
     train_a_little,
     train_resume_and_export,
 )
+from tfloss.context import forward_context
 from tfloss.detection.boxes import iou
 from tfloss.detection.masks import rasterise
 
@@ -70,6 +72,30 @@ def test_losses_and_weights_are_those_of_one_replica(count, jit, replicas):
         "rpn/objectness", "rpn/box", "box/class", "box/box", "mask/mask", "total",
     }  # fmt: skip
     assert_same(one, other)
+
+
+def test_losses_and_weights_are_those_of_a_loop_by_hand(replicas):
+    """Of one that says the step: samples follow it, so that at step 0 throughout they part."""
+    tfloss_s = train_a_little(_make(), _data(3), replicas(1))
+
+    def by_hand(says_the_step: bool):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(1)
+        model, optimizer = _make()(), keras.optimizers.SGD(0.05)
+        for step, batch in enumerate(_data(3)):
+            seen = tf.constant(step if says_the_step else 0, tf.int64)
+            with tf.GradientTape() as tape, forward_context(seen, recording=False):
+                losses = model(batch, training=True)
+                total = sum(tf.nest.flatten(losses))
+            gradients = tape.gradient(total, [v.value for v in model.trainable_variables])
+            optimizer.apply(gradients, model.trainable_variables)
+        flat = {f"{group}/{name}": v for group, of in losses.items() for name, v in of.items()}
+        named = {name: float(v) for name, v in flat.items()}
+        return {**named, "total": float(total)}, [w.numpy() for w in model.weights]
+
+    assert_same(tfloss_s, by_hand(says_the_step=True))
+    with pytest.raises(AssertionError):
+        assert_same(tfloss_s, by_hand(says_the_step=False))
 
 
 def test_hard_examples_are_the_same_on_two_replicas(replicas):
