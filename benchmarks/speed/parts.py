@@ -1,0 +1,119 @@
+"""Where the time of a step goes, by hand and in tfloss, in the same mode.
+
+python benchmarks/speed/parts.py cnn                  # a tf.range loop
+python benchmarks/speed/parts.py transformer --loop   # many steps as one XLA program
+
+Each measurement is a run of some seconds in a fresh process, by hand and tfloss in turn. "Program"
+is what TensorFlow runs; "batches" the wait for them before a program (a tf.range loop by hand waits
+in it); "around" all the rest of `Trainer.train`: logs, hooks and, said apart, the checkpoint.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+SECONDS = 5.0
+HAND = {"hand, loop": "tfloss, graph", "hand, XLA loop": "tfloss, XLA loop"}
+
+
+class TimedIterator:
+    """Adds up what its `next` takes."""
+
+    def __init__(self, iterator: Iterator, spent: dict[str, float]):
+        self._iterator, self._spent = iterator, spent
+
+    def __next__(self) -> Any:
+        began = time.perf_counter()
+        batch = next(self._iterator)
+        self._spent["batches"] += time.perf_counter() - began
+        return batch
+
+
+def timed_engine(spent: dict[str, float]) -> None:
+    """From now on tfloss adds up what its programs and their batches take."""
+    from tfloss.engine import Engine
+
+    run = Engine.run
+
+    def timed(*args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        block = run(*args, **options)
+        block.rows()  # waits
+        waited = float(block.waited)
+        spent["batches"] += waited
+        spent["program"] += time.perf_counter() - began - waited
+        return block
+
+    Engine.run = timed
+
+
+def one_run(workload: str, name: str) -> dict[str, float]:
+    """`{part: milliseconds of a step}`, in this process."""
+    import keras
+    from contenders import CONTENDERS
+    from workloads import WORKLOADS
+
+    keras.utils.set_random_seed(0)
+    one = CONTENDERS[name](WORKLOADS[workload])
+    spent: dict[str, float] = defaultdict(float)
+    if name.startswith("tfloss"):
+        timed_engine(spent)
+    elif name == "hand, XLA loop":
+        one.iterator = TimedIterator(one.iterator, spent)
+    one.first()
+    steps = one.loop
+    while True:  # the last run is long enough
+        spent.clear()
+        began = time.perf_counter()
+        one.run(steps)
+        seconds = time.perf_counter() - began
+        if seconds > SECONDS / 2:
+            break
+        steps = max(2, round(SECONDS / seconds * steps / one.loop)) * one.loop
+    if name.startswith("tfloss"):
+        spent["checkpoint"] = one.trainer.stopwatch.seconds()["checkpoint"]
+        spent["around"] = seconds - sum(spent.values())
+        one.note()
+    else:
+        spent["program"] = seconds - spent["batches"]
+    spent["all"] = seconds
+    return {part: 1000 * value / steps for part, value in spent.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workload")
+    parser.add_argument("--loop", action="store_true", help="many steps as one XLA program")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one", help="measure this contender here")
+    flags = parser.parse_args()
+    if flags.one:
+        print(json.dumps(one_run(flags.workload, flags.one)))
+        return
+    pair = list(HAND.items())[flags.loop]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in pair}
+    for _ in range(flags.rounds):
+        for name in pair:
+            command = [sys.executable, __file__, flags.workload, f"--one={name}"]
+            ran = subprocess.run(command, check=True, capture_output=True, text=True)
+            found[name].append(json.loads(ran.stdout.splitlines()[-1]))
+            print(".", end="", flush=True)
+    print(f"\n{flags.workload}, ms per step: median (least to most) of {flags.rounds} processes")
+    for name, runs in found.items():
+        print(f"{name}:")
+        for part in ("program", "batches", "around", "checkpoint", "all"):
+            values = [run.get(part, 0.0) for run in runs]
+            least, middle, most = min(values), statistics.median(values), max(values)
+            print(f"  {part:10} {middle:.4f} ({least:.4f} to {most:.4f})")
+
+
+if __name__ == "__main__":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    main()
