@@ -1,7 +1,7 @@
 """Where the time of a step goes, by hand and in tfloss, in the same mode.
 
 python benchmarks/speed/parts.py cnn                  # a tf.range loop
-python benchmarks/speed/parts.py transformer --loop   # many steps as one XLA program
+python benchmarks/speed/parts.py transformer --loop --seconds=30   # many as one XLA program
 
 Each measurement is a run of some seconds in a fresh process, by hand and tfloss in turn. "Program"
 is what TensorFlow runs; "batches" the wait for them before a program (a tf.range loop by hand waits
@@ -19,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-SECONDS = 5.0
 HAND = {"hand, loop": "tfloss, graph", "hand, XLA loop": "tfloss, XLA loop"}
 
 
@@ -54,8 +53,8 @@ def timed_engine(spent: dict[str, float]) -> None:
     Engine.run = timed
 
 
-def one_run(workload: str, name: str) -> dict[str, float]:
-    """`{part: milliseconds of a step}`, in this process."""
+def one_run(workload: str, name: str, aim: float) -> dict[str, float]:
+    """`{part: milliseconds of a step}` in a run of about `aim` seconds, in this process."""
     import keras
     from contenders import CONTENDERS
     from workloads import WORKLOADS
@@ -74,9 +73,9 @@ def one_run(workload: str, name: str) -> dict[str, float]:
         began = time.perf_counter()
         one.run(steps)
         seconds = time.perf_counter() - began
-        if seconds > SECONDS / 2:
+        if seconds > aim / 2:
             break
-        steps = max(2, round(SECONDS / seconds * steps / one.loop)) * one.loop
+        steps = max(2, round(aim / seconds * steps / one.loop)) * one.loop
     if name.startswith("tfloss"):
         spent["checkpoint"] = one.trainer.stopwatch.seconds()["checkpoint"]
         spent["around"] = seconds - sum(spent.values())
@@ -92,16 +91,18 @@ def main() -> None:
     parser.add_argument("workload")
     parser.add_argument("--loop", action="store_true", help="many steps as one XLA program")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a run")
     parser.add_argument("--one", help="measure this contender here")
     flags = parser.parse_args()
     if flags.one:
-        print(json.dumps(one_run(flags.workload, flags.one)))
+        print(json.dumps(one_run(flags.workload, flags.one, flags.seconds)))
         return
     pair = list(HAND.items())[flags.loop]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in pair}
     for _ in range(flags.rounds):
         for name in pair:
             command = [sys.executable, __file__, flags.workload, f"--one={name}"]
+            command.append(f"--seconds={flags.seconds}")
             ran = subprocess.run(command, check=True, capture_output=True, text=True)
             found[name].append(json.loads(ran.stdout.splitlines()[-1]))
             print(".", end="", flush=True)
