@@ -36,6 +36,9 @@ KINDS = ("digits", "accumulate", "groups", "ema", "replicas", "workers", "tfds",
 MORE = ("shuffle_replicas", "loop")
 TIMES = ("time", "steps_per_second", "examples_per_second", "input/", "time/")
 PATIENCE = 120.0  # seconds for one life
+# Seconds between a worker's last sum and its end. Python's own exit takes as long; `os._exit` can
+# close the sockets while the other worker still reads its part of the sum.
+_FAREWELL = 0.5
 
 
 class Life:
@@ -108,6 +111,8 @@ def _start(kind: str, workdir: Path, cluster: str | None, log: int, fork: bool) 
         from tests.faults import script
 
         script.main(kind, str(workdir))
+        if cluster:
+            time.sleep(_FAREWELL)
 
     return _child(child)
 
