@@ -76,6 +76,7 @@ class Loop:
                     most = next_most(most, block.steps, took)
                 trainer.step += block.steps
                 self._feed.reached(trainer.step)
+                self._feed.keep()
                 trainer.window.add(block)
                 if trainer.step >= log_at:
                     self._log(block.summaries, whole=trainer.step < steps)

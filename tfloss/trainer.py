@@ -393,7 +393,7 @@ class Trainer:
         if self._feed is not None and self._feed.data is data:
             return self._feed
         many, keeps = self.train_step.accumulate, self.checkpoints is not None
-        feed = Feed(data, self.strategy, many, keeps=keeps)
+        feed = Feed(data, self.strategy, many, keeps=keeps, clock=self.clock)
         if self._feed is not None:
             feed.check_same_structure(self._feed)
         self._feed = feed

@@ -13,6 +13,7 @@ of what is in a batch: it is any nest that `tf.data` yields.
 import contextlib
 import functools
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -44,6 +45,11 @@ from tfloss.data.source import Source
 from tfloss.distribution import worker_position
 from tfloss.errors import DataError
 
+# An iterator that is read ahead is past what a checkpoint needs, so a state from before is saved:
+# one is kept so often, and with no more than this share of the time.
+_KEEP_SECONDS = 10.0
+_KEEP_SHARE = 0.01
+
 
 class Feed:
     """One data set under one strategy, and the position in it.
@@ -55,6 +61,7 @@ class Feed:
       strategy: splits each batch over its replicas.
       per_step: batches that a step takes.
       keeps: whether the position will be asked for.
+      clock: seconds.
 
     Attributes:
       element_spec: of one replica's batch.
@@ -78,7 +85,9 @@ class Feed:
         per_step: int = 1,
         *,
         keeps: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ):
+        self._clock, self._keep_at = clock, 0.0
         self.data, self.strategy, self._per_step, self._keeps = data, strategy, per_step, keeps
         self._worker, self._workers = worker_position(strategy)
         self._own = self._workers > 1 and not isinstance(data, tf.data.Dataset)
@@ -155,6 +164,19 @@ class Feed:
         """So many updates are done."""
         self.batches += (step - self.step) * self._per_step
         self.step = step
+
+    def keep(self) -> None:
+        """Keeps a state now and then, so that a resumed run needn't read much again."""
+        if self.blocks is None or not self.blocks.ahead or not self._keeps:
+            return
+        began = self._clock()
+        if self.way != "iterator" or began < self._keep_at:
+            return
+        self._states.at(self.batches)  # older ones than that are forgotten
+        with self.blocks.held() as ahead:
+            self._keep_state(ahead)
+        now = self._clock()
+        self._keep_at = now + max(_KEEP_SECONDS, (now - began) / _KEEP_SHARE)
 
     @property
     def used(self) -> bool:
@@ -270,6 +292,7 @@ class Feed:
             # A shuffle has no order, and no state that says which, before its first batch.
             kept = self._keeps and self.way == "iterator"
             begun = functools.partial(self._keep_state, 1) if kept else lambda: None
+            self._keep_at = self._clock() + _KEEP_SECONDS
             self.blocks = Blocks(
                 self.iterator,
                 per_step,
