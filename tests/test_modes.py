@@ -10,6 +10,7 @@ import tensorflow as tf
 import tfloss
 from tests.toys import rows
 from tfloss import modes, tuning
+from tfloss.data import Source
 from tfloss.errors import DataError, ModelError
 from tfloss.hooks import Every, Hook
 
@@ -120,6 +121,36 @@ def test_what_does_not_compile_runs_as_a_graph_and_says_why(patient, capsys):
     assert "XLA can't compile it" in capsys.readouterr().out
     _, before = run(False, model=Numpy)
     assert seen.logs == before.logs  # no batch was lost
+
+
+@pytest.mark.parametrize(
+    "data", [rows(X, 8), Source({"x": X}, batch_size=8)], ids=["iterator", "source"]
+)
+def test_a_step_that_does_not_compile_loses_no_batch(data, patient, capsys, monkeypatch):
+    """It takes its batch inside the program."""
+    monkeypatch.setattr(modes.Modes, "_candidates", lambda self: ["step"])
+    _, seen = run("auto", model=Numpy, data=data)
+    assert "XLA can't compile it" in capsys.readouterr().out
+    _, before = run(False, model=Numpy, data=data)
+    assert seen.logs == before.logs
+
+
+@pytest.mark.parametrize("mode", ["loop", "step"])
+@pytest.mark.parametrize("bad", [26, 29])
+def test_an_error_in_the_data_is_not_taken_for_one_of_the_compiler(
+    mode, bad, patient, capsys, monkeypatch
+):
+    """26 batches are a graph's; then another mode is tried, with one batch and with more."""
+    monkeypatch.setattr(modes.Modes, "_candidates", lambda self: [mode])
+
+    def read(i):
+        x = tf.where(i == bad, np.nan, 1.0) * tf.ones([8])
+        return {"x": tf.debugging.check_numerics(x, "corrupt record")}
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt record") as found:
+        run("auto", data=tf.data.Dataset.range(10**6).map(read))
+    assert "XLA can't compile it" not in capsys.readouterr().out
+    assert not any("compiled with XLA" in note for note in getattr(found.value, "__notes__", []))
 
 
 def test_deterministic_is_a_graph_and_says_nothing(patient, tmp_path, capsys):

@@ -60,6 +60,15 @@ def batch_of(block: Any, index: Any) -> Any:
     return tf.nest.map_structure(lambda stacked: tf.gather(stacked, index), block)
 
 
+def of_data(source: Any, error: Exception) -> bool:
+    """Whether it is the data that raised an error, rather than the step that took them.
+
+    Args:
+      source: `Blocks`, or an iterator of which the step takes its batch itself.
+    """
+    return source.failed if isinstance(source, Blocks) else "IteratorGetNext" in str(error)
+
+
 @dataclasses.dataclass
 class _Run:
     """Batches that follow each other: some of a block, or a single one."""
@@ -88,6 +97,7 @@ class Blocks:
         used by itself any more.
       steps: in a full block; 0 before the first batch was taken.
       waited: seconds that the caller has waited for data, in all.
+      failed: whether the data have raised an error.
 
     Raises (from `take` and `one`):
       StopIteration: there is no batch left, or too few for a step.
@@ -109,6 +119,7 @@ class Blocks:
         self._begun, self._clock = begun, clock
         self.ahead = False
         self.waited = 0.0
+        self.failed = False
         self.steps = 0
         self._first: Any = None
         self._queue: list[_Run] = []  # taken from the iterator, not yet given out
@@ -283,6 +294,11 @@ class Blocks:
         began = self._clock()
         try:
             return call()
+        except (StopIteration, tf.errors.OutOfRangeError):
+            raise
+        except Exception:
+            self.failed = True
+            raise
         finally:
             self.waited += self._clock() - began
 

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.blocks import Blocks, Part
+from tfloss.blocks import Blocks, Part, of_data
 from tfloss.compiled_loop import CompiledLoop
 from tfloss.errors import LossError, TflossError
 from tfloss.guard import FiniteGuard
@@ -106,10 +106,13 @@ class Engine:
         self.traces = 0
         self._silent = tf.function(self._loop, autograph=False)
         self._recording = tf.function(self._one_taken, autograph=False)
+        # A batch is handed over if it is of an odd size: all sizes after the first share a trace.
         self._recording_batch = tf.function(
-            lambda batches: self._one(train_step.gathered(batches)), autograph=False
+            lambda batches: self._one(train_step.gathered(batches)),
+            autograph=False,
+            reduce_retracing=True,
         )
-        self._silent_batch = tf.function(self._one_silent, autograph=False)
+        self._silent_batch = tf.function(self._one_silent, autograph=False, reduce_retracing=True)
         self._compiled = CompiledLoop(
             train_step,
             lambda output: self._row(output, recording=False),
@@ -143,7 +146,7 @@ class Engine:
                 raise self._guard.found from None
             if isinstance(error, tf.errors.OutOfRangeError):
                 raise
-            if not isinstance(error, COMPILER_ERRORS):
+            if of_data(source, error) or not isinstance(error, COMPILER_ERRORS):
                 raise _upstream.innermost(error, TflossError) from None
             raise self._with_advice(error) from None
         except StopIteration:
@@ -167,9 +170,9 @@ class Engine:
         if recording:
             values, tensors = self._recording_batch(part.batches)
             return values, on_host(self._recorded, tensors), waited
-        if part.block is None:
-            return self._silent_batch(part.batches), (), waited
         try:
+            if part.block is None:
+                return self._silent_batch(part.batches), (), waited
             values = self._compiled.run(part, lambda: self._names[False])
         except COMPILER_ERRORS:
             blocks.give_back(part)

@@ -68,6 +68,7 @@ class Modes:
         self._file = workdir / FILE if workdir is not None and agreement.chief else None
         self._agreement, self._say, self._clock = agreement, say, clock
         self._engines: dict[str, Engine] = {}
+        self._compiles: set[str] = set()  # modes that have run
         self._signature: tuple | None = None
         self._chosen: str | None = None
         self._settled = False  # whether the choice is also that of later runs
@@ -87,7 +88,7 @@ class Modes:
         self._feed, self._guard, self._tuner = feed, guard, None
         signature = (*self._step.signature(), guard)
         if signature != self._signature:
-            self._engines, self._signature = {}, signature
+            self._engines, self._compiles, self._signature = {}, set(), signature
         if self._jit == "loop":
             if self._step.strategy.num_replicas_in_sync > 1:
                 raise ModelError("jit='loop' is for one replica. On several use jit=True.")
@@ -121,17 +122,26 @@ class Modes:
             return self._run(self._chosen or "graph", count, recording)
         assert self._tuner.request is not None
         mode, most = self._tuner.request
+        feed = self._feed
+        assert feed is not None
+        untried = mode != "graph" and mode not in self._compiles
+        # A step takes its batch inside the program, which may not compile.
+        rewinds = untried and mode == "step" and feed.way != "skip"
+        before = feed.state() if rewinds else None
         began = self._clock()
         try:
             block = self._run(mode, min(count, most), recording)
         except (tf.errors.OutOfRangeError, NonFiniteLossError):
             raise
         except (TflossError, tf.errors.OpError) as error:
-            if mode == "graph":
+            if not untried or feed.failed(error):
                 raise
+            if before is not None:
+                feed.resume(*before, self._say)
             self._tuner.failed(error)
             self._end_if_decided()
             return self._run("graph", 1, recording)
+        self._compiles.add(mode)
         block.rows()  # waits for the device
         seconds = self._clock() - began - float(block.waited)
         self._tuner.answer(len(block.rows()), seconds)

@@ -82,7 +82,7 @@ def reduce(
         found = []
         if norms or clip_norm is not None:
             gradients = [[_merged(g) for g in each] for each in gradients]
-            found = [tf.cast(tf.linalg.global_norm(each), tf.float32) for each in gradients]
+            found = [_norm(each) for each in gradients]
         if clip_norm is not None:
             gradients = [
                 tf.clip_by_global_norm(each, clip_norm, use_norm=norm)[0]
@@ -93,6 +93,15 @@ def reduce(
     vector, gradients, found = strategy.run(replica, args=(vector, gradients))
     local = strategy.experimental_local_results
     return Reduced(local(vector)[0], gradients, [local(norm)[0] for norm in found])
+
+
+def _norm(gradients: list[Any]) -> tf.Tensor:
+    """The global norm, float32; of gradients of several dtypes too, which TensorFlow refuses."""
+    alike: dict[Any, list[Any]] = {}
+    for one in gradients:
+        alike.setdefault(one.dtype, []).append(one)
+    norms = [tf.cast(tf.linalg.global_norm(each), tf.float32) for each in alike.values()]
+    return norms[0] if len(norms) == 1 else tf.linalg.global_norm(norms)
 
 
 def accumulate(

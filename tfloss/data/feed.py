@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfloss import batches
 from tfloss.agreement import Agreement
-from tfloss.blocks import Blocks
+from tfloss.blocks import Blocks, of_data
 from tfloss.data.alike import FirstBatch
 from tfloss.data.distributed import (
     Data,
@@ -182,6 +182,10 @@ class Feed:
     def used(self) -> bool:
         """Whether a batch was trained on since the last (re)start."""
         return self.batches > 0
+
+    def failed(self, error: Exception) -> bool:
+        """Whether it is the data that raised an error, rather than the step that took them."""
+        return any(of_data(one, error) for one in (self.iterator, self.blocks) if one is not None)
 
     def identity(self) -> dict[str, Any]:
         """What the batches depend on, as far as it is known; JSON."""
