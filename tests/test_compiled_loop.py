@@ -235,6 +235,17 @@ def test_one_trace_whatever_the_cuts():
     assert engine.traces == 0  # nothing ran as a graph
 
 
+def test_batches_of_many_sizes_share_a_trace():
+    sizes = [8, *range(1, 40)]
+    data = tf.data.Dataset.from_generator(
+        lambda: ({"x": np.ones(n, np.float32)} for n in sizes),
+        output_signature={"x": tf.TensorSpec([None])},
+    )
+    trainer = tfloss.Trainer(Line(), keras.optimizers.SGD(0.001), jit="loop", default_hooks=False)
+    trainer.train(data, len(sizes))
+    assert trainer._modes._engines["loop"].traces <= 2
+
+
 def test_what_xla_can_not_compile_is_named_and_its_batches_are_not_lost():
     def report(model, batch, y):
         return tf.reduce_mean(y) + 0.0 * tf.strings.to_number(tf.strings.as_string(y[0]))

@@ -52,6 +52,26 @@ def assert_same(one, other, rtol=1e-6):
         np.testing.assert_allclose(other[1][name], column, 1e-5, atol=1e-6, err_msg=name)
 
 
+def test_gradients_of_several_dtypes_are_clipped_together():
+    class Mixed(keras.Model):
+        def __init__(self):
+            super().__init__(name="mixed")
+            self.w = self.add_weight(shape=[], dtype="float64", initializer="zeros", name="w")
+            self.v = self.add_weight(shape=[], initializer="zeros", name="v")
+
+        def call(self, batch, training=False):
+            return {"loss": 3.0 * tf.cast(self.w, tf.float32) + 4.0 * self.v}
+
+    batches = tf.data.Dataset.from_tensors({"x": tf.ones([2])}).repeat()
+    for options in ({"clip_norm": 1.0}, {"clip_norm": 1.0, "skip_nonfinite": True}):
+        train_step, iterator = make_step(
+            Mixed, batches, optimizer=lambda: keras.optimizers.SGD(1.0), **options
+        )
+        Engine(train_step).run(iterator, 1)
+        model = train_step.model
+        np.testing.assert_allclose([model.w.numpy(), model.v.numpy()], [-0.6, -0.8], rtol=1e-6)
+
+
 # Accumulation
 
 
