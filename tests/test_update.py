@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tests.toys import Line, make_step, run
 from tfloss import summary
+from tfloss.blocks import Blocks
 from tfloss.collective import global_mean
 from tfloss.context import current_step
 from tfloss.engine import Engine
@@ -226,6 +227,26 @@ def test_too_many_in_a_row_are_a_failure_that_names_the_loss():
     train_step, iterator = make_step(lambda: Line(report), data(8), skip_nonfinite=True)
     with pytest.raises(NonFiniteLossError, match="'bad'.* is not finite") as error:
         Engine(train_step).run(iterator, 100)
+    assert error.value.step == MOST_SKIPPED + 1
+    assert train_step.model.w.numpy() == 1.0
+
+
+@pytest.mark.parametrize("mode", ["graph", "step", "loop"])
+def test_many_bad_gradients_of_good_losses_are_a_failure_too(mode):
+    """At 0 the root is 0, and its gradient infinite times 0."""
+
+    def report(model, batch, y):
+        return {"root": tf.sqrt((model.w - 1.0) ** 2) + 0.0 * tf.reduce_mean(y)}
+
+    options = {"skip_nonfinite": True, "jit": mode == "step"}
+    train_step, iterator = make_step(lambda: Line(report), data(8), **options)
+    if mode == "loop":
+        iterator = Blocks(iterator)
+        iterator.ahead = True
+    with pytest.raises(NonFiniteLossError, match="'gradient_norm'.* is not finite") as error:
+        engine, done = Engine(train_step, mode=mode), 0
+        while done < 100:
+            done += engine.run(iterator, 100 - done).steps
     assert error.value.step == MOST_SKIPPED + 1
     assert train_step.model.w.numpy() == 1.0
 

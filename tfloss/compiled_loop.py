@@ -125,7 +125,7 @@ class CompiledLoop:
         skipped: int,
     ) -> np.ndarray:
         """The rows before the first bad one; then the state is that before it, too."""
-        watched = ("losses/",) if self._step.skipping else ("losses/", "gradient_norm")
+        watched = ("losses/", "gradient_norm") if self._step.watches_norms else ("losses/",)
         columns = [i for i, name in enumerate(names) if name.startswith(watched)]
         bad = ~np.isfinite(values[:, columns]).all(1)
         if self._step.skip_nonfinite:

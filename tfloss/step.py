@@ -62,7 +62,7 @@ class TrainStep:
       strategy: the strategy it was created under.
       groups: `{name: Group}`; a single optimizer is the group "optimizer".
       compiled: with `jit`, the graph of what XLA compiles, once it is traced.
-      skipping: whether an update may be left out.
+      skipping, watches_norms: whether an update may be left out, a bad gradient be a failure.
 
     Raises:
       ModelError: the model or optimizer was created outside of the strategy's scope.
@@ -107,6 +107,7 @@ class TrainStep:
         self._loss_scale = LossScale() if precision == "mixed_float16" else None
         self._ema = Ema(ema) if isinstance(ema, float | int) else ema
         self.skipping = skip_nonfinite or self._loss_scale is not None
+        self.watches_norms = skip_nonfinite or not (self.skipping or clip_norm is None)
         self._skipped = _counter("skipped")  # in a row
         self._report: StepReport | None = None
         self._warned: set[str] = set()
@@ -312,9 +313,8 @@ class TrainStep:
             norms=self.skipping,
         )
         norms = dict(zip(due, reduced.norms, strict=False))
-        names = [*report.losses, TOTAL]
-        watched = report.watched(reduced.vector)
-        if self.clip_norm is not None and not self.skipping:
+        names, watched = [*report.losses, TOTAL], report.watched(reduced.vector)
+        if self.watches_norms:
             names += [self._tag("gradient_norm", name) for name in norms]
             watched = tf.concat([watched, list(norms.values())], 0)
         # Nothing may be counted before there is a batch, let alone a finite loss.
