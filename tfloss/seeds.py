@@ -45,7 +45,8 @@ def split_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
                 tf.cast(value, state.dtype) + tf.constant([STRIDE * index, 0], state.dtype)
             )
 
-    strategy.run(tf.autograph.experimental.do_not_convert(replica))
+    # As a function, since strategies warn of what they run eagerly.
+    tf.function(lambda: strategy.run(replica), autograph=False)()
 
 
 def process_variables() -> list[Any]:
