@@ -1,7 +1,11 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +18,7 @@ from tfloss import hooks, summary
 from tfloss.errors import CheckpointError, DataError, LossError, ModelError, NonFiniteLossError
 from tfloss.hooks import Every, Hook
 
+ROOT = Path(__file__).parents[1]
 DATA = rows([1.0, 2.0, 3.0, 4.0], 4)
 
 
@@ -957,3 +962,33 @@ def test_two_updates_with_regularizers_and_added_losses():
     assert {"a", "b", "model/a", "model/b", "regularization", "regularization_1"} < set(
         result.losses
     )
+
+
+TWICE = """
+import os, signal, time
+import keras
+import tfloss
+from tests.toys import Line, rows
+from tfloss.hooks import Every, Hook
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+
+class Press(Hook):
+    every = Every(steps=3)
+
+    def after_call(self, step):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        time.sleep(60)
+
+trainer = tfloss.Trainer(Line(), keras.optimizers.SGD(0.1), hooks=[Press()])
+trainer.train(rows([1.0], 1), 10)
+"""
+
+
+def test_a_second_control_c_ends_a_plain_script_as_python_ends_one():
+    code = [sys.executable, "-c", TWICE]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")

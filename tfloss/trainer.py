@@ -28,7 +28,7 @@ from tfloss.data.distributed import Data, as_dataset
 from tfloss.data.feed import Feed
 from tfloss.distribution import check_strategy
 from tfloss.ema import Ema
-from tfloss.errors import CheckpointError
+from tfloss.errors import Aborted, CheckpointError
 from tfloss.evaluation import BoundMetric, Evaluators, HostMetric
 from tfloss.hooks import Hook, NaNGuard
 from tfloss.hooks.base import RunInfo
@@ -215,7 +215,10 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             if self.workdir is not None and self.agreement.chief:
                 stack.enter_context(locked(self.workdir))
-            return self._train(data, steps, hooks, steps_per_epoch)
+            try:
+                return self._train(data, steps, hooks, steps_per_epoch)
+            except Aborted:  # Python ends by SIGINT for its own exception only, not a subclass
+                raise KeyboardInterrupt from None
 
     def _train(
         self, data: Data, steps: int, hooks: Iterable[Hook], steps_per_epoch: float | None
