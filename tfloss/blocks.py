@@ -97,7 +97,7 @@ class Blocks:
         used by itself any more.
       steps: in a full block; 0 before the first batch was taken.
       waited: seconds that the caller has waited for data, in all.
-      failed: whether the data have raised an error.
+      failed: whether the data raised an error when they were last asked for some.
 
     Raises (from `take` and `one`):
       StopIteration: there is no batch left, or too few for a step.
@@ -291,7 +291,7 @@ class Blocks:
         return self._step() + self._waiting() // self._per_step
 
     def _timed(self, call: Callable[[], Any]) -> Any:
-        began = self._clock()
+        began, self.failed = self._clock(), False
         try:
             return call()
         except (StopIteration, tf.errors.OutOfRangeError):

@@ -76,11 +76,11 @@ class Loop:
                     most = next_most(most, block.steps, took)
                 trainer.step += block.steps
                 self._feed.reached(trainer.step)
-                self._feed.keep()
                 trainer.window.add(block)
                 if trainer.step >= log_at:
                     self._log(block.summaries, whole=trainer.step < steps)
                 self._call_hooks()
+                self._feed.keep()  # may meet an error of the data; this block is logged by now
                 wishes = [trainer.stopped is not None, "SIGTERM" in came, "SIGINT" in came]
                 wishes, (most,) = trainer.agreement.settle(wishes, [most])
                 most = self._modes.most = int(most)

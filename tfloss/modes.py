@@ -126,8 +126,7 @@ class Modes:
         assert feed is not None
         untried = mode != "graph" and mode not in self._compiles
         # A step takes its batch inside the program, which may not compile.
-        rewinds = untried and mode == "step" and feed.way != "skip"
-        before = feed.state() if rewinds else None
+        go_back = feed.mark() if untried and mode == "step" else None
         began = self._clock()
         try:
             block = self._run(mode, min(count, most), recording)
@@ -136,8 +135,8 @@ class Modes:
         except (TflossError, tf.errors.OpError) as error:
             if not untried or feed.failed(error):
                 raise
-            if before is not None:
-                feed.resume(*before, self._say)
+            if go_back is not None:
+                go_back()
             self._tuner.failed(error)
             self._end_if_decided()
             return self._run("graph", 1, recording)

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-HAND = {"hand, loop": "tfloss, graph", "hand, XLA loop": "tfloss, XLA loop"}
+PAIRS = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))
 
 
 class TimedIterator:
@@ -91,7 +91,7 @@ def one_run(workload: str, name: str, aim: float) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workload")
     parser.add_argument("--loop", action="store_true", help="many steps as one XLA program")
     parser.add_argument("--rounds", type=int, default=5)
@@ -101,7 +101,7 @@ def main() -> None:
     if flags.one:
         print(json.dumps(one_run(flags.workload, flags.one, flags.seconds)))
         return
-    pair = list(HAND.items())[flags.loop]
+    pair = PAIRS[flags.loop]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in pair}
     for _ in range(flags.rounds):
         for name in pair:

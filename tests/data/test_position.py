@@ -186,6 +186,19 @@ def test_a_state_that_is_too_large_is_not_kept(monkeypatch):
     assert batches(resumed(shuffled, state, files), 30) == rest
 
 
+def test_the_iterator_goes_back_to_a_mark(monkeypatch):
+    feed = Feed(shuffled(), ONE)
+    batches(feed, 3)
+    go_back = feed.mark()
+    first = batches(feed, 5)
+    go_back()
+    assert batches(feed, 5) == first
+
+    monkeypatch.setattr("tfloss.data.feed.MOST_BYTES", 1000)
+    assert feed.mark() is None
+    assert feed.way == "iterator"  # a checkpoint may still hold it
+
+
 def test_a_large_state_is_kept_if_nothing_else_is_exact(monkeypatch):
     monkeypatch.setattr("tfloss.data.feed.MOST_BYTES", 1000)
 

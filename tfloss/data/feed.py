@@ -187,6 +187,16 @@ class Feed:
         """Whether it is the data that raised an error, rather than the step that took them."""
         return any(of_data(one, error) for one in (self.iterator, self.blocks) if one is not None)
 
+    def mark(self) -> Callable[[], None] | None:
+        """Gives what brings the iterator back to where it is now, or None where nothing can."""
+        if self.way == "seek":
+            return functools.partial(self.restart, self.batches)
+        if self.way == "iterator":
+            files = iterator_files(self.iterator, MOST_BYTES)
+            if not isinstance(files, str):
+                return functools.partial(restore_iterator, self.iterator, files)
+        return None
+
     def identity(self) -> dict[str, Any]:
         """What the batches depend on, as far as it is known; JSON."""
         if isinstance(self.data, Source):
