@@ -138,7 +138,7 @@ def test_blocks_begin_where_calls_are_cut(rhythm, first, size):
 def test_the_first_batch_is_told_of_before_more_is_read():
     told = []
     iterator = iter(tf.data.Dataset.range(10))
-    blocks = Blocks(iterator, begun=lambda: told.append(int(next(iterator))))
+    blocks = Blocks(iterator, keep=lambda count: told.append(int(next(iterator))))
     blocks.ahead = True
     assert int(blocks.one()[0]) == 0 and told == [1]
     assert [int(blocks.one()[0]) for _ in range(3)] == [2, 3, 4] and told == [1]
@@ -251,6 +251,101 @@ def test_held_the_iterator_rests_where_its_batches_were_pulled_to(quick):
         taken += upcoming
     fresh = iter(make())
     assert taken == [int(next(fresh)) for _ in taken]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_size_that_most_batches_have_is_that_of_blocks(ahead):
+    """Though the first one is of another; the order stays."""
+    numbers = tf.data.Dataset.range(3).batch(3).concatenate(tf.data.Dataset.range(3, 1003).batch(2))
+    blocks = Blocks(iter(numbers))
+    blocks.ahead = ahead
+    steps, stacked = _seen(blocks)
+    assert steps == _expected(numbers, 1)
+    assert stacked > 480
+
+
+def test_sizes_that_take_turns_do_not_make_blocks_of_another_size_each_time(monkeypatch):
+    made = []
+    monkeypatch.setattr(Blocks, "_stack_like", _counting(Blocks._stack_like, made))
+    sizes = np.array([1, *[2, 2, 2, 2, 1, 1, 1, 1] * 100])
+    starts = np.cumsum(sizes) - sizes
+    data = tf.data.Dataset.from_tensor_slices((starts, sizes)).map(lambda a, n: tf.range(a, a + n))
+    for per_step in (1, 3):
+        blocks = Blocks(iter(data), per_step)
+        blocks.ahead = True
+        assert _seen(blocks)[0] == _expected(data, per_step)
+        assert len(made) <= 2
+        made.clear()
+
+
+def _counting(method, made):
+    def counted(self, batch):
+        made.append(batch)
+        method(self, batch)
+
+    return counted
+
+
+def _corrupt(bad, first=0):
+    """Numbers, some of which can't be read."""
+
+    def read(i):
+        is_bad = tf.reduce_any([tf.equal(i, one) for one in bad])
+        return tf.strings.to_number(tf.where(is_bad, "corrupt", tf.strings.as_string(i)), tf.int64)
+
+    return tf.data.Dataset.range(first, 1000).map(read)
+
+
+@pytest.mark.parametrize("per_step", [1, 3])
+@pytest.mark.parametrize("bad", [(0,), (5, 6), (100, 130), (600, 999)])
+def test_an_error_comes_in_its_place(bad, per_step):
+    """It does not take batches with it that were read ahead before or after it."""
+    given = lost = 0
+
+    def back(count):
+        return iter(_corrupt(bad, given + count + lost))
+
+    blocks = Blocks(iter(_corrupt(bad)), per_step, back=back)
+    blocks.ahead = True
+    found, errors = [], []
+    while True:
+        try:
+            part = blocks.take(50)
+        except tf.errors.InvalidArgumentError as error:
+            assert blocks.failed and "corrupt" in str(error)
+            errors.append(len(found) + blocks._waiting() + len(errors))
+            lost += 1
+            continue
+        except StopIteration:
+            break
+        many = part.steps * per_step
+        new = part.batches if part.block is None else part.block[part.start : part.start + many]
+        found += [int(one) for one in new]
+        given = len(found)
+    assert errors == list(bad)
+    whole = (1000 - len(bad)) // per_step * per_step
+    assert found == [i for i in range(1000) if i not in bad][:whole]
+
+
+def test_an_error_that_does_not_come_again_is_raised_all_the_same():
+    blocks = Blocks(iter(_corrupt([100])), back=lambda count: iter(_corrupt([], 1 + count)))
+    blocks.ahead = True
+    found = []
+    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
+        while True:
+            found.extend(_values(blocks.take(50)))
+    assert found == list(range(402))
+    assert _values(blocks.take(3)).tolist() == [402, 403, 404]
+
+
+def test_where_nothing_can_go_back_the_error_comes_early():
+    blocks = Blocks(iter(_corrupt([100])))
+    blocks.ahead = True
+    assert len(_values(blocks.take(50))) == 1
+    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
+        blocks.take(50)
+    assert blocks.failed
+    assert _values(blocks.take(3)).tolist()[0] > 100
 
 
 def _values(part):

@@ -13,6 +13,7 @@ from tests.test_trainer import Witness
 from tests.toys import Line, make_step, rows
 from tfloss import summary
 from tfloss.blocks import Blocks
+from tfloss.data import Source
 from tfloss.engine import Engine
 from tfloss.errors import DataError, ModelError, NonFiniteLossError
 from tfloss.hooks import Every, SaveCheckpoint
@@ -259,6 +260,53 @@ def test_what_xla_can_not_compile_is_named_and_its_batches_are_not_lost():
     assert train_step.counter.numpy() == 0
     found = [blocks.one()[0]["x"].numpy().tolist() for _ in range(10)]
     assert found == [[1.0], [2.0]] * 5
+
+
+def _read(row):
+    """Numbers 700 and 1,100 can't be read."""
+    number = row["x"]
+    bad = tf.equal(number, 700) | tf.equal(number, 1100)
+    text = tf.where(bad, "corrupt", tf.strings.as_string(number % 7))
+    return {"x": tf.strings.to_number(text)[tf.newaxis]}
+
+
+@pytest.mark.parametrize("kind", ["iterator", "source"])
+def test_an_error_in_the_data_stops_after_the_steps_before_it(kind, tmp_path):
+    """As it does in a graph, though it was met when these were not trained on yet."""
+
+    def data():
+        numbers = {"x": np.arange(3000)}
+        if kind == "source":
+            return Source(numbers, batch_size=1, shuffle=False, map=_read)
+        rows = tf.data.Dataset.from_tensor_slices(numbers)
+        return rows.shuffle(100, seed=3, reshuffle_each_iteration=False).map(_read)
+
+    def run(jit):
+        trainer = tfloss.Trainer(
+            Line(lambda model, batch, y: tf.reduce_mean((y - 2.0) ** 2)),
+            keras.optimizers.SGD(0.01),
+            jit=jit,
+            workdir=tmp_path / str(jit),
+            default_hooks=False,
+        )
+        given, ends = data(), []
+        while True:
+            try:
+                trainer.train(given, 1500)
+                return ends, trainer.model.w.numpy()
+            except tf.errors.InvalidArgumentError as error:
+                assert "corrupt" in str(error)
+                ends.append((int(trainer.train_step.counter.numpy()), trainer.model.w.numpy()))
+
+    graph, loop = run(False), run("loop")
+    assert len(graph[0]) == 2
+    # A source's position isn't known behind the first error, so nothing can go back there.
+    count = 1 if kind == "source" else 2
+    for before, now in zip(graph[0][:count], loop[0][:count], strict=True):
+        assert now[0] == before[0]
+        np.testing.assert_allclose(now[1], before[1], rtol=1e-5)
+    if kind == "iterator":
+        np.testing.assert_allclose(loop[1], graph[1], rtol=1e-5)
 
 
 def test_data_that_can_not_be_stacked_is_refused():

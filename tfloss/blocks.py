@@ -2,24 +2,24 @@
 
 A block is pulled and stacked inside `tf.data`, while the block before it is trained on. It holds
 batches of one shape, that of the first batch; a batch of another size (the last of an epoch) ends
-its block and comes out alone. Host code, but for what `tf.data` runs.
+its block and comes out alone, until several of one size have followed each other: then that is the
+blocks' from there on. Host code.
 """
 
 import contextlib
 import dataclasses
-import functools
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
-from tfloss.pull import Pull, cpu_variable, nothing_pulled
+from tfloss.pull import ReadAhead, Singles
 
 MOST_BYTES = 24 * 2**20  # of a block; three of them exist at a time
 MOST_STEPS = 400
 FEWEST_STEPS = 8  # in fewer, a loop compiled whole has nothing to win
+_OTHERS = 3  # batches of another size in a row make it the blocks'; the next time twice as many do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,9 @@ class _Run:
 class Blocks:
     """Takes an iterator over, from where it is.
 
+    An error in the data is raised when all that came before it is given out, as it would be if
+    nothing was read ahead, where `back` can go back to before the block that it is in.
+
     Args:
       iterator: of a `tf.data.Dataset` whose batches can be stacked.
       per_step: batches that a step takes.
@@ -89,7 +92,9 @@ class Blocks:
       rhythm: blocks are to begin at multiples of this many steps, and hold as many, if they can:
         then calls that are cut there aren't cut at the ends of blocks too.
       step: gives the number of steps that were taken before what is still in here.
-      begun: called when the first batch was taken, before anything is read ahead.
+      keep: called with how many batches were taken and not given out, where the iterator's state
+        is one to go back to: after the first batch, and after an error.
+      back: gives an iterator so many batches after those that were given out, or None.
       clock: seconds.
 
     Attributes:
@@ -111,29 +116,33 @@ class Blocks:
         endless: bool = False,
         rhythm: int = 1,
         step: Callable[[], int] = lambda: 0,
-        begun: Callable[[], None] = lambda: None,
+        keep: Callable[[int], None] = lambda count: None,
+        back: Callable[[int], Any] = lambda count: None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self._iterator, self._per_step, self._endless = iterator, per_step, endless
+        self._singles, self._per_step, self._endless = Singles(iterator), per_step, endless
         self._rhythm, self._step = rhythm, step
-        self._begun, self._clock = begun, clock
+        self._keep, self._back, self._clock = keep, back, clock
         self.ahead = False
         self.waited = 0.0
         self.failed = False
         self.steps = 0
-        self._first: Any = None
+        self._like: Any = None  # a batch of the size that is stacked
+        self._last: list[tf.TensorShape] = []  # of the last batch that came singly
+        self._alike, self._others = 0, _OTHERS
         self._queue: list[_Run] = []  # taken from the iterator, not yet given out
-        self._blocks: Any = None
-        self._held: Any = None  # a variable: whether pulling is to wait
+        self._reader: ReadAhead | None = None
         self._ended = False
 
     def take(self, steps: int) -> Part:
         """The data of up to `steps` steps, at least one."""
-        if self._first is None:
+        if self._like is None:
             self._single()
         if not self.ahead:
             return self._few(steps)
         while self._waiting() < self._per_step:
+            if self._singles.expected:
+                return self._few(steps)
             self._fetch()
         head = self._queue[0]
         if head.batch is not None:
@@ -155,18 +164,19 @@ class Blocks:
         try:
             while self._waiting() < wanted:
                 self._single()
-        except StopIteration:
+        except Exception as error:
             if self._waiting() < self._per_step:
                 raise
+            if not isinstance(error, StopIteration):
+                self._singles.postpone(error)
         return self._of_singles(steps)
 
     def _of_singles(self, steps: int) -> Part:
         """Of the batches at the head of the queue that came one by one."""
         wanted = min(steps, self.steps) * self._per_step
-        first = [x.shape for x in tf.nest.flatten(self._first)]
-        alike = 0
+        like, alike = _shapes(self._like), 0
         for run in self._queue[:wanted]:
-            if run.batch is None or [x.shape for x in tf.nest.flatten(run.batch)] != first:
+            if run.batch is None or _shapes(run.batch) != like:
                 break
             alike += 1
         steps = alike // self._per_step
@@ -189,7 +199,7 @@ class Blocks:
     def one(self) -> tuple:
         """The batches of one step."""
         while self._waiting() < self._per_step:
-            if self.ahead and self._first is not None:
+            if self.ahead and self._like is not None:
                 self._fetch()
             else:
                 self._single()
@@ -207,28 +217,54 @@ class Blocks:
 
         Gives how many batches were taken from the iterator and not yet from here.
         """
-        if self._blocks is not None:
-            self._held.assign(True)
-            while not self._ended and not self._fetch():
-                pass
+        self._rest()
         try:
             yield self._waiting()
         finally:
-            if self._blocks is not None:
-                self._held.assign(False)
+            if self._reader is not None:
+                self._reader.hold(False)
+
+    def _rest(self) -> None:
+        """Takes what was pulled, and lets nothing more be."""
+        if self._reader is not None:
+            self._reader.hold(True)
+        while self._reader is not None and not self._ended and self._fetch():
+            pass
 
     def _single(self) -> None:
         """Takes one batch from the iterator."""
-        batch = self._timed(lambda: next(self._iterator))
+        try:
+            batch = self._timed(self._singles.next)
+        except Exception:
+            if self.failed:
+                self._keep(self._waiting())
+            raise
         self._queue.append(_Run(batch=batch))
-        if self._first is None:
-            self._first = batch
-            size = sum(x.dtype.size * int(tf.size(x)) for x in tf.nest.flatten(batch))
-            most = MOST_BYTES // max(1, size * self._per_step)
-            self.steps = max(1, min(MOST_STEPS, most))
-            if self._rhythm < self.steps:
-                self.steps -= self.steps % self._rhythm
-            self._begun()
+        if self._like is None:
+            self._stack_like(batch)
+            self._keep(1)
+        else:
+            self._look_at(batch)
+
+    def _stack_like(self, batch: Any) -> None:
+        """Batches of this one's size are stacked from now on."""
+        self._like = batch
+        size = sum(x.dtype.size * int(tf.size(x)) for x in tf.nest.flatten(batch))
+        most = MOST_BYTES // max(1, size * self._per_step)
+        self.steps = max(1, min(MOST_STEPS, most))
+        if self._rhythm < self.steps:
+            self.steps -= self.steps % self._rhythm
+
+    def _look_at(self, batch: Any) -> None:
+        """Stacks others from now on, if several like this one came, with none between them."""
+        shapes = _shapes(batch)
+        self._alike = self._alike + 1 if shapes == self._last else 1
+        self._last = shapes
+        if self._alike >= self._others and shapes != _shapes(self._like):
+            self._others *= 2  # each new size may be a program to compile
+            self._rest()
+            self._reader = None
+            self._stack_like(batch)
 
     def _waiting(self) -> int:
         return sum(run.count for run in self._queue)
@@ -245,46 +281,52 @@ class Blocks:
         return tuple(found)
 
     def _fetch(self) -> bool:
-        """Gets what was pulled next. Returns whether that is nothing, because pulling waits."""
+        """Gets what was pulled next. Returns False if that is nothing, because pulling waits."""
+        if self._singles.expected:
+            self._single()
+            return True
         if self._ended:
             raise StopIteration
-        if self._blocks is None:
-            self._blocks = self._pulled()
-        block, odd, found = self._timed(lambda: next(self._blocks))
-        count, is_odd, ended = found.numpy().tolist()
-        if count:
-            self._queue.append(_Run(block, 0, count))
-        if is_odd:
-            self._queue.append(_Run(batch=odd))
-        self._ended = bool(ended)
-        return not (count or is_odd or ended)
+        if self._reader is None:
+            self._reader = self._new_reader()
+        try:
+            pulled = self._timed(self._reader.next)
+        except tf.errors.OpError as error:
+            self._go_back(error)
+            return True
+        if pulled.count:
+            self._queue.append(_Run(pulled.block, 0, pulled.count))
+            self._alike = 0
+        self._ended = pulled.ended
+        if pulled.odd is not None:
+            self._queue.append(_Run(batch=pulled.odd))
+            self._look_at(pulled.odd)
+        return bool(pulled)
 
-    def _pulled(self) -> Any:
+    def _go_back(self, error: Exception) -> None:
+        """To before the block that wasn't pulled, to take its batches singly up to the error."""
+        assert self._reader is not None
+        self._reader.stop()
+        self._reader = None
+        iterator = self._back(self._waiting())
+        if iterator is None:
+            raise error
+        self.failed = False
+        self._singles.seek(iterator, error, self.steps * self._per_step + 1)
+
+    def _new_reader(self) -> ReadAhead:
         while self._waiting() % self._per_step:  # so that blocks hold whole steps
             self._single()
-        options = tf.data.Options()
-        options.autotune.enabled = False  # closing the iterator would wait for its thread
-        # Threads of its own, since `Pull` blocks one that what it waits for may need.
-        options.threading.private_threadpool_size = max(4, 2 + (os.cpu_count() or 1))
-        options.threading.max_intra_op_parallelism = 1  # those threads are the training step's
-        size = self.steps * self._per_step
         aligned = self._rhythm <= self.steps
-        into = self._next_step() % self.steps * self._per_step if aligned else 0
-        self._held = cpu_variable(False)
-        pull = Pull(
-            self._iterator,
-            self._first,
-            size,
+        return ReadAhead(
+            self._singles.iterator,
+            self._like,
+            self.steps * self._per_step,
             self._per_step,
-            into=into,
+            into=self._next_step() % self.steps * self._per_step if aligned else 0,
             aligned=aligned,
             endless=self._endless,
         )
-        nothing = functools.partial(nothing_pulled, self._iterator, self._first, size)
-        blocks = tf.data.Dataset.range(tf.int64.max).map(
-            _plain(lambda _: tf.cond(self._held, nothing, pull))
-        )
-        return iter(blocks.prefetch(1).with_options(options))
 
     def _next_step(self) -> int:
         """The number of the step that a block pulled now would begin with."""
@@ -303,4 +345,5 @@ class Blocks:
             self.waited += self._clock() - began
 
 
-_plain = tf.autograph.experimental.do_not_convert
+def _shapes(batch: Any) -> list[tf.TensorShape]:
+    return [x.shape for x in tf.nest.flatten(batch)]

@@ -131,6 +131,7 @@ class Feed:
         watched = self.dataset if self._first is None else self._first.seen(self.dataset)
         self.iterator = iter(distribute(watched, self.strategy, own_share=self._own))
         self.blocks: Blocks | None = None
+        self._failed = False  # since then
         self.batches = batches
         self._states = IteratorStates(batches)
 
@@ -196,6 +197,24 @@ class Feed:
             if not isinstance(files, str):
                 return functools.partial(restore_iterator, self.iterator, files)
         return None
+
+    def _back(self, ahead: int) -> Any:
+        """Gives an iterator so many batches after those that were trained on, or None."""
+        if self.way == "seek":
+            if self._failed:  # so it isn't known how many batches it has gone on by
+                return None
+            self.dataset = self._dataset(self.batches + ahead)
+            self.iterator = iter(distribute(self.dataset, self.strategy, own_share=self._own))
+            return self.iterator
+        files, skip = self._states.at(self.batches)
+        if self.way != "iterator" or not files:
+            return None
+        try:
+            restore_iterator(self.iterator, files)
+            read_past(self.iterator, skip + ahead, lambda text: None)
+        except tf.errors.OpError:  # not only those that training met
+            return None
+        return self.iterator
 
     def identity(self) -> dict[str, Any]:
         """What the batches depend on, as far as it is known; JSON."""
@@ -303,9 +322,13 @@ class Feed:
         """The rest of the data in blocks, that begin at multiples of `rhythm` steps if they can."""
         if self.blocks is None:
             endless = self.dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-            # A shuffle has no order, and no state that says which, before its first batch.
-            kept = self._keeps and self.way == "iterator"
-            begun = functools.partial(self._keep_state, 1) if kept else lambda: None
+
+            def keep(ahead: int) -> None:
+                # A shuffle has no order, and no state that says which, before its first batch.
+                if self._keeps and self.way == "iterator":
+                    self._keep_state(ahead)
+                self._failed = self.blocks is not None and self.blocks.failed
+
             self._keep_at = self._clock() + _KEEP_SECONDS
             self.blocks = Blocks(
                 self.iterator,
@@ -313,7 +336,8 @@ class Feed:
                 endless=bool(endless),
                 rhythm=rhythm,
                 step=lambda: self.step,
-                begun=begun,
+                keep=keep,
+                back=self._back,
             )
         return self.blocks
 

@@ -10,6 +10,7 @@ Three ways, by what the data are:
 What counts is what was trained on. Batches that were read ahead are read again. Host code.
 """
 
+import functools
 import math
 import tempfile
 import time
@@ -95,20 +96,11 @@ def read_past(
     Raises tf.errors.OutOfRangeError if there are not so many.
     """
 
-    def past(iterator: Any, many: tf.Tensor) -> tf.Tensor:
-        def body(i):
-            taken = tf.nest.flatten(next(iterator), expand_composites=True)
-            with tf.control_dependencies([x for x in taken if isinstance(x, tf.Tensor)]):
-                return i + 1
-
-        return tf.while_loop(lambda i: i < many, body, [0], parallel_iterations=1)[0]
-
-    call = tf.function(past, autograph=False)
     told, done = clock(), 0
     while count is None or done < count:
         many = _CHUNK if count is None else min(_CHUNK, count - done)
         try:
-            call(iterator, tf.constant(many))
+            _past(iterator, tf.constant(many))
         except tf.errors.OutOfRangeError:
             if count is None:
                 return
@@ -117,3 +109,13 @@ def read_past(
         if clock() - told > _TELL_SECONDS:
             told = clock()
             say(f"read past {done:,}{'' if count is None else f' of {count:,}'} batches")
+
+
+@functools.partial(tf.function, autograph=False)
+def _past(iterator: Any, many: tf.Tensor) -> tf.Tensor:
+    def body(i):
+        taken = tf.nest.flatten(next(iterator), expand_composites=True)
+        with tf.control_dependencies([x for x in taken if isinstance(x, tf.Tensor)]):
+            return i + 1
+
+    return tf.while_loop(lambda i: i < many, body, [0], parallel_iterations=1)[0]
