@@ -183,8 +183,10 @@ def test_state_of_every_shape_and_type_is_put_back():
             self.wide = keras.layers.Dense(3, kernel_initializer="ones")
             self.dropout = keras.layers.Dropout(0.5, seed=1)
             self.narrow = keras.layers.Dense(2, kernel_initializer="ones")
+            self.count = self.add_weight(shape=(), dtype="int32", trainable=False)
 
         def call(self, batch, training=False):
+            self.count.assign_add(1)
             x = batch["x"][:, tf.newaxis]
             y = self.narrow(self.dropout(self.wide(x), training=training))
             return tf.reduce_mean(y + tf.sqrt(x))
@@ -196,10 +198,11 @@ def test_state_of_every_shape_and_type_is_put_back():
         with pytest.raises(NonFiniteLossError):
             for _ in range(3):
                 engine.run(source, 8)
+        assert train_step.model.count.numpy() == 2
         return [one.numpy() for one in train_step.state()]
 
     ours, theirs = stopped("loop"), stopped("graph")
-    assert {one.dtype.name for one in ours} == {"float32", "int64"}
+    assert {one.dtype.name for one in ours} == {"float32", "int32", "int64"}
     assert {one.ndim for one in ours} == {0, 1, 2}
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)

@@ -172,8 +172,10 @@ def _poisoned(bad_rows, kind):
             super().__init__(name="model")
             self.w = self.add_weight(name="w", shape=(), initializer="ones")
             self.norm = keras.layers.BatchNormalization(name="norm")
+            self.count = self.add_weight(name="count", shape=(), dtype="int32", trainable=False)
 
         def call(self, batch, training=False):
+            self.count.assign_add(1)
             x = batch["x"] / 32.0
             if kind == "loss":
                 x = tf.where(batch["bad"] > 0, np.nan, x)

@@ -171,7 +171,8 @@ class Backward:
 
     def _maybe_empty(self, compute, number, batch, step, share, scale, sums):
         """`compute` on a batch that may have no example: then it changes nothing."""
-        states = state_variables(self._model)
+        # Others (counters) stay the same on all replicas.
+        states = [one for one in state_variables(self._model) if one.dtype.is_floating]
         before = [tf.identity(state) for state in states]
         if self._jit:
             compute = _compiled(compute)
@@ -203,11 +204,15 @@ class Backward:
 
 
 def state_variables(model: keras.Model) -> list[Any]:
-    """TensorFlow's variables of what a forward pass changes and each replica has its own of."""
+    """TensorFlow's variables of what a forward pass changes and each replica has its own of.
+
+    Statistics, counters; not random states.
+    """
+    seeds = {id(state) for _, state in _upstream.seed_states(model)}
     return [
         variable.value
         for variable in model.non_trainable_variables
-        if tf.as_dtype(variable.dtype).is_floating and variable.aggregation in (None, "none")
+        if id(variable) not in seeds and variable.aggregation in (None, "none")
     ]
 
 

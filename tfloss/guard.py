@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfloss import _upstream
-from tfloss.backward import state_variables
 from tfloss.batches import MicroBatches
 from tfloss.distribution import worker_position
 from tfloss.errors import NonFiniteLossError
@@ -36,10 +34,8 @@ class FiniteGuard:
         self.found: NonFiniteLossError | None = None
 
     def states(self) -> list[Any]:
-        """What a forward pass changes: statistics, random states."""
-        model = self._step.model
-        seeds = [state.value for _, state in _upstream.seed_states(model)]
-        return state_variables(model) + seeds
+        """What a forward pass may change: statistics, counters, metrics, random states."""
+        return [one.value for one in self._step.model.variables if not one.trainable]
 
     def restore(self) -> None:
         """Puts those back to what they were when the bad step began. Host code."""
