@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from tfloss import app
 from tfloss.app import config as saved
-from tfloss.app.flags import FlagError, Options, parse_flags
+from tfloss.app.flags import FlagError, Options, define_flags, parse_flags
 
 # ml_collections loads a recipe in a way that Python 3.11 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -99,6 +99,24 @@ def test_every_flag_has_its_type(parse):
     }
 
 
+def test_jit_is_a_boolean_flag_that_also_takes_a_mode(parse):
+    for argument, value in (
+        ("--jit", True),
+        ("--nojit", False),
+        ("--jit=true", True),
+        ("--jit=false", False),
+        ("--jit=loop", "loop"),
+        ("--jit=auto", "auto"),
+    ):
+        found = parse(argument).jit
+        assert type(found) is type(value) and found == value
+    values = flags.FlagValues()
+    define_flags(values, ["train.py"])
+    for argument in ("--jit=loop", "--jit", "--nojit"):
+        values(["train.py", argument])
+        assert values["jit"].serialize() == argument
+
+
 def test_home_is_expanded(recipe):
     argv = ["train.py", f"--config={recipe}", "--workdir=~/runs"]
 
@@ -134,6 +152,7 @@ def test_home_is_expanded(recipe):
         ("--max_minutes=0", "--max_minutes=0: 0.0 is not number >= 0.01"),
         ("--strategy=mirorred", "should be one of <auto|one|mirrored|multi_worker|tpu>"),
         ("--mode=evaluate", "should be one of <train|train_and_eval|eval|export>"),
+        ("--jit=lop", "--jit=lop: expected loop, auto, true or false"),
         ("--profile=100", "--profile=100: expected two steps START:STOP"),
         ("--profile=110:100", "expected two steps START:STOP, START the lower one, as in 100:110"),
         ("--profile=a:b", "expected two steps START:STOP"),

@@ -44,7 +44,7 @@ class Run:
       mode: "train", "train_and_eval", "eval" or "export".
       strategy: the distribution strategy; create model and optimizer in its scope.
       seed: already set for Python, NumPy and Keras.
-      jit: whether to compile the step with XLA, or None for whatever is faster.
+      jit: as `tfloss.Trainer` takes it, or None for "auto".
       profile: the steps (start, stop) to profile, or None.
       overfit_batches: how many batches to train on again and again, or None for all.
       max_steps: the last step to run, or None for what the recipe says.
@@ -57,7 +57,7 @@ class Run:
     mode: str
     strategy: "tf.distribute.Strategy"
     seed: int
-    jit: bool | None
+    jit: bool | str | None
     profile: tuple[int, int] | None
     overfit_batches: int | None
     max_steps: int | None

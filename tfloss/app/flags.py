@@ -31,7 +31,7 @@ class Options:
     strategy: str
     replicas: int | None
     seed: int
-    jit: bool | None
+    jit: bool | str | None
     profile: tuple[int, int] | None
     overfit_batches: int | None
     max_steps: int | None
@@ -88,10 +88,12 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | No
     flags.DEFINE_integer(
         "seed", 0, "Of weights, data order and dropout.", lower_bound=0, flag_values=values
     )
-    flags.DEFINE_boolean(
-        "jit",
-        None,
-        "Compile the step with XLA, or don't. Without the flag: what is faster.",
+    flags.DEFINE_flag(
+        _JitFlag(
+            "jit",
+            "--jit compiles the step with XLA, --nojit nothing, --jit=loop the whole loop. "
+            "--jit=auto, as without the flag: what is fastest.",
+        ),
         flag_values=values,
     )
     flags.DEFINE(
@@ -194,6 +196,31 @@ class _WindowParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "steps"
+
+
+class _JitParser(flags.ArgumentParser):
+    """What `tfloss.Trainer` takes as `jit`."""
+
+    def parse(self, argument: Any) -> bool | str:
+        if argument in ("loop", "auto"):
+            return argument
+        try:
+            return flags.BooleanParser().parse(argument)
+        except ValueError:
+            raise ValueError("expected loop, auto, true or false") from None
+
+    def flag_type(self) -> str:
+        return "bool, loop or auto"
+
+
+class _JitFlag(flags.Flag):
+    """--jit and --nojit, as of a boolean flag, and --jit=loop."""
+
+    def __init__(self, name: str, help: str):
+        super().__init__(_JitParser(), None, name, None, help, boolean=True)
+
+    def serialize(self) -> str:
+        return f"--{self.name}={self.value}" if isinstance(self.value, str) else super().serialize()
 
 
 def _claim(values: flags.FlagValues, name: str) -> None:
