@@ -112,14 +112,27 @@ def sync_replicas(model: keras.Model, more: Iterable[tf.Variable] = ()) -> None:
             assign(value, read(value))
         return
 
+    if not (_meant and [*map(id, _meant[0][0])] == [*map(id, values)]):
+        # As a function, since strategies warn of what they run eagerly. One that is kept: it is
+        # traced once, and not for each checkpoint.
+        _meant[:] = [(values, tf.function(lambda: _mean(strategy, values), autograph=False))]
+    _meant[0][1]()
+
+
+_meant: list[tuple[list[Any], Any]] = []  # the last variables, and what gives replicas their mean
+
+
+def _mean(strategy: tf.distribute.Strategy, variables: list[Any]) -> None:
+    """Traced, cross-replica."""
+
     def replica():
         context = tf.distribute.get_replica_context()
         mean = tf.distribute.ReduceOp.MEAN
-        found = context.all_reduce(mean, [tf.identity(value) for value in values])
-        for value, one in zip(values, found, strict=True):
-            value.assign(one)
+        found = context.all_reduce(mean, [tf.identity(one) for one in variables])
+        for variable, value in zip(variables, found, strict=True):
+            variable.assign(value)
 
-    strategy.run(tf.autograph.experimental.do_not_convert(replica))
+    strategy.run(replica)
 
 
 def _replica_values(value: Any) -> tuple:
