@@ -147,3 +147,16 @@ def test_workers_killed_at_random_go_on_from_the_last_checkpoint(tmp_path):
     assert output.count("resuming at step") >= KILLS
     # Where an undisturbed run ends: 0.05 to 0.11 after 60 to 300 steps.
     assert first["val"]["mse"] < 0.3
+
+
+def test_a_script_says_what_there_is_once(tmp_path):
+    script = [sys.executable, "examples/digits/train.py", "--config=configs/digits.py"]
+    command = [*LAUNCH, "--", *script, f"--workdir={tmp_path}", "--max_steps=20"]
+    code, output = finish(start(command))
+    assert code == 0, output
+    lines = [line for line in output.splitlines() if re.match(r"\[\d\] (test/|\w+ +\S*/)", line)]
+    said = [(line[:3], line.split()[1]) for line in lines]
+    assert [who for who, what in said if what.startswith("test/")] == ["[0]"], output
+    assert ("[0]", "checkpoints") in said, output
+    assert f"[1] files       written by the first worker, in {tmp_path}" in output
+    assert [what for who, what in said if who == "[1]"] == [], output

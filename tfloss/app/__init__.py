@@ -116,11 +116,21 @@ class Run:
         return hooks + ([TimeLimit(self.max_minutes)] if self.max_minutes else [])
 
     def report(self, results: Mapping[str, float]) -> None:
-        """Prints what an evaluation at the end has found, as `test/<name> <value>` in one line."""
+        """Prints what an evaluation at the end has found, as `test/<name> <value>` in one line.
+
+        Of several workers, which all found the same, the first one does.
+        """
+        if not self._first:
+            return
         print(*(f"test/{name} {value:.5g}" for name, value in results.items()), sep="  ")
 
     def where(self) -> str:
-        """A line for each thing that lies in the workdir, and how to open TensorBoard."""
+        """A line for each thing that lies in the workdir, and how to open TensorBoard.
+
+        On other workers than the first, which writes it all, a line that says so.
+        """
+        if not self._first:
+            return f"{'files':<12}written by the first worker, in {self.workdir}"
         lines = {
             "checkpoints": str(self.workdir / "checkpoints"),
             "metrics.jsonl": str(self.workdir / "metrics.jsonl"),
@@ -134,6 +144,13 @@ class Run:
         there = {k: line for k, line in lines.items() if (self.workdir / k).exists()}
         labels = {k: names.get(k, k.partition("_step_")[0]) for k in there}
         return "\n".join(f"{labels[k]:<12}{line}" for k, line in there.items())
+
+    @property
+    def _first(self) -> bool:
+        """Whether this is the first of several workers, or the only one."""
+        from tfloss.distribution import is_chief
+
+        return is_chief(self.strategy)
 
 
 def run(
@@ -200,7 +217,7 @@ def prepare(options: Options) -> Run:
     import_tensorflow()
     import keras
 
-    from tfloss.distribution import is_chief, make_strategy
+    from tfloss.distribution import make_strategy
     from tfloss.randomness import make_deterministic
 
     strategy = make_strategy(options.strategy, options.replicas)
@@ -230,23 +247,23 @@ def prepare(options: Options) -> Run:
             "--overfit_batches": options.overfit_batches,
             "--max_steps": options.max_steps,
         }
-        _keep_config(prepared, flags, write=prepared.trains and is_chief(strategy))
+        _keep_config(prepared, flags)
     except OSError as error:
         raise ValueError(f"Can't write to --workdir={options.workdir}: {error}") from None
     return prepared
 
 
-def _keep_config(run: Run, flags: dict[str, Any], write: bool) -> None:
+def _keep_config(run: Run, flags: dict[str, Any]) -> None:
     """Prints what differs from the config in the workdir, and puts the new one there."""
     old = read_config(run.workdir)
     if not run.trains:  # the flags there are those of the training, and are to differ
         flags = {name: value for name, value in (old or {}).items() if name in flags}
     new = to_json(run.config) | flags
     changed = differences(old, new) if old is not None else []
-    if changed:
+    if changed and run._first:
         print(f"The config differs from {run.workdir / FILE}; the new one counts:")
         print("".join(f"  {line}\n" for line in changed), end="", flush=True)
-    if write:
+    if run.trains and run._first:
         write_config(new, run.workdir)
 
 
