@@ -222,3 +222,29 @@ def test_batches_of_open_shapes_run_as_a_graph(patient):
     data = rows(X, 8).map(lambda b: {**b, "words": tf.fill([8, tf.size(tf.unique(b["x"])[0])], 1)})
     trainer, _ = run("auto", 200, data=data)
     assert trainer._modes._chosen == "graph"
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize("check", ["assert_less", "check_numerics", "gather"])
+def test_xla_leaves_out_what_only_checks(check):
+    """As docs/performance.md says of the modes; when it fails, that is to be changed."""
+
+    class Checked(Deep):
+        def call(self, batch, training=False):
+            found = super().call(batch, training)
+            x = batch["x"]
+            if check == "assert_less":
+                tf.debugging.assert_less(tf.reduce_max(x), 0.5)
+            elif check == "check_numerics":
+                x = tf.debugging.check_numerics(tf.where(x > 0.5, np.inf, x), "bad")
+                found["error"] += 0.0 * tf.reduce_mean(tf.where(x > 0.5, 0.0, x))
+            else:
+                index = tf.where(tf.reduce_max(x) > 0.5, 100, 0)
+                found["error"] += 0.0 * tf.gather(tf.ones([3]), index)
+            return found
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        run(False, 8, Checked)
+    for jit in (True, "loop"):
+        trainer, _ = run(jit, 8, Checked)
+        assert trainer.step == 8

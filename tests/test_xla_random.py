@@ -78,6 +78,35 @@ def test_what_is_left_to_tensorflow():
         np.testing.assert_array_equal(both(draw)[1], plain)
 
 
+@pytest.mark.upstream
+@pytest.mark.parametrize(
+    "name", ["truncated_normal", "gamma", "categorical", "float64", "Generator"]
+)
+def test_what_xla_draws_otherwise(name):
+    """As docs/performance.md says; when one fails, it can be left out there."""
+    seed = [1, 2]
+    generator = tf.random.Generator.from_seed(1)
+    logits = tf.constant([[0.0, 1.0, 2.0]])  # here: in a function it would be folded, draws and all
+
+    def from_generator():
+        with tf.control_dependencies([generator.state.assign(tf.constant([1, 2, 3], tf.int64))]):
+            return generator.uniform([50])
+
+    draw = {
+        "truncated_normal": lambda: tf.random.stateless_truncated_normal([50], seed),
+        "gamma": lambda: tf.random.stateless_gamma([50], seed, 2.0),
+        "categorical": lambda: tf.random.stateless_categorical(logits, 50, seed),
+        "float64": lambda: tf.random.stateless_uniform([50], seed, dtype=tf.float64),
+        "Generator": from_generator,
+    }[name]
+    try:
+        graph, xla = both(draw)
+    except tf.errors.InvalidArgumentError as error:  # not compiled at all
+        assert name == "gamma" and "StatelessRandomGammaV" in str(error)
+    else:
+        assert not np.allclose(graph, xla)
+
+
 def test_outside_nothing_has_changed():
     before = tf.random.stateless_uniform, tf.random.stateless_normal
     with _xla_random.as_in_a_graph():
