@@ -1,13 +1,21 @@
 """What is saved, what is refused, and what comes back."""
 
 import platform
+import threading
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.checkpoint import CheckpointDirectory, load_file, load_manifest, named_variables
+from tests.test_memory import resident
+from tfloss.checkpoint import (
+    CheckpointDirectory,
+    load_file,
+    load_manifest,
+    load_values,
+    named_variables,
+)
 from tfloss.errors import CheckpointError
 
 
@@ -20,6 +28,26 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert directory.restore(directory.at(1), {"v": variable}) == {"n": 2}
     assert variable.numpy() == 2.0 and directory.steps() == [1]
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_saving_takes_no_second_copy_of_the_variables(tmp_path):
+    variables = {str(i): tf.Variable(tf.ones([1000, 1000]) * i) for i in range(50)}  # 200 MB
+    directory, most, done = CheckpointDirectory(tmp_path), [], threading.Event()
+    directory.save(1, {"0": variables["0"]})
+    before = resident()
+
+    def watch():
+        while not done.wait(0.002):
+            most.append(resident())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    directory.save(2, variables)
+    done.set()
+    thread.join()
+    assert len(most) > 10
+    assert max(most) - before < 100.0
+    np.testing.assert_array_equal(load_values(directory.at(2), ["49"])["49"], 49.0)
 
 
 # Won't be written

@@ -19,7 +19,7 @@ from tfloss.checkpoint.background import BackgroundWriter
 from tfloss.checkpoint.difference import Difference
 from tfloss.checkpoint.files import CheckpointFiles
 from tfloss.checkpoint.manifest import MANIFEST, load_manifest
-from tfloss.checkpoint.values import assign, is_accumulator, read
+from tfloss.checkpoint.values import array, assign, is_accumulator, read_tensor
 from tfloss.errors import CheckpointError
 from tfloss.version import __version__
 
@@ -72,11 +72,12 @@ class CheckpointDirectory(CheckpointFiles):
         _check_names(files)
         if background is not None:
             background.wait()
-        values = {}
+        values, tensors = {}, {}
         for name, variable in variables.items():
-            values[name] = read(variable, copy=False)  # nobody assigns before this returns
+            tensors[name] = read_tensor(variable)  # nobody assigns before this returns
+            values[name] = array(tensors[name])
             if background is not None and write:
-                values[name] = background.copy(name, values[name])
+                tensors[name] = values[name] = background.copy(name, values[name])
         finite = {name for name, variable in variables.items() if _is_state(variable)}
         finite = finite if check_finite else set()
         if not write:
@@ -86,7 +87,7 @@ class CheckpointDirectory(CheckpointFiles):
 
         def write_it() -> None:
             _check_finite(step, values, finite)
-            self.write(step, functools.partial(_fill, values=values, files=files), manifest)
+            self.write(step, functools.partial(_fill, tensors=tensors, files=files), manifest)
 
         if background is None:
             write_it()
@@ -212,16 +213,15 @@ def _not_json(where: str, value: Any) -> tuple[str, Any]:
     return where, value
 
 
-def _fill(folder: Path, *, values: Mapping[str, np.ndarray], files: Mapping[str, bytes]) -> None:
+def _fill(folder: Path, *, tensors: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     """Writes the files of a checkpoint. Raises OSError if one can't be written."""
     try:
         with tf.device("CPU:0"):  # values that are on the host already go to no GPU
-            tensors = [tf.convert_to_tensor(value) for value in values.values()]
             tf.raw_ops.SaveV2(
                 prefix=str(folder / _BUNDLE),
-                tensor_names=list(values),
-                shape_and_slices=[""] * len(values),
-                tensors=tensors,
+                tensor_names=list(tensors),
+                shape_and_slices=[""] * len(tensors),
+                tensors=[tf.convert_to_tensor(one) for one in tensors.values()],
             )
     except tf.errors.OpError as error:
         # "{{function_node ...}} /path/of/file; No space left on device [Op:SaveV2]"

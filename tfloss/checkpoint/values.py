@@ -29,6 +29,25 @@ def read(variable: Any, *, copy: bool = True) -> np.ndarray:
     return value.copy() if copy else value
 
 
+def read_tensor(variable: Any) -> tf.Tensor | np.ndarray:
+    """The same without copying, as a tensor where it is one; for whoever wants a tensor.
+
+    `array` gives the array that `read(variable, copy=False)` gives, of the same memory.
+    """
+    value = tf_variable(variable)
+    return (
+        _view(value) if isinstance(value, tf.distribute.DistributedValues) else value.read_value()
+    )
+
+
+def array(value: tf.Tensor | np.ndarray) -> np.ndarray:
+    """On the host; of a tensor that is there, its memory."""
+    if isinstance(value, np.ndarray):
+        return value
+    # Without copying, which TensorFlow can't for a bfloat16 scalar.
+    return np.asarray(value if value.shape.rank else value.numpy())
+
+
 def _view(value: Any) -> np.ndarray:
     if not isinstance(value, tf.distribute.DistributedValues):
         return _host(value)
@@ -44,9 +63,7 @@ def _view(value: Any) -> np.ndarray:
 
 
 def _host(variable: Any) -> np.ndarray:
-    tensor = variable.read_value()
-    # Without copying, which TensorFlow can't for a bfloat16 scalar.
-    return np.asarray(tensor if tensor.shape.rank else tensor.numpy())
+    return array(variable.read_value())
 
 
 def assign(variable: Any, value: np.ndarray) -> None:
