@@ -155,6 +155,31 @@ def test_a_loss_that_is_not_finite_stops_before_its_update(per_step):
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_after_a_loss_that_is_not_finite_the_next_batch_comes(size):
+    """A bad batch of the size of the others, or of another one, which is a graph's."""
+    groups = [[4.0, 1.0], [9.0, 4.0], [-1.0] * size, [1.0, 9.0], [1.0, 4.0]]
+    data = tf.data.Dataset.from_generator(
+        lambda: ({"x": one} for one in groups), output_signature={"x": tf.TensorSpec([None])}
+    ).repeat()
+    stopped = {}
+    for mode in ("graph", "loop"):
+        train_step, iterator = make_step(
+            lambda: Line(_root), data, optimizer=lambda: keras.optimizers.SGD(0.001)
+        )
+        engine = Engine(train_step, mode=mode)
+        source = _ahead(iterator) if mode == "loop" else iterator
+        stopped[mode] = []
+        for _ in range(3):
+            with pytest.raises(NonFiniteLossError) as error:
+                for _ in range(20):
+                    engine.run(source, 8)
+            stopped[mode].append((error.value.step, train_step.model.w.numpy()))
+    assert [step for step, _ in stopped["loop"]] == [3, 7, 11]
+    for one, other in zip(stopped["loop"], stopped["graph"], strict=True):
+        assert one == pytest.approx(other)
+
+
 def test_statistics_are_those_before_the_bad_step():
     class Model(keras.Model):
         def __init__(self):
@@ -266,50 +291,66 @@ def test_what_xla_can_not_compile_is_named_and_its_batches_are_not_lost():
 
 
 def _read(row):
-    """Numbers 700 and 1,100 can't be read."""
+    """Some numbers can't be read: the first one, two that follow each other, two others."""
     number = row["x"]
-    bad = tf.equal(number, 700) | tf.equal(number, 1100)
+    bad = tf.reduce_any(number == [0, 700, 701, 1100, 2500])
     text = tf.where(bad, "corrupt", tf.strings.as_string(number % 7))
     return {"x": tf.strings.to_number(text)[tf.newaxis]}
 
 
+def _numbers(kind):
+    numbers = {"x": np.arange(6000)}
+    if kind == "source":
+        return Source(numbers, batch_size=2, seed=3, map=_read)
+    rows = tf.data.Dataset.from_tensor_slices(numbers)
+    return rows.shuffle(100, seed=3, reshuffle_each_iteration=False).map(_read).batch(2)
+
+
 @pytest.mark.parametrize("kind", ["iterator", "source"])
-def test_an_error_in_the_data_stops_after_the_steps_before_it(kind, tmp_path):
-    """As it does in a graph, though it was met when these were not trained on yet."""
+@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_an_error_in_the_data_stops_after_the_steps_before_it(kind, accumulate, tmp_path):
+    """As it does in a graph, though it was met when these were not trained on yet.
 
-    def data():
-        numbers = {"x": np.arange(3000)}
-        if kind == "source":
-            return Source(numbers, batch_size=1, shuffle=False, map=_read)
-        rows = tf.data.Dataset.from_tensor_slices(numbers)
-        return rows.shuffle(100, seed=3, reshuffle_each_iteration=False).map(_read)
+    And one can go on, in a new process too.
+    """
+    last = 2400 // accumulate
 
-    def run(jit):
+    def run(jit, stop=last):
         trainer = tfloss.Trainer(
             Line(lambda model, batch, y: tf.reduce_mean((y - 2.0) ** 2)),
             keras.optimizers.SGD(0.01),
             jit=jit,
-            workdir=tmp_path / str(jit),
+            accumulate=accumulate,
+            workdir=tmp_path / f"{jit}_{stop}",
+            hooks=[SaveCheckpoint(Every(steps=100))],
             default_hooks=False,
         )
-        given, ends = data(), []
-        while True:
-            try:
-                trainer.train(given, 1500)
-                return ends, trainer.model.w.numpy()
-            except tf.errors.InvalidArgumentError as error:
-                assert "corrupt" in str(error)
-                ends.append((int(trainer.train_step.counter.numpy()), trainer.model.w.numpy()))
+        data, ends = _numbers(kind), []
+        for steps in (stop, last):
+            while trainer.step < steps:
+                try:
+                    trainer.train(data, steps)
+                except tf.errors.InvalidArgumentError as error:
+                    assert "corrupt" in str(error)
+                    ends.append((trainer.step, trainer.model.w.numpy()))
+            if steps < last:  # a new process
+                trainer = tfloss.Trainer(
+                    Line(lambda model, batch, y: tf.reduce_mean((y - 2.0) ** 2)),
+                    keras.optimizers.SGD(0.01),
+                    jit=jit,
+                    accumulate=accumulate,
+                    workdir=tmp_path / f"{jit}_{stop}",
+                    default_hooks=False,
+                )
+                data = _numbers(kind)
+        return [*ends, (trainer.step, trainer.model.w.numpy())]
 
-    graph, loop = run(False), run("loop")
-    assert len(graph[0]) == 2
-    # A source's position isn't known behind the first error, so nothing can go back there.
-    count = 1 if kind == "source" else 2
-    for before, now in zip(graph[0][:count], loop[0][:count], strict=True):
-        assert now[0] == before[0]
-        np.testing.assert_allclose(now[1], before[1], rtol=1e-5)
-    if kind == "iterator":
-        np.testing.assert_allclose(loop[1], graph[1], rtol=1e-5)
+    graph = run(False)
+    assert len(graph) >= 5
+    for other in (run("loop"), run("loop", stop=last // 2 + 3), run(False, stop=last // 2 + 3)):
+        assert [step for step, _ in other] == [step for step, _ in graph]
+        weights = [[w for _, w in one] for one in (other, graph)]
+        np.testing.assert_allclose(*weights, rtol=1e-5)
 
 
 def test_data_that_can_not_be_stacked_is_refused():

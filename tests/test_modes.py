@@ -29,6 +29,20 @@ class Deep(keras.Model):
         return {"error": tf.reduce_mean((y - batch["x"]) ** 2)} if training else {"y": y}
 
 
+class Ordered(Deep):
+    """Knows which batches it was trained on, in which order."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = self.add_weight(dtype="int64", initializer="zeros", trainable=False)
+
+    def call(self, batch, training=False):
+        if training:
+            total = tf.cast(tf.reduce_sum(batch["x"]), tf.int64)
+            self.seen.assign(self.seen * 31 + total)  # wraps around
+        return super().call({"x": batch["x"] / 1000.0}, training)
+
+
 class Numpy(Deep):
     """Not for XLA."""
 
@@ -151,6 +165,47 @@ def test_an_error_in_the_data_is_not_taken_for_one_of_the_compiler(
         run("auto", data=tf.data.Dataset.range(10**6).map(read))
     assert "XLA can't compile it" not in capsys.readouterr().out
     assert not any("compiled with XLA" in note for note in getattr(found.value, "__notes__", []))
+
+
+@pytest.mark.parametrize("kind", ["iterator", "source"])
+@pytest.mark.parametrize("best", ["graph", "loop"])
+def test_errors_in_the_data_come_when_they_would_in_a_graph(kind, best, patient, tmp_path):
+    """One as a graph, three while the loop is tried, at the end of that too, one afterwards."""
+    rates = {"graph": 100.0, "loop": 10.0} | {best: 1000.0}
+
+    def rate(self, mode):
+        yield mode, 5
+        yield mode, 20
+        return rates[mode]
+
+    bad = np.array([3, 30, 50, 52, 700])
+
+    def read(row):
+        text = tf.where(tf.reduce_any(row["x"] == bad), "corrupt", tf.strings.as_string(row["x"]))
+        return {"x": tf.strings.to_number(text)}
+
+    def trained(jit):
+        numbers = {"x": np.arange(2000)}
+        data = Source(numbers, batch_size=1, shuffle=False, map=read)
+        if kind == "iterator":
+            data = tf.data.Dataset.from_tensor_slices(numbers).map(read).batch(1)
+        trainer = tfloss.Trainer(
+            Ordered(), keras.optimizers.SGD(0.01), jit=jit, workdir=tmp_path / str(jit),
+            default_hooks=False, steps_per_call=200,
+        )  # fmt: skip
+        ends = []
+        while trainer.step < 1500:
+            try:
+                trainer.train(data, 1500)
+            except tf.errors.InvalidArgumentError:
+                ends.append(trainer.step)
+        return ends, trainer.model.seen.numpy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning.Tuner, "_rate", rate)
+        patch.setattr(modes.Modes, "_candidates", lambda self: ["loop"])
+        auto = trained("auto")
+    assert auto == trained(False) and len(auto[0]) == len(bad)
 
 
 def test_deterministic_is_a_graph_and_says_nothing(patient, tmp_path, capsys):

@@ -172,10 +172,15 @@ def _poisoned(bad_rows, kind):
             super().__init__(name="model")
             self.w = self.add_weight(name="w", shape=(), initializer="ones")
             self.norm = keras.layers.BatchNormalization(name="norm")
-            self.count = self.add_weight(name="count", shape=(), dtype="int32", trainable=False)
+            counter = {"shape": (), "dtype": "int32", "initializer": "zeros", "trainable": False}
+            self.count = self.add_weight(name="count", **counter)
+            self.first = self.add_weight(name="1", aggregation="only_first_replica", **counter)
+            self.mean = keras.metrics.Mean(name="mean")
 
         def call(self, batch, training=False):
             self.count.assign_add(1)
+            self.first.assign_add(1)
+            self.mean.update_state(tf.where(batch["bad"] > 0, np.nan, batch["x"]))
             x = batch["x"] / 32.0
             if kind == "loss":
                 x = tf.where(batch["bad"] > 0, np.nan, x)
@@ -205,7 +210,8 @@ def test_a_bad_update_on_one_replica_changes_nothing_anywhere(count, kind, repli
     engine.run(iterator, 1)
 
     def state():
-        everything = [*train_step.model.variables, *train_step.optimizers["optimizer"].variables]
+        everything = [*train_step.model.variables, *train_step.model.metrics_variables]
+        everything += train_step.optimizers["optimizer"].variables
         values = [v.value for v in everything] + list(train_step.extra_variables().values())[1:]
         local = train_step.strategy.experimental_local_results
         return [np.asarray(one) for value in values for one in local(value)]

@@ -171,8 +171,7 @@ class Backward:
 
     def _maybe_empty(self, compute, number, batch, step, share, scale, sums):
         """`compute` on a batch that may have no example: then it changes nothing."""
-        # Others (counters) stay the same on all replicas.
-        states = [one for one in state_variables(self._model) if one.dtype.is_floating]
+        states = statistics(self._model)
         before = [tf.identity(state) for state in states]
         if self._jit:
             compute = _compiled(compute)
@@ -203,17 +202,24 @@ class Backward:
                 )
 
 
-def state_variables(model: keras.Model) -> list[Any]:
-    """TensorFlow's variables of what a forward pass changes and each replica has its own of.
-
-    Statistics, counters; not random states.
-    """
-    seeds = {id(state) for _, state in _upstream.seed_states(model)}
+def statistics(model: keras.Model) -> list[Any]:
+    """TensorFlow's variables of what each replica finds for itself in a forward pass."""
     return [
         variable.value
         for variable in model.non_trainable_variables
-        if id(variable) not in seeds and variable.aggregation in (None, "none")
+        if tf.as_dtype(variable.dtype).is_floating and variable.aggregation in (None, "none")
     ]
+
+
+def state_variables(model: keras.Model) -> list[Any]:
+    """TensorFlow's variables of what a forward pass changes: statistics, counters, metrics.
+
+    Not random states; nor what replicas sum when they assign to it, which can't be put back.
+    """
+    seeds = {id(state) for _, state in _upstream.seed_states(model)}
+    own = [one for one in model.non_trainable_variables if id(one) not in seeds]
+    own = [one for one in own if one.aggregation != "sum"]
+    return [one.value for one in (*own, *model.metrics_variables)]
 
 
 def _compiled(function: Callable) -> Callable:

@@ -83,7 +83,8 @@ class Blocks:
     """Takes an iterator over, from where it is.
 
     An error in the data is raised when all that came before it is given out, as it would be if
-    nothing was read ahead, where `back` can go back to before the block that it is in.
+    nothing was read ahead, where `back` knows how to go back to before the block that it is in.
+    Then say `forget`, and go on.
 
     Args:
       iterator: of a `tf.data.Dataset` whose batches can be stacked.
@@ -92,9 +93,9 @@ class Blocks:
       rhythm: blocks are to begin at multiples of this many steps, and hold as many, if they can:
         then calls that are cut there aren't cut at the ends of blocks too.
       step: gives the number of steps that were taken before what is still in here.
-      keep: called with how many batches were taken and not given out, where the iterator's state
-        is one to go back to: after the first batch, and after an error.
-      back: gives an iterator so many batches after those that were given out, or None.
+      begun: called when the first batch was taken, before anything is read ahead.
+      back: gives what makes an iterator that is so many batches after those that were given out,
+        or None.
       clock: seconds.
 
     Attributes:
@@ -116,13 +117,13 @@ class Blocks:
         endless: bool = False,
         rhythm: int = 1,
         step: Callable[[], int] = lambda: 0,
-        keep: Callable[[int], None] = lambda count: None,
-        back: Callable[[int], Any] = lambda count: None,
+        begun: Callable[[], None] = lambda: None,
+        back: Callable[[int], Callable[[], Any] | None] = lambda count: None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._singles, self._per_step, self._endless = Singles(iterator), per_step, endless
         self._rhythm, self._step = rhythm, step
-        self._keep, self._back, self._clock = keep, back, clock
+        self._begun, self._back, self._clock = begun, back, clock
         self.ahead = False
         self.waited = 0.0
         self.failed = False
@@ -193,8 +194,8 @@ class Blocks:
         return Part(block, 0, steps)
 
     def left(self) -> bool:
-        """Whether a step can be made of batches that were taken from the iterator."""
-        return self._waiting() >= self._per_step
+        """Whether something that was taken from the iterator is still in here, if only an error."""
+        return bool(self._queue) or self._singles.expected
 
     def one(self) -> tuple:
         """The batches of one step."""
@@ -208,8 +209,17 @@ class Blocks:
     def give_back(self, part: Part, done: int = 0) -> None:
         """Takes back a part of which so many steps were trained on: the rest comes next."""
         first, count = part.start + done * self._per_step, (part.steps - done) * self._per_step
-        run = _Run(part.block, first, count)
-        self._queue[:0] = [_Run(batch=one) for one in part.batches] or [run]
+        rest = [_Run(part.block, first, count)] if count else []
+        self._queue[:0] = [_Run(batch=one) for one in part.batches] or rest
+
+    def forget(self) -> bool:
+        """Drops the batches of the step that an error was in, when it was raised.
+
+        Returns whether the iterator is right behind it, not ahead.
+        """
+        self._queue.clear()
+        self.failed = False
+        return self._reader is None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[int]:
@@ -233,16 +243,11 @@ class Blocks:
 
     def _single(self) -> None:
         """Takes one batch from the iterator."""
-        try:
-            batch = self._timed(self._singles.next)
-        except Exception:
-            if self.failed:
-                self._keep(self._waiting())
-            raise
+        batch = self._timed(self._singles.next)
         self._queue.append(_Run(batch=batch))
         if self._like is None:
             self._stack_like(batch)
-            self._keep(1)
+            self._begun()
         else:
             self._look_at(batch)
 
@@ -306,13 +311,13 @@ class Blocks:
     def _go_back(self, error: Exception) -> None:
         """To before the block that wasn't pulled, to take its batches singly up to the error."""
         assert self._reader is not None
+        go = self._back(self._waiting())
+        if go is None:
+            raise error
         self._reader.stop()
         self._reader = None
-        iterator = self._back(self._waiting())
-        if iterator is None:
-            raise error
+        self._singles.seek(go(), error, self.steps * self._per_step + 1)
         self.failed = False
-        self._singles.seek(iterator, error, self.steps * self._per_step + 1)
 
     def _new_reader(self) -> ReadAhead:
         while self._waiting() % self._per_step:  # so that blocks hold whole steps

@@ -25,7 +25,7 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.blocks import Blocks, Part, of_data
 from tfloss.compiled_loop import CompiledLoop
-from tfloss.errors import LossError, TflossError
+from tfloss.errors import LossError, NonFiniteLossError, TflossError
 from tfloss.guard import FiniteGuard
 from tfloss.randomness import explain
 from tfloss.report import StepOutput
@@ -175,7 +175,11 @@ class Engine:
                 return self._silent_batch(part.batches), (), waited
             values = self._compiled.run(part, lambda: self._names[False])
         except COMPILER_ERRORS:
-            blocks.give_back(part)
+            if self._guard is None or self._guard.found is None:
+                blocks.give_back(part)
+            raise
+        except NonFiniteLossError:
+            blocks.give_back(part, 1)
             raise
         if len(values) < part.steps:
             blocks.give_back(part, len(values))

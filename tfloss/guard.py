@@ -35,7 +35,9 @@ class FiniteGuard:
 
     def states(self) -> list[Any]:
         """What a forward pass may change: statistics, counters, metrics, random states."""
-        return [one.value for one in self._step.model.variables if not one.trainable]
+        model = self._step.model
+        others = [one for one in model.variables if not one.trainable]
+        return [one.value for one in (*others, *model.metrics_variables)]
 
     def restore(self) -> None:
         """Puts those back to what they were when the bad step began. Host code."""

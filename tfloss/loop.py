@@ -136,6 +136,12 @@ class Loop:
             done = (trainer.step - trainer.run.start) * trainer.train_step.accumulate
             feed.after_end(done, trainer.step, trainer.run.steps)
             return self._call(count, recording)
+        except tf.errors.OpError as error:
+            if feed.failed(error):
+                trainer.step = int(trainer.train_step.counter.numpy())
+                feed.reached(trainer.step)
+                feed.after_error()
+            raise
         feed.after_call(trainer.agreement)
         return block
 

@@ -1,6 +1,7 @@
 """Variables' values, to and from the host, whatever each replica has of them. Host code."""
 
 import contextlib
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -129,14 +130,18 @@ def sync_replicas(model: keras.Model, more: Iterable[tf.Variable] = ()) -> None:
             assign(value, read(value))
         return
 
-    if not (_meant and [*map(id, _meant[0][0])] == [*map(id, values)]):
-        # As a function, since strategies warn of what they run eagerly. One that is kept: it is
-        # traced once, and not for each checkpoint.
-        _meant[:] = [(values, tf.function(lambda: _mean(strategy, values), autograph=False))]
-    _meant[0][1]()
+    # As a function, since strategies warn of what they run eagerly. One that is kept: it is traced
+    # once, and not for each checkpoint.
+    known = _averaging.setdefault(model, {})
+    key = tuple(map(id, values))
+    if key not in known:
+        known[key] = tf.function(lambda: _mean(strategy, values), autograph=False)
+    known[key]()
 
 
-_meant: list[tuple[list[Any], Any]] = []  # the last variables, and what gives replicas their mean
+_averaging: weakref.WeakKeyDictionary[keras.Model, dict[tuple[int, ...], Any]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _mean(strategy: tf.distribute.Strategy, variables: list[Any]) -> None:

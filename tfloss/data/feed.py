@@ -15,12 +15,11 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from tfloss import batches
 from tfloss.agreement import Agreement
 from tfloss.blocks import Blocks, of_data
 from tfloss.data.alike import FirstBatch
@@ -33,6 +32,7 @@ from tfloss.data.distributed import (
     part_spec,
     without_autotuner,
 )
+from tfloss.data.identity import differences, structure
 from tfloss.data.position import (
     MOST_BYTES,
     IteratorStates,
@@ -127,11 +127,11 @@ class Feed:
         """Goes back to the first batch; of a `Source`, to any."""
         self.passes += 1
         if self.way == "seek":
-            self.dataset = self._dataset(batches)
-        watched = self.dataset if self._first is None else self._first.seen(self.dataset)
-        self.iterator = iter(distribute(watched, self.strategy, own_share=self._own))
+            self._sought(batches)
+        else:
+            watched = self.dataset if self._first is None else self._first.seen(self.dataset)
+            self.iterator = iter(distribute(watched, self.strategy, own_share=self._own))
         self.blocks: Blocks | None = None
-        self._failed = False  # since then
         self.batches = batches
         self._states = IteratorStates(batches)
 
@@ -198,22 +198,34 @@ class Feed:
                 return functools.partial(restore_iterator, self.iterator, files)
         return None
 
-    def _back(self, ahead: int) -> Any:
-        """Gives an iterator so many batches after those that were trained on, or None."""
+    def after_error(self) -> None:
+        """The data raised an error: they go on behind it, without the rest of its step."""
+        behind = self.blocks is None or self.blocks.forget()
         if self.way == "seek":
-            if self._failed:  # so it isn't known how many batches it has gone on by
-                return None
-            self.dataset = self._dataset(self.batches + ahead)
-            self.iterator = iter(distribute(self.dataset, self.strategy, own_share=self._own))
-            return self.iterator
-        files, skip = self._states.at(self.batches)
+            # The iterator may have lost any part of a batch.
+            self.restart(self.batches + self._per_step)
+        elif self.way == "iterator" and self._keeps and behind:
+            # States from before it are of no use: the way from them leads over it.
+            self._states = IteratorStates(self.batches)
+            self._keep_state(0)
+
+    def _back(self, ahead: int) -> Callable[[], Any] | None:
+        """Gives what takes the iterator to so many batches after those that were trained on."""
+        if self.way == "seek":
+            return functools.partial(self._sought, self.batches + ahead)
+        files, skip = self._states.before(self.batches + ahead)
         if self.way != "iterator" or not files:
             return None
-        try:
-            restore_iterator(self.iterator, files)
-            read_past(self.iterator, skip + ahead, lambda text: None)
-        except tf.errors.OpError:  # not only those that training met
-            return None
+        return functools.partial(self._restored, files, skip)
+
+    def _sought(self, batches: int) -> Any:
+        self.dataset = self._dataset(batches)
+        self.iterator = iter(distribute(self.dataset, self.strategy, own_share=self._own))
+        return self.iterator
+
+    def _restored(self, files: Mapping[str, bytes], skip: int) -> Any:
+        restore_iterator(self.iterator, files)
+        read_past(self.iterator, skip, lambda text: None)
         return self.iterator
 
     def identity(self) -> dict[str, Any]:
@@ -223,7 +235,7 @@ class Feed:
         return {
             "batches": int(self.dataset.cardinality()),
             "batch_size": self.batch_size,
-            "structure": _described(self.dataset.element_spec),
+            "structure": structure(self.dataset.element_spec),
         }
 
     def state(self) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -273,7 +285,7 @@ class Feed:
           DataError: the data end before it, or can't be brought there.
         """
         batches = int(state["batches"])
-        if changes := _changes(state["identity"], self.identity()):
+        if changes := ", ".join(differences(state["identity"], self.identity())):
             say("the data are not those of the checkpoint, so they begin anew: " + changes)
             return
         self._midway = midway and batches > 0
@@ -322,13 +334,9 @@ class Feed:
         """The rest of the data in blocks, that begin at multiples of `rhythm` steps if they can."""
         if self.blocks is None:
             endless = self.dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-
-            def keep(ahead: int) -> None:
-                # A shuffle has no order, and no state that says which, before its first batch.
-                if self._keeps and self.way == "iterator":
-                    self._keep_state(ahead)
-                self._failed = self.blocks is not None and self.blocks.failed
-
+            # A shuffle has no order, and no state that says which, before its first batch.
+            kept = self._keeps and self.way == "iterator"
+            begun = functools.partial(self._keep_state, 1) if kept else lambda: None
             self._keep_at = self._clock() + _KEEP_SECONDS
             self.blocks = Blocks(
                 self.iterator,
@@ -336,7 +344,7 @@ class Feed:
                 endless=bool(endless),
                 rhythm=rhythm,
                 step=lambda: self.step,
-                keep=keep,
+                begun=begun,
                 back=self._back,
             )
         return self.blocks
@@ -375,41 +383,9 @@ class Feed:
 
     def check_same_structure(self, other: "Feed") -> None:
         """Raises DataError, naming what differs, if `other` yields other kinds of batches."""
-        before, now = _described(other.element_spec), _described(self.element_spec)
-        if before != now:
-            lines = [
-                f"  {k}: {before.get(k, 'absent')} -> {now.get(k, 'absent')}"
-                for k in sorted({*before, *now})
-                if before.get(k) != now.get(k)
-            ]
+        before, now = structure(other.element_spec), structure(self.element_spec)
+        if lines := "".join(f"  {one}\n" for one in sorted(differences(before, now))):
             raise DataError(
                 "The batches have another structure than those of the last `train` call:\n"
-                + "\n".join(lines)
-                + "\nUse one Trainer for one kind of batch."
+                f"{lines}Use one Trainer for one kind of batch."
             )
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two identities, in words."""
-    old, new = (dict(_flat(one)) for one in (before, now))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(f"{k} {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys)
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _described(spec: Any) -> dict[str, str]:
-    """`{path in the nest: dtype and rank}`, which must not change between data sets."""
-    paths = tf.nest.map_structure(lambda s: s, spec)
-    flat = batches.leaves(paths, "batch")
-    return {
-        path: f"{getattr(s, 'dtype', s).name if hasattr(s, 'dtype') else s} of rank "
-        f"{s.shape.rank if hasattr(s, 'shape') else '?'}"
-        for path, s in flat
-    }

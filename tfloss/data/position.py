@@ -50,6 +50,11 @@ class IteratorStates:
         there, files = self._known[0]
         return files, batches - there
 
+    def before(self, batches: int) -> tuple[dict[str, bytes], int]:
+        """The same, and forgets none: `batches` may be ahead of what was trained on."""
+        there, files = next(one for one in reversed(self._known) if one[0] <= batches)
+        return files, batches - there
+
 
 def iterator_files(iterator: Any, most: float = math.inf) -> dict[str, bytes] | str:
     """The state of a `tf.data` iterator, as files by name; or why there is none to save.
