@@ -285,8 +285,9 @@ class Feed:
           DataError: the data end before it, or can't be brought there.
         """
         batches = int(state["batches"])
-        if changes := ", ".join(differences(state["identity"], self.identity())):
-            say("the data are not those of the checkpoint, so they begin anew: " + changes)
+        if changes := differences(state["identity"], self.identity()):
+            what = ", ".join(f"{key} {change}" for key, change in changes.items())
+            say("the data are not those of the checkpoint, so they begin anew: " + what)
             return
         self._midway = midway and batches > 0
         if self.way == "seek":
@@ -384,8 +385,9 @@ class Feed:
     def check_same_structure(self, other: "Feed") -> None:
         """Raises DataError, naming what differs, if `other` yields other kinds of batches."""
         before, now = structure(other.element_spec), structure(self.element_spec)
-        if lines := "".join(f"  {one}\n" for one in sorted(differences(before, now))):
+        if changes := differences(before, now):
             raise DataError(
                 "The batches have another structure than those of the last `train` call:\n"
-                f"{lines}Use one Trainer for one kind of batch."
+                + "".join(f"  {key}: {changes[key]}\n" for key in sorted(changes))
+                + "Use one Trainer for one kind of batch."
             )

@@ -16,11 +16,11 @@ def structure(spec: Any) -> dict[str, str]:
     }
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two nested dictionaries: `"key/key: before -> now"` each."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """What differs between two nested dictionaries: `{"key/key": "before -> now"}`."""
     old, new = (dict(_flat(one)) for one in (before, now))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f"{k} {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys]
+    return {k: f"{old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys}
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
