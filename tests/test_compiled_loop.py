@@ -315,34 +315,27 @@ def test_an_error_in_the_data_stops_after_the_steps_before_it(kind, accumulate, 
     """
     last = 2400 // accumulate
 
-    def run(jit, stop=last):
-        trainer = tfloss.Trainer(
+    def process(jit, workdir):
+        return _numbers(kind), tfloss.Trainer(
             Line(lambda model, batch, y: tf.reduce_mean((y - 2.0) ** 2)),
             keras.optimizers.SGD(0.01),
             jit=jit,
             accumulate=accumulate,
-            workdir=tmp_path / f"{jit}_{stop}",
+            workdir=workdir,
             hooks=[SaveCheckpoint(Every(steps=100))],
             default_hooks=False,
         )
-        data, ends = _numbers(kind), []
-        for steps in (stop, last):
+
+    def run(jit, stop=last):
+        ends = []
+        for steps in dict.fromkeys((stop, last)):
+            data, trainer = process(jit, tmp_path / f"{jit}_{stop}")
             while trainer.step < steps:
                 try:
                     trainer.train(data, steps)
                 except tf.errors.InvalidArgumentError as error:
                     assert "corrupt" in str(error)
                     ends.append((trainer.step, trainer.model.w.numpy()))
-            if steps < last:  # a new process
-                trainer = tfloss.Trainer(
-                    Line(lambda model, batch, y: tf.reduce_mean((y - 2.0) ** 2)),
-                    keras.optimizers.SGD(0.01),
-                    jit=jit,
-                    accumulate=accumulate,
-                    workdir=tmp_path / f"{jit}_{stop}",
-                    default_hooks=False,
-                )
-                data = _numbers(kind)
         return [*ends, (trainer.step, trainer.model.w.numpy())]
 
     graph = run(False)
