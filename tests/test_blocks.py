@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.blocks import Blocks, reason_not_to_stack
+from tfloss.blocks import Blocks, of_data, reason_not_to_stack
 
 
 def _seen(blocks, most=7):
@@ -355,6 +355,30 @@ def test_where_nothing_can_go_back_the_error_comes_early():
     assert blocks.failed
     assert not blocks.forget()
     assert _values(blocks.take(3)).tolist() == [101, 102, 103]
+
+
+def test_an_error_that_is_met_while_pulling_is_to_rest_leaves_it_going_on():
+    """Where nothing can go back."""
+    blocks = Blocks(iter(_corrupt([600])))
+    blocks.ahead = True
+    assert len(_exactly(blocks, 10)) == 10
+    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"), blocks.held():
+        pass
+    assert [int(one) for one in _exactly(blocks, 392)] == [*range(10, 401), 601]
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("[[{{node StringToNumber}}]]\n\t [[while/body/_1/while/IteratorGetNext]]", True),
+        ("[[{{node IteratorGetNext_2}}]]", True),
+        ("[[{{node MultiDeviceIteratorGetNextFromShard}}]]", True),
+        ("[[{{node net/embedding_lookup}}]]\n\t [[IteratorGetNext/_4]]", False),
+        ("[[{{node net/embedding_lookup}}]]", False),
+    ],
+)
+def test_whether_the_data_raised_an_error_in_a_graph(named, expected):
+    assert of_data(iter(()), tf.errors.InvalidArgumentError(None, None, named)) == expected
 
 
 def _values(part):

@@ -8,6 +8,7 @@ blocks' from there on. Host code.
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,7 +67,10 @@ def of_data(source: Any, error: Exception) -> bool:
     Args:
       source: `Blocks`, or an iterator of which the step takes its batch itself.
     """
-    return source.failed if isinstance(source, Blocks) else "IteratorGetNext" in str(error)
+    if isinstance(source, Blocks):
+        return source.failed
+    # "IteratorGetNext/_4" only receives from it, and may be named beside another op that failed.
+    return re.search(r"IteratorGetNext\w*(?!\w|/_\d)", str(error)) is not None
 
 
 @dataclasses.dataclass
@@ -236,10 +240,16 @@ class Blocks:
 
     def _rest(self) -> None:
         """Takes what was pulled, and lets nothing more be."""
-        if self._reader is not None:
-            self._reader.hold(True)
-        while self._reader is not None and not self._ended and self._fetch():
-            pass
+        reader = self._reader
+        if reader is None:
+            return
+        reader.hold(True)
+        try:
+            while self._reader is not None and not self._ended and self._fetch():
+                pass
+        except Exception:
+            reader.hold(False)
+            raise
 
     def _single(self) -> None:
         """Takes one batch from the iterator."""

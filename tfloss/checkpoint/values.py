@@ -15,56 +15,48 @@ def tf_variable(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def read(variable: Any, *, copy: bool = True) -> np.ndarray:
-    """The value on the host. Where replicas have values of their own: their mean.
+def read(variable: Any) -> np.ndarray:
+    """A copy of the value on the host. Where replicas have values of their own: their mean.
 
     Integers that differ (seed states) are those of replica 0, and so is a variable whose
     aggregation is "only_first_replica". A variable that is summed when read (a metric's) gives
     the sum.
-
-    Args:
-      copy: without it, the array may be the variable's own memory: read it, and let go of it
-        before the variable changes (TensorFlow copies the variable then, if someone holds it).
     """
-    value = _view(tf_variable(variable))
-    return value.copy() if copy else value
+    return array(read_tensor(variable)).copy()
 
 
-def read_tensor(variable: Any) -> tf.Tensor | np.ndarray:
-    """The same without copying, as a tensor where it is one; for whoever wants a tensor.
+def read_tensor(variable: Any) -> tf.Tensor:
+    """The same as a tensor, which may be the variable's own memory.
 
-    `array` gives the array that `read(variable, copy=False)` gives, of the same memory.
+    Use it, and let go of it, before the variable changes (TensorFlow copies the variable then, if
+    someone holds it).
     """
     value = tf_variable(variable)
-    return (
-        _view(value) if isinstance(value, tf.distribute.DistributedValues) else value.read_value()
-    )
-
-
-def array(value: tf.Tensor | np.ndarray) -> np.ndarray:
-    """On the host; of a tensor that is there, its memory."""
-    if isinstance(value, np.ndarray):
-        return value
-    # Without copying, which TensorFlow can't for a bfloat16 scalar.
-    return np.asarray(value if value.shape.rank else value.numpy())
-
-
-def _view(value: Any) -> np.ndarray:
     if not isinstance(value, tf.distribute.DistributedValues):
-        return _host(value)
+        return _on_host(value)
     aggregation = getattr(value, "aggregation", None)
     if aggregation == tf.VariableAggregation.SUM:
-        return _host(value)
-    local = [_host(one) for one in _replica_values(value)]
+        return _on_host(value)
+    tensors = [_on_host(one) for one in _replica_values(value)]
+    local = [array(one) for one in tensors]
     floating = tf.as_dtype(value.dtype).is_floating
     first_only = aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA
     if first_only or not floating or all(np.array_equal(local[0], one) for one in local[1:]):
-        return local[0]
-    return np.mean([one.astype(np.float64) for one in local], 0).astype(local[0].dtype)
+        return tensors[0]
+    with tf.device("CPU:0"):
+        mean = np.mean([one.astype(np.float64) for one in local], 0)
+        return tf.constant(mean.astype(local[0].dtype))
 
 
-def _host(variable: Any) -> np.ndarray:
-    return array(variable.read_value())
+def array(tensor: tf.Tensor) -> np.ndarray:
+    """What `read_tensor` gave as an array, without copying."""
+    # Which TensorFlow can't for a bfloat16 scalar.
+    return np.asarray(tensor if tensor.shape.rank else tensor.numpy())
+
+
+def _on_host(variable: Any) -> tf.Tensor:
+    with tf.device("CPU:0"):
+        return tf.identity(variable.read_value())
 
 
 def assign(variable: Any, value: np.ndarray) -> None:
