@@ -22,7 +22,7 @@ from _timing import interleaved, ratio
 
 import tfloss
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
-from tfloss.state import TrainerState
+from tfloss.trainer.checkpointed_state import TrainerState
 
 ROUNDS = 9
 LAYERS, WIDTH = 33, 1024  # three times 4 MB each, with Adam's slots

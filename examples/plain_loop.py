@@ -3,7 +3,7 @@
     python examples/plain_loop.py
 
 For loops that nobody foresaw. `TrainStep` is what one update is; everything else here is
-plain TensorFlow. `tests/test_levels.py` shows that it ends with the very same weights.
+plain TensorFlow. `tests/equivalence/test_levels.py` shows that it ends with the very same weights.
 """
 
 import tempfile

@@ -49,7 +49,7 @@ def run(out: Path, options: dict) -> dict:
     import tfloss
     from tests.equivalence.worker import two_replicas
     from tfloss.checkpoint import CheckpointDirectory
-    from tfloss.distribution import worker_position
+    from tfloss.distribute.strategy import worker_position
     from tfloss.hooks import Evaluate, Hook, SaveCheckpoint
 
     if o["strategy"] == "multi_worker":

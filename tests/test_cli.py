@@ -67,7 +67,7 @@ def test_replay_of_a_folder_that_is_not_there(tmp_path, capsys):
 @pytest.mark.parametrize("between", [["--"], []])
 def test_launch_gets_the_command_as_it_stands(between, monkeypatch):
     seen = []
-    monkeypatch.setattr("tfloss.launch.run", lambda *given: seen.append(given) or 75)
+    monkeypatch.setattr("tfloss.distribute.launch.run", lambda *given: seen.append(given) or 75)
     options = ["--workers=2", "--max-restarts", "3", *between]
 
     assert cli.main(["launch", *options, "python", "t.py", "--workers=9", "--", "x"]) == 75

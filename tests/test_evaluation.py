@@ -9,9 +9,9 @@ import tensorflow as tf
 import tfloss
 import tfloss.summary
 from tests.toys import Line
-from tfloss.context import current_step
 from tfloss.errors import DataError, MetricError, ModelError
 from tfloss.evaluation import Evaluator, _described, metric
+from tfloss.forward.context import current_step
 
 # 103 examples in batches of 8: 12 whole batches and one of 7.
 VALUES = np.random.RandomState(0).randn(103).astype(np.float32)

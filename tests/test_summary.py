@@ -5,9 +5,9 @@ import tensorflow as tf
 
 from tests.toys import Line, make_step, rows, run
 from tfloss import summary
-from tfloss.context import current_step
-from tfloss.engine import Engine
+from tfloss.engine.engine import Engine
 from tfloss.errors import SummaryError
+from tfloss.forward.context import current_step
 
 DATA = rows([1.0, 2.0, 3.0, 4.0], 4)
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tfloss.data.distributed import distribute
 from tfloss.data.feed import Feed
-from tfloss.engine import Block, Engine
-from tfloss.step import TrainStep
+from tfloss.engine.engine import Block, Engine
+from tfloss.step.train_step import TrainStep
 
 
 class Line(keras.Model):

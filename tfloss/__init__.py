@@ -12,42 +12,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfloss import adapters, app, data, errors, hooks, replay, summary
-    from tfloss.collective import cross_replica_concat, global_mean, global_sum
-    from tfloss.context import current_step
-    from tfloss.distribution import make_strategy
-    from tfloss.ema import Ema
-    from tfloss.engine import Engine
+    from tfloss.checkpoint.load_weights import load_weights
+    from tfloss.distribute.strategy import make_strategy
+    from tfloss.engine.engine import Engine
     from tfloss.evaluation import metric
-    from tfloss.groups import Group
+    from tfloss.forward.context import current_step
+    from tfloss.forward.global_batch import cross_replica_concat, global_mean, global_sum
+    from tfloss.forward.losses import add_loss
     from tfloss.hooks import Every, Hook
-    from tfloss.losses import add_loss
-    from tfloss.result import TrainResult
+    from tfloss.optimizers.ema import Ema
+    from tfloss.optimizers.groups import Group
     from tfloss.saved_model import export
-    from tfloss.step import TrainStep
-    from tfloss.trainer import Trainer
+    from tfloss.step.train_step import TrainStep
+    from tfloss.trainer.result import TrainResult
+    from tfloss.trainer.trainer import Trainer
     from tfloss.version import __version__
-    from tfloss.warm_start import load_weights
 
 # Imported when first used, so that a script can parse its flags, and quieten TensorFlow,
 # before TensorFlow starts.
 _WHERE = {
-    "Ema": "ema",
-    "Engine": "engine",
+    "Ema": "optimizers.ema",
+    "Engine": "engine.engine",
     "Every": "hooks",
-    "Group": "groups",
+    "Group": "optimizers.groups",
     "Hook": "hooks",
-    "TrainResult": "result",
-    "TrainStep": "step",
-    "Trainer": "trainer",
+    "TrainResult": "trainer.result",
+    "TrainStep": "step.train_step",
+    "Trainer": "trainer.trainer",
     "__version__": "version",
-    "add_loss": "losses",
-    "cross_replica_concat": "collective",
-    "current_step": "context",
+    "add_loss": "forward.losses",
+    "cross_replica_concat": "forward.global_batch",
+    "current_step": "forward.context",
     "export": "saved_model",
-    "global_mean": "collective",
-    "global_sum": "collective",
-    "load_weights": "warm_start",
-    "make_strategy": "distribution",
+    "global_mean": "forward.global_batch",
+    "global_sum": "forward.global_batch",
+    "load_weights": "checkpoint.load_weights",
+    "make_strategy": "distribute.strategy",
     "metric": "evaluation",
 }
 _MODULES = ("adapters", "app", "data", "errors", "hooks", "replay", "summary")

@@ -105,7 +105,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     if not command:
         sys.stderr.write("tfloss launch: no command; it comes last: -- python train.py ...\n")
         return 2
-    from tfloss import launch
+    from tfloss.distribute import launch
 
     return launch.run(command, arguments.workers, arguments.max_restarts, arguments.grace)
 
@@ -138,9 +138,9 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
         from tfloss.app.quiet import import_tensorflow
 
         import_tensorflow()
-        from tfloss.checkpoint import changes
+        from tfloss.checkpoint import compare
 
-        changes.show(files, *arguments.diff)
+        compare.show(files, *arguments.diff)
     except CheckpointError as error:
         sys.stderr.write(f"tfloss checkpoints: {error}\n")
         return 2

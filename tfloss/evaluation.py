@@ -22,12 +22,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.batches import count, leaves, split
-from tfloss.context import forward_context
+from tfloss.data.batches import count, leaves, split
 from tfloss.data.distributed import Data, as_dataset
-from tfloss.distribution import worker_position
+from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
-from tfloss.losses import LossWeights, collect
+from tfloss.forward.context import forward_context
+from tfloss.forward.losses import LossWeights, collect
 
 
 @runtime_checkable

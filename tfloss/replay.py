@@ -21,7 +21,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import keras
 import numpy as np
@@ -29,14 +29,24 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.checkpoint import CheckpointDirectory, load_manifest
-from tfloss.context import forward_context, is_library
-from tfloss.losses import collect
-
-if TYPE_CHECKING:
-    from tfloss.trainer import Trainer
+from tfloss.forward.context import forward_context
+from tfloss.forward.losses import collect
+from tfloss.inspect.source_lines import is_library
+from tfloss.step.train_step import TrainStep
 
 VARIABLE = "TFLOSS_REPLAY"
 _FOUND = "replay.txt"  # beside the batch: what was found, and that it was
+
+
+class _Trainer(Protocol):
+    """What of a `Trainer` is needed to run one of its steps."""
+
+    model: keras.Model
+    train_step: TrainStep
+
+    def state(self) -> Any:
+        """Its `CheckpointedState`."""
+        ...
 
 
 def main(workdir: str | Path) -> int:
@@ -89,7 +99,7 @@ def _start_again(report: dict[str, Any], path: Path) -> tuple[int, str]:
     return again.returncode, f"ended with exit code {again.returncode}"
 
 
-def replay_and_exit(trainer: "Trainer", path: str | Path) -> NoReturn:
+def replay_and_exit(trainer: _Trainer, path: str | Path) -> NoReturn:
     """What `trainer.train` does in a script that was started by `tfloss replay`.
 
     Raises SystemExit with code 0 when the step was replayed.
@@ -100,7 +110,7 @@ def replay_and_exit(trainer: "Trainer", path: str | Path) -> NoReturn:
     raise SystemExit(0)
 
 
-def replay(trainer: "Trainer", path: str | Path) -> str:
+def replay(trainer: _Trainer, path: str | Path) -> str:
     """Runs one kept step again and returns what went bad first, as text.
 
     Loads the weights of that moment into the trainer's model. Don't train on afterwards.
@@ -147,7 +157,7 @@ def _batch(path: Path, index: int) -> tuple[Any, Any]:
     return dataset.element_spec, dataset.get_single_element()
 
 
-def _first_bad(trainer: "Trainer", batch: Any, step: int) -> str:
+def _first_bad(trainer: _Trainer, batch: Any, step: int) -> str:
     """What TensorFlow's own check finds first, in the forward or the backward pass."""
     model, variables = trainer.model, trainer.model.trainable_variables
     phase = "forward"

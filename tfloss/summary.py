@@ -20,8 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfloss.context import Recorded, current_context
 from tfloss.errors import SummaryError
+from tfloss.forward.context import Recorded, current_context
 
 
 @dataclasses.dataclass(frozen=True)

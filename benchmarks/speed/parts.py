@@ -37,7 +37,7 @@ class TimedIterator:
 
 def timed_engine(spent: dict[str, float]) -> None:
     """From now on tfloss adds up what its programs and their batches take."""
-    from tfloss.engine import Engine
+    from tfloss.engine.engine import Engine
 
     run = Engine.run
 

@@ -25,7 +25,7 @@ from _examples import load  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 import tfloss  # noqa: E402
-from tfloss.data.penguins import PenguinsPalmer  # noqa: E402
+from tfloss.datasets.penguins import PenguinsPalmer  # noqa: E402
 
 STEPS = 300
 OUTPUTS, LABELS = ("logits", "probabilities"), ("sparse", "one_hot")

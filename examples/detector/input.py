@@ -3,9 +3,9 @@
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-import tfloss.data.digit_scenes  # importing a builder registers its name
-import tfloss.data.tree_crowns  # noqa: F401
-from tfloss.data.prepare import prepared
+import tfloss.datasets.digit_scenes  # importing a builder registers its name
+import tfloss.datasets.tree_crowns  # noqa: F401
+from tfloss.data.tfds_prepare import prepared
 
 
 def batches(config, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset, list[str]]:

@@ -4,8 +4,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfloss.data import Source
-from tfloss.data.digits import Digits
-from tfloss.data.prepare import prepared
+from tfloss.data.tfds_prepare import prepared
+from tfloss.datasets.digits import Digits
 
 
 def batches(data_dir: str, batch_size: int, seed: int) -> tuple[Source, tf.data.Dataset]:

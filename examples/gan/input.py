@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfloss.data.prepare import prepared
+from tfloss.data.tfds_prepare import prepared
 
 
 def batches(

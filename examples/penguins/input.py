@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfloss.data.penguins import PenguinsPalmer
-from tfloss.data.prepare import prepared
+from tfloss.data.tfds_prepare import prepared
+from tfloss.datasets.penguins import PenguinsPalmer
 
 
 def batches(

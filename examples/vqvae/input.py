@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfloss.data.prepare import prepared
+from tfloss.data.tfds_prepare import prepared
 
 
 def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss import batches
-from tfloss.data import Source
+from tfloss.data import Source, batches
 from tfloss.data.permutation import seeds, shuffled
 from tfloss.errors import DataError
 

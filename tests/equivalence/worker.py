@@ -14,7 +14,7 @@ from tensorflow.python.distribute import collective_all_reduce_strategy
 
 import tfloss
 from tests.equivalence.kinds import KINDS, train
-from tfloss.distribution import is_chief
+from tfloss.distribute.strategy import is_chief
 
 REPLICAS = 2
 

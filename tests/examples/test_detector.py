@@ -17,9 +17,9 @@ from tests.examples.harness import (
     train_a_little,
     train_resume_and_export,
 )
-from tfloss.context import forward_context
 from tfloss.detection.boxes import iou
 from tfloss.detection.masks import rasterise
+from tfloss.forward.context import forward_context
 
 SMALL = {"image_size": (32, 32), "anchor_sizes": ((8,), (12,), (16,)), "width": 16, "proposals": 8}
 

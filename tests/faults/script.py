@@ -22,8 +22,8 @@ import tensorflow as tf
 import tfloss
 from tfloss import hooks
 from tfloss.data import Source
-from tfloss.data.digits import Digits
-from tfloss.data.prepare import prepared
+from tfloss.data.tfds_prepare import prepared
+from tfloss.datasets.digits import Digits
 
 STEPS = 60
 SECONDS = 0.02  # of pause after each step

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from tfloss.agreement import Agreement
+from tfloss.distribute.agreement import Agreement
 from tfloss.hooks import Hook, RunInfo
-from tfloss.stopwatch import Stopwatch
+from tfloss.trainer.stopwatch import Stopwatch
 
 
 @dataclasses.dataclass

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from tfloss.hooks import Evaluate, Progress
-from tfloss.stopwatch import Stopwatch
+from tfloss.trainer.stopwatch import Stopwatch
 
 LOG = {
     "losses/cross_entropy": 0.4,

@@ -1,7 +1,7 @@
 """Every place where tfloss leans on something TensorFlow or Keras doesn't document.
 
 Each entry says what is used, why nothing public does, and which test in
-`tests/test_upstream.py` fails when upstream changes.
+`tests/_upstream/test_upstream.py` fails when upstream changes.
 """
 
 import contextlib

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tfloss.data import Source
     from tfloss.hooks import Hook
-    from tfloss.trainer import Trainer
+    from tfloss.trainer.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Run:
           model, optimizer: made in the strategy's scope.
           **options: of `tfloss.Trainer`; they come before the flags.
         """
-        from tfloss.trainer import Trainer
+        from tfloss.trainer.trainer import Trainer
 
         flags = {
             "strategy": self.strategy,
@@ -148,7 +148,7 @@ class Run:
     @property
     def _first(self) -> bool:
         """Whether this is the first of several workers, or the only one."""
-        from tfloss.distribution import is_chief
+        from tfloss.distribute.strategy import is_chief
 
         return is_chief(self.strategy)
 
@@ -217,8 +217,8 @@ def prepare(options: Options) -> Run:
     import_tensorflow()
     import keras
 
-    from tfloss.distribution import make_strategy
-    from tfloss.randomness import make_deterministic
+    from tfloss.distribute.strategy import make_strategy
+    from tfloss.inspect.random_ops import make_deterministic
 
     strategy = make_strategy(options.strategy, options.replicas)
     keras.utils.set_random_seed(options.seed)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfloss.checkpoint.background import BackgroundWriter
-    from tfloss.checkpoint.difference import Difference
     from tfloss.checkpoint.directory import CheckpointDirectory, load_values, versions
     from tfloss.checkpoint.files import CheckpointFiles
     from tfloss.checkpoint.manifest import load_file, load_manifest
+    from tfloss.checkpoint.mismatch import Difference
     from tfloss.checkpoint.names import named_optimizer_variables, named_variables, random_states
     from tfloss.checkpoint.values import assign, read, sync_replicas, synced_by_all
 
@@ -28,7 +28,7 @@ _WHERE = {
     "BackgroundWriter": "background",
     "CheckpointDirectory": "directory",
     "CheckpointFiles": "files",
-    "Difference": "difference",
+    "Difference": "mismatch",
     "assign": "values",
     "load_file": "manifest",
     "load_manifest": "manifest",

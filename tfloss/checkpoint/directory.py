@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss.checkpoint.background import BackgroundWriter
-from tfloss.checkpoint.difference import Difference
 from tfloss.checkpoint.files import CheckpointFiles
 from tfloss.checkpoint.manifest import MANIFEST, load_manifest
+from tfloss.checkpoint.mismatch import Difference
 from tfloss.checkpoint.values import array, assign, is_accumulator, read_tensor
 from tfloss.errors import CheckpointError
 from tfloss.version import __version__

@@ -5,9 +5,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfloss import batches
+from tfloss.data import batches
 from tfloss.data.source import Source
-from tfloss.distribution import worker_position
+from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError
 
 Data = tf.data.Dataset | Source | Callable[[tf.distribute.InputContext], tf.data.Dataset]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfloss import batches
+from tfloss.data import batches
 from tfloss.errors import DataError
 
 LARGE = 16_384  # bytes

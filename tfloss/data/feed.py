@@ -20,9 +20,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfloss.agreement import Agreement
-from tfloss.blocks import Blocks, of_data
-from tfloss.data.alike import FirstBatch
 from tfloss.data.distributed import (
     Data,
     as_dataset,
@@ -32,7 +29,9 @@ from tfloss.data.distributed import (
     part_spec,
     without_autotuner,
 )
+from tfloss.data.first_batch import FirstBatch
 from tfloss.data.identity import differences, structure
+from tfloss.data.nondeterminism import nondeterministic_inputs, unsaveable_inputs
 from tfloss.data.position import (
     MOST_BYTES,
     IteratorStates,
@@ -40,9 +39,10 @@ from tfloss.data.position import (
     read_past,
     restore_iterator,
 )
-from tfloss.data.repeatable import nondeterministic_inputs, unsaveable_inputs
 from tfloss.data.source import Source
-from tfloss.distribution import worker_position
+from tfloss.data.stacked_batches import Blocks, of_data
+from tfloss.distribute.agreement import Agreement
+from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError
 
 # An iterator that is read ahead is past what a checkpoint needs, so a state from before is saved:

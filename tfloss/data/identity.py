@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tfloss import batches
+from tfloss.data import batches
 
 
 def structure(spec: Any) -> dict[str, str]:

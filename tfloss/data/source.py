@@ -12,8 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfloss import batches
-from tfloss.data import permutation
+from tfloss.data import batches, permutation
 from tfloss.data.examples import as_examples
 from tfloss.errors import DataError
 
@@ -36,7 +35,8 @@ class Source:
     Args:
       examples: arrays with the same first dimension, in any nest of dicts and tuples; or any
         sequence (`__len__`, `__getitem__`, and `__getitems__` where there is one) whose items are
-        nests of numpy values, see `tfloss.data.examples.Items`; or `tfloss.data.records.Records`.
+        nests of numpy values, see `tfloss.data.examples.Items`; or
+        `tfloss.data.tfds_records.Records`.
       batch_size: examples in a (global) batch.
       seed: any integer: of the order and of the seeds that `map` and `batch_map` get.
       shuffle: False keeps the order of the examples.
@@ -117,9 +117,9 @@ class Source:
         """A source of a TFDS data set, read by number from its files as they are. Host code.
 
         The arguments before `options`, which are those of `Source`, and what is raised are
-        described at `tfloss.data.records.open_tfds`.
+        described at `tfloss.data.tfds_records.open_tfds`.
         """
-        from tfloss.data.records import open_tfds
+        from tfloss.data.tfds_records import open_tfds
 
         where = {"data_dir": data_dir, "download": download, "decoders": decoders}
         return cls(open_tfds(name_or_builder, split, **where), **options)

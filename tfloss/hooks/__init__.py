@@ -6,17 +6,18 @@
 They run on the host, between calls of the training step, at exactly the steps they ask for.
 """
 
-from tfloss.hooks.base import Hook, RunInfo
-from tfloss.hooks.best import ExportBest
-from tfloss.hooks.checkpoint import SaveCheckpoint
+from tfloss.hooks.base import Hook
 from tfloss.hooks.early_stopping import EarlyStopping
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import At, Every
+from tfloss.hooks.export_best import ExportBest
+from tfloss.hooks.log_predictions import Show
 from tfloss.hooks.metrics_file import MetricsFile
 from tfloss.hooks.nan_guard import NaNGuard
-from tfloss.hooks.profiler import Profile
+from tfloss.hooks.profile import Profile
 from tfloss.hooks.progress import Progress
-from tfloss.hooks.show import Show
+from tfloss.hooks.run_info import RunInfo
+from tfloss.hooks.save_checkpoint import SaveCheckpoint
 from tfloss.hooks.tensorboard import TensorBoard
 from tfloss.hooks.time_limit import TimeLimit
 

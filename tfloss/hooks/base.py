@@ -8,32 +8,12 @@ All of a hook runs on the host, between calls of the training step. What it touc
 device there, training waits for.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfloss.hooks.every import At, Every
-
-if TYPE_CHECKING:
-    from tfloss.summary import Summary
-    from tfloss.trainer import Trainer
-
-
-@dataclasses.dataclass(frozen=True)
-class RunInfo:
-    """One call of `Trainer.train`.
-
-    Attributes:
-      start: the step at which this call began.
-      steps: the step to reach.
-      batch_size: global examples a step, or None if unknown.
-      steps_per_epoch: may have a fraction (1437 / 32); None if unknown.
-    """
-
-    start: int
-    steps: int
-    batch_size: int | None = None
-    steps_per_epoch: float | None = None
+from tfloss.hooks.trainer_protocol import TrainerProtocol
+from tfloss.summary import Summary
 
 
 class Hook:
@@ -63,7 +43,7 @@ class Hook:
     logs_may_wait: bool = False
     chief_only: bool = False
     state: dict[str, Any]
-    trainer: "Trainer"
+    trainer: TrainerProtocol
 
     def __new__(cls, *args: Any, **kwargs: Any):
         # Here, so that a subclass whose __init__ forgets super() doesn't share a state.
@@ -77,9 +57,7 @@ class Hook:
     def after_call(self, step: int) -> None:
         """Host, at exactly the due steps: `step` updates are done."""
 
-    def on_log(
-        self, step: int, scalars: Mapping[str, float], summaries: Sequence["Summary"]
-    ) -> None:
+    def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
         """Host, whenever somebody logs: the values of the `step`-th update, by name."""
 
     def on_logs(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:

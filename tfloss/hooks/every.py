@@ -13,10 +13,9 @@ import numbers
 import time
 from collections.abc import Callable
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tfloss.hooks.base import RunInfo
+from tfloss.hooks.run_info import RunInfo
 
 _KINDS = ("steps", "secs", "epochs", "examples", "percent")
 _WHOLE = ("steps", "examples")
@@ -66,7 +65,7 @@ class Every:
         self._period = self.amount if self.kind == "steps" else None
         self._last: float | None = None
 
-    def start(self, run: "RunInfo") -> None:
+    def start(self, run: RunInfo) -> None:
         """Finds the period for this run, or sets the clock going.
 
         Raises ValueError if the run does not know its batch size or epoch.
@@ -130,7 +129,7 @@ class At:
                 raise ValueError(f"At({step!r}): a step must be a whole number, at least 1.")
         self.steps = tuple(sorted({int(step) for step in steps}))
 
-    def start(self, run: "RunInfo") -> None:
+    def start(self, run: RunInfo) -> None:
         """Nothing to find out: the steps are given."""
 
     def next_step(self, step: int) -> int | None:
@@ -156,7 +155,7 @@ def check_trigger(every: Any, owner: str) -> None:
         raise ValueError(f"{owner}: every={every!r} is not a trigger; write {_advice(every)}.")
 
 
-def started_copy(every: Every | At, run: "RunInfo") -> Every | At:
+def started_copy(every: Every | At, run: RunInfo) -> Every | At:
     """A hook's trigger, ready for a run. A copy: two hooks may have been given one."""
     every = copy.copy(every)
     every.start(run)

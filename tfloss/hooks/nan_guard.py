@@ -2,7 +2,7 @@
 
 NaNGuard()      # among the trainer's default hooks
 
-The check is part of the training step (`tfloss.engine`), so it is made at every step, inside
+The check is part of the training step (`tfloss.engine.engine`), so it is made at every step, inside
 a call of many, and the update with the bad gradient is never applied. This hook turns the
 check on and, when it has tripped, writes `workdir/nonfinite/step_00000137/`: the batch, the
 state before the step and the command. `tfloss replay WORKDIR` runs that one step again.

@@ -20,7 +20,6 @@ from tfloss.hooks._terminal import PlainLines, TerminalLine
 from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import Every
-from tfloss.stopwatch import shares
 
 _WINDOW = 30.0  # seconds that the speed is a mean over
 _SLOW_INPUT = 0.05  # from this share of the time on, waiting for data is shown
@@ -114,7 +113,7 @@ class Progress(Hook):
 
     def _split(self) -> str:
         """Where the time of the run went, if not into steps alone."""
-        share = shares(self.trainer.stopwatch.seconds())
+        share = self.trainer.stopwatch.fractions()
         kinds = ("input", "hooks", "checkpoint")
         shown = [f"{kind} {share[kind]:.0%}" for kind in kinds if share[kind] >= 0.01]
         return f" ({', '.join(shown)})" if shown else ""

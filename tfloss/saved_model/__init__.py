@@ -26,7 +26,7 @@ import keras
 import tensorflow as tf
 
 from tfloss.checkpoint import sync_replicas
-from tfloss.distribution import is_chief
+from tfloss.distribute.strategy import is_chief
 from tfloss.errors import ExportError
 from tfloss.saved_model.checks import check_ops, verify_signature
 from tfloss.saved_model.signature import Inputs, Predict, Signature, parse, predict

@@ -2,15 +2,14 @@
 
 import contextlib
 import re
-import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfloss.context import is_library
 from tfloss.errors import ExportError
+from tfloss.inspect.source_lines import traceback_line
 
 if TYPE_CHECKING:
     from tfloss.saved_model.signature import Predict, Signature
@@ -65,7 +64,7 @@ def check_ops(name: str, graph: Any, traced_here: bool = False) -> bool:
                     where = ""
                     if traced_here:
                         operation = graph.get_operation_by_name(outer.name)
-                        where = f", made at {_users(operation.traceback)},"
+                        where = f", made at {traceback_line(operation.traceback)},"
                     raise ExportError(
                         f"Op {node.name!r} ({node.op}) in the inference forward (signature "
                         f"{name!r}){where} {does}. {remedy}"
@@ -82,18 +81,6 @@ def _with_called(node: Any, library: dict[str, Any], called: set[str]) -> Iterat
                 called.add(function.name)
                 for inner in library[function.name]:
                     yield from _with_called(inner, library, called)
-
-
-def source_line(error: BaseException) -> str:
-    """`model.py:12 (in call)`: where the user's code raised an error, or led to it."""
-    return _users(traceback.extract_tb(error.__traceback__))
-
-
-def _users(frames: Any) -> str:
-    for frame in reversed(list(frames)):
-        if not is_library(frame.filename):
-            return f"{frame.filename}:{frame.lineno} (in {frame.name})"
-    return "unknown line"
 
 
 def verify_signature(

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.errors import ExportError
-from tfloss.saved_model.checks import source_line
+from tfloss.inspect.source_lines import error_line
 
 Specs = tf.TensorSpec | Sequence[tf.TensorSpec] | Mapping[str, tf.TensorSpec]
 Inputs = Specs | tuple[Specs, Callable[[Any], Any]]
@@ -97,7 +97,7 @@ def predict(
         raise ExportError(
             f"The inference forward asked for key {key!r}, which is not among the inputs of "
             f"signature {signature.name!r} ({', '.join(signature.specs)}), at "
-            f"{source_line(cause)}. Use it only if training (a label), or add it to the inputs."
+            f"{error_line(cause)}. Use it only if training (a label), or add it to the inputs."
         ) from error
     named: dict[str, tf.Tensor] = {}
     _name("", outputs(predictions) if callable(outputs) else predictions, named)

@@ -1,0 +1,131 @@
+"""What of a pipeline is another one when it is read again, and what can't be saved: both tried."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tfloss.data.nondeterminism import nondeterministic_inputs, unsaveable_inputs
+
+NUMBERS = tf.data.Dataset.range(10)
+
+
+@pytest.fixture
+def unseeded():
+    tf.random.set_seed(None)  # which every test starts with
+
+
+def draw(x):
+    return tf.random.uniform([]) + tf.cast(x, tf.float32)
+
+
+def python(x):
+    return tf.numpy_function(lambda x: x, [x], tf.int64)
+
+
+def shuffled(x):
+    return tf.data.Dataset.range(x).shuffle(3)
+
+
+def disordered(data):
+    options = tf.data.Options()
+    options.deterministic = False
+    return data.with_options(options)
+
+
+def can_be_saved(data, path):
+    iterator = iter(data)
+    next(iterator)
+    try:
+        tf.train.Checkpoint(iterator=iterator).write(str(path / "it"))
+    except tf.errors.FailedPreconditionError:
+        return False
+    return True
+
+
+CASES = {
+    # data set: (what it isn't repeated by, with and without a global seed; what can't be saved)
+    "plain": (lambda: NUMBERS.cache().map(lambda x: x + 1).batch(2).prefetch(1), "", "", ""),
+    "shuffle": (lambda: NUMBERS.shuffle(3), "ShuffleDataset without a seed", "", ""),
+    "seeded": (lambda: NUMBERS.shuffle(3, seed=1), "", "", ""),
+    "mixed": (
+        lambda: tf.data.Dataset.sample_from_datasets([NUMBERS, NUMBERS]),
+        "RandomDataset without a seed",
+        "",
+        "",
+    ),
+    "stateless": (
+        lambda: NUMBERS.map(lambda x: tf.random.stateless_uniform([], [x, 1]), 4),
+        "",
+        "",
+        "",
+    ),
+    "random": (lambda: NUMBERS.map(draw), "in draw) without a seed", "", "RandomUniform"),
+    "parallel": (
+        lambda: NUMBERS.map(draw, num_parallel_calls=2),
+        "in draw) in parallel calls: use tf.random.stateless_*",
+        "in draw) in parallel calls",
+        "RandomUniform",
+    ),
+    "python": (lambda: NUMBERS.map(python), "", "", "PyFunc"),
+    "generator": (
+        lambda: tf.data.Dataset.from_generator(lambda: iter([1]), output_signature=SCALAR),
+        "",
+        "",
+        "PyFunc",
+    ),
+    "inner": (
+        lambda: NUMBERS.flat_map(shuffled),
+        "ShuffleDatasetV3 (",
+        "",
+        "DummySeedGenerator",
+    ),
+    "keras": (lambda: NUMBERS.map(lambda x: FLIP(tf.ones([2, 2, 1]))), "", "", "AssignVariableOp"),
+    "options": (lambda: disordered(NUMBERS), "options().deterministic", "options()", ""),
+    "map": (
+        lambda: NUMBERS.map(lambda x: x, num_parallel_calls=2, deterministic=False),
+        "ParallelMapDataset with deterministic=False",
+        "ParallelMapDataset",
+        "",
+    ),
+    "within": (
+        lambda: NUMBERS.interleave(
+            lambda x: NUMBERS.map(lambda y: y, num_parallel_calls=2, deterministic=False)
+        ),
+        "ParallelMapDatasetV2 (",
+        "ParallelMapDatasetV2 (",
+        "",
+    ),
+}
+SCALAR = tf.TensorSpec([], tf.int32)
+FLIP = keras.layers.RandomFlip(seed=1)
+
+
+def check(lines, expected):
+    assert bool(lines) == bool(expected), lines
+    assert any(expected in one for one in lines) if expected else True, lines
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_without_a_global_seed(name, unseeded):
+    make, expected, _, _ = CASES[name]
+    check(nondeterministic_inputs(make()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Seed 0 from outer graph")
+@pytest.mark.parametrize("name", CASES)
+def test_with_one(name, tmp_path):
+    make, _, expected, unsaveable = CASES[name]
+    data = make()
+    check(nondeterministic_inputs(data), expected)
+    check(unsaveable_inputs(data), unsaveable)
+    assert can_be_saved(data, tmp_path) == (not unsaveable)
+
+
+def test_op_determinism_keeps_the_order():
+    for name in ("parallel", "options", "map", "within"):
+        assert nondeterministic_inputs(CASES[name][0](), in_order=True) == []
+
+
+def test_the_line_is_the_users():
+    (line,) = unsaveable_inputs(NUMBERS.map(draw))
+    assert line == f"RandomUniform ({__file__}:{draw.__code__.co_firstlineno + 1}, in draw)"

@@ -1,0 +1,182 @@
+"""Workers wait for each other, as real processes."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tfloss.distribute.launch import _free_ports
+from tfloss.distribute.rendezvous import wait_for_workers
+from tfloss.errors import MissingWorkersError
+
+CODE = """
+import signal, sys, time
+from tfloss.errors import MissingWorkersError
+from tfloss.distribute.rendezvous import wait_for_workers
+
+rank, timeout, addresses = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3].split(",")
+signal.signal(signal.SIGTERM, handler := lambda *_: None)
+print("waits", flush=True)
+begun = time.monotonic()
+try:
+    wait_for_workers(addresses, rank, timeout)
+except MissingWorkersError as error:
+    sys.exit(f"{time.monotonic() - begun:.1f} s: {error}")
+assert signal.getsignal(signal.SIGTERM) is handler
+# What TensorFlow does next: open the port, and reach the others.
+import socket
+listener = socket.create_server(("", int(addresses[rank].split(":")[1])))
+print("met", flush=True)
+"""
+
+
+@pytest.fixture
+def addresses():
+    return [f"127.0.0.1:{port}" for port in _free_ports(3)]
+
+
+@pytest.fixture
+def start():
+    """Starts a worker, and ends it with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(rank, addresses, timeout=20.0):
+            process = subprocess.Popen(
+                [sys.executable, "-c", CODE, str(rank), str(timeout), ",".join(addresses)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            assert process.stdout.readline() == "waits\n"
+            return process
+
+        yield begin
+
+
+def test_all_go_on_when_the_last_has_come(addresses, start):
+    workers = [start(rank, addresses) for rank in (0, 1)]
+    time.sleep(1.0)
+    assert [worker.poll() for worker in workers] == [None, None]
+
+    workers.append(start(2, addresses))
+
+    for worker in workers:
+        assert worker.communicate(timeout=15) == ("met\n", "")
+
+
+@pytest.mark.promise(17)
+def test_an_absent_worker_is_named_in_time(addresses, start):
+    workers = [start(rank, addresses, timeout=3.0) for rank in (0, 2)]
+
+    for rank, worker in zip((0, 2), workers, strict=True):
+        _, error = worker.communicate(timeout=10)
+        assert worker.returncode == 1
+        assert error.startswith("3.")  # seconds
+        assert f"After 3 s worker {rank} ({addresses[rank]}) still waits for" in error
+        assert f"worker 1 ({addresses[1]}: connection refused)" in error
+        assert "TFLOSS_CONNECT_TIMEOUT=SECONDS waits longer" in error
+
+
+@pytest.mark.promise(17)
+def test_sigterm_ends_the_wait(addresses, start):
+    worker = start(0, addresses[:2], timeout=60.0)
+    time.sleep(0.5)
+    worker.send_signal(signal.SIGTERM)
+
+    _, error = worker.communicate(timeout=5)
+    assert worker.returncode == 128 + signal.SIGTERM
+    assert error == (
+        "tfloss: ended by SIGTERM while waiting for "
+        f"worker 1 ({addresses[1]}: connection refused)\n"
+    )
+
+
+def test_a_worker_that_is_started_again_is_met_again(addresses, start):
+    first, doomed = start(0, addresses), start(1, addresses)
+    time.sleep(0.5)
+    doomed.kill()
+    doomed.wait()
+    last = start(2, addresses)
+    time.sleep(0.5)
+    assert first.poll() is None and last.poll() is None  # the dead one has met only the first
+
+    again = start(1, addresses)
+
+    for worker in (first, last, again):
+        assert worker.communicate(timeout=15) == ("met\n", "")
+
+
+def test_another_list_of_workers_is_told(addresses):
+    def other():
+        with contextlib.suppress(MissingWorkersError):
+            wait_for_workers(addresses, 1, timeout=2.0)  # three workers
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with pytest.raises(MissingWorkersError, match=r"worker 1 .*list of workers is another one: \["):
+        wait_for_workers(addresses[:2], 0, timeout=1.5)
+    thread.join()
+
+
+def test_two_that_think_they_are_the_same_are_told(addresses):
+    port = addresses[0].split(":")[1]
+    twice = [f"127.0.0.1:{port}", f"127.0.0.2:{port}"]  # both are this process
+    with pytest.raises(MissingWorkersError, match=r"127.0.0.2:\d+: it says that it is worker 0"):
+        wait_for_workers(twice, 0, timeout=1.5)
+
+
+def test_a_stranger_at_the_address_is_told(addresses):
+    with socket.create_server(("127.0.0.1", int(addresses[1].split(":")[1]))) as stranger:
+
+        def answer():
+            with contextlib.suppress(OSError):
+                while True:
+                    stranger.accept()[0].sendall(b"SSH-2.0\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(MissingWorkersError, match="something answers that is not a worker"):
+            wait_for_workers(addresses[:2], 0, timeout=1.5)
+        stranger.shutdown(socket.SHUT_RDWR)
+
+
+def test_strangers_that_call_do_no_harm(addresses, start):
+    first = start(0, addresses[:2])
+    host, port = addresses[0].split(":")
+    time.sleep(0.5)
+    for line in (b"GET / HTTP/1.1\r\n", b"\xff\xfe\n", b"{}\n", b'{"tfloss": "worker"}\n', b""):
+        with socket.create_connection((host, int(port))) as sock:
+            sock.sendall(line)
+    second = start(1, addresses[:2])
+
+    for worker in (first, second):
+        assert worker.communicate(timeout=15) == ("met\n", "")
+
+
+def test_an_own_port_in_use_is_told(addresses):
+    with socket.create_server(("", int(addresses[0].split(":")[1]))):
+        with pytest.raises(MissingWorkersError, match=r"its own port \d+ \(address already in use"):
+            wait_for_workers(addresses[:2], 0, timeout=1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "its name can't be resolved, Name or"),
+        (UnicodeError("label too long"), "label too long"),
+        (TimeoutError(), "no answer"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_told(error, message, addresses, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    with pytest.raises(MissingWorkersError, match=rf"worker 1 \(nowhere:1: {message}"):
+        wait_for_workers([addresses[0], "nowhere:1"], 0, timeout=0.5)

@@ -1,0 +1,204 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.toys import Line, make_step, rows
+from tfloss import summary
+from tfloss.engine.engine import Engine
+from tfloss.errors import LossError, NonFiniteLossError
+
+ROOT = rows([4.0, 3.0, 2.0, 1.0, 0.0, -1.0, 5.0, 5.0], 2)  # batch 3 has a negative number
+
+
+def _root(model, batch, y):
+    """sqrt(w x): NaN in the third batch."""
+    return {"root": tf.reduce_mean(tf.sqrt(y)), "mean": tf.reduce_mean(y)}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("per_call", [1, 8])
+def test_a_loss_that_is_not_finite_stops_before_its_update(count, per_call, replicas):
+    train_step, iterator = make_step(
+        lambda: Line(_root),
+        ROOT,
+        strategy=replicas(count),
+        optimizer=lambda: keras.optimizers.Adam(0.01),
+    )
+    engine = Engine(train_step)
+    with pytest.raises(NonFiniteLossError, match="Loss 'root' is not finite at step 3") as e:
+        for _ in range(8):
+            engine.run(iterator, per_call)
+    assert e.value.step == 3
+    assert e.value.losses["mean"] == pytest.approx(float(train_step.model.w.numpy()) * -0.5)
+    seen = np.concatenate([np.asarray(part["x"]) for part in e.value.batch])
+    assert seen.tolist() == [0.0, -1.0]
+    assert train_step.counter.numpy() == 2
+    assert train_step.optimizers["optimizer"].iterations.numpy() == 2
+    for variable in train_step.optimizers["optimizer"].variables + train_step.model.variables:
+        for value in train_step.strategy.experimental_local_results(variable.value):
+            assert np.isfinite(value.numpy()).all()
+
+
+def test_a_gradient_that_is_not_finite_stops_it_too_when_it_is_clipped():
+    def report(model, batch, y):
+        return {"root": tf.reduce_mean(tf.sqrt(y * 0.0))}
+
+    train_step, iterator = make_step(lambda: Line(report), ROOT, clip_norm=1.0)
+    with pytest.raises(NonFiniteLossError, match="'gradient_norm' is not finite at step 1"):
+        Engine(train_step).run(iterator, 3)
+    assert train_step.model.w.numpy() == 1.0
+
+
+def test_without_the_guard_nothing_is_checked():
+    train_step, iterator = make_step(lambda: Line(_root), ROOT)
+    block = Engine(train_step, guard=False).run(iterator, 4)
+    assert np.isnan(block.rows()[:, block.names.index("losses/total")]).tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_the_guard_keeps_batches_of_strings_and_ragged_tensors():
+    class Model(Line):
+        def call(self, batch, training=False):
+            return tf.reduce_mean(tf.math.log(self.w * batch[0])) if training else batch[0]
+
+    ragged = tf.ragged.constant([[1], [2, 3]])
+    data = tf.data.Dataset.from_tensors((tf.constant([-1.0, 1.0]), ["a", "b"], ragged))
+    train_step, iterator = make_step(Model, data)
+    with pytest.raises(NonFiniteLossError) as e:
+        Engine(train_step).run(iterator, 1)
+    ((_, words, numbers),) = e.value.batch
+    assert words.numpy().tolist() == [b"a", b"b"]
+    assert numbers.to_list() == [[1], [2, 3]]
+
+
+def test_one_trace_for_any_number_of_steps_and_one_for_recording():
+    def report(model, batch, y):
+        summary.histogram("y", y)
+        return tf.reduce_mean(y)
+
+    train_step, iterator = make_step(lambda: Line(report), rows(np.ones(8), 2))
+    engine = Engine(train_step)
+    for steps in (1, 7, 100, 3):
+        assert engine.run(iterator, steps).rows().shape[0] == steps
+        assert len(engine.run(iterator, 1, recording=True).summaries) == 1
+    assert engine.traces == 2
+    assert engine.run(iterator, 2).first == 115
+
+
+def test_a_recording_call_runs_one_step():
+    train_step, iterator = make_step(Line, rows([1.0], 1))
+    with pytest.raises(ValueError, match="runs one step, got steps=2"):
+        Engine(train_step).run(iterator, 2, recording=True)
+
+
+def test_the_end_of_the_data_raises_and_the_counter_says_where():
+    train_step, _ = make_step(Line, rows([1.0], 1))
+    data = tf.data.Dataset.from_tensor_slices({"x": [1.0, 2.0, 3.0]}).batch(1)
+    with pytest.raises(tf.errors.OutOfRangeError):
+        Engine(train_step).run(iter(data), 10)
+    assert train_step.counter.numpy() == 3
+
+
+def test_all_that_xla_can_not_compile_is_named_by_line():
+    def report(model, batch, y):
+        text = tf.strings.as_string(y[0])
+        png = tf.io.encode_png(tf.zeros([1, 1, 1], tf.uint8))
+        number = tf.strings.to_number(text) + tf.cast(tf.strings.length(png), tf.float32)
+        return tf.reduce_mean(y) + 0.0 * number
+
+    train_step, iterator = make_step(lambda: Line(report), rows([1.0], 1), jit=True)
+    with pytest.raises(tf.errors.InvalidArgumentError) as e:
+        Engine(train_step).run(iterator, 1)
+    (note,) = e.value.__notes__
+    assert "jit=False" in note
+    line = report.__code__.co_firstlineno
+    for op, below in {
+        "AsString": 1,
+        "EncodePng": 2,
+        "StringToNumber": 3,
+        "StringLength": 3,
+    }.items():
+        assert f"no {op} ({__file__}:{line + below}, in report)" in note
+    assert "Mean" not in note and "Reshape" not in note
+
+
+def test_a_shape_that_is_not_static_is_advised_about():
+    def report(model, batch, y):
+        some = tf.boolean_mask(y, y > 0.0)
+        return tf.reduce_mean(tf.reshape(some, [-1, tf.size(tf.unique(some).y)]))
+
+    train_step, iterator = make_step(lambda: Line(report), rows([1.0], 1), jit=True)
+    with pytest.raises(tf.errors.OpError) as e:
+        Engine(train_step).run(iterator, 1)
+    assert "a shape that isn't static" in e.value.__notes__[0]
+
+
+def test_losses_that_depend_on_the_shape_are_refused():
+    class Model(Line):
+        def call(self, batch, training=False):
+            x = tf.reduce_mean(self.w * batch["x"])
+            return {"a": x} if batch["x"].shape[0] == 2 else {"b": x}
+
+    train_step, iterator = make_step(Model, rows([1.0, 2.0], 2))
+    engine = Engine(train_step)
+    engine.run(iterator, 1)
+    with pytest.raises(LossError, match="losses/a.*then losses/b"):
+        engine.run(iter(rows([1.0, 2.0, 3.0], 3)), 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_bad_step_leaves_statistics_and_random_states_as_they_were(count, jit, replicas):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.norm = keras.layers.BatchNormalization(name="norm", momentum=0.5)
+            self.drop = keras.layers.Dropout(0.1, seed=1, name="drop")
+
+        def call(self, batch, training=False):
+            x = self.norm(batch["x"], training=training)
+            y = self.drop(x, training=training)
+            return {"mean": tf.reduce_mean(x**2) + tf.reduce_mean(y**2)}
+
+    values = np.ones([12, 1], np.float32)
+    values[11] = np.nan  # on the last replica, in the third step
+    dataset = tf.data.Dataset.from_tensor_slices({"x": values}).batch(4, True)
+    states = []
+    for steps in (2, 3):
+        train_step, iterator = make_step(Model, dataset, strategy=replicas(count), jit=jit)
+        engine = Engine(train_step)
+        if steps == 2:
+            engine.run(iterator, 2)
+        else:
+            with pytest.raises(NonFiniteLossError):
+                engine.run(iterator, 3)
+        local = train_step.strategy.experimental_local_results
+        states.append([one.numpy() for v in train_step.model.variables for one in local(v.value)])
+        keras.utils.set_random_seed(0)
+    for two, three in zip(*states, strict=True):
+        np.testing.assert_array_equal(two, three)
+
+
+def test_an_error_after_a_nan_is_its_own():
+    def report(model, batch, y):
+        tf.debugging.assert_less(batch["x"], 100.0, message="too big")
+        return tf.reduce_mean(y)
+
+    train_step, iterator = make_step(lambda: Line(report), rows([np.nan, 1000.0], 1))
+    engine = Engine(train_step)
+    with pytest.raises(NonFiniteLossError):
+        engine.run(iterator, 1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too big"):
+        engine.run(iterator, 1)
+
+
+def test_none_in_a_batch_is_let_through():
+    dataset = tf.data.Dataset.from_tensors({"x": np.ones(2, "f"), "nothing": None}).repeat()
+    train_step, iterator = make_step(Line, dataset)
+    Engine(train_step).run(iterator, 2)
+    assert train_step.model.w.numpy() == pytest.approx(0.8)

@@ -1,0 +1,306 @@
+"""`jit="auto"`: what is chosen, what it costs, and that it changes nothing else."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss
+from tests.toys import rows
+from tfloss.data import Source
+from tfloss.engine import autotune as tuning
+from tfloss.engine import mode_runner as modes
+from tfloss.errors import DataError, ModelError
+from tfloss.hooks import Every, Hook
+
+X = np.linspace(-1.0, 1.0, 64).astype(np.float32)
+
+
+class Deep(keras.Model):
+    """Many small kernels, so that a loop compiled whole is several times faster than a graph."""
+
+    def __init__(self):
+        super().__init__(name="deep")
+        self.net = keras.Sequential([keras.layers.Dense(8, activation="tanh") for _ in range(8)])
+
+    def call(self, batch, training=False):
+        y = self.net(batch["x"][:, tf.newaxis])[:, 0]
+        return {"error": tf.reduce_mean((y - batch["x"]) ** 2)} if training else {"y": y}
+
+
+class Ordered(Deep):
+    """Knows which batches it was trained on, in which order."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = self.add_weight(dtype="int64", initializer="zeros", trainable=False)
+
+    def call(self, batch, training=False):
+        if training:
+            total = tf.cast(tf.reduce_sum(batch["x"]), tf.int64)
+            self.seen.assign(self.seen * 31 + total)  # wraps around
+        return super().call({"x": batch["x"] / 1000.0}, training)
+
+
+class Numpy(Deep):
+    """Not for XLA."""
+
+    def call(self, batch, training=False):
+        x = tf.ensure_shape(tf.numpy_function(lambda x: x, [batch["x"]], tf.float32), [8])
+        return super().call({"x": x}, training)
+
+
+class Seen(Hook):
+    every = Every(steps=150)
+
+    def __init__(self):
+        self.calls, self.logs = [], []
+
+    def after_call(self, step):
+        self.calls.append(step)
+
+    def on_log(self, step, scalars, summaries):
+        self.logs.append((step, scalars["losses/error"]))
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """A short run is worth the compilation, and the machine's other work decides nothing."""
+
+    def rate(self, mode):
+        yield mode, 5
+        yield mode, 20
+        return {"graph": 100.0, "step": 200.0, "loop": 300.0}[mode]
+
+    monkeypatch.setattr(tuning, "BOUNDS", [(1e6, 1e6)])
+    monkeypatch.setattr(tuning.Tuner, "_rate", rate)
+
+
+def run(jit, steps=600, model=Deep, workdir=None, data=None, strategy=None):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    seen = Seen()
+    with (strategy or tf.distribute.get_strategy()).scope():
+        net, optimizer = model(), keras.optimizers.SGD(0.01)
+    trainer = tfloss.Trainer(
+        net, optimizer, jit=jit, workdir=workdir, hooks=[seen], default_hooks=False,
+        log_every=100, strategy=strategy,
+    )  # fmt: skip
+    data = rows(X, 8) if data is None else data
+    trainer.train(data, steps)
+    return trainer, seen
+
+
+def test_the_fastest_is_chosen_and_the_result_is_the_same(patient, capsys):
+    plain, before = run(False)
+    trainer, seen = run("auto")
+    assert trainer._modes._chosen == "loop"
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "runs " in x]
+    assert "whole loop compiled by XLA" in line and "as a graph" in line
+    assert seen.calls == before.calls == list(range(150, 601, 150))
+    assert [step for step, _ in seen.logs] == list(range(100, 601, 100))
+    np.testing.assert_allclose(
+        [x for _, x in seen.logs], [x for _, x in before.logs], rtol=1e-3, atol=1e-6
+    )
+    for one, other in zip(plain.model.weights, trainer.model.weights, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-2, atol=1e-3)
+
+
+def test_a_resumed_run_does_not_measure_again(patient, tmp_path, capsys, monkeypatch):
+    trainer, _ = run("auto", workdir=tmp_path)
+    trainer.save_checkpoint()
+    kept = json.loads((tmp_path / modes.FILE).read_text())
+    assert kept["mode"] == "loop" and kept["steps_per_second"]["loop"] > 0
+    capsys.readouterr()
+    monkeypatch.setattr(modes, "Tuner", None)  # would fail
+    again, _ = run("auto", 700, workdir=tmp_path)
+    assert again.step == 700
+    assert list(again._modes._engines) == ["loop"]
+
+
+def test_what_was_chosen_elsewhere_is_not_taken_over(patient, tmp_path):
+    run("auto", workdir=tmp_path)
+    kept = json.loads((tmp_path / modes.FILE).read_text())
+    kept["circumstances"]["tensorflow"] = "2.0"
+    (tmp_path / modes.FILE).write_text(json.dumps(kept | {"mode": "step"}))
+    trainer, _ = run("auto", 700, workdir=tmp_path)
+    assert trainer._modes._chosen == "loop"
+    assert json.loads((tmp_path / modes.FILE).read_text())["mode"] == "loop"
+
+
+def test_what_does_not_compile_runs_as_a_graph_and_says_why(patient, capsys):
+    trainer, seen = run("auto", model=Numpy)
+    assert trainer._modes._chosen == "graph"
+    assert "XLA can't compile it" in capsys.readouterr().out
+    _, before = run(False, model=Numpy)
+    assert seen.logs == before.logs  # no batch was lost
+
+
+@pytest.mark.parametrize(
+    "data", [rows(X, 8), Source({"x": X}, batch_size=8)], ids=["iterator", "source"]
+)
+def test_a_step_that_does_not_compile_loses_no_batch(data, patient, capsys, monkeypatch):
+    """It takes its batch inside the program."""
+    monkeypatch.setattr(modes.Modes, "_candidates", lambda self: ["step"])
+    _, seen = run("auto", model=Numpy, data=data)
+    assert "XLA can't compile it" in capsys.readouterr().out
+    _, before = run(False, model=Numpy, data=data)
+    assert seen.logs == before.logs
+
+
+@pytest.mark.parametrize("mode", ["loop", "step"])
+@pytest.mark.parametrize("bad", [26, 29])
+def test_an_error_in_the_data_is_not_taken_for_one_of_the_compiler(
+    mode, bad, patient, capsys, monkeypatch
+):
+    """26 batches are a graph's; then another mode is tried, with one batch and with more."""
+    monkeypatch.setattr(modes.Modes, "_candidates", lambda self: [mode])
+
+    def read(i):
+        x = tf.where(i == bad, np.nan, 1.0) * tf.ones([8])
+        return {"x": tf.debugging.check_numerics(x, "corrupt record")}
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt record") as found:
+        run("auto", data=tf.data.Dataset.range(10**6).map(read))
+    assert "XLA can't compile it" not in capsys.readouterr().out
+    assert not any("compiled with XLA" in note for note in getattr(found.value, "__notes__", []))
+
+
+@pytest.mark.parametrize("kind", ["iterator", "source"])
+@pytest.mark.parametrize("best", ["graph", "loop"])
+def test_errors_in_the_data_come_when_they_would_in_a_graph(kind, best, patient, tmp_path):
+    """One as a graph, three while the loop is tried, at the end of that too, one afterwards."""
+    rates = {"graph": 100.0, "loop": 10.0} | {best: 1000.0}
+
+    def rate(self, mode):
+        yield mode, 5
+        yield mode, 20
+        return rates[mode]
+
+    bad = np.array([3, 30, 50, 52, 700])
+
+    def read(row):
+        text = tf.where(tf.reduce_any(row["x"] == bad), "corrupt", tf.strings.as_string(row["x"]))
+        return {"x": tf.strings.to_number(text)}
+
+    def trained(jit):
+        numbers = {"x": np.arange(2000)}
+        data = Source(numbers, batch_size=1, shuffle=False, map=read)
+        if kind == "iterator":
+            data = tf.data.Dataset.from_tensor_slices(numbers).map(read).batch(1)
+        trainer = tfloss.Trainer(
+            Ordered(), keras.optimizers.SGD(0.01), jit=jit, workdir=tmp_path / str(jit),
+            default_hooks=False, steps_per_call=200,
+        )  # fmt: skip
+        ends = []
+        while trainer.step < 1500:
+            try:
+                trainer.train(data, 1500)
+            except tf.errors.InvalidArgumentError:
+                ends.append(trainer.step)
+        return ends, trainer.model.seen.numpy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning.Tuner, "_rate", rate)
+        patch.setattr(modes.Modes, "_candidates", lambda self: ["loop"])
+        auto = trained("auto")
+    assert auto == trained(False) and len(auto[0]) == len(bad)
+
+
+def test_deterministic_is_a_graph_and_says_nothing(patient, tmp_path, capsys):
+    made = []
+    for jit in ("auto", "loop"):
+        trainer, _ = run(False)
+        made.append(
+            modes.Modes(
+                jit,
+                trainer.train_step,
+                every_step=False,
+                workdir=tmp_path,
+                agreement=trainer.agreement,
+                say=print,
+                deterministic=True,
+            )
+        )
+        made[-1].prepare(trainer._feed, True, lambda: 10**9)
+        made[-1].run(1, False)
+    assert [list(one._engines) for one in made] == [["graph"], ["loop"]]
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+def test_a_short_run_is_not_spent_on_compiling(capsys):
+    trainer, _ = run("auto", 100)
+    assert list(trainer._modes._engines) == ["graph"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_longer_run_after_a_short_one_tries_more(monkeypatch):
+    data = rows(X, 8)
+    trainer, _ = run("auto", 100, data=data)
+
+    def rate(self, mode):
+        yield mode, 5
+        yield mode, 20
+        return {"graph": 100.0, "loop": 300.0}[mode]
+
+    monkeypatch.setattr(tuning.Tuner, "_rate", rate)
+    monkeypatch.setattr(tuning, "BOUNDS", [(1e6, 1e6)])
+    trainer.train(data, 400)
+    assert trainer._modes._chosen == "loop"
+    assert trainer._modes._tracing > 0.1  # of the first run, when the step was traced
+
+
+def test_data_that_ends_while_it_is_measured(patient):
+    data = tf.data.Dataset.from_tensor_slices({"x": X}).batch(8, drop_remainder=True).repeat(2)
+    with pytest.raises(DataError, match="ended after 16 batches, at step 16 of 600"):
+        run("auto", data=data)
+
+
+def test_several_replicas_try_the_compiled_step(patient, replicas):
+    trainer, _ = run("auto", 400, strategy=replicas(2))
+    assert trainer._modes._chosen in ("graph", "step")
+    assert "loop" not in trainer._modes._engines
+
+
+def test_what_can_not_be_is_refused(replicas):
+    with pytest.raises(ValueError, match="jit must be True, False, 'loop' or 'auto'"):
+        run("fast")
+    with pytest.raises(ModelError, match="one replica"):
+        run("loop", strategy=replicas(2))
+    ragged = rows(X, 8).map(lambda b: {**b, "name": tf.fill([8], "a")})
+    with pytest.raises(DataError, match="strings"):
+        run("loop", data=ragged)
+
+
+def test_batches_of_open_shapes_run_as_a_graph(patient):
+    data = rows(X, 8).map(lambda b: {**b, "words": tf.fill([8, tf.size(tf.unique(b["x"])[0])], 1)})
+    trainer, _ = run("auto", 200, data=data)
+    assert trainer._modes._chosen == "graph"
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize("check", ["assert_less", "check_numerics", "gather"])
+def test_xla_leaves_out_what_only_checks(check):
+    """As docs/performance.md says of the modes; when it fails, that is to be changed."""
+
+    class Checked(Deep):
+        def call(self, batch, training=False):
+            found = super().call(batch, training)
+            x = batch["x"]
+            if check == "assert_less":
+                tf.debugging.assert_less(tf.reduce_max(x), 0.5)
+            elif check == "check_numerics":
+                x = tf.debugging.check_numerics(tf.where(x > 0.5, np.inf, x), "bad")
+                found["error"] += 0.0 * tf.reduce_mean(tf.where(x > 0.5, 0.0, x))
+            else:
+                index = tf.where(tf.reduce_max(x) > 0.5, 100, 0)
+                found["error"] += 0.0 * tf.gather(tf.ones([3]), index)
+            return found
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        run(False, 8, Checked)
+    for jit in (True, "loop"):
+        trainer, _ = run(jit, 8, Checked)
+        assert trainer.step == 8

@@ -1,0 +1,230 @@
+"""Which random ops are found, where, and what is done about them."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss
+from tests.toys import rows
+from tfloss.checkpoint.names import named_variables
+from tfloss.errors import ModelError
+from tfloss.inspect.random_ops import explain, make_deterministic, stateful_random_ops
+from tfloss.trainer.checkpointed_state import TrainerState
+
+ROOT = Path(__file__).parents[2]
+HERE = f"{__file__}:"
+
+
+def found(function, saved=None):
+    """Types of the ops that are found in a function of a float scalar."""
+    traced = tf.function(function, autograph=False).get_concrete_function(tf.constant(1.0))
+    return [one.op for one in stateful_random_ops(traced.graph, saved)]
+
+
+LEGACY = {
+    "RandomUniform": lambda: tf.random.uniform([]),
+    "RandomUniformInt": lambda: tf.random.uniform([], maxval=5, dtype=tf.int32),
+    "RandomStandardNormal": lambda: tf.random.normal([]),
+    "TruncatedNormal": lambda: tf.random.truncated_normal([]),
+    "RandomGamma": lambda: tf.random.gamma([], 1.0),
+    "RandomPoissonV2": lambda: tf.random.poisson([], 1.0),
+    "RandomShuffle": lambda: tf.random.shuffle([1.0, 2.0]),
+    "Multinomial": lambda: tf.random.categorical([[1.0, 2.0]], 3),
+    "ParameterizedTruncatedNormal": lambda: tf.raw_ops.ParameterizedTruncatedNormal(
+        shape=[1], means=[0.0], stdevs=[1.0], minvals=[-1.0], maxvals=[1.0]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_ops_with_their_state_in_the_kernel(name):
+    assert found(lambda x: LEGACY[name]()) == [name]
+
+
+def test_stateless_ones_are_fine():
+    def draw(x):
+        seed = [1, tf.cast(x, tf.int32)]
+        tf.random.experimental.stateless_shuffle([1, 2], seed)
+        return tf.random.stateless_normal([2], seed) + keras.random.uniform([2], seed=3)
+
+    assert found(draw) == []
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        lambda x: tf.while_loop(lambda i, a: i < 3, lambda i, a: (i + 1, a + draw()), [0, x]),
+        lambda x: tf.cond(x > 0, lambda: x + draw(), lambda: x),
+        lambda x: tf.switch_case(tf.cast(x, tf.int32), [lambda: x, lambda: x + draw()]),
+        lambda x: tf.map_fn(lambda y: y + draw(), x + tf.zeros([3])),
+        lambda x: tf.function(lambda y: y + draw())(x),
+        lambda x: tf.function(lambda y: y + draw(), jit_compile=True)(x),
+        lambda x: tf.recompute_grad(lambda y: y + draw())(x),
+        lambda x: tf.function(lambda y: tf.cond(y > 0, lambda: y + draw(), lambda: y))(x),
+    ],
+    ids=["while", "cond", "switch", "map_fn", "function", "jit", "recompute", "nested"],
+)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_wherever_they_are(inside, gradient):
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.add_n([tf.reduce_sum(one) for one in tf.nest.flatten(inside(x))[-1:]])
+        return tape.gradient(y, x) if gradient else y
+
+    assert found(step) == ["RandomStandardNormal"]
+
+
+def draw():
+    return tf.random.normal([])
+
+
+def test_the_line_and_the_remedy():
+    def call(x):
+        a = tf.random.normal([2])
+        return a + tf.nn.dropout([x, x], 0.5) + tf.random.normal([2])
+
+    traced = tf.function(call).get_concrete_function(tf.constant(1.0))
+    first = call.__code__.co_firstlineno
+    normal, dropout, again = map(str, stateful_random_ops(traced.graph))
+    assert normal == (
+        f"RandomStandardNormal ({HERE}{first + 1}, in call): use keras.random with a SeedGenerator "
+        "of the layer, or tf.random.stateless_normal with a seed from tfloss.current_step()"
+    )
+    assert dropout == f"RandomUniform ({HERE}{first + 2}, in call): use keras.layers.Dropout"
+    assert again.startswith(f"RandomStandardNormal ({HERE}{first + 2}, in call)")
+
+
+def test_a_generator_is_fine_if_a_checkpoint_has_its_state():
+    class Noisy(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.noise = {"of": [tf.random.Generator.from_seed(1)]}
+            self.drop = keras.layers.Dropout(0.5)
+
+        def call(self, x):
+            return self.drop(self.noise["of"][0].normal([2]), training=True)
+
+    model = Noisy()
+    other = tf.random.Generator.from_seed(2)
+    saved = named_variables(model).values()
+    assert len(saved) == 2
+    assert found(model, saved) == []
+    assert found(model) == []  # variables are not looked at
+    assert found(model, []) == ["RngReadAndSkip", "AssignVariableOp"]
+    inner = tf.function(lambda: other.normal([2]))
+    assert found(lambda x: model(x) + inner(), saved) == ["RngReadAndSkip"]
+    assert found(lambda x: model(x) + inner(), [*saved, other.state]) == []
+
+
+def test_keras_own_generator_is_in_no_checkpoint():
+    assert found(lambda x: keras.random.uniform([]), []) == ["AssignVariableOp"]
+
+
+class Noise(keras.Model):
+    """Draws what can't be saved, if told to."""
+
+    def __init__(self, noisy=True):
+        super().__init__(name="noise")
+        self.dense = keras.layers.Dense(1)
+        self.drop = keras.layers.Dropout(0.5)
+        self.norm = keras.layers.BatchNormalization()
+        self.noisy = noisy
+
+    def call(self, batch, training=False):
+        y = self.norm(self.drop(self.dense(batch["x"][:, None]), training=training))
+        if self.noisy:
+            y += tf.random.normal([])
+        return {"error": tf.reduce_mean(y**2)} if training else {"y": y}
+
+
+def trainer(model, strategy=None, deterministic=False, **options):
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        model, optimizer = model(), keras.optimizers.Adam(0.01)
+    one = tfloss.Trainer(model, optimizer, strategy=strategy, default_hooks=False, **options)
+    saved = lambda: TrainerState(one.train_step).variables().values()  # noqa: E731
+    one._modes._check = tfloss.inspect.random_ops.RandomnessCheck(deterministic, saved)
+    return one
+
+
+X = rows(np.arange(8.0), 4)
+
+
+@pytest.mark.parametrize("jit", [False, True, "loop"])
+def test_a_run_warns_once_before_its_first_step(jit):
+    one = trainer(Noise, jit=jit, log_every=2)
+    with pytest.warns(UserWarning, match="resumed run will not go on exactly") as told:
+        one.train(X, 4)
+    (text,) = [str(w.message) for w in told if "resumed run" in str(w.message)]
+    assert text.count("\n") == 1 and "RandomStandardNormal (" + HERE in text
+
+
+@pytest.mark.parametrize("jit", [False, True, "loop"])
+def test_deterministic_refuses_before_the_first_step(jit):
+    one = trainer(Noise, deterministic=True, jit=jit)
+    with pytest.raises(ModelError, match=r"deterministic=True, but no.*\n.*RandomStandardNormal"):
+        one.train(X, 4)
+    assert one.train_step.counter.numpy() == 0
+    with pytest.raises(ModelError, match="RandomStandardNormal"):  # again
+        one.train(X, 4)
+
+
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (1, {"jit": "loop"}),
+        (2, {"jit": False, "accumulate": 2, "ema": 0.9, "clip_norm": 1.0}),
+        (2, {"jit": False, "precision": "mixed_float16", "skip_nonfinite": True}),
+        (1, {"jit": True}),
+    ],
+)
+def test_what_keras_and_the_trainer_change_is_all_saved(count, options, replicas):
+    one = trainer(lambda: Noise(False), replicas(count), deterministic=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one.train(X, 4)
+    assert one.step == 4
+
+
+def test_determinism_needs_a_seed():
+    with pytest.raises(ValueError, match="needs a seed: give seed=0"):
+        make_deterministic(None)
+
+
+DETERMINISTIC = """
+import keras, tensorflow as tf
+from tfloss.data.nondeterminism import nondeterministic_inputs
+from tfloss.inspect.random_ops import make_deterministic
+
+keras.utils.set_random_seed(0)
+make_deterministic(0)
+numbers = tf.data.Dataset.range(50)
+data = numbers.map(lambda x: tf.random.uniform([]), num_parallel_calls=4, deterministic=False)
+assert nondeterministic_inputs(data) and not nondeterministic_inputs(data, in_order=True)
+print([float(x) for x in data.shuffle(9)])
+"""
+
+
+@pytest.mark.slow
+def test_a_deterministic_pipeline_repeats():
+    command = [sys.executable, "-c", DETERMINISTIC]
+    one, other = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for _ in "12")
+    assert one.returncode == 0, one.stderr
+    assert one.stdout == other.stdout != ""
+
+
+def test_an_op_without_a_deterministic_kernel_is_explained():
+    text = "Deterministic GPU implementation of unsorted segment reduction op not available."
+    error = tf.errors.UnimplementedError(None, None, text)
+    explain(error)
+    assert "train without deterministic=True" in error.__notes__[0]
+    other = tf.errors.UnimplementedError(None, None, "no such kernel")
+    explain(other)
+    assert not hasattr(other, "__notes__")

@@ -1,0 +1,181 @@
+"""What the loop tells of time. Cuts and hooks are tested with the trainer."""
+
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss
+from tests.toys import Line, rows
+from tfloss.errors import NonFiniteLossError
+from tfloss.hooks import Every, Hook, NaNGuard
+from tfloss.trainer import loop
+
+
+def slowly(secs):
+    def pull(x):
+        time.sleep(secs)
+        return x
+
+    def element(batch):
+        x = tf.numpy_function(pull, [batch["x"]], tf.float32)
+        return {"x": tf.ensure_shape(x, [4])}
+
+    return rows([1.0, 2.0, 3.0, 4.0], 4).map(element)
+
+
+class Logs(Hook):
+    every = Every(steps=10)
+
+    def __init__(self, secs=0.0, kind="hooks"):
+        self.secs, self.timed_as, self.logs = secs, kind, []
+
+    def after_call(self, step):
+        time.sleep(self.secs)
+
+    def on_log(self, step, scalars, summaries):
+        self.logs.append(scalars)
+
+
+def trained(data, jit, hook):
+    trainer = tfloss.Trainer(
+        Line(),
+        tf.keras.optimizers.SGD(0.01),
+        jit=jit,
+        log_every=10,
+        hooks=[hook],
+        default_hooks=False,
+    )
+    trainer.train(data, 30)
+    return trainer
+
+
+@pytest.mark.parametrize("jit", [False, True, "loop"])
+def test_waiting_for_data_is_measured_and_warned_of(jit, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "_WAITED_SECONDS", 0.1)
+    hook = Logs()
+    trained(slowly(0.03), jit, hook)
+    assert 0.8 < np.mean([one["input/wait_fraction"] for one in hook.logs[1:]]) <= 1.0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "waiting for data" in x]
+    assert "input/wait_fraction" in line
+
+
+@pytest.mark.parametrize("jit", [False, "loop"])
+def test_a_fast_input_is_not(jit, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "_WAITED_SECONDS", 0.0)
+    hook = Logs(0.2)
+    trained(rows([1.0, 2.0, 3.0, 4.0], 4), jit, hook)
+    assert max(one["input/wait_fraction"] for one in hook.logs[1:]) < 0.2
+    assert "waiting for data" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["hooks", "checkpoint"])
+def test_hooks_and_checkpoints_are_measured(kind):
+    hook = Logs(0.1, kind)
+    trainer = trained(rows([1.0, 2.0, 3.0, 4.0], 4), False, hook)
+    assert hook.logs[-1][f"time/{kind}_fraction"] > 0.8  # the time since the log before
+    assert 0.3 <= trainer.stopwatch.seconds()[kind] < 0.5
+
+
+class Written(Logs):
+    """A writer: may be told late."""
+
+    every = None
+    logs_may_wait = True
+
+    def __init__(self, other=None):
+        super().__init__()
+        self.other = other
+
+    def on_log(self, step, scalars, summaries):
+        self.logs.append((step, self.trainer.step, scalars))
+
+
+class Watched(Written):
+    logs_may_wait = False
+
+
+def looped(hooks, jit="loop", steps=100, **options):
+    trainer = tfloss.Trainer(
+        Line(),
+        tf.keras.optimizers.SGD(0.01),
+        jit=jit,
+        log_every=10,
+        hooks=hooks,
+        default_hooks=False,
+        **options,
+    )
+    trainer.train(rows([1.0, 2.0, 3.0, 4.0], 2), steps)
+    return trainer
+
+
+@pytest.mark.parametrize("options", [{}, {"every_step": True}, {"accumulate": 3}])
+def test_logs_that_may_wait_do_not_cut_a_compiled_loop_and_are_the_same(options):
+    late, exact = Written(), Watched()
+    looped([late], **options)
+    looped([exact], **options)
+    assert [step for step, now, _ in exact.logs if now == step] == list(range(10, 101, 10))
+    assert any(now > step for step, now, _ in late.logs if step % 10 == 0)
+    assert [step for step, *_ in late.logs] == [step for step, *_ in exact.logs]
+    for (_, _, one), (_, _, other) in zip(late.logs, exact.logs, strict=True):
+        assert one.keys() == other.keys()
+        assert one["losses/total"] == other["losses/total"]
+
+
+@pytest.mark.parametrize("jit", [False, "loop"])
+def test_one_hook_that_watches_has_each_log_at_its_step(jit):
+    late, watching = Written(), Watched()
+    looped([late, watching], jit)
+    for hook in (late, watching):
+        assert [step for step, now, _ in hook.logs if now == step] == list(range(10, 101, 10))
+
+
+def test_a_hook_is_due_at_its_step_and_finds_what_was_logged_before_it():
+    class Due(Written):
+        every = Every(steps=25)
+
+        def after_call(self, step):
+            assert step == self.trainer.step
+            self.seen = [*getattr(self, "seen", []), (step, max([0, *(x for x, *_ in self.logs)]))]
+
+    hook = Due()
+    looped([hook])
+    assert hook.seen == [(25, 20), (50, 50), (75, 70), (100, 100)]
+
+
+@pytest.mark.parametrize("jit", [False, "loop"])
+def test_what_was_logged_before_a_bad_loss_is_written(jit):
+    def root(model, batch, y):
+        return {"root": tf.reduce_mean(tf.sqrt(model.w + 0.0 * y))}  # w falls, at last below 0
+
+    hook = Written()
+    trainer = tfloss.Trainer(
+        Line(root),
+        tf.keras.optimizers.SGD(0.01),
+        jit=jit,
+        log_every=10,
+        hooks=[NaNGuard(), hook],
+        default_hooks=False,
+    )
+    with pytest.raises(NonFiniteLossError, match="root") as error:
+        trainer.train(rows([1.0, 2.0], 2), 1000)
+    weight, step = 1.0, 1
+    while weight >= 0:
+        weight, step = weight - 0.01 * 0.5 / weight**0.5, step + 1
+    assert error.value.step == step == 136
+    assert [step for step, *_ in hook.logs] == list(range(10, 131, 10))
+    assert trainer.train_step.counter.numpy() == 135
+
+
+def test_calls_get_longer_up_to_a_second_and_shorter_at_once():
+    most, seen = 1, []
+    for _ in range(5):  # steps of 0.15 s
+        most = loop.next_most(most, most, 0.15 * most)
+        seen.append(most)
+    assert seen == [2, 4, 6, 6, 6]
+    assert loop.next_most(1, 1, 8.0) == 1  # it compiled
+    assert loop.next_most(64, 1, 0.1) == 64  # cut short, and written out
+    assert loop.next_most(400, 400, 4.0) == 100
+    assert loop.next_most(400, 30, 3.0) == 10  # the data got slow
+    assert loop.next_most(800, 800, 0.0) == 1000

@@ -1,0 +1,231 @@
+"""A distribution strategy from a name, and what tfloss must know about one. Host code.
+
+strategy = tfloss.make_strategy("mirrored", replicas=2)
+with strategy.scope():
+    model = Classifier()
+"""
+
+import faulthandler
+import math
+import os
+import signal
+import threading
+import zlib
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfloss.distribute.cluster import Cluster, find_cluster, why_none
+from tfloss.distribute.rendezvous import wait_for_workers
+from tfloss.errors import ClusterError
+
+STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
+
+_REFUSED = (
+    tf.distribute.ParameterServerStrategy,
+    tf.compat.v1.distribute.experimental.ParameterServerStrategy,
+    tf.distribute.experimental.CentralStorageStrategy,
+)
+
+
+CONNECT_TIMEOUT = 300.0
+_LEAST_START = 60.0  # seconds that TensorFlow gets to start once all workers are there
+
+
+def make_strategy(
+    name: str = "auto", replicas: int | None = None, connect_timeout: float | None = None
+) -> tf.distribute.Strategy:
+    """A strategy from its name. Call it before anything else uses TensorFlow's devices.
+
+    With several workers it returns when all of them have called it
+    (`tfloss.distribute.rendezvous`).
+
+    Args:
+      name: one of
+        "auto": multi_worker where the environment names several workers, mirrored with several
+          GPUs or `replicas` > 1, else one;
+        "one": TensorFlow's default strategy: one replica, on the GPU if there is one;
+        "mirrored": a replica on each GPU of this machine, or on each of `replicas` logical
+          CPU devices, which are made here, if it has no GPU;
+        "multi_worker": the replicas of all workers that the environment names: TF_CONFIG,
+          TFLOSS_WORKERS with JOB_COMPLETION_INDEX, or Slurm's variables
+          (`tfloss.distribute.cluster`).
+          TF_CONFIG is set then, for TensorFlow, and Python, NumPy and TensorFlow are seeded
+          alike on all of them, so that a data set that nobody seeds is shuffled alike;
+        "tpu": the TPU named by the variable TPU_NAME, or this machine's own.
+      replicas: how many replicas, for "auto", "one" and "mirrored". None: one for each GPU,
+        or one for each logical CPU device configured so far.
+      connect_timeout: seconds to wait for the other workers. None: those of the variable
+        TFLOSS_CONNECT_TIMEOUT, or 300.
+
+    Raises:
+      ValueError: an unknown name, a number of replicas that the machine can't give, or
+        devices that are not there.
+      ClusterError: a ValueError: the environment names the workers wrongly, halfway or not.
+      MissingWorkersError: other workers have not come in time; it names their addresses.
+      SystemExit: SIGTERM while it waits for them.
+    """
+    if replicas is not None and replicas < 1:
+        raise ValueError(f"replicas must be at least 1, got {replicas}.")
+    cluster = find_cluster() if name in ("auto", "multi_worker") else None
+    if name == "auto":
+        name = _choose(replicas, cluster)
+    if name in ("multi_worker", "tpu") and replicas is not None:
+        raise ValueError(
+            f"replicas={replicas} can't be chosen with strategy {name!r}: it has one replica "
+            "for each accelerator. Leave it out."
+        )
+    if name == "one":
+        if replicas not in (None, 1):
+            raise ValueError(
+                f"Strategy 'one' has one replica, but replicas={replicas}. Use 'mirrored'."
+            )
+        return tf.distribute.get_strategy()
+    if name == "mirrored":
+        return _mirrored(replicas)
+    if name == "multi_worker":
+        if os.environ.get("TFLOSS_REPLAY"):  # `tfloss replay` runs one replica after the other
+            return tf.distribute.get_strategy()
+        return _multi_worker(cluster, connect_timeout)
+    if name == "tpu":
+        return _tpu()
+    raise ValueError(f"Unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}.")
+
+
+def check_strategy(strategy: tf.distribute.Strategy) -> None:
+    """Raises ValueError for a strategy whose updates are not those of one global batch."""
+    if isinstance(strategy, _REFUSED):
+        raise ValueError(
+            f"tfloss does not train under {type(strategy).__name__}: its replicas do not keep "
+            "the same weights and average each step's gradients. Use MirroredStrategy, "
+            "MultiWorkerMirroredStrategy or TPUStrategy (tfloss.make_strategy)."
+        )
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes files: always, unless there are several."""
+    return worker_position(strategy)[0] == 0
+
+
+def worker_position(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """This worker's number among those that train, and how many there are: (0, 1) for one.
+
+    A task "chief" comes before the tasks "worker".
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0, 1
+    resolver: Any = strategy.cluster_resolver
+    cluster = resolver.cluster_spec().as_dict() if resolver is not None else {}
+    tasks = [(job, i) for job in ("chief", "worker") for i in range(len(cluster.get(job, ())))]
+    mine = resolver and (resolver.task_type, resolver.task_id)
+    return (tasks.index(mine), len(tasks)) if mine in tasks else (0, 1)
+
+
+def _choose(replicas: int | None, cluster: Cluster | None) -> str:
+    if cluster and len(cluster.addresses) > 1:
+        return "multi_worker"
+    several = len(tf.config.list_physical_devices("GPU")) > 1 if replicas is None else replicas > 1
+    return "mirrored" if several else "one"
+
+
+def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if gpus:
+        if (replicas or 0) > gpus:
+            raise ValueError(
+                f"replicas={replicas}, but this machine has {gpus} GPU{'s' * (gpus > 1)}. Ask for "
+                "fewer, or hide the GPUs (CUDA_VISIBLE_DEVICES=-1) to use logical CPU devices."
+            )
+        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas or gpus)])
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configured = len(tf.config.get_logical_device_configuration(cpu) or [None])
+    replicas = configured if replicas is None else replicas
+    if replicas > configured:
+        try:
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
+            )
+        except RuntimeError:
+            raise ValueError(
+                f"TensorFlow has started already, with {configured} logical CPU "
+                f"device{'s' * (configured > 1)}, so there can't be {replicas} replicas. Make the "
+                "strategy first, before any tensor, variable, model or data set."
+            ) from None
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def _multi_worker(cluster: Cluster | None, connect_timeout: float | None) -> tf.distribute.Strategy:
+    if cluster is None:
+        raise ClusterError(f"Strategy 'multi_worker' finds no workers. {why_none()}")
+    if cluster.source.startswith("SLURM") and len(cluster.addresses) == 1:
+        raise ClusterError(
+            "Strategy 'multi_worker' finds one worker: SLURM_STEP_NUM_TASKS is 1. Ask for more "
+            "(srun --ntasks=2), or use 'mirrored' for the GPUs of one host."
+        )
+    if connect_timeout is None:
+        connect_timeout = _connect_timeout()
+    if _tensorflow_has_started():  # said before the others wait for this worker
+        raise ValueError(
+            "TensorFlow has started already, too late to connect to other workers. Make the "
+            "strategy first, before any tensor, variable, model or data set."
+        )
+    os.environ["TF_CONFIG"] = cluster.tf_config()
+    wait_for_workers(cluster.addresses, cluster.rank, connect_timeout)
+    strategy = _tensorflow_connects_the_workers(max(connect_timeout, _LEAST_START))
+    # All read the same data set, so it must be shuffled alike, also where nobody seeds it.
+    keras.utils.set_random_seed(zlib.crc32(repr(cluster.addresses).encode()))
+    return strategy
+
+
+def _tensorflow_connects_the_workers(timeout: float) -> tf.distribute.Strategy:
+    """Makes the strategy, or ends the program with a traceback that shows this function.
+
+    A worker that dies between the meeting and here would be waited for without end, and with
+    Python locked: no exception, thread or signal handler could stop it.
+    """
+    faulthandler.dump_traceback_later(timeout, exit=True, file=2)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        # TensorFlow puts a handler of its own in, which only takes notice; Python doesn't know it.
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _tensorflow_has_started() -> bool:
+    threads = tf.config.threading.get_inter_op_parallelism_threads()
+    try:
+        tf.config.threading.set_inter_op_parallelism_threads(threads + 1)
+    except RuntimeError:  # what can only be set before the start shows it
+        return True
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    return False
+
+
+def _connect_timeout() -> float:
+    text = os.environ.get("TFLOSS_CONNECT_TIMEOUT") or str(CONNECT_TIMEOUT)
+    try:
+        if (seconds := float(text)) >= 0 and math.isfinite(seconds):
+            return seconds
+    except ValueError:
+        pass
+    raise ClusterError(f"The variable TFLOSS_CONNECT_TIMEOUT must be seconds, and is {text!r}.")
+
+
+def _tpu() -> tf.distribute.Strategy:
+    name = os.environ.get("TPU_NAME") or "local"
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, OSError, RuntimeError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0].split(" with these attrs")[0]
+        raise ValueError(
+            f"Strategy 'tpu' found no TPU {name!r}; set the variable TPU_NAME to its name on a "
+            f"machine that has one, or use another strategy (TensorFlow says: {reason})."
+        ) from None
+    return tf.distribute.TPUStrategy(resolver)

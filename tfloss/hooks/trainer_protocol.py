@@ -1,0 +1,101 @@
+"""What a hook may use of the trainer. Host code.
+
+`Hook.trainer` has this type, so that hooks depend on what is listed here and not on `Trainer`,
+which is built on top of them.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import tensorflow as tf
+
+from tfloss.checkpoint.background import BackgroundWriter
+from tfloss.checkpoint.directory import CheckpointDirectory
+from tfloss.distribute.agreement import Agreement
+from tfloss.hooks.run_info import RunInfo
+from tfloss.step.train_step import TrainStep
+from tfloss.summary import Summary
+
+
+class StopwatchProtocol(Protocol):
+    """Where the time of a run goes."""
+
+    def seconds(self) -> dict[str, float]:
+        """`{kind: seconds}` since the start of the run."""
+        ...
+
+    def fractions(self, since: dict[str, float] | None = None) -> dict[str, float]:
+        """`{kind: fraction}` of the time since the start, or since an earlier `seconds()`."""
+        ...
+
+
+class TrainerProtocol(Protocol):
+    """The part of `tfloss.Trainer` that hooks use; see there for what each member does."""
+
+    model: keras.Model
+    optimizer: Any
+    strategy: tf.distribute.Strategy
+    workdir: Path | None
+    checkpoints: CheckpointDirectory | None
+    train_step: TrainStep
+    agreement: Agreement
+    clock: Callable[[], float]
+    hooks: list[Any]
+    step: int
+    run: RunInfo
+    error: BaseException | None
+
+    @property
+    def window(self) -> object:
+        """The steps that are not logged yet; false if there are none."""
+        ...
+
+    @property
+    def stopwatch(self) -> StopwatchProtocol:
+        """Where the time of the run goes."""
+        ...
+
+    @property
+    def writer(self) -> BackgroundWriter | None:
+        """What writes checkpoints in the background."""
+        ...
+
+    def evaluate(
+        self,
+        data: Any,
+        metrics: Mapping[str, Any] | None = None,
+        *,
+        losses: bool = False,
+        ema: bool = False,
+    ) -> dict[str, float]:
+        """Runs an evaluation."""
+        ...
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model has the moving averages of its weights."""
+        ...
+
+    def log(
+        self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary] = ()
+    ) -> None:
+        """Gives values to every hook's `on_log`."""
+        ...
+
+    def stop(self, reason: str) -> None:
+        """Ends training after the current step."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Prints a line, on the first worker."""
+        ...
+
+    def save_checkpoint(self) -> Path:
+        """Saves a checkpoint."""
+        ...
+
+    def state(self) -> Any:
+        """All variables that a checkpoint holds."""
+        ...

@@ -1,0 +1,202 @@
+"""Groups of variables, each with an optimizer of its own: which loss trains what, and when.
+
+    optimizer = {
+        "generator": (keras.optimizers.Adam(1e-4), model.generator),
+        "discriminator": tfloss.Group(keras.optimizers.Adam(4e-4), model.discriminator, every=2),
+    }
+
+A loss named `generator/...` updates the variables of that group only. A single optimizer is one
+group, named `optimizer`, of all trainable variables, and every loss is its.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfloss.errors import LossError, ModelError
+from tfloss.forward.losses import REGULARIZATION
+
+SINGLE = "optimizer"
+_TAKEN = ("model", "ema", "step", "loss_scale", "skipped")  # names in a checkpoint
+
+Variables = keras.Layer | Iterable[Any] | Callable[[Any], Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """An optimizer, the variables it updates, and at which steps.
+
+    Args:
+      optimizer: a Keras optimizer that no other group has.
+      variables: a layer or model (its trainable variables, whenever they are made), several
+        of them or of variables, or a function of the trainer's model that returns these. None:
+        all trainable variables of the model.
+      every, offset: it is updated at the steps where `step % every == offset`, `step` being the
+        number of completed steps. So `every=2` and `every=2, offset=1` alternate. In between
+        its losses are computed and logged, but not its gradient.
+    """
+
+    optimizer: keras.optimizers.Optimizer
+    variables: Variables = None
+    every: int = 1
+    offset: int = 0
+
+    def __post_init__(self):
+        if not isinstance(self.optimizer, keras.optimizers.Optimizer):
+            raise ValueError(
+                f"The optimizer must be a Keras optimizer, got {self.optimizer!r}. Write "
+                "keras.optimizers.Adam(1e-3), for instance."
+            )
+        _check_supported(self.optimizer)
+        if self.every < 1 or not 0 <= self.offset < self.every:
+            raise ValueError(
+                f"Group(every={self.every}, offset={self.offset}): every must be at least 1 and "
+                "offset from 0 to every - 1."
+            )
+
+    def trainable(self, model: keras.Model) -> list[Any]:
+        """Its variables that are trainable now. The model must be built."""
+        found = self.variables
+        if callable(found) and not isinstance(found, keras.Layer):
+            found = found(model)
+        if found is None:
+            return list(model.trainable_variables)
+        ids = {id(variable) for variable in model.trainable_variables}
+        return [v for v in _variables(found) if id(v) in ids]
+
+
+def make_groups(optimizer: Any) -> dict[str, Group]:
+    """Groups by name, from what a `Trainer` was given as `optimizer`.
+
+    Raises ValueError for anything but a Keras optimizer or a mapping from names to
+    `(optimizer, variables)` or `Group`, for a name that can't be used, and for an optimizer
+    that two groups share.
+    """
+    if not isinstance(optimizer, Mapping):
+        if isinstance(optimizer, Group):
+            return {SINGLE: optimizer}
+        return {SINGLE: Group(optimizer)}
+    groups = {}
+    for name, value in optimizer.items():
+        if not isinstance(name, str) or not name or "/" in name or name in _TAKEN:
+            raise ValueError(
+                f"An optimizer group can't be named {name!r}: take a string without '/', other "
+                f"than {', '.join(_TAKEN)}."
+            )
+        if isinstance(value, tuple) and len(value) == 2:
+            value = Group(*value)
+        if not isinstance(value, Group):
+            raise ValueError(
+                f"Optimizer group {name!r} must be (optimizer, variables) or tfloss.Group(...), "
+                f"got {type(value).__name__}. The variables can be a layer: "
+                f"{{{name!r}: (keras.optimizers.Adam(1e-4), model.{name})}}."
+            )
+        groups[name] = value
+    if not groups:
+        raise ValueError("optimizer is an empty mapping: nothing would be trained.")
+    if len({id(group.optimizer) for group in groups.values()}) < len(groups):
+        raise ValueError("Two optimizer groups have the same optimizer object: make two.")
+    return groups
+
+
+def check_disjoint(variables: Mapping[str, list[Any]]) -> None:
+    """Raises ModelError if two groups have a variable in common, or one has none."""
+    owner: dict[int, str] = {}
+    for name, mine in variables.items():
+        if not mine:
+            what = (
+                "the model has no trainable variables"
+                if name == SINGLE
+                else (f"optimizer group {name!r} has no trainable variables of the model")
+            )
+            raise ModelError(
+                f"There is nothing to train: {what}. Are its layers frozen, or not made yet? "
+                "Every layer must be called in call(batch, training=True), or built in build()."
+            )
+        for variable in mine:
+            other = owner.setdefault(id(variable), name)
+            if other != name:
+                raise ModelError(
+                    f"Variable {variable.path!r} is in two optimizer groups, {other!r} and "
+                    f"{name!r}. It must be updated by one."
+                )
+
+
+def split_losses(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[str]]:
+    """`{group: its losses}`: those named after it; all of them if there is one group.
+
+    The weight regularizers count for every group: each updates its own variables only.
+
+    Raises LossError, with its name, for a loss of no group and for a group without a loss.
+    """
+    names, groups = list(names), list(groups)
+    if len(groups) == 1:
+        return {groups[0]: names}
+    found: dict[str, list[str]] = {group: [] for group in groups}
+    for name in names:
+        group = name.split("/")[0]
+        if group in found:
+            found[group].append(name)
+        elif name == REGULARIZATION:
+            for each in found.values():
+                each.append(name)
+        else:
+            raise LossError(
+                f"Loss {name!r} belongs to no optimizer group: its name must begin with "
+                f"{' or '.join(f'{g}/' for g in groups)}. Return a mapping such as "
+                f"{{'{groups[0]}': {{'{name}': ...}}}}."
+            )
+    for group, mine in found.items():
+        if all(name == REGULARIZATION for name in mine):
+            raise LossError(
+                f"No loss is reported for optimizer group {group!r}: name one '{group}/...'. "
+                f"The losses are: {', '.join(names)}."
+            )
+    return found
+
+
+def due_sets(groups: Mapping[str, Group]) -> list[tuple[str, ...]]:
+    """Which groups are updated at step i, for a whole period of steps."""
+    period = math.lcm(*(group.every for group in groups.values()))
+    return [
+        tuple(name for name, g in groups.items() if step % g.every == g.offset)
+        for step in range(period)
+    ]
+
+
+def _variables(found: Any) -> list[Any]:
+    if isinstance(found, keras.Layer):
+        return list(found.trainable_variables)
+    if isinstance(found, keras.Variable | tf.Variable):
+        return [found]
+    unique = {id(v): v for each in found for v in _variables(each)}
+    return list(unique.values())
+
+
+def _check_supported(optimizer: Any) -> None:
+    """Refuses what Keras does wrongly, or not at all, under several replicas."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "LossScaleOptimizer looks at one replica's gradients only. Give the optimizer in it, "
+            'and precision="mixed_float16", which scales the loss.'
+        )
+    if optimizer.gradient_accumulation_steps:
+        raise ValueError(
+            "The optimizer's gradient_accumulation_steps runs schedules and averages at the "
+            "rate of micro-batches. Leave it out and give accumulate="
+            f"{optimizer.gradient_accumulation_steps}."
+        )
+    if optimizer.loss_scale_factor:
+        raise ValueError(
+            "The optimizer's loss_scale_factor is not applied by tfloss. Leave it out and give "
+            'precision="mixed_float16", which scales the loss.'
+        )
+    if optimizer.use_ema and optimizer.ema_overwrite_frequency:
+        raise ValueError(
+            "The optimizer's ema_overwrite_frequency fails under several replicas. Leave out "
+            "use_ema and give ema=0.999 instead."
+        )

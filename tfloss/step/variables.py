@@ -1,0 +1,104 @@
+"""The variables of a model and its optimizers: made before the first step, and never after.
+
+Host code, in the strategy's scope.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfloss import _upstream
+from tfloss.errors import ModelError, TflossError
+from tfloss.optimizers.groups import Group, check_disjoint
+from tfloss.step.random_states import split_seeds
+
+
+class Variables:
+    """Makes the variables that are missing, and refuses those that can't be trained.
+
+    Args:
+      model: built or not.
+      groups: whose optimizers get slots for their variables.
+      strategy: in whose scope everything must be.
+    """
+
+    def __init__(
+        self, model: keras.Model, groups: Mapping[str, Group], strategy: tf.distribute.Strategy
+    ):
+        self._model, self._groups, self._strategy = model, groups, strategy
+        self._known: set[int] = set()
+
+    def build(self, element_spec: Any, forward: Callable[[Any], Any]) -> None:
+        """Builds model and optimizers, if they aren't; checks them if they are.
+
+        Args:
+          element_spec: `tf.TypeSpec`s of one replica's batch.
+          forward: the training forward, traced on it once if the model isn't built.
+
+        Raises ModelError: made outside of the scope; nothing to train; a variable in two
+        groups.
+        """
+        self._check_scope()
+        with self._strategy.scope():
+            if not self._model.built:
+                self._trace_once(element_spec, forward)
+            variables = {name: one.trainable(self._model) for name, one in self._groups.items()}
+            check_disjoint(variables)
+            for name, group in self._groups.items():
+                if not group.optimizer.built:
+                    group.optimizer.build(variables[name])
+                    continue
+                known = {id(v) for v in _upstream.optimizer_built_for(group.optimizer)}
+                if known and not known.issuperset(map(id, variables[name])):
+                    # Unfrozen since: Keras itself would refuse them.
+                    _upstream.extend_optimizer(group.optimizer, variables[name])
+        self._check_scope()
+        if not self._known:
+            split_seeds(self._model, self._strategy)
+        self._known = {id(variable) for variable in self._model.variables}
+
+    def check_no_new(self) -> None:
+        """Raises ModelError if the step made variables: they are in no checkpoint or optimizer."""
+        late = [v.path for v in self._model.variables if id(v) not in self._known]
+        if self._known and late:
+            raise ModelError(
+                f"The training step created variables: {', '.join(late)}. All variables must "
+                "exist before the first step: call these layers in every training forward, or "
+                "build them in the model's build()."
+            )
+
+    def _trace_once(self, element_spec: Any, forward: Callable[[Any], Any]) -> None:
+        """Builds the model by tracing its training forward, without computing anything.
+
+        Not inside `strategy.run`, where variables can't be created after a synchronisation.
+        """
+
+        def dry_run(batch):
+            with _upstream.inputs_untouched(self._model):
+                forward(batch)
+
+        try:
+            tf.function(dry_run, autograph=False).get_concrete_function(element_spec)
+        except Exception as error:
+            raise _upstream.innermost(error, TflossError) from None
+        if not self._model.built:
+            raise ModelError(f"Calling {self._model.name!r} did not build it.")
+
+    def _check_scope(self) -> None:
+        """Raises ModelError if a variable belongs to another strategy."""
+        extended = self._strategy.extended
+        for what, variables in (
+            ("model", self._model.variables),
+            *((f"optimizer {n!r}", g.optimizer.variables) for n, g in self._groups.items()),
+        ):
+            for variable in variables:
+                value = variable.value if isinstance(variable, keras.Variable) else variable
+                if not extended.variable_created_in_scope(value):
+                    raise ModelError(
+                        f"The {what} was created outside of the scope of "
+                        f"{type(self._strategy).__name__} (variable {variable.path!r}). Create "
+                        "model and optimizer inside `with strategy.scope():`, and give the same "
+                        "strategy to the Trainer: Trainer(..., strategy=strategy)."
+                    )

@@ -1,0 +1,262 @@
+"""All the state of a training run, by name: what a checkpoint holds.
+
+    model/<path>           weights, statistics, seed generators, other variables of the model
+    <optimizer>/<path>     slots, by the path of the variable they belong to; iterations
+    step                   completed updates
+    ...                    what `TrainStep.extra_variables` adds, under its own names
+
+Host code, cross-replica.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfloss import _upstream
+from tfloss.checkpoint import (
+    BackgroundWriter,
+    CheckpointDirectory,
+    load_manifest,
+    load_values,
+    named_optimizer_variables,
+    named_variables,
+    sync_replicas,
+)
+from tfloss.distribute.agreement import Agreement
+from tfloss.errors import CheckpointError
+from tfloss.hooks import Hook
+from tfloss.step.random_states import STRIDE, set_seed, split_seeds
+from tfloss.step.train_step import TrainStep
+
+_NONE, _NONE_WHOLE = -1, -2  # in place of a step
+_NETWORK_SECONDS = 10.0  # what a network file system may take to show elsewhere what is new
+
+
+class TrainerState:
+    """The variables of a `TrainStep`: saved, restored, and seeded."""
+
+    def __init__(self, train_step: TrainStep):
+        self._step = train_step
+
+    def variables(self) -> dict[str, Any]:
+        """`{name: variable}` of everything."""
+        found: dict[str, Any] = {"step": self._step.counter}
+        for name, variable in named_variables(self._step.model).items():
+            found[f"model/{name}"] = variable
+        for optimizer_name, optimizer in self._step.optimizers.items():
+            for name, variable in named_optimizer_variables(optimizer).items():
+                found[f"{optimizer_name}/{name}"] = variable
+        found.update(self._step.extra_variables())
+        return found
+
+    def save(
+        self,
+        directory: CheckpointDirectory,
+        step: int,
+        hooks: Mapping[str, Any],
+        *,
+        extra: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+        background: BackgroundWriter | None = None,
+        write: bool = True,
+    ) -> Path:
+        """Saves everything, and the hooks' state, as one checkpoint.
+
+        All workers must call it, to read the variables; those without `write` write nothing.
+        `hooks` are their states by name; `extra`, `files` and `background` are those of
+        `CheckpointDirectory.save`.
+
+        Replicas are given the mean of their own statistics first, so that training goes on
+        from the very state that is saved.
+        """
+        self.sync_replicas()
+        extra = {
+            **(extra or {}),
+            "hooks": dict(hooks),
+            "seeds": {"replicas": self._step.strategy.num_replicas_in_sync, "stride": STRIDE},
+        }
+        return directory.save(
+            step, self.variables(), extra, files=files, background=background, write=write
+        )
+
+    def restore(
+        self, directory: CheckpointDirectory, path: Path
+    ) -> tuple[int, dict[str, dict[str, Any]]]:
+        """Restores a checkpoint. Returns its step, and the hooks' states for `set_hook_states`.
+
+        A constant learning rate is configuration: the optimizer keeps the one it has, and a
+        difference is reported.
+
+        Raises CheckpointError, before anything is changed, if the names or shapes differ; if
+        the optimizer is another one, it says that.
+        """
+        variables = self.variables()
+        manifest = load_manifest(path)
+        saved, states = manifest["variables"], manifest["extra"].get("hooks", {})
+        if not isinstance(states, dict) or not all(isinstance(v, dict) for v in states.values()):
+            raise CheckpointError(
+                f"The hooks' states in {path} are damaged. To go on from the checkpoint before, "
+                f"move {path} away."
+            )
+        self._check_optimizers(path, saved, variables)
+        rates = {name: variables.pop(name) for name in list(variables) if self._is_rate(name)}
+        ignored = [name for name in saved if self._is_rate(name)]
+        directory.restore(path, variables, ignore=ignored)
+        split_seeds(self._step.model, self._step.strategy)
+        self._report_rates(path, rates)
+        return int(self._step.counter.numpy()), states
+
+    def seed(self, seed: int) -> None:
+        """Sets every seed generator of the model to a state that follows from `seed`."""
+        set_seed(self._step.model, seed)
+        split_seeds(self._step.model, self._step.strategy)
+
+    def sync_replicas(self) -> None:
+        """Gives every replica the mean of variables that each has its own value of."""
+        if self._step.strategy.num_replicas_in_sync > 1:
+            averages = self._step.averages
+            more = averages.variables().values() if averages is not None else ()
+            sync_replicas(self._step.model, more)
+
+    def save_for_replay(self, path: Path, *, write: bool = True) -> None:
+        """Saves the model, whatever its values, for a step to be run again.
+
+        And whether this process runs a script; notebooks, prompts and `python -c` have none.
+        """
+        model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
+        step = int(self._step.counter.numpy())
+        script = getattr(sys.modules.get("__main__"), "__file__", None) or "<none>"
+        extra = {"script": None if script.startswith("<") else script}  # "<stdin>"
+        CheckpointDirectory(path / "state").save(
+            step, model, extra, check_finite=False, write=write
+        )
+
+    def restore_for_replay(self, path: Path, replica: int = 0) -> None:
+        """Restores what `save_for_replay` saved, with the random states of one replica."""
+        directory = CheckpointDirectory(path / "state")
+        model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
+        newest = directory.latest()
+        assert newest is not None, f"{path}/state is empty"
+        directory.restore(newest, model)
+        for _, state in _upstream.seed_states(self._step.model):
+            state.assign(state.numpy() + np.array([replica * STRIDE, 0]))
+
+    def _is_rate(self, name: str) -> bool:
+        """Whether a name is that of a constant learning rate. A schedule has none."""
+        optimizer = next((o for o in self._step.optimizers if name.startswith(f"{o}/")), None)
+        return optimizer is not None and name.endswith("/learning_rate")
+
+    def _check_optimizers(self, path: Path, saved: Collection[str], here: Collection[str]) -> None:
+        """Raises CheckpointError if an optimizer keeps other things than the one that was saved.
+
+        Of a model that has changed it says nothing: what some optimizers keep depends on it.
+        """
+        if _of_model(saved) != _of_model(here):
+            return
+        for name, optimizer in self._step.optimizers.items():
+            before, now = _kept(name, saved), _kept(name, here)
+            if before and before != now:
+                raise CheckpointError(
+                    f"The checkpoint {path} was written with another optimizer. There {name!r} "
+                    f"keeps {', '.join(sorted(before))}; this one ({type(optimizer).__name__}) "
+                    f"keeps {', '.join(sorted(now))}. Nothing was restored. Resume with the same "
+                    "optimizer and the same options of it, or start in a new workdir, with "
+                    "tfloss.load_weights(model, path) for the weights."
+                )
+
+    def _report_rates(self, path: Path, rates: Mapping[str, Any]) -> None:
+        saved = load_manifest(path)["variables"]
+        values = load_values(path, [name for name in rates if name in saved])
+        for name, value in values.items():
+            old, new = float(value), float(rates[name].numpy())
+            if old != new:
+                warnings.warn(
+                    f"The learning rate was {old:g} in {path} and is {new:g} now. A constant "
+                    "rate is configuration, so the new one applies.",
+                    stacklevel=2,
+                )
+
+
+def _of_model(names: Collection[str]) -> set[str]:
+    return {name for name in names if name.startswith("model/")}
+
+
+def _kept(optimizer: str, names: Collection[str]) -> set[str]:
+    """What an optimizer keeps: kinds of slots ("momentum"), and names of what is not a slot."""
+    own = [n.removeprefix(f"{optimizer}/") for n in names if n.startswith(f"{optimizer}/")]
+    kinds = {n.rpartition("/")[2].partition("#")[0] if _is_slot(n, names) else n for n in own}
+    return {kind for kind in kinds if not kind.endswith("learning_rate")}
+
+
+def _is_slot(name: str, names: Collection[str]) -> bool:
+    return f"model/{name.rpartition('/')[0]}" in names
+
+
+def warn_if_unrestored(directory: CheckpointDirectory | None) -> None:
+    """Warns that a checkpoint is there which the weights to be evaluated are not from."""
+    newest = directory.latest() if directory is not None else None
+    if newest is not None:
+        warnings.warn(
+            f"Evaluating weights that this Trainer neither trained nor restored, although there "
+            f"is {newest}. To evaluate those, call trainer.restore(data) first.",
+            stacklevel=3,
+        )
+
+
+def newest_checkpoint(
+    directory: CheckpointDirectory | None, agreement: Agreement, say: Callable[[str], None]
+) -> Path | None:
+    """The checkpoint to go on from: the first worker's newest that is whole, which all must see.
+
+    Agreed on before anybody restores, which takes all of them. Damaged ones are told by `say`.
+
+    Raises, on all workers:
+      WorkerError: one of them doesn't.
+      CheckpointError: there are some, and none is whole.
+    """
+    if directory is None:
+        return None
+    newest = directory.newest_valid(say) if agreement.chief else None
+    found = _NONE if newest is None else int(load_manifest(newest)["step"])
+    if newest is None and agreement.chief and directory.steps():
+        found = _NONE_WHOLE
+    step = int(agreement.settle([], [found])[1][0])
+    if step == _NONE_WHOLE:
+        raise CheckpointError(
+            f"None of the checkpoints in {directory.path} is whole; the lines above say why. To "
+            "begin anew, move them away."
+        )
+    if step == _NONE:
+        return None
+    until = time.monotonic() + _NETWORK_SECONDS
+    while step not in directory.steps() and time.monotonic() < until:
+        time.sleep(0.1)
+    agreement.check_same(
+        {f"the number of {directory.at(step)}": float(step in directory.steps())},
+        "The first worker goes on from it. All must see the same workdir, at the same path: put "
+        "it on a file system that they share.",
+    )
+    return directory.at(step)
+
+
+def set_hook_states(hooks: Sequence[Hook], states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives hooks the states that a checkpoint has; one that it doesn't know starts afresh."""
+    for name, hook in named_hooks(hooks).items():
+        hook.state.clear()
+        hook.state.update(states.get(name, {}))
+
+
+def named_hooks(hooks: Sequence[Hook]) -> dict[str, Hook]:
+    """`{class name: hook}`, numbered from the second of a class on: `Evaluate_1`."""
+    named: dict[str, Hook] = {}
+    for hook in hooks:
+        name, number = type(hook).__name__, 0
+        while (key := f"{name}_{number}" if number else name) in named:
+            number += 1
+        named[key] = hook
+    return named
