@@ -121,7 +121,7 @@ def run(out: Path, options: dict) -> dict:
     class Watch(Hook):
         every = tfloss.Every(steps=1)
 
-        def after_call(self, step):
+        def after_step(self, step):
             time.sleep(o["sleep"])
             print(f"worker {me} step {step}", flush=True)
             done = out / "killed"
@@ -147,7 +147,7 @@ def run(out: Path, options: dict) -> dict:
     if o["save_every"]:
         hooks.append(SaveCheckpoint(tfloss.Every(steps=o["save_every"])))
     if o["secs"]:
-        hooks.append(SaveCheckpoint(tfloss.Every(secs=o["secs"]), keep_last=None))
+        hooks.append(SaveCheckpoint(tfloss.Every(seconds=o["secs"]), keep_last=None))
     trainer = tfloss.Trainer(
         model,
         optimizer,

@@ -62,7 +62,7 @@ def test_adapter_loss_inside_and_fit_are_the_same(loss, weights):
         else:
             model = _Inside() if way == "inside" else supervised(_net(), loss)
             net = model.net if way == "inside" else model.predictor
-            trainer = tfloss.Trainer(model, optimizer, default_hooks=False, fused=False)
+            trainer = tfloss.Trainer(model, optimizer, default_hooks=False, fused_adam=False)
             trainer.train(_data(weights), steps=20)
         found.append([v.numpy() for v in net.variables])
     for other in found[1:]:

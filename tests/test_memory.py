@@ -24,22 +24,22 @@ class Watch(Hook):
     def __init__(self):
         self.megabytes = []
 
-    def after_call(self, step):
+    def after_step(self, step):
         self.megabytes.append(resident())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True, "loop"])
-@pytest.mark.parametrize("every_step", [False, True])
+@pytest.mark.parametrize("log_every_step", [False, True])
 def test_a_hundred_thousand_steps_take_no_more_memory_than_twenty_thousand(
-    jit, every_step, tmp_path
+    jit, log_every_step, tmp_path
 ):
     watch = Watch()
     trainer = tfloss.Trainer(
         Line(),
         keras.optimizers.Adam(0.0),
         jit=jit,
-        every_step=every_step,
+        log_every_step=log_every_step,
         workdir=tmp_path,
         hooks=[watch],
     )

@@ -43,7 +43,7 @@ def test_importing_is_quick_and_pulls_nothing_in():
 class Times(Hook):
     every = Every(steps=1)
 
-    def after_call(self, step):
+    def after_step(self, step):
         self.last = time.monotonic()
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfloss.data.distributed import distribute
 from tfloss.data.feed import Feed
-from tfloss.engine.engine import Block, Engine
+from tfloss.engine.engine import Engine, StepLogs
 from tfloss.step.train_step import TrainStep
 
 
@@ -59,7 +59,7 @@ def run(
     *,
     recording: bool = False,
     **options: Any,
-) -> tuple[TrainStep, dict[str, float], Block]:
+) -> tuple[TrainStep, dict[str, float], StepLogs]:
     """Runs some steps; returns the step, the values of the last one, and its block."""
     train_step, iterator = make_step(make_model, dataset, **options)
     engine = Engine(train_step)

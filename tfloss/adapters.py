@@ -21,7 +21,7 @@ def supervised(
     Batches are `(x, y)` or `(x, y, sample_weight)`, as for `keras.Model.fit`. In training it
     returns `{<the loss's name>: loss(y, model(x))}`, in inference `model(x)`; inference also
     takes a bare `x`. Training it is bit for bit `model.compile(loss=loss); model.fit(...)`,
-    of Adam and AdamW with `Trainer(fused=False)`.
+    of Adam and AdamW with `Trainer(fused_adam=False)`.
 
     Args:
       model: maps `x` to predictions. What its layers `add_loss` counts too.

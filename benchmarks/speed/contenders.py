@@ -49,17 +49,17 @@ class Tfloss:
         from tfloss.hooks import Every, Hook
 
         class Chosen(Hook):
-            every = Every(secs=0.1)
+            every = Every(seconds=0.1)
 
-            def after_call(self, step):
+            def after_step(self, step):
                 self.trainer.stop("warm")
 
         class Late(Chosen):
-            every = Every(secs=seconds)
+            every = Every(seconds=seconds)
 
-            def after_call(self, step):
+            def after_step(self, step):
                 if self.trainer._modes._tuner is None:  # decided
-                    super().after_call(step)
+                    super().after_step(step)
 
         self.trainer.train(self.data, self.trainer.step + int(300 * rate), hooks=[Late()])
 

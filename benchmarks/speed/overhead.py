@@ -133,7 +133,7 @@ def logging(rows: dict) -> None:
         title = "logging, as a graph" if jit is False else "logging, XLA loop"
         variants = {
             "every 100 steps": trainer(work, jit=jit),
-            "every single step": trainer(work, jit=jit, every_step=True),
+            "every single step": trainer(work, jit=jit, log_every_step=True),
             "nothing, no workdir": trainer(work, jit=jit, log_every=10**9, workdir=None),
         }
         compared(rows, title, variants, "every 100 steps", 4_000 if jit else 2_000)
@@ -143,8 +143,8 @@ def updates(rows: dict) -> None:
     for name, steps in (("mlp", 2_000), ("small", 400), ("cnn", 400), ("transformer", 20)):
         work = WORKLOADS[name]
         variants = {
-            "Keras' ops": trainer(work, warm=steps, fused=False),
-            "one op a variable": trainer(work, warm=steps, fused=True),
+            "Keras' ops": trainer(work, warm=steps, fused_adam=False),
+            "one op a variable": trainer(work, warm=steps, fused_adam=True),
         }
         title = f"Adam, as a graph, {work.title.partition(',')[0].partition(':')[0]}"
         compared(rows, title, variants, "Keras' ops", steps)

@@ -16,7 +16,7 @@ def main(run: app.Run) -> None:
     import tfloss
     from tfloss.detection import drawing
     from tfloss.detection.coco import CocoMetric
-    from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint, Show
+    from tfloss.hooks import Evaluate, ExportBest, LogPredictions, SaveCheckpoint
 
     config = run.config
     train, test, names = batches(config, run.seed)
@@ -40,7 +40,7 @@ def main(run: app.Run) -> None:
     hooks = [SaveCheckpoint(every), *run.hooks()]
     if run.evaluates:
         best = ExportBest("val/coco/box/AP50", export=export)
-        show = Show("val/found", test, draw, every=every)
+        show = LogPredictions("val/found", test, draw, every=every)
         hooks = [Evaluate(test, metrics, every=every), best, show, *hooks]
 
     trainer = run.trainer(model, optimizer, clip_norm=config.optimizer.clip_norm)

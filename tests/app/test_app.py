@@ -475,7 +475,7 @@ class Slope(keras.Model):
 class Tell(tfloss.Hook):
     every = tfloss.Every(steps=3)
 
-    def after_call(self, step):
+    def after_step(self, step):
         print("going", flush=True)
         time.sleep(60 if os.environ.get("SLOW") == "hook" else 0)
 

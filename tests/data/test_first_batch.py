@@ -15,7 +15,7 @@ class _Chief:
     def __init__(self, value):
         self.value, self.asked = value, 0
 
-    def settle(self, wishes, numbers=()):
+    def agree(self, wishes, numbers=()):
         self.asked += 1
         return list(wishes), [self.value for _ in numbers]
 

@@ -1,4 +1,4 @@
-"""Blocks: every batch once and in order, whatever the sizes; what can't be stacked is named."""
+"""Every batch comes once and in order, whatever its size; what can't be stacked is named."""
 
 import re
 import tempfile
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.data.stacked_batches import Blocks, of_data, reason_not_to_stack
+from tfloss.data.stacked_batches import BatchStacker, of_data, reason_not_to_stack
 
 
 def _seen(blocks, most=7):
@@ -47,21 +47,21 @@ def _expected(dataset, per_step):
     ],
 )
 def test_every_batch_once_and_in_order(dataset, per_step):
-    blocks = Blocks(iter(dataset), per_step)
+    blocks = BatchStacker(iter(dataset), per_step)
     blocks.ahead = True
     steps, _ = _seen(blocks)
     assert steps == _expected(dataset, per_step)
 
 
 def test_batches_of_one_size_come_in_blocks():
-    blocks = Blocks(iter(tf.data.Dataset.range(1000).batch(2)))
+    blocks = BatchStacker(iter(tf.data.Dataset.range(1000).batch(2)))
     blocks.ahead = True
     assert _seen(blocks)[1] == 500
 
 
 def test_what_is_known_to_be_endless_is_pulled_without_asking_for_the_end():
     dataset = tf.data.Dataset.range(10).repeat().batch(5, drop_remainder=True)
-    blocks = Blocks(iter(dataset), endless=True)
+    blocks = BatchStacker(iter(dataset), endless=True)
     blocks.ahead = True
     found = np.concatenate([blocks.one()[0] for _ in range(500)])
     assert found.tolist() == list(range(10)) * 250
@@ -69,7 +69,7 @@ def test_what_is_known_to_be_endless_is_pulled_without_asking_for_the_end():
 
 def test_not_ahead_no_more_is_taken_than_asked_for():
     iterator = iter(tf.data.Dataset.range(100).batch(2))
-    blocks = Blocks(iterator)
+    blocks = BatchStacker(iterator)
     part = blocks.take(5)
     assert part.steps == 5 and part.block.numpy()[:5].tolist() == [
         [2 * i, 2 * i + 1] for i in range(5)
@@ -79,7 +79,7 @@ def test_not_ahead_no_more_is_taken_than_asked_for():
 
 
 def test_what_is_given_back_comes_again():
-    blocks = Blocks(iter(tf.data.Dataset.range(100).batch(2)), per_step=2)
+    blocks = BatchStacker(iter(tf.data.Dataset.range(100).batch(2)), per_step=2)
     part = blocks.take(3)
     blocks.give_back(part)
     blocks.ahead = True
@@ -87,7 +87,7 @@ def test_what_is_given_back_comes_again():
 
 
 def test_no_data_at_all():
-    blocks = Blocks(iter(tf.data.Dataset.range(0).batch(2)))
+    blocks = BatchStacker(iter(tf.data.Dataset.range(0).batch(2)))
     assert not blocks.left()
     for ahead in (False, True):
         blocks.ahead = ahead
@@ -100,7 +100,7 @@ def test_structures_stay():
     data = tf.data.Dataset.from_tensor_slices(
         {"a": [1.0, 2.0], "b": ([[1, 2], [3, 4]], [True, False])}
     )
-    blocks = Blocks(iter(data.repeat().batch(2, drop_remainder=True)))
+    blocks = BatchStacker(iter(data.repeat().batch(2, drop_remainder=True)))
     blocks.ahead = True
     blocks.one()
     (batch,) = blocks.one()
@@ -112,7 +112,7 @@ def test_structures_stay():
 def test_the_size_of_a_block_is_bounded_in_bytes():
     large = tf.data.Dataset.from_tensors(tf.zeros([2**20])).repeat()  # 4 MiB
     for per_step, steps in ((1, 6), (3, 2)):
-        blocks = Blocks(iter(large), per_step)
+        blocks = BatchStacker(iter(large), per_step)
         blocks.one()
         assert blocks.steps == steps
 
@@ -121,7 +121,7 @@ def test_the_size_of_a_block_is_bounded_in_bytes():
 def test_blocks_begin_where_calls_are_cut(rhythm, first, size):
     """If they can: 500 steps don't fit."""
     done = first
-    blocks = Blocks(
+    blocks = BatchStacker(
         iter(tf.data.Dataset.range(10**6).repeat()), endless=True, rhythm=rhythm, step=lambda: done
     )
     blocks.ahead = True
@@ -138,7 +138,7 @@ def test_blocks_begin_where_calls_are_cut(rhythm, first, size):
 def test_the_first_batch_is_told_of_before_more_is_read():
     told = []
     iterator = iter(tf.data.Dataset.range(10))
-    blocks = Blocks(iterator, begun=lambda: told.append(int(next(iterator))))
+    blocks = BatchStacker(iterator, begun=lambda: told.append(int(next(iterator))))
     blocks.ahead = True
     assert int(blocks.one()[0]) == 0 and told == [1]
     assert [int(blocks.one()[0]) for _ in range(3)] == [2, 3, 4] and told == [1]
@@ -167,7 +167,7 @@ def test_slow_batches_come_in_shorter_blocks():
         return tf.numpy_function(lambda j: (time.sleep(0.05), j)[1], [i], tf.int64)
 
     data = tf.data.Dataset.range(60).map(lambda i: tf.ensure_shape(late(i), []))
-    blocks = Blocks(iter(data), 2)
+    blocks = BatchStacker(iter(data), 2)
     blocks.ahead = True
     found, parts = [], 0
     with pytest.raises(StopIteration):
@@ -194,7 +194,7 @@ def test_endless_data_of_one_shape(quick):
 
     data = tf.data.Dataset.range(90).repeat()
     data = (data if quick else data.map(element)).map(lambda i: {"i": i}).prefetch(2)
-    blocks = Blocks(iter(data), 2, endless=True)
+    blocks = BatchStacker(iter(data), 2, endless=True)
     blocks.ahead = True
     found = []
     for _ in range(5):
@@ -214,7 +214,7 @@ def test_data_that_are_slow_at_first_come_in_whole_blocks_later(monkeypatch):
 
     data = tf.data.Dataset.range(10**6).map(lambda i: tf.ensure_shape(late(i), [])).repeat()
     done = 0
-    blocks = Blocks(iter(data), endless=True, rhythm=50, step=lambda: done)
+    blocks = BatchStacker(iter(data), endless=True, rhythm=50, step=lambda: done)
     blocks.ahead = True
     calls, found = [], []
     while done < 700:
@@ -237,7 +237,7 @@ def test_held_the_iterator_rests_where_its_batches_were_pulled_to(quick):
 
     data = make()
     iterator = iter(data)
-    blocks = Blocks(iterator, endless=quick)
+    blocks = BatchStacker(iterator, endless=quick)
     blocks.ahead = True
     taken = [int(one) for _ in range(3) for one in _values(blocks.take(70))]
     for _ in range(2):
@@ -257,7 +257,7 @@ def test_held_the_iterator_rests_where_its_batches_were_pulled_to(quick):
 def test_the_size_that_most_batches_have_is_that_of_blocks(ahead):
     """Though the first one is of another; the order stays."""
     numbers = tf.data.Dataset.range(3).batch(3).concatenate(tf.data.Dataset.range(3, 1003).batch(2))
-    blocks = Blocks(iter(numbers))
+    blocks = BatchStacker(iter(numbers))
     blocks.ahead = ahead
     steps, stacked = _seen(blocks)
     assert steps == _expected(numbers, 1)
@@ -266,12 +266,12 @@ def test_the_size_that_most_batches_have_is_that_of_blocks(ahead):
 
 def test_sizes_that_take_turns_do_not_make_blocks_of_another_size_each_time(monkeypatch):
     made = []
-    monkeypatch.setattr(Blocks, "_stack_like", _counting(Blocks._stack_like, made))
+    monkeypatch.setattr(BatchStacker, "_stack_like", _counting(BatchStacker._stack_like, made))
     sizes = np.array([1, *[2, 2, 2, 2, 1, 1, 1, 1] * 100])
     starts = np.cumsum(sizes) - sizes
     data = tf.data.Dataset.from_tensor_slices((starts, sizes)).map(lambda a, n: tf.range(a, a + n))
     for per_step in (1, 3):
-        blocks = Blocks(iter(data), per_step)
+        blocks = BatchStacker(iter(data), per_step)
         blocks.ahead = True
         assert _seen(blocks)[0] == _expected(data, per_step)
         assert len(made) <= 2
@@ -308,7 +308,7 @@ def test_an_error_comes_in_its_place(bad, per_step):
     def back(count):
         return lambda: iter(_corrupt(bad, given + count + lost))
 
-    blocks = Blocks(iter(_corrupt(bad)), per_step, back=back)
+    blocks = BatchStacker(iter(_corrupt(bad)), per_step, back=back)
     blocks.ahead = True
     found, errors = [], []
     while True:
@@ -336,7 +336,9 @@ def test_an_error_comes_in_its_place(bad, per_step):
 
 
 def test_an_error_that_does_not_come_again_is_raised_all_the_same():
-    blocks = Blocks(iter(_corrupt([100])), back=lambda count: lambda: iter(_corrupt([], 1 + count)))
+    blocks = BatchStacker(
+        iter(_corrupt([100])), back=lambda count: lambda: iter(_corrupt([], 1 + count))
+    )
     blocks.ahead = True
     found = []
     with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
@@ -347,7 +349,7 @@ def test_an_error_that_does_not_come_again_is_raised_all_the_same():
 
 
 def test_where_nothing_can_go_back_the_error_comes_early():
-    blocks = Blocks(iter(_corrupt([100])))
+    blocks = BatchStacker(iter(_corrupt([100])))
     blocks.ahead = True
     assert len(_values(blocks.take(50))) == 1
     with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
@@ -359,7 +361,7 @@ def test_where_nothing_can_go_back_the_error_comes_early():
 
 def test_an_error_that_is_met_while_pulling_is_to_rest_leaves_it_going_on():
     """Where nothing can go back."""
-    blocks = Blocks(iter(_corrupt([600])))
+    blocks = BatchStacker(iter(_corrupt([600])))
     blocks.ahead = True
     assert len(_exactly(blocks, 10)) == 10
     with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"), blocks.held():

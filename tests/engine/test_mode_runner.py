@@ -58,7 +58,7 @@ class Seen(Hook):
     def __init__(self):
         self.calls, self.logs = [], []
 
-    def after_call(self, step):
+    def after_step(self, step):
         self.calls.append(step)
 
     def on_log(self, step, scalars, summaries):
@@ -143,7 +143,7 @@ def test_what_does_not_compile_runs_as_a_graph_and_says_why(patient, capsys):
 )
 def test_a_step_that_does_not_compile_loses_no_batch(data, patient, capsys, monkeypatch):
     """It takes its batch inside the program."""
-    monkeypatch.setattr(modes.Modes, "_candidates", lambda self: ["step"])
+    monkeypatch.setattr(modes.ModeRunner, "_candidates", lambda self: ["step"])
     _, seen = run("auto", model=Numpy, data=data)
     assert "XLA can't compile it" in capsys.readouterr().out
     _, before = run(False, model=Numpy, data=data)
@@ -156,7 +156,7 @@ def test_an_error_in_the_data_is_not_taken_for_one_of_the_compiler(
     mode, bad, patient, capsys, monkeypatch
 ):
     """26 batches are a graph's; then another mode is tried, with one batch and with more."""
-    monkeypatch.setattr(modes.Modes, "_candidates", lambda self: [mode])
+    monkeypatch.setattr(modes.ModeRunner, "_candidates", lambda self: [mode])
 
     def read(i):
         x = tf.where(i == bad, np.nan, 1.0) * tf.ones([8])
@@ -204,7 +204,7 @@ def test_errors_in_the_data_come_when_they_would_in_a_graph(kind, best, patient,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning.Tuner, "_rate", rate)
-        patch.setattr(modes.Modes, "_candidates", lambda self: ["loop"])
+        patch.setattr(modes.ModeRunner, "_candidates", lambda self: ["loop"])
         auto = trained("auto")
     assert auto == trained(False) and len(auto[0]) == len(bad)
 
@@ -214,10 +214,10 @@ def test_deterministic_is_a_graph_and_says_nothing(patient, tmp_path, capsys):
     for jit in ("auto", "loop"):
         trainer, _ = run(False)
         made.append(
-            modes.Modes(
+            modes.ModeRunner(
                 jit,
                 trainer.train_step,
-                every_step=False,
+                log_every_step=False,
                 workdir=tmp_path,
                 agreement=trainer.agreement,
                 say=print,

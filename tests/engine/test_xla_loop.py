@@ -13,7 +13,7 @@ from tests.toys import Line, make_step, rows
 from tests.trainer.test_trainer import Witness
 from tfloss import summary
 from tfloss.data import Source
-from tfloss.data.stacked_batches import Blocks
+from tfloss.data.stacked_batches import BatchStacker
 from tfloss.engine.engine import Engine
 from tfloss.errors import DataError, ModelError, NonFiniteLossError
 from tfloss.hooks import Every, SaveCheckpoint
@@ -28,7 +28,7 @@ def _root(model, batch, y):
 
 
 def _ahead(iterator, per_step=1):
-    blocks = Blocks(iterator, per_step)
+    blocks = BatchStacker(iterator, per_step)
     blocks.ahead = True
     return blocks
 
@@ -86,7 +86,7 @@ def _trained(jit, workdir=None, steps=(60,), **options):
 
 OPTIONS = [
     {},
-    {"every_step": True},
+    {"log_every_step": True},
     {"accumulate": 3},
     {"ema": 0.9, "clip_norm": 0.5},
     {"skip_nonfinite": True},

@@ -93,7 +93,7 @@ def test_keras_fit_and_tfloss_end_with_the_same_weights(optimizer):
             model.compile(optimizer=rule, jit_compile=False)
             model.fit(data.repeat(), steps_per_epoch=24, epochs=2, verbose=0)
         else:
-            trainer = tfloss.Trainer(model, rule, default_hooks=False, fused=False)
+            trainer = tfloss.Trainer(model, rule, default_hooks=False, fused_adam=False)
             trainer.train(data.repeat(), steps=48)
         models.append({v.path: v.numpy() for v in model.variables})
     assert models[0].keys() == models[1].keys()

@@ -61,7 +61,7 @@ class Pause(hooks.Hook):
     def before_train(self):
         self.told = False
 
-    def after_call(self, step):
+    def after_step(self, step):
         if not self.told:
             self.told = True
             print("TRAINING", flush=True)

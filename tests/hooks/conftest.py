@@ -89,7 +89,7 @@ class FakeTrainer:
                 self.step += 1
                 for hook in self.hooks:
                     if hook.every is not None and hook.every.due(self.step):
-                        hook.after_call(self.step)
+                        hook.after_step(self.step)
         except BaseException as error:
             self.error = error
         self.end()

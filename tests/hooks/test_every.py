@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from tfloss.hooks import At, Every, RunInfo
+from tfloss.hooks import Every, OnSteps, RunInfo
 
 
 def due_steps(every, run, first=None):
@@ -88,7 +88,7 @@ def test_a_run_resumed_at_137_is_due_where_an_undisturbed_one_is(every):
 
 
 def test_secs_re_arm_when_due(clock):
-    every = Every(secs=10, clock=clock)
+    every = Every(seconds=10, clock=clock)
     every.start(RunInfo(0, 100))
     assert every.next_step(0) is None
     due = []
@@ -100,7 +100,7 @@ def test_secs_re_arm_when_due(clock):
 
 
 def test_secs_count_from_the_start_of_a_run(clock):
-    every = Every(secs=10, clock=clock)
+    every = Every(seconds=10, clock=clock)
     clock.now += 60  # building the model
     every.start(RunInfo(0, 100))
     assert not every.due(1)
@@ -109,10 +109,10 @@ def test_secs_count_from_the_start_of_a_run(clock):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, r"Every\(\): give exactly one of steps, secs, epochs, examples, percent"),
-        ({"steps": 5, "secs": 2}, r"Every\(steps=5, secs=2\): give exactly one"),
+        ({}, r"Every\(\): give exactly one of steps, seconds, epochs, examples, percent"),
+        ({"steps": 5, "seconds": 2}, r"Every\(steps=5, seconds=2\): give exactly one"),
         ({"steps": 0}, r"Every\(steps=0\): steps must be more than 0"),
-        ({"secs": -1}, r"Every\(secs=-1\): secs must be more than 0"),
+        ({"seconds": -1}, r"Every\(seconds=-1\): seconds must be more than 0"),
         ({"epochs": float("nan")}, r"epochs must be more than 0, and finite"),
         ({"epochs": float("inf")}, r"epochs must be more than 0, and finite"),
         ({"steps": 2.5}, r"steps must be a whole number"),
@@ -155,17 +155,17 @@ def test_an_empty_epoch_is_refused():
 def test_asking_before_the_start_is_an_error(clock):
     with pytest.raises(RuntimeError, match=r"Every\(epochs=1\) was asked .* before start"):
         Every(epochs=1).next_step(0)
-    with pytest.raises(RuntimeError, match=r"Every\(secs=2.5\).due\(\) was called before start"):
-        Every(secs=2.5, clock=clock).due(1)
+    with pytest.raises(RuntimeError, match=r"Every\(seconds=2.5\).due\(\) was called before start"):
+        Every(seconds=2.5, clock=clock).due(1)
 
 
 def test_at_is_due_at_the_given_steps_only():
-    assert due_steps(At(110, 100), RunInfo(0, 200)) == [100, 110]
-    assert due_steps(At(100, 110), RunInfo(105, 200)) == [110]
-    assert At(100, 110).next_step(110) is None
+    assert due_steps(OnSteps(110, 100), RunInfo(0, 200)) == [100, 110]
+    assert due_steps(OnSteps(100, 110), RunInfo(105, 200)) == [110]
+    assert OnSteps(100, 110).next_step(110) is None
 
 
 @pytest.mark.parametrize("step", [0, -1, 1.5, True])
 def test_at_refuses_what_is_no_step(step):
     with pytest.raises(ValueError, match="whole number, at least 1"):
-        At(step)
+        OnSteps(step)

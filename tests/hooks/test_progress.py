@@ -195,7 +195,7 @@ def test_the_stream_decides_between_the_two(monkeypatch):
 
 def test_where_the_time_went(make_trainer, clock):
     out = io.StringIO()
-    trainer = make_trainer([Progress(secs=1.0, stream=out, clock=clock)], batch_size=None)
+    trainer = make_trainer([Progress(seconds=1.0, stream=out, clock=clock)], batch_size=None)
     trainer.stopwatch = Stopwatch(clock)
 
     def on_step(step):

@@ -15,7 +15,7 @@ class Tick(Hook):
     def __init__(self, clock):
         self.clock, self.steps = clock, []
 
-    def after_call(self, step):
+    def after_step(self, step):
         self.steps.append(step)
         self.clock.now += 60
 

@@ -57,7 +57,7 @@ def trained(optimizer, rows=False, steps=20, **options):
 @pytest.mark.parametrize("name", ADAMS)
 def test_the_same_numbers_as_keras_in_one_op_a_variable(name, jit):
     mine, ops = trained(ADAMS[name], jit=jit)
-    theirs, before = trained(ADAMS[name], fused=False, jit=jit)
+    theirs, before = trained(ADAMS[name], fused_adam=False, jit=jit)
     assert "ResourceApplyAdam" not in before
     assert ops.count("ResourceApplyAdam") == 2
     assert len(ops) < len(before)
@@ -77,7 +77,7 @@ def test_replicas_and_one_agree(count, replicas):
 
 def test_a_sparse_gradient_is_updated_as_keras_does():
     mine, ops = trained(ADAMS["plain"], rows=True)
-    theirs, _ = trained(ADAMS["plain"], fused=False, rows=True)
+    theirs, _ = trained(ADAMS["plain"], fused_adam=False, rows=True)
     assert ops.count("ResourceApplyAdam") == 2  # kernel and bias, not the embedding
     assert not np.array_equal(mine["net/rows/embeddings"][0], mine["net/rows/embeddings"][4])
     for path, value in theirs.items():

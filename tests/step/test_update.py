@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.toys import Line, make_step, run
 from tfloss import summary
-from tfloss.data.stacked_batches import Blocks
+from tfloss.data.stacked_batches import BatchStacker
 from tfloss.engine.engine import Engine
 from tfloss.errors import DataError, LossError, NonFiniteLossError
 from tfloss.forward.context import current_step
@@ -249,7 +249,7 @@ def test_many_bad_gradients_of_good_losses_are_a_failure_too(mode):
     options = {"skip_nonfinite": True, "jit": mode == "step"}
     train_step, iterator = make_step(lambda: Line(report), data(8), **options)
     if mode == "loop":
-        iterator = Blocks(iterator)
+        iterator = BatchStacker(iterator)
         iterator.ahead = True
     with pytest.raises(NonFiniteLossError, match="'gradient_norm'.* is not finite") as error:
         engine, done = Engine(train_step, mode=mode), 0

@@ -3,12 +3,12 @@ import itertools
 import numpy as np
 import pytest
 
-from tfloss.engine.engine import Block
+from tfloss.engine.engine import StepLogs
 from tfloss.trainer.log_window import LogWindow
 
 
 def _block(first, names, rows):
-    return Block(first, names, np.array(rows, np.float32))
+    return StepLogs(first, names, np.array(rows, np.float32))
 
 
 def _window(**options):
@@ -29,7 +29,7 @@ SPLIT = {
 
 
 def test_means_over_the_window_and_speed():
-    window = _window(every_step=False)
+    window = _window(log_every_step=False)
     assert list(window.logs(batch_size=8)) == [
         (13, {"a": 3.0, "due": 5.0, "steps_per_second": 0.75, "examples_per_second": 6.0} | SPLIT)
     ]
@@ -37,7 +37,7 @@ def test_means_over_the_window_and_speed():
 
 
 def test_every_step():
-    assert list(_window(every_step=True).logs(batch_size=None)) == [
+    assert list(_window(log_every_step=True).logs(batch_size=None)) == [
         (11, {"a": 1.0}),
         (12, {"a": 2.0}),
         (13, {"a": 6.0, "due": 5.0, "steps_per_second": 0.75} | SPLIT),
@@ -45,14 +45,14 @@ def test_every_step():
 
 
 def test_means_are_taken_in_double_precision():
-    window = LogWindow(10_000, every_step=False)
+    window = LogWindow(10_000, log_every_step=False)
     window.add(_block(0, ("a",), [[1e8], [1.0], [-1e8]] * 1000))
     ((_, scalars),) = window.logs(None)
     assert scalars["a"] == pytest.approx(1 / 3)
 
 
 def test_a_block_of_several_logs():
-    window = LogWindow(2, every_step=False, clock=itertools.count().__next__)
+    window = LogWindow(2, log_every_step=False, clock=itertools.count().__next__)
     window.add(_block(3, ("a",), [[1.0], [2.0], [4.0], [8.0], [16.0]]))
     logs = dict(window.logs(batch_size=None, whole=True))
     assert {step: scalars["a"] for step, scalars in logs.items()} == {4: 1.0, 6: 3.0, 8: 12.0}
@@ -67,7 +67,7 @@ def test_a_block_of_several_logs():
 
 def test_steps_that_are_left_for_later_have_their_time_once():
     now = [0.0]
-    window = LogWindow(10, every_step=False, clock=lambda: now[0])
+    window = LogWindow(10, log_every_step=False, clock=lambda: now[0])
     now[0] = 2.0
     window.add(_block(0, ("a",), [[1.0]] * 16))
     ((_, scalars),) = window.logs(None, whole=True)
@@ -79,10 +79,10 @@ def test_steps_that_are_left_for_later_have_their_time_once():
 
 
 def test_what_is_left_for_later_is_saved_and_restored():
-    window = LogWindow(10, every_step=False)
+    window = LogWindow(10, log_every_step=False)
     window.add(_block(0, ("a",), np.arange(14.0)[:, None]))
     list(window.logs(None, whole=True))
-    other = LogWindow(10, every_step=False)
+    other = LogWindow(10, log_every_step=False)
     other.restore(window.saved())
     other.go_on(14)
     other.add(_block(14, ("a",), np.arange(14.0, 20.0)[:, None]))

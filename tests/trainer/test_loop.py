@@ -28,11 +28,11 @@ def slowly(secs):
 class Logs(Hook):
     every = Every(steps=10)
 
-    def __init__(self, secs=0.0, kind="hooks"):
-        self.secs, self.timed_as, self.logs = secs, kind, []
+    def __init__(self, seconds=0.0, kind="hooks"):
+        self.seconds, self.time_bucket, self.logs = seconds, kind, []
 
-    def after_call(self, step):
-        time.sleep(self.secs)
+    def after_step(self, step):
+        time.sleep(self.seconds)
 
     def on_log(self, step, scalars, summaries):
         self.logs.append(scalars)
@@ -82,7 +82,7 @@ class Written(Logs):
     """A writer: may be told late."""
 
     every = None
-    logs_may_wait = True
+    async_logs = True
 
     def __init__(self, other=None):
         super().__init__()
@@ -93,7 +93,7 @@ class Written(Logs):
 
 
 class Watched(Written):
-    logs_may_wait = False
+    async_logs = False
 
 
 def looped(hooks, jit="loop", steps=100, **options):
@@ -110,7 +110,7 @@ def looped(hooks, jit="loop", steps=100, **options):
     return trainer
 
 
-@pytest.mark.parametrize("options", [{}, {"every_step": True}, {"accumulate": 3}])
+@pytest.mark.parametrize("options", [{}, {"log_every_step": True}, {"accumulate": 3}])
 def test_logs_that_may_wait_do_not_cut_a_compiled_loop_and_are_the_same(options):
     late, exact = Written(), Watched()
     looped([late], **options)
@@ -135,7 +135,7 @@ def test_a_hook_is_due_at_its_step_and_finds_what_was_logged_before_it():
     class Due(Written):
         every = Every(steps=25)
 
-        def after_call(self, step):
+        def after_step(self, step):
             assert step == self.trainer.step
             self.seen = [*getattr(self, "seen", []), (step, max([0, *(x for x, *_ in self.logs)]))]
 

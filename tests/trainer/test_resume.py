@@ -82,7 +82,7 @@ def test_fewer_steps_than_before_do_not_lose_the_place(tmp_path):
     class Stop(Hook):
         every = Every(steps=6)
 
-        def after_call(self, step):
+        def after_step(self, step):
             self.trainer.stop("enough")
 
     first, _ = make(tmp_path / "parts")
@@ -100,7 +100,7 @@ def test_what_was_not_logged_yet_is_in_the_next_log(tmp_path):
     class Crash(Hook):
         every = Every(steps=12)
 
-        def after_call(self, step):
+        def after_step(self, step):
             raise crash
 
     saving = SaveCheckpoint(Every(steps=5))
@@ -124,7 +124,7 @@ def test_an_interrupted_call_goes_on_in_the_same_process_too(tmp_path):
     class Interrupt(Hook):
         every = Every(steps=4)
 
-        def after_call(self, step):
+        def after_step(self, step):
             raise KeyboardInterrupt
 
     trainer, seen = make(tmp_path / "parts", log_every=7)
@@ -247,7 +247,7 @@ def test_what_belongs_to_the_end_is_in_the_last_checkpoint_or_comes_again(tmp_pa
     class Killed(Hook):
         every = Every(steps=10)
 
-        def after_call(self, step):
+        def after_step(self, step):
             if step == 10:
                 raise RuntimeError("as if killed")
 
@@ -273,7 +273,7 @@ def test_a_run_that_was_stopped_does_its_end_once(tmp_path):
             if self.state.get("stop"):
                 self.trainer.stop("enough")
 
-        def after_call(self, step):
+        def after_step(self, step):
             self.state["stop"] = True
             self.trainer.stop("enough")
             if not self.state.get("saved"):
@@ -310,7 +310,7 @@ def test_hooks_of_one_call_get_their_states_back(tmp_path):
     class Count(Hook):
         every = Every(steps=1)
 
-        def after_call(self, step):
+        def after_step(self, step):
             self.state["calls"] = self.state.get("calls", 0) + 1
 
     def script(steps):

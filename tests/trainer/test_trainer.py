@@ -29,7 +29,7 @@ class Witness(Hook):
         self.every = every
         self.calls, self.logs, self.ended = [], [], []
 
-    def after_call(self, step):
+    def after_step(self, step):
         assert self.trainer.step == step == int(self.trainer.train_step.counter.numpy())
         self.calls.append(step)
 
@@ -93,7 +93,7 @@ def test_every_step_can_be_logged():
         return {"mean": tf.reduce_mean(y)}
 
     witness = Witness()
-    one = trainer(lambda: Line(report), rate=0.0, hooks=[witness], log_every=4, every_step=True)
+    one = trainer(lambda: Line(report), rate=0.0, hooks=[witness], log_every=4, log_every_step=True)
     one.train(rows(np.arange(1.0, 7.0), 1), steps=6)
     assert [(s, v["losses/mean"], v["first"]) for s, v, _ in witness.logs] == [
         (k, float(k), float(k)) for k in range(1, 7)
@@ -131,7 +131,7 @@ def test_a_second_call_goes_on_from_the_first_in_the_data_too():
 
 def test_a_hook_can_stop_training_between_logs(capsys):
     class Stop(Witness):
-        def after_call(self, step):
+        def after_step(self, step):
             self.trainer.stop("enough")
 
     stop = Stop(Every(steps=7))
@@ -145,7 +145,7 @@ def test_a_stop_at_the_last_step_is_no_early_stop(capsys):
     class Stop(Hook):
         every = Every(steps=3)
 
-        def after_call(self, step):
+        def after_step(self, step):
             self.trainer.stop("enough")
 
     assert trainer(hooks=[Stop()]).train(DATA, steps=3).reason is None
@@ -188,7 +188,7 @@ def test_hooks_end_even_if_one_of_them_fails():
     class Fails(Hook):
         every = Every(steps=2)
 
-        def after_call(self, step):
+        def after_step(self, step):
             raise RuntimeError("mine")
 
         def after_train(self):
@@ -449,7 +449,7 @@ def test_the_state_of_hooks_is_resumed(tmp_path):
     class Counts(Hook):
         every = Every(steps=2)
 
-        def after_call(self, step):
+        def after_step(self, step):
             self.state["count"] = self.state.get("count", 0) + 1
 
     for steps, expected in ((4, 2), (10, 5)):
@@ -976,7 +976,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the backgro
 class Press(Hook):
     every = Every(steps=3)
 
-    def after_call(self, step):
+    def after_step(self, step):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)

@@ -48,7 +48,7 @@ class Net(keras.Model):
 class Slow(tfloss.Hook):
     every = tfloss.Every(steps=1)
 
-    def after_call(self, step):
+    def after_step(self, step):
         time.sleep(float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
 
 
@@ -84,7 +84,7 @@ def main() -> None:
             hooks.Evaluate(test, {"mse": mse}, every=tfloss.Every(steps=20), losses=True),
             hooks.ExportBest("val/mse", "min", export=export),
             hooks.EarlyStopping("val/mse", mode="min", patience=1000),
-            hooks.SaveCheckpoint(tfloss.Every(secs=0.5)),
+            hooks.SaveCheckpoint(tfloss.Every(seconds=0.5)),
             Slow(),
         ],
         log_every=10,

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tfloss.checkpoint import manifest as manifests
+from tfloss.common.files import sync
+from tfloss.common.unique_names import unique_name
 from tfloss.errors import CheckpointWriteError
 
 # What a killed process may leave: `.partial_*` is rubbish; `.replaced_00000100` is a whole
@@ -119,11 +121,11 @@ class CheckpointFiles:
             partial.mkdir()
             fill(partial)
             manifests.write_manifest(partial, {"step": step, **manifest})
-            _sync(*partial.iterdir(), partial)
+            sync(*partial.iterdir(), partial)
             if target.exists():
                 os.replace(target, self._aside(step))
             os.replace(partial, target)
-            _sync(self.path)
+            sync(self.path)
         except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
             if isinstance(error, OSError):
@@ -143,15 +145,13 @@ class CheckpointFiles:
         """Where the checkpoint of a step goes that is written again."""
         if self.problem(step) is None:
             return self._replaced(step)
-        name, number = f"{_DAMAGED}{step:08d}", 0
-        while (path := self.path / (f"{name}_{number}" if number else name)).exists():
-            number += 1
-        return path
+        taken = {path.name for path in self.path.iterdir()}
+        return self.path / unique_name(f"{_DAMAGED}{step:08d}", taken)
 
     def _make(self) -> None:
         if not self.path.is_dir():
             self.path.mkdir(parents=True, exist_ok=True)
-            _sync(self.path.parent)
+            sync(self.path.parent)
 
     def _clear_up(self) -> None:
         """Removes what a killed process left; what it had moved out of the way comes back."""
@@ -177,13 +177,3 @@ class CheckpointFiles:
             f"The checkpoint {target} can't be written: {reason}. {free / 1e6:,.1f} MB are free "
             f"there. {left}."
         )
-
-
-def _sync(*paths: Path) -> None:
-    """The files' contents, or the directories' lists of names, are on the disk."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

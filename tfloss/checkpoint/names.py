@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common.unique_names import unique_name
 
 
 def named_variables(model: keras.Model) -> dict[str, Any]:
@@ -114,8 +115,4 @@ def _flat(variable: Any) -> str:
 
 
 def _add(found: dict[str, Any], name: str, variable: Any) -> None:
-    key, number = name, 0
-    while key in found:
-        number += 1
-        key = f"{name}#{number}"
-    found[key] = variable
+    found[unique_name(name, found, "#")] = variable

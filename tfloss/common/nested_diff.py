@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], separator: str = "/"
+) -> dict[str, tuple[Any, Any]]:
     """Compares two nested mappings value by value.
 
     1, 1.0 and True are equal in Python, and are different values here.
@@ -12,12 +14,13 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
     Args:
       before: The old mapping, with string keys; values may be mappings.
       after: The new mapping.
+      separator: The text between the keys of a path.
 
     Returns:
       `{"key/key": (old, new)}` for each value that differs, in the order of the keys. A value that
       is missing on one side is `ABSENT`.
     """
-    old, new = flatten(before), flatten(after)
+    old, new = flatten(before, separator), flatten(after, separator)
     found = {}
     for key in dict.fromkeys([*old, *new]):
         pair = (old.get(key, ABSENT), new.get(key, ABSENT))

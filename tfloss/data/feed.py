@@ -40,7 +40,7 @@ from tfloss.data.position import (
     restore_iterator,
 )
 from tfloss.data.source import Source
-from tfloss.data.stacked_batches import Blocks, of_data
+from tfloss.data.stacked_batches import BatchStacker, of_data
 from tfloss.distribute.agreement import Agreement
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError
@@ -131,7 +131,7 @@ class Feed:
         else:
             watched = self.dataset if self._first is None else self._first.seen(self.dataset)
             self.iterator = iter(distribute(watched, self.strategy, own_share=self._own))
-        self.blocks: Blocks | None = None
+        self.blocks: BatchStacker | None = None
         self.batches = batches
         self._states = IteratorStates(batches)
 
@@ -331,7 +331,7 @@ class Feed:
                 "shuffles, leave out deterministic=False, or use tfloss.data.Source."
             )
 
-    def stacked(self, per_step: int, rhythm: int = 1) -> Blocks:
+    def stacked(self, per_step: int, rhythm: int = 1) -> BatchStacker:
         """The rest of the data in blocks, that begin at multiples of `rhythm` steps if they can."""
         if self.blocks is None:
             endless = self.dataset.cardinality() == tf.data.INFINITE_CARDINALITY
@@ -339,7 +339,7 @@ class Feed:
             kept = self._keeps and self.way == "iterator"
             begun = functools.partial(self._keep_state, 1) if kept else lambda: None
             self._keep_at = self._clock() + _KEEP_SECONDS
-            self.blocks = Blocks(
+            self.blocks = BatchStacker(
                 self.iterator,
                 per_step,
                 endless=bool(endless),

@@ -58,8 +58,8 @@ class FirstBatch:
         if self._compared or self.checksum is None:
             return
         self._compared = True
-        theirs = agreement.settle([], [self.checksum])[1][0]
-        if agreement.settle([theirs != self.checksum])[0][0]:
+        theirs = agreement.agree([], [self.checksum])[1][0]
+        if agreement.agree([theirs != self.checksum])[0][0]:
             warnings.warn(
                 "The workers read different first batches. Each trains on its own part of every "
                 "batch, so unless only random augmentation differs, some examples are used "

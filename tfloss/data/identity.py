@@ -1,8 +1,9 @@
 """Which data they are, as far as it is known, and in what others differ. Host code."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from tfloss.common import nested_diff
 from tfloss.data import batches
 
 
@@ -18,14 +19,5 @@ def structure(spec: Any) -> dict[str, str]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """What differs between two nested dictionaries: `{"key/key": "before -> now"}`."""
-    old, new = (dict(_flat(one)) for one in (before, now))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return {k: f"{old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys}
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
+    changed = nested_diff.differences(before, now)
+    return {key: f"{old} -> {new}" for key, (old, new) in changed.items()}

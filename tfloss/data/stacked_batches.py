@@ -65,9 +65,9 @@ def of_data(source: Any, error: Exception) -> bool:
     """Whether it is the data that raised an error, rather than the step that took them.
 
     Args:
-      source: `Blocks`, or an iterator of which the step takes its batch itself.
+      source: `BatchStacker`, or an iterator of which the step takes its batch itself.
     """
-    if isinstance(source, Blocks):
+    if isinstance(source, BatchStacker):
         return source.failed
     # "IteratorGetNext/_4" only receives from it, and may be named beside another op that failed.
     return re.search(r"IteratorGetNext\w*(?!\w|/_\d)", str(error)) is not None
@@ -83,7 +83,7 @@ class _Run:
     batch: Any = None
 
 
-class Blocks:
+class BatchStacker:
     """Takes an iterator over, from where it is.
 
     An error in the data is raised when all that came before it is given out, as it would be if

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tfloss.common.files import locked_file
 from tfloss.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,10 +71,7 @@ def _locked(data_dir: str) -> Iterator[None]:
     if "://" in data_dir or os.name != "posix":
         yield
         return
-    import fcntl
-
     path = Path(data_dir).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_file(path):
         yield

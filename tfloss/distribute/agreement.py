@@ -1,7 +1,7 @@
 """What several workers decide together, so that none leaves while others wait in a collective.
 
     agreement = Agreement(strategy)
-    asked, (due, most) = agreement.settle([True], [0, 8])    # anyone's wishes, the chief's numbers
+    asked, (due, most) = agreement.agree([True], [0, 8])    # anyone's wishes, the chief's numbers
 
 Workers run the same program side by side, but clocks, signals and failures are each one's own.
 What depends on them is settled here, by one small reduction over all workers (about 2 ms on a
@@ -42,7 +42,7 @@ class Agreement:
         signature = [tf.TensorSpec([None], tf.float64)]
         self._total = tf.function(total, input_signature=signature, autograph=False)
 
-    def settle(
+    def agree(
         self, wishes: Sequence[bool], numbers: Sequence[float] = ()
     ) -> tuple[list[bool], list[float]]:
         """Whether any worker has each wish, and the chief's numbers, on every worker.
@@ -57,7 +57,7 @@ class Agreement:
 
     def chiefs(self, values: Mapping[str, float]) -> dict[str, float]:
         """The chief's values, on every worker. All must have the same names, in the same order."""
-        return dict(zip(values, self.settle([], list(values.values()))[1], strict=True))
+        return dict(zip(values, self.agree([], list(values.values()))[1], strict=True))
 
     def check_same(self, values: Mapping[str, float], advice: str) -> None:
         """Raises WorkerError on all workers if one has another value: which, and the advice."""
@@ -87,7 +87,7 @@ class Agreement:
             result = work()
         except Exception as error:  # noqa: BLE001 - raised below, when the others know
             failure = error
-        (failed,), _ = self.settle([failure is not None])
+        (failed,), _ = self.agree([failure is not None])
         if failure is not None:
             raise failure
         if failed:

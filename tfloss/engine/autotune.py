@@ -5,7 +5,6 @@ compilation is expected to cost more than `BOUNDS` allow. Host code.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss.common.files import replace_file
 from tfloss.errors import NonFiniteLossError, TflossError
 
 # Shares of the time that is left which compiling may cost, each up to so many seconds: 5 %; of
@@ -167,6 +167,4 @@ def save_choice(path: Path, tuner: Tuner, circumstances: Mapping[str, Any]) -> N
     """Writes a choice down, so that a resumed run need not measure again."""
     rates = {mode: round(rate, 2) for mode, rate in tuner.rates.items()}
     text = {"mode": tuner.mode, "steps_per_second": rates, "circumstances": dict(circumstances)}
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    replace_file(path, json.dumps(text, indent=1) + "\n")

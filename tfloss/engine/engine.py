@@ -11,7 +11,7 @@ Three modes give the same results, at speeds that depend on the model:
 
 - "graph": TensorFlow runs each op of each step.
 - "step": forward and backward pass of each replica are one XLA program.
-- "loop": the whole loop is one XLA program (`compiled_loop`). It takes `Blocks` of batches; a
+- "loop": the whole loop is one XLA program (`compiled_loop`). It takes `BatchStacker` of batches; a
   recording step, or a batch of another size, is run as a graph.
 """
 
@@ -23,9 +23,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data.stacked_batches import Blocks, Part, of_data
+from tfloss.data.stacked_batches import BatchStacker, Part, of_data
 from tfloss.engine.finite_guard import FiniteGuard
-from tfloss.engine.xla_loop import CompiledLoop
+from tfloss.engine.xla_loop import XlaLoop
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
 from tfloss.inspect.random_ops import explain
 from tfloss.inspect.xla_support import with_advice
@@ -43,7 +43,7 @@ COMPILER_ERRORS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class StepLogs:
     """What a number of consecutive steps reported.
 
     Attributes:
@@ -76,7 +76,7 @@ class Engine:
     Args:
       train_step: a built step.
       mode: one of MODES. None: "step" if the step is to be compiled, else "graph".
-      every_step: also compute the model's scalar summaries on every step.
+      log_every_step: also compute the model's scalar summaries on every step.
       guard: stop before an update whose losses are not finite.
       check: is shown the graph of each step that was traced, before it runs; it may raise.
 
@@ -91,13 +91,13 @@ class Engine:
         train_step: TrainStep,
         *,
         mode: str | None = None,
-        every_step: bool = False,
+        log_every_step: bool = False,
         guard: bool = True,
         check: Callable[[Any], None] = lambda graph: None,
     ):
         self.mode = mode or ("step" if train_step.jit else "graph")
         self._step = train_step
-        self._every_step = every_step
+        self._every_step = log_every_step
         self._check = check
         self._guard = FiniteGuard(train_step) if guard else None
         self._names: dict[bool, tuple[str, ...]] = {}
@@ -113,19 +113,19 @@ class Engine:
             reduce_retracing=True,
         )
         self._silent_batch = tf.function(self._one_silent, autograph=False, reduce_retracing=True)
-        self._compiled = CompiledLoop(
+        self._compiled = XlaLoop(
             train_step,
             lambda output: self._row(output, recording=False),
-            every_step=every_step,
+            log_every_step=log_every_step,
             guard=guard,
         )
 
-    def run(self, source: Any, steps: int, *, recording: bool = False) -> Block:
+    def run(self, source: Any, steps: int, *, recording: bool = False) -> StepLogs:
         """Runs up to `steps` steps, and at least one; with `recording`, exactly one.
 
         Args:
           source: an iterator of a `tf.data.Dataset` or a distributed one, of which all of the
-            steps are run; or `Blocks`, of whose current block they are.
+            steps are run; or `BatchStacker`, of whose current block they are.
           steps: how many; any number without a new trace.
           recording: whether the step returns its summaries.
         """
@@ -137,7 +137,7 @@ class Engine:
         if self._guard is not None:
             self._guard.found = None
         try:
-            call = self._run_part if isinstance(source, Blocks) else self._run_iterator
+            call = self._run_part if isinstance(source, BatchStacker) else self._run_iterator
             values, summaries, waited = call(source, steps, recording)
         except tf.errors.OpError as error:
             # Other ops that the failed assertion has cut off may be named in its place.
@@ -153,7 +153,7 @@ class Engine:
             raise
         except Exception as error:
             raise _upstream.innermost(error, TflossError) from None
-        return Block(first, self._names[recording], values, summaries, waited)
+        return StepLogs(first, self._names[recording], values, summaries, waited)
 
     def _run_iterator(self, iterator: Any, steps: int, recording: bool) -> tuple[Any, tuple, Any]:
         if not recording:
@@ -162,7 +162,9 @@ class Engine:
         values, tensors, waited = self._recording(iterator)
         return values, on_host(self._recorded, tensors), waited
 
-    def _run_part(self, blocks: Blocks, steps: int, recording: bool) -> tuple[Any, tuple, Any]:
+    def _run_part(
+        self, blocks: BatchStacker, steps: int, recording: bool
+    ) -> tuple[Any, tuple, Any]:
         before = blocks.waited
         alone = recording or self.mode != "loop"
         part = Part(batches=blocks.one()) if alone else blocks.take(steps)

@@ -14,7 +14,7 @@ from tfloss.data.feed import Feed
 from tfloss.data.stacked_batches import FEWEST_STEPS, MOST_BYTES, reason_not_to_stack
 from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
-from tfloss.engine.engine import Block, Engine
+from tfloss.engine.engine import Engine, StepLogs
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
 from tfloss.inspect.random_ops import RandomnessCheck
 from tfloss.step.train_step import TrainStep
@@ -24,13 +24,13 @@ MOST_STATE_BYTES = 256 * 2**20  # a loop that is compiled whole needs a second c
 _FIXED = {False: "graph", True: "step", "loop": "loop"}
 
 
-class Modes:
+class ModeRunner:
     """Runs the steps of one trainer.
 
     Args:
       jit: False, True, "loop" or "auto", as `Trainer` takes it.
       train_step: the step.
-      every_step: also compute the model's scalar summaries on every step.
+      log_every_step: also compute the model's scalar summaries on every step.
       workdir: where a choice is kept, or None.
       say: prints a line.
       deterministic: "auto" is the graph, since a choice by the clock may differ the next time; a
@@ -50,7 +50,7 @@ class Modes:
         jit: bool | str,
         train_step: TrainStep,
         *,
-        every_step: bool,
+        log_every_step: bool,
         workdir: Path | None,
         agreement: Agreement,
         say: Callable[[str], None],
@@ -62,7 +62,7 @@ class Modes:
         if not (isinstance(jit, bool) or jit in ("loop", "auto")):
             raise ValueError(f"jit must be True, False, 'loop' or 'auto', got {jit!r}.")
         self._jit = False if deterministic and jit == "auto" else jit
-        self._step, self._every_step = train_step, every_step
+        self._step, self._every_step = train_step, log_every_step
         self._rhythm = rhythm
         self._check = RandomnessCheck(deterministic, saved)
         self._file = workdir / FILE if workdir is not None and agreement.chief else None
@@ -111,7 +111,7 @@ class Modes:
         if self._chosen == "loop":
             self._blocks().ahead = True
 
-    def run(self, count: int, recording: bool) -> Block:
+    def run(self, count: int, recording: bool) -> StepLogs:
         """Runs up to `count` steps of the data, at least one. Raises as `Engine.run` does.
 
         Args:
@@ -157,14 +157,14 @@ class Modes:
         """Whether steps run in a loop compiled whole, and that is settled."""
         return self._chosen == "loop"
 
-    def _run(self, mode: str, count: int, recording: bool) -> Block:
+    def _run(self, mode: str, count: int, recording: bool) -> StepLogs:
         feed = self._feed
         assert feed is not None
         if mode not in self._engines:
             self._engines[mode] = Engine(
                 self._step,
                 mode=mode,
-                every_step=self._every_step,
+                log_every_step=self._every_step,
                 guard=self._guard,
                 check=self._check,
             )

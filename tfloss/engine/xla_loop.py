@@ -23,13 +23,13 @@ from tfloss.step.output import StepOutput
 from tfloss.step.train_step import MOST_SKIPPED, TrainStep
 
 
-class CompiledLoop:
+class XlaLoop:
     """The steps of a block, compiled whole.
 
     Args:
       train_step: a built step, of a single replica.
       row: makes a step's output float32 [names].
-      every_step: also compute the model's scalar summaries.
+      log_every_step: also compute the model's scalar summaries.
       guard: stop before an update whose losses are not finite.
 
     Attributes:
@@ -41,11 +41,11 @@ class CompiledLoop:
         train_step: TrainStep,
         row: Callable[[StepOutput], tf.Tensor],
         *,
-        every_step: bool,
+        log_every_step: bool,
         guard: bool,
     ):
         self._step, self._row = train_step, row
-        self._every_step, self._guard = every_step, guard
+        self._every_step, self._guard = log_every_step, guard
         self.graphs: list[Any] = []
         self._run = tf.function(self._loop, jit_compile=True, autograph=False)
         self._known: list[Any] = []  # variables whose values before are an output

@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError, SummaryError
 from tfloss.inspect.source_lines import caller_line
 
@@ -131,10 +132,7 @@ class ForwardContext:
         """Takes one plain `tf.summary` call; returns False where TensorFlow should have it."""
         if not self.collecting or _upstream.in_scratch_graph():
             return False
-        name, number = tag, 0
-        while name in self._claimed:  # as TensorFlow does; tfloss.summary refuses
-            number += 1
-            name = f"{tag}_{number}"
+        name = unique_name(tag, self._claimed)  # as TensorFlow does; tfloss.summary refuses
         if self.claim(name) and self.recording:
             value: Any = tensor() if callable(tensor) else tf.convert_to_tensor(tensor)
             plugin = metadata.plugin_data.plugin_name if metadata is not None else ""

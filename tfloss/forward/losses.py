@@ -22,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError
 from tfloss.forward.context import AddedLoss, ForwardContext, current_context
 
@@ -70,7 +71,7 @@ def collect(
     losses = {name: _checked(name, value) for name, value in named.items()}
     for added in context.losses:
         if not any(added.value is value for value in named.values()):
-            name = _unique(_added_name(added), losses)
+            name = unique_name(_added_name(added), losses)
             losses[name] = _checked(name, added.value)
     terms = [
         tf.cast(variable.regularizer(variable), tf.float32)
@@ -78,7 +79,7 @@ def collect(
         if getattr(variable, "regularizer", None) is not None
     ]
     if terms:
-        losses[_unique(REGULARIZATION, losses)] = sum(terms[1:], terms[0])
+        losses[unique_name(REGULARIZATION, losses)] = sum(terms[1:], terms[0])
     if not losses:
         raise LossError(
             "The training forward reported no loss. In `call(..., training=True)` return a "
@@ -147,15 +148,6 @@ def _checked(name: str, value: Any) -> tf.Tensor:
 def _added_name(added: AddedLoss) -> str:
     path = added.layer.path or added.layer.name
     return f"{path}/{added.name}" if added.name else path
-
-
-def _unique(name: str, taken: Mapping[str, Any]) -> str:
-    if name not in taken:
-        return name
-    number = 1
-    while f"{name}_{number}" in taken:
-        number += 1
-    return f"{name}_{number}"
 
 
 class LossWeights:

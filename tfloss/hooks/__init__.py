@@ -9,9 +9,9 @@ They run on the host, between calls of the training step, at exactly the steps t
 from tfloss.hooks.base import Hook
 from tfloss.hooks.early_stopping import EarlyStopping
 from tfloss.hooks.evaluate import Evaluate
-from tfloss.hooks.every import At, Every
+from tfloss.hooks.every import Every, OnSteps
 from tfloss.hooks.export_best import ExportBest
-from tfloss.hooks.log_predictions import Show
+from tfloss.hooks.log_predictions import LogPredictions
 from tfloss.hooks.metrics_file import MetricsFile
 from tfloss.hooks.nan_guard import NaNGuard
 from tfloss.hooks.profile import Profile
@@ -22,7 +22,7 @@ from tfloss.hooks.tensorboard import TensorBoard
 from tfloss.hooks.time_limit import TimeLimit
 
 __all__ = [
-    "At",
+    "OnSteps",
     "EarlyStopping",
     "Evaluate",
     "Every",
@@ -34,7 +34,7 @@ __all__ = [
     "Progress",
     "RunInfo",
     "SaveCheckpoint",
-    "Show",
+    "LogPredictions",
     "TensorBoard",
     "TimeLimit",
 ]

@@ -10,6 +10,9 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tfloss.common.files import replace_file
+from tfloss.common.unique_names import unique_name
+
 
 def keep_until(
     path: Path, step: int, records: Callable[[bytes], Iterable[tuple[bytes, int]]]
@@ -35,19 +38,11 @@ def keep_until(
     if step == 0 and any(at > 0 for _, at in found):
         os.replace(path, _aside(path))
         return
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    replace_file(path, kept)
 
 
 def _aside(path: Path) -> Path:
     """Where the old file goes; a name that no reader looks for."""
     name = path.name.replace("tfevents", "events")
-    aside, number = path.with_name(f"superseded.{name}"), 0
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"superseded.{number}.{name}")
-    return aside
+    taken = {each.name.removesuffix(f".{name}") for each in path.parent.iterdir()}
+    return path.with_name(f"{unique_name('superseded', taken, '.')}.{name}")

@@ -2,7 +2,7 @@
 
     class Greet(Hook):
         every = Every(steps=100)
-        def after_call(self, step): print(step, self.trainer.model.name)
+        def after_step(self, step): print(step, self.trainer.model.name)
 
 All of a hook runs on the host, between calls of the training step. What it touches on the
 device there, training waits for.
@@ -11,7 +11,7 @@ device there, training waits for.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfloss.hooks.every import At, Every
+from tfloss.hooks.every import Every, OnSteps
 from tfloss.hooks.trainer_protocol import TrainerProtocol
 from tfloss.summary import Summary
 
@@ -24,23 +24,23 @@ class Hook:
     all hooks), and writers come last.
 
     Attributes:
-      every: when `after_call` is due; None: never.
+      every: when `after_step` is due; None: never.
       state: what must survive in a checkpoint, as JSON; saved and restored by the trainer,
-        before `before_train`. Keep all that `on_log` and `after_call` remember in it.
+        before `before_train`. Keep all that `on_log` and `after_step` remember in it.
       trainer: set by the trainer before `before_train`. A hook may use its model, optimizer,
         strategy, workdir, step, run, error, log, stop, save_checkpoint, checkpoints,
         evaluate, hooks, clock, stopwatch and agreement.
-      timed_as: what its time is counted as, "hooks" or "checkpoint".
-      logs_may_wait: whether `on_log` may be called up to a second after its step, those of several
+      time_bucket: what its time is counted as, "hooks" or "checkpoint".
+      async_logs: whether `on_log` may be called up to a second after its step, those of several
         steps together: it writes or shows, and stops nothing. Where that is so of all hooks that
         have an `on_log`, a loop of small steps that is compiled whole isn't cut at each log.
       chief_only: of several workers, only the first calls it: a writer. Other hooks are called
         on all workers, and must do there together what all must do: evaluate, save.
     """
 
-    every: Every | At | None = None
-    timed_as: str = "hooks"
-    logs_may_wait: bool = False
+    every: Every | OnSteps | None = None
+    time_bucket: str = "hooks"
+    async_logs: bool = False
     chief_only: bool = False
     state: dict[str, Any]
     trainer: TrainerProtocol
@@ -54,20 +54,15 @@ class Hook:
     def before_train(self) -> None:
         """Host, once a `train`: after a checkpoint was restored, before the first step."""
 
-    def after_call(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Host, at exactly the due steps: `step` updates are done."""
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
-        """Host, whenever somebody logs: the values of the `step`-th update, by name."""
+        """Host, whenever somebody logs: the values of the `step`-th update, by name.
 
-    def on_logs(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Host: what several steps log, in their order; the last one of a log comes by `on_log`.
-
-        So with `Trainer(every_step=True)`, and where logs may wait. Calls `on_log` for each.
-        Override it too where many are handled faster together.
+        With `Trainer(log_every_step=True)`, and with `async_logs`, several steps come one after
+        the other, and the summaries with the last of them.
         """
-        for step, scalars in logs:
-            self.on_log(step, scalars, ())
 
     def before_save(self, step: int) -> None:
         """Host, before a checkpoint is written: what was logged so far is to be on the disk."""

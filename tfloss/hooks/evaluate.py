@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfloss.hooks.base import Hook
-from tfloss.hooks.every import At, Every, check_trigger
+from tfloss.hooks.every import Every, OnSteps, check_trigger
 
 
 class Evaluate(Hook):
@@ -31,7 +31,7 @@ class Evaluate(Hook):
         dataset: Any,
         metrics: Mapping[str, Any],
         *,
-        every: Every | At | None = None,
+        every: Every | OnSteps | None = None,
         name: str = "val",
         losses: bool = False,
         ema: bool = False,
@@ -54,7 +54,7 @@ class Evaluate(Hook):
                     "be mixed. Give one of them another name: Evaluate(..., name='test')."
                 )
 
-    def after_call(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         # Before the log, so that a checkpoint saved by a hook in on_log has it.
         self.state["step"] = step
         results = self.trainer.evaluate(
@@ -64,4 +64,4 @@ class Evaluate(Hook):
 
     def after_train(self) -> None:
         if self.trainer.error is None and self.state.get("step") != self.trainer.step:
-            self.after_call(self.trainer.step)
+            self.after_step(self.trainer.step)

@@ -17,7 +17,7 @@ from typing import Any
 
 from tfloss.hooks.run_info import RunInfo
 
-_KINDS = ("steps", "secs", "epochs", "examples", "percent")
+_KINDS = ("steps", "seconds", "epochs", "examples", "percent")
 _WHOLE = ("steps", "examples")
 
 
@@ -28,15 +28,15 @@ class Every:
     periods are exact fractions: the k-th due step is `ceil(k * period)`. So a resumed run is
     due at the steps of an undisturbed one, and nothing drifts.
 
-    `Every(secs=...)` remembers when it was last due: give each hook one of its own.
+    `Every(seconds=...)` remembers when it was last due: give each hook one of its own.
 
     Args:
       steps: whole updates.
-      secs: seconds of `clock`, looked at between calls of the training step.
+      seconds: seconds of `clock`, looked at between calls of the training step.
       epochs: of `RunInfo.steps_per_epoch`; fractions are allowed.
       examples: whole global examples, of `RunInfo.batch_size`.
       percent: of `RunInfo.steps`, at most 100.
-      clock: seconds, for `secs`; injectable for tests.
+      clock: seconds, for `seconds`; injectable for tests.
 
     Raises ValueError unless exactly one is given, by name, and it is more than 0.
     """
@@ -45,7 +45,7 @@ class Every:
         self,
         *unnamed: Any,
         steps: float | None = None,
-        secs: float | None = None,
+        seconds: float | None = None,
         epochs: float | Fraction | None = None,
         examples: float | None = None,
         percent: float | Fraction | None = None,
@@ -54,7 +54,7 @@ class Every:
         if unnamed:
             shown = ", ".join(map(repr, unnamed))
             raise ValueError(f"Every({shown}): {shown} of what? Write {_advice(unnamed[0])}.")
-        values = zip(_KINDS, (steps, secs, epochs, examples, percent), strict=True)
+        values = zip(_KINDS, (steps, seconds, epochs, examples, percent), strict=True)
         given = {kind: value for kind, value in values if value is not None}
         if len(given) != 1:
             shown = ", ".join(f"{kind}={value!r}" for kind, value in given.items())
@@ -70,7 +70,7 @@ class Every:
 
         Raises ValueError if the run does not know its batch size or epoch.
         """
-        if self.kind == "secs":
+        if self.kind == "seconds":
             self._last = self._clock()
         elif self.kind == "percent":
             self._period = self.amount * run.steps / 100
@@ -81,8 +81,8 @@ class Every:
             self._period = self.amount * _exact_epoch(epoch, run.batch_size)
 
     def next_step(self, step: int) -> int | None:
-        """The first due step after `step`; None for `secs`, where nobody can know."""
-        if self.kind == "secs":
+        """The first due step after `step`; None for `seconds`, where nobody can know."""
+        if self.kind == "seconds":
             return None
         if self._period is None:
             raise RuntimeError(f"{self!r} was asked for steps before start(run).")
@@ -91,8 +91,8 @@ class Every:
         return math.ceil((step // self._period + 1) * self._period)
 
     def due(self, step: int) -> bool:
-        """Whether `step` is a due step. For `secs`: whether it is time, and then it re-arms."""
-        if self.kind != "secs":
+        """Whether `step` is a due step. For `seconds`: whether it is time, and then it re-arms."""
+        if self.kind != "seconds":
             return step > 0 and self.next_step(step - 1) == step
         if self._last is None:
             raise RuntimeError(f"{self!r}.due() was called before start(run).")
@@ -110,15 +110,15 @@ class Every:
             give = "Give train() steps_per_epoch=..., or use" if self.kind == "epochs" else "Use"
             raise ValueError(
                 f"{self!r} can't be turned into steps: the run does not know its {name}. "
-                f"{give} Every(steps=...) or Every(secs=...)."
+                f"{give} Every(steps=...) or Every(seconds=...)."
             )
         if not value > 0:
             raise ValueError(f"{self!r}: the run's {name} must be more than 0, got {value!r}.")
         return value
 
 
-class At:
-    """Due at exactly the given steps. Goes where an `Every` does: `hook.every = At(100, 110)`.
+class OnSteps:
+    """Due at exactly the given steps. Goes where an `Every` does: `hook.every = OnSteps(100, 110)`.
 
     Raises ValueError for a step that is not a whole number of at least 1.
     """
@@ -126,7 +126,7 @@ class At:
     def __init__(self, *steps: int):
         for step in steps:
             if not isinstance(step, numbers.Integral) or isinstance(step, bool) or step < 1:
-                raise ValueError(f"At({step!r}): a step must be a whole number, at least 1.")
+                raise ValueError(f"OnSteps({step!r}): a step must be a whole number, at least 1.")
         self.steps = tuple(sorted({int(step) for step in steps}))
 
     def start(self, run: RunInfo) -> None:
@@ -141,7 +141,7 @@ class At:
         return step in self.steps
 
     def __repr__(self) -> str:
-        return f"At({', '.join(map(str, self.steps))})"
+        return f"OnSteps({', '.join(map(str, self.steps))})"
 
 
 def check_trigger(every: Any, owner: str) -> None:
@@ -151,11 +151,11 @@ def check_trigger(every: Any, owner: str) -> None:
       every: the hook's attribute.
       owner: the hook's name, for the message.
     """
-    if every is not None and not isinstance(every, Every | At):
+    if every is not None and not isinstance(every, Every | OnSteps):
         raise ValueError(f"{owner}: every={every!r} is not a trigger; write {_advice(every)}.")
 
 
-def started_copy(every: Every | At, run: RunInfo) -> Every | At:
+def started_copy(every: Every | OnSteps, run: RunInfo) -> Every | OnSteps:
     """A hook's trigger, ready for a run. A copy: two hooks may have been given one."""
     every = copy.copy(every)
     every.start(run)

@@ -1,6 +1,6 @@
 """Pictures of what the model predicts, beside training.
 
-    Show("val/found", test_set, lambda batch, found: draw(batch["image"], found["boxes"]))
+    LogPredictions("val/found", test_set, lambda batch, found: draw(batch["image"], found["boxes"]))
 
 What the training forward sees, `tfloss.summary` shows from inside the model; it makes no
 predictions.
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tfloss.hooks.base import Hook
-from tfloss.hooks.every import At, Every, check_trigger
+from tfloss.hooks.every import Every, OnSteps, check_trigger
 from tfloss.summary import Summary, drawn
 
 
-class Show(Hook):
+class LogPredictions(Hook):
     """Predicts the first batch of a data set when due, and once more at the end. Host.
 
     A drawing that fails is reported in a warning, once; training goes on without it.
@@ -34,10 +34,10 @@ class Show(Hook):
         dataset: Any,
         draw: Callable[[Any, Any], Any],
         *,
-        every: Every | At | None = None,
+        every: Every | OnSteps | None = None,
         ema: bool = False,
     ):
-        check_trigger(every, "Show")
+        check_trigger(every, "LogPredictions")
         self.name = name
         self.draw = draw
         self.every = every
@@ -45,7 +45,7 @@ class Show(Hook):
         self._dataset = dataset.take(1)
         self._seen = _Seen()
 
-    def after_call(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         self.state["step"] = step
         self.trainer.evaluate(self._dataset, {"seen": self._seen}, ema=self.ema)
         images = drawn(self.name, self.draw, *self._seen.last)
@@ -54,7 +54,7 @@ class Show(Hook):
 
     def after_train(self) -> None:
         if self.trainer.error is None and self.state.get("step") != self.trainer.step:
-            self.after_call(self.trainer.step)
+            self.after_step(self.trainer.step)
 
 
 class _Seen:

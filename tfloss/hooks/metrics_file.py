@@ -35,7 +35,7 @@ class MetricsFile(Hook):
     """
 
     chief_only = True
-    logs_may_wait = True
+    async_logs = True
 
     def __init__(self, path: str | Path | None = None, *, clock: Callable[[], float] = time.time):
         self._given = path
@@ -69,14 +69,10 @@ class MetricsFile(Hook):
             os.fsync(self._file.fileno())
 
     def on_log(self, step, scalars, summaries) -> None:
-        self.on_logs([(step, scalars)])
-
-    def on_logs(self, logs) -> None:
-        text = "".join(self._line(step, scalars) for step, scalars in logs if scalars)
-        if not text:
+        if not scalars:
             return
         file = self._file = self._file or _open(self.path)
-        file.write(text)
+        file.write(self._line(step, scalars))
         if self._ended:  # a hook after us in the list logs at the end
             self._close()
 

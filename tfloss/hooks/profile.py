@@ -11,7 +11,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfloss.hooks.base import Hook
-from tfloss.hooks.every import At
+from tfloss.hooks.every import OnSteps
 
 
 class Profile(Hook):
@@ -35,7 +35,7 @@ class Profile(Hook):
             raise ValueError(f"Profile({start}, {stop}): it must be that 0 <= start < stop.")
         self.start, self.stop = start, stop
         # No call ends at step 0: a profile from there begins in before_train.
-        self.every = At(start, stop) if start else At(stop)
+        self.every = OnSteps(start, stop) if start else OnSteps(stop)
         self._logdir = logdir
         self._running = False
 
@@ -63,7 +63,7 @@ class Profile(Hook):
         elif run.start >= self.start:
             self._begin()
 
-    def after_call(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         if step == self.start:
             self._begin()
         elif step == self.stop:

@@ -34,19 +34,19 @@ class Progress(Hook):
     are those last logged, so with `log_every=100` they change every 100 steps.
 
     Args:
-      secs: the least time between two plain lines; a terminal is redrawn every 0.2 s.
+      seconds: the least time between two plain lines; a terminal is redrawn every 0.2 s.
       stream: where to; the default is stderr.
       console: a `rich.console.Console` to draw on, whatever the stream is.
       clock: seconds; injectable for tests.
     """
 
     chief_only = True
-    logs_may_wait = True
+    async_logs = True
 
     def __init__(
         self,
         *,
-        secs: float = 10.0,
+        seconds: float = 10.0,
         stream: TextIO | None = None,
         console: Any = None,
         clock: Callable[[], float] = time.monotonic,
@@ -58,7 +58,7 @@ class Progress(Hook):
             console = Console(file=out)
         live = console is not None and not console.is_dumb_terminal
         self._view = TerminalLine(console) if live else PlainLines(out)
-        self.every = Every(secs=0.2 if live else secs, clock=clock)
+        self.every = Every(seconds=0.2 if live else seconds, clock=clock)
         self._clock = clock
 
     def before_train(self) -> None:
@@ -88,10 +88,7 @@ class Progress(Hook):
         if results:
             self._view.say("  ".join([f"step {step}", *results]))
 
-    def on_logs(self, logs) -> None:
-        self.on_log(*logs[-1], ())  # results of evaluations are logged by themselves
-
-    def after_call(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         now = self._clock()
         while len(self._seen) > 1 and self._seen[1][0] <= now - _WINDOW:
             self._seen.popleft()
@@ -155,8 +152,8 @@ def _fitted(head: str, losses: list[str], speed: list[str], tail: str, room: int
 
 def _rate(first: tuple[float, int], last: tuple[float, int]) -> float | None:
     """Steps a second between two (time, step), if there was time and progress."""
-    secs, steps = last[0] - first[0], last[1] - first[1]
-    return steps / secs if secs > 0 and steps > 0 else None
+    seconds, steps = last[0] - first[0], last[1] - first[1]
+    return steps / seconds if seconds > 0 and steps > 0 else None
 
 
 def _number(value: float) -> str:
@@ -167,7 +164,7 @@ def _speed(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _duration(secs: float) -> str:
-    minutes, seconds = divmod(math.ceil(secs), 60)
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

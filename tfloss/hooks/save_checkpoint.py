@@ -22,7 +22,7 @@ from tfloss.errors import (
 )
 from tfloss.hooks._watch import Watch
 from tfloss.hooks.base import Hook
-from tfloss.hooks.every import At, Every, check_trigger
+from tfloss.hooks.every import Every, OnSteps, check_trigger
 
 if TYPE_CHECKING:
     from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
@@ -56,12 +56,12 @@ class SaveCheckpoint(Hook):
         the last one is missing.
     """
 
-    timed_as = "checkpoint"
-    logs_may_wait = True  # what it looks at is logged before it is due
+    time_bucket = "checkpoint"
+    async_logs = True  # what it looks at is logged before it is due
 
     def __init__(
         self,
-        every: Every | At | None = None,
+        every: Every | OnSteps | None = None,
         *,
         keep_last: int | None = 3,
         keep_best: int = 0,
@@ -116,7 +116,7 @@ class SaveCheckpoint(Hook):
         if value is not None:
             self._value = (step, value)
 
-    def after_call(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         if step < self.trainer.run.steps:  # else the end saves, with what else is found there
             self._save(step)
 
@@ -145,7 +145,7 @@ class SaveCheckpoint(Hook):
             self._rank(step)
             # Together: reading the variables takes all workers.
             changed = self._saved != (step, self._states())
-            if self.trainer.agreement.settle([changed])[0][0]:
+            if self.trainer.agreement.agree([changed])[0][0]:
                 self._save(step)
             self._finish_write()
             if self._failure is not None:
@@ -193,7 +193,7 @@ class SaveCheckpoint(Hook):
             fatal = not isinstance(error, CheckpointWriteError | WorkerError)
             # What ended training is not to be hidden; the end says what is missing.
             stop = self.on_error == "stop" and self.trainer.error is None
-            if self.trainer.agreement.settle([fatal or stop])[0][0]:
+            if self.trainer.agreement.agree([fatal or stop])[0][0]:
                 raise
             self._failure = error
             if not self._ending:

@@ -29,21 +29,21 @@ class TensorBoard(Hook):
     """One event file a run, made at the first log. Host.
 
     A tag is the name that was logged, so `val/accuracy` lies in the same run as
-    `losses/total`. Events are on disk within about `flush_secs`, at the end, and before a
+    `losses/total`. Events are on disk within about `flush_seconds`, at the end, and before a
     checkpoint is written. A resumed run takes out first what is of steps after the checkpoint it
     goes on from, since it repeats these.
 
     Args:
       logdir: instead of `workdir/train`; of this run alone.
-      flush_secs: the most time between an event and the disk, if calls of the training step
+      flush_seconds: the most time between an event and the disk, if calls of the training step
         are shorter than that.
     """
 
     chief_only = True
-    logs_may_wait = True
+    async_logs = True
 
-    def __init__(self, logdir: str | Path | None = None, *, flush_secs: float = 5.0):
-        self.every = Every(secs=flush_secs)
+    def __init__(self, logdir: str | Path | None = None, *, flush_seconds: float = 5.0):
+        self.every = Every(seconds=flush_seconds)
         self._given = logdir
         self._writer: Any = None
         self._waiting: list[tuple[int, float, dict[str, float]]] = []
@@ -73,10 +73,10 @@ class TensorBoard(Hook):
             self._written = written
 
     def before_save(self, step: int) -> None:
-        self.after_call(step)
+        self.after_step(step)
 
     def on_log(self, step, scalars, summaries: Sequence["Summary"]) -> None:
-        self._add([(step, scalars)])
+        self._add(step, scalars)
         if summaries:
             self._write_out()
             # Whatever the caller is inside of: tags without its name scopes, nothing left out by
@@ -91,11 +91,7 @@ class TensorBoard(Hook):
                     _write(summary, step)
         self._end_if_ended()
 
-    def on_logs(self, logs) -> None:
-        self._add(logs)
-        self._end_if_ended()
-
-    def after_call(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         self._write_out()
         if self._writer is not None:
             self._writer.flush()
@@ -106,12 +102,10 @@ class TensorBoard(Hook):
             self._written = (self.logdir, self.trainer.step)
         self._end_if_ended()
 
-    def _add(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def _add(self, step: int, scalars: Mapping[str, float]) -> None:
         """Keeps scalars to be written."""
-        now = time.time()
-        for step, scalars in logs:
-            if scalars:  # numbers from here on: what isn't one is to fail where it is logged
-                self._waiting.append((step, now, {k: float(v) for k, v in scalars.items()}))
+        if scalars:  # numbers from here on: what isn't one is to fail where it is logged
+            self._waiting.append((step, time.time(), {k: float(v) for k, v in scalars.items()}))
         if len(self._waiting) >= _MOST_WAITING:
             self._write_out()
 

@@ -42,10 +42,10 @@ class TimeLimit(Hook):
         now = self._clock()
         if self._end is None:
             self._end = now + 60 * self.minutes
-        self.every = Every(secs=max(self._end - now, 1e-3), clock=self._clock)
+        self.every = Every(seconds=max(self._end - now, 1e-3), clock=self._clock)
         self.every.start(self.trainer.run)
 
-    def after_call(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         if step < self.trainer.run.steps:
             self.trainer.say(
                 f"{self.minutes:g} minutes are over at step {step}: saving a checkpoint, then "

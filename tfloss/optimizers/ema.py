@@ -17,6 +17,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfloss.common.unique_names import unique_name
+
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
@@ -62,11 +64,7 @@ class Averages:
         """`{"ema/<path of the weight>": variable}`, for checkpoints."""
         found: dict[str, Any] = {}
         for average, weight in zip(self._averages, self._weights, strict=True):
-            key, number = f"ema/{weight.path}", 0
-            while key in found:
-                number += 1
-                key = f"ema/{weight.path}#{number}"
-            found[key] = average
+            found[unique_name(f"ema/{weight.path}", found, "#")] = average
         return found
 
     @contextlib.contextmanager

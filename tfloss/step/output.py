@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError, SummaryError
 from tfloss.forward.context import ForwardContext, Recorded
 
@@ -177,11 +178,7 @@ class StepReport:
                 f"Two `minimize` calls of one step report a loss named {name!r}. Return a "
                 "mapping with another name from one of them."
             )
-        new, number = name, 0
-        while new in self.losses:
-            number += 1
-            new = f"{name}_{number}"
-        return new
+        return unique_name(name, self.losses)
 
     def output(self, shown: Mapping[str, tf.Tensor]) -> StepOutput:
         """Everything by its tag. `shown` is what `TrainStep.step` returned."""

@@ -56,7 +56,8 @@ class TrainStep:
       skip_nonfinite: leave out an update whose losses or gradients are not finite, and go on.
         Weights, slots, averages and statistics stay as they were; the step counts, the
         optimizer's iterations don't. After 20 in a row the NaN guard stops the run.
-      fused: Adam and AdamW are one op a variable. False: Keras' ops, bit for bit those of `fit`.
+      fused_adam: Adam and AdamW are one op a variable. False: Keras' ops, bit for bit those of
+        `fit`.
 
     Attributes:
       counter: int64 variable, the number of completed steps.
@@ -83,7 +84,7 @@ class TrainStep:
         precision: str | None = None,
         ema: float | Ema | None = None,
         skip_nonfinite: bool = False,
-        fused: bool = True,
+        fused_adam: bool = True,
     ):
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive or None, got {clip_norm!r}.")
@@ -96,7 +97,7 @@ class TrainStep:
         self.jit = jit
         self.accumulate = accumulate
         self.skip_nonfinite = skip_nonfinite
-        self.fused = fused
+        self.fused_adam = fused_adam
         self.strategy = tf.distribute.get_strategy()
         self.counter = _counter("step")
         self.guard: Any = None  # the engine's
@@ -248,7 +249,7 @@ class TrainStep:
         """What is frozen when the step is traced; if it changed, the step is traced anew."""
         trainable = tuple(v.path for v in self.model.trainable_variables)
         flags = tuple(layer.trainable for _, layer in _upstream.layers_by_path(self.model))
-        return (trainable, flags, self.loss_weights.signature(), self.clip_norm, self.fused)
+        return (trainable, flags, self.loss_weights.signature(), self.clip_norm, self.fused_adam)
 
     def __call__(self, batch: Any, *, recording: bool = False) -> StepOutput:
         """Traces one step: cross-replica code, inside a `tf.function`.
@@ -329,7 +330,9 @@ class TrainStep:
 
         def apply() -> tf.Tensor:
             mine = [groups[k] for k in due]
-            update.apply(strategy, reduced.gradients, mine, reached, token, fused=self.fused)
+            update.apply(
+                strategy, reduced.gradients, mine, reached, token, fused_adam=self.fused_adam
+            )
             return tf.constant(True)
 
         def leave_out() -> tf.Tensor:

@@ -156,7 +156,7 @@ def apply(
     variables: Sequence[list[Any]],
     after: tf.Tensor,
     *,
-    fused: bool,
+    fused_adam: bool,
 ) -> None:
     """Lets every group's optimizer update its variables.
 
@@ -165,7 +165,7 @@ def apply(
       groups: the due ones.
       variables: for each, those that the gradients are of.
       after: a tensor that must be computed before anything is changed.
-      fused: whether an optimizer may be one op a variable (`tfloss.optimizers.fused_adam`).
+      fused_adam: whether an optimizer may be one op a variable (`tfloss.optimizers.fused_adam`).
     """
 
     def replica(gradients):
@@ -184,7 +184,7 @@ def apply(
                         optimizer.apply(each, mine)
 
     with contextlib.ExitStack() as stack:
-        for group in groups if fused else ():
+        for group in groups if fused_adam else ():
             stack.enter_context(fused_updates(group.optimizer))
         strategy.run(replica, args=(gradients,))
 

@@ -27,6 +27,7 @@ from tfloss.checkpoint import (
     named_variables,
     sync_replicas,
 )
+from tfloss.common.unique_names import unique_name
 from tfloss.distribute.agreement import Agreement
 from tfloss.errors import CheckpointError
 from tfloss.hooks import Hook
@@ -225,7 +226,7 @@ def newest_checkpoint(
     found = _NONE if newest is None else int(load_manifest(newest)["step"])
     if newest is None and agreement.chief and directory.steps():
         found = _NONE_WHOLE
-    step = int(agreement.settle([], [found])[1][0])
+    step = int(agreement.agree([], [found])[1][0])
     if step == _NONE_WHOLE:
         raise CheckpointError(
             f"None of the checkpoints in {directory.path} is whole; the lines above say why. To "
@@ -255,8 +256,5 @@ def named_hooks(hooks: Sequence[Hook]) -> dict[str, Hook]:
     """`{class name: hook}`, numbered from the second of a class on: `Evaluate_1`."""
     named: dict[str, Hook] = {}
     for hook in hooks:
-        name, number = type(hook).__name__, 0
-        while (key := f"{name}_{number}" if number else name) in named:
-            number += 1
-        named[key] = hook
+        named[unique_name(type(hook).__name__, named)] = hook
     return named

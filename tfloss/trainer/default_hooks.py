@@ -22,7 +22,7 @@ class DefaultHooks:
     def __init__(self, wanted: bool, workdir: bool):
         self._hooks: list[Hook] = [NaNGuard(), Progress()] if wanted else []
         if wanted and workdir:
-            self._hooks[1:1] = [SaveCheckpoint(Every(secs=600)), TensorBoard(), MetricsFile()]
+            self._hooks[1:1] = [SaveCheckpoint(Every(seconds=600)), TensorBoard(), MetricsFile()]
 
     def after(self, given: Sequence[Hook]) -> list[Hook]:
         """The given hooks, then those of other classes: what produces is before what keeps it.

@@ -34,9 +34,9 @@ def running(trainer: "Trainer") -> Iterator[None]:
     finally:
         failure: BaseException | None = None
         # Checkpoints last: what the others found at the end is in them.
-        for hook in sorted(started, key=lambda hook: hook.timed_as == "checkpoint"):
+        for hook in sorted(started, key=lambda hook: hook.time_bucket == "checkpoint"):
             try:
-                with trainer.stopwatch.during(hook.timed_as):
+                with trainer.stopwatch.during(hook.time_bucket):
                     hook.after_train()
             except KeyboardInterrupt:
                 trainer.error = failure = Aborted()  # so that those after it don't begin to save

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfloss.engine.engine import Block
+from tfloss.engine.engine import StepLogs
 from tfloss.trainer.stopwatch import Stopwatch
 
 
@@ -19,7 +19,7 @@ class LogWindow:
 
     Args:
       log_every: steps between logs, which are of the steps up to its multiples.
-      every_step: log every step's values, not their mean.
+      log_every_step: log every step's values, not their mean.
       clock: seconds; injectable for tests.
 
     Attributes:
@@ -27,16 +27,16 @@ class LogWindow:
     """
 
     def __init__(
-        self, log_every: int, every_step: bool, clock: Callable[[], float] = time.monotonic
+        self, log_every: int, log_every_step: bool, clock: Callable[[], float] = time.monotonic
     ):
-        self._log_every, self._every_step = log_every, every_step
+        self._log_every, self._every_step = log_every, log_every_step
         self._clock = clock
         self.stopwatch = Stopwatch(clock)
         self.restart()
 
     def restart(self) -> None:
         """Forgets what it has and starts the clock."""
-        self._blocks: list[Block] = []
+        self._blocks: list[StepLogs] = []
         self._earlier = 0  # steps before the clock started
         self._began = self._clock()
         self._spent = self.stopwatch.seconds()
@@ -44,7 +44,7 @@ class LogWindow:
     def __bool__(self) -> bool:
         return bool(self._blocks)
 
-    def add(self, block: Block) -> None:
+    def add(self, block: StepLogs) -> None:
         """Takes the values of some more steps; they stay on the device for now."""
         while (room := self._log_every - block.first % self._log_every) < block.steps:
             self._blocks.append(dataclasses.replace(block, values=block.values[:room]))
@@ -65,7 +65,7 @@ class LogWindow:
         self.restart()
         with np.load(io.BytesIO(saved)) as arrays:
             for index, head in enumerate(json.loads(str(arrays["heads"]))):
-                self.add(Block(head["first"], tuple(head["names"]), arrays[str(index)]))
+                self.add(StepLogs(head["first"], tuple(head["names"]), arrays[str(index)]))
 
     def go_on(self, step: int) -> None:
         """Starts the clock. What is not logged yet stays, if it is of the steps before `step`."""
@@ -107,7 +107,7 @@ class LogWindow:
         self.restart()
         self._keep(rest)
 
-    def _keep(self, blocks: list[Block]) -> None:
+    def _keep(self, blocks: list[StepLogs]) -> None:
         """Of steps whose time is accounted for."""
         self._blocks = [dataclasses.replace(block, waited=0.0) for block in blocks]
         self._earlier = sum(block.steps for block in blocks)
@@ -122,7 +122,7 @@ class LogWindow:
         return found | {f"time/{kind}_fraction": share[kind] for kind in ("hooks", "checkpoint")}
 
 
-def _means(blocks: list[Block]) -> dict[str, float]:
+def _means(blocks: list[StepLogs]) -> dict[str, float]:
     """Of what the last block reports, in double precision. Their values are on the host.
 
     However the steps were cut into blocks, the same values are summed in the same order.

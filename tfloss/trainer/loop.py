@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from tfloss.data.feed import Feed
-from tfloss.engine.engine import Block
-from tfloss.engine.mode_runner import Modes
+from tfloss.engine.engine import StepLogs
+from tfloss.engine.mode_runner import ModeRunner
 from tfloss.errors import Preempted
 from tfloss.hooks.base import Hook
 from tfloss.summary import Summary
@@ -40,12 +40,14 @@ class Loop:
       ends: what is to be raised when all is done, if a signal came at the last step.
     """
 
-    def __init__(self, trainer: "Trainer", modes: Modes, feed: Feed, steps_per_call: int | str):
+    def __init__(
+        self, trainer: "Trainer", modes: ModeRunner, feed: Feed, steps_per_call: int | str
+    ):
         self._trainer, self._modes, self._feed = trainer, modes, feed
         self._warmed: dict[str, float] | None = None  # the stopwatch at the first log
         self._warned = False
         self._logs_may_wait = all(
-            hook.logs_may_wait or type(hook).on_log is Hook.on_log for hook in trainer.hooks
+            hook.async_logs or type(hook).on_log is Hook.on_log for hook in trainer.hooks
         )
         self.ends: BaseException | None = None
         self._fixed = None if steps_per_call == "auto" else int(steps_per_call)
@@ -81,7 +83,7 @@ class Loop:
                 self._call_hooks()
                 self._feed.keep()  # may meet an error of the data; this block is logged by now
                 wishes = [trainer.stopped is not None, "SIGTERM" in came, "SIGINT" in came]
-                wishes, (most,) = trainer.agreement.settle(wishes, [most])
+                wishes, (most,) = trainer.agreement.agree(wishes, [most])
                 most = self._modes.most = int(most)
                 stopped, terminate, interrupt = wishes
                 if stopped and trainer.stopped is None:
@@ -125,7 +127,7 @@ class Loop:
         recording = step + 1 == log_at
         return (1 if recording else min(stop_at - step, log_at - 1 - step, most)), recording, log_at
 
-    def _call(self, count: int, recording: bool) -> Block:
+    def _call(self, count: int, recording: bool) -> StepLogs:
         trainer, feed = self._trainer, self._feed
         try:
             block = self._modes.run(count, recording)
@@ -151,14 +153,14 @@ class Loop:
         """
         trainer = self._trainer
         timed = [hook for hook in trainer.hooks if hook.every is not None]
-        timed.sort(key=lambda hook: hook.timed_as == "checkpoint")  # the rest keeps its order
+        timed.sort(key=lambda hook: hook.time_bucket == "checkpoint")  # the rest keeps its order
         due = [float(hook.every.due(trainer.step)) for hook in timed if hook.every is not None]
         ends: Preempted | None = None
-        for hook, now in zip(timed, trainer.agreement.settle([], due)[1], strict=True):
+        for hook, now in zip(timed, trainer.agreement.agree([], due)[1], strict=True):
             if now and trainer.runs(hook):
                 try:
-                    with trainer.stopwatch.during(hook.timed_as):
-                        hook.after_call(trainer.step)
+                    with trainer.stopwatch.during(hook.time_bucket):
+                        hook.after_step(trainer.step)
                 except Preempted as error:  # raised when all have had their turn at this step
                     ends = error
         if ends is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tfloss.engine.engine import Block
+from tfloss.engine.engine import StepLogs
 from tfloss.step.output import TOTAL
 
 
@@ -21,7 +21,7 @@ class TrainResult:
     reason: str | None = None
 
 
-def last_losses(block: Block | None) -> dict[str, float]:
+def last_losses(block: StepLogs | None) -> dict[str, float]:
     """`{name: value}` of the last step of a block, `total` last; empty without one."""
     if block is None:
         return {}

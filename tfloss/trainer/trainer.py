@@ -27,7 +27,7 @@ from tfloss.data.distributed import Data, as_dataset
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
 from tfloss.distribute.strategy import check_strategy
-from tfloss.engine.mode_runner import Modes
+from tfloss.engine.mode_runner import ModeRunner
 from tfloss.errors import Aborted, CheckpointError
 from tfloss.evaluation import BoundMetric, Evaluators, HostMetric
 from tfloss.forward.losses import Weight
@@ -70,13 +70,14 @@ class Trainer:
         a second. Never changes the result, and hooks run at exactly their steps.
       log_every: steps between logs. What is logged of losses is the mean over these steps;
         summaries are those of the last of them. The last step of a run is logged too.
-      every_step: log the losses and scalar summaries of every single step (still written
+      log_every_step: log the losses and scalar summaries of every single step (still written
         every `log_every` steps, together).
       jit: True compiles forward and backward pass of each step with XLA, "loop" many steps and
         their updates as one program (one replica only). "auto" measures on the first steps which
         is the fastest, if the run is long enough for it, says so, and keeps its choice in the
         workdir. The results are the same up to rounding.
-      loss_weights, clip_norm, accumulate, precision, ema, skip_nonfinite, fused: see `TrainStep`.
+      loss_weights, clip_norm, accumulate, precision, ema, skip_nonfinite, fused_adam: see
+        `TrainStep`.
       train_step: a subclass of `TrainStep`, for another algorithm.
       async_checkpoint: write checkpoints while training goes on; it waits only until the values
         are copied to the host's memory, which takes as much of it as they do.
@@ -103,7 +104,7 @@ class Trainer:
         seed: int | None = None,
         steps_per_call: int | str = "auto",
         log_every: int = 100,
-        every_step: bool = False,
+        log_every_step: bool = False,
         jit: bool | str = "auto",
         loss_weights: Mapping[str, Weight] | None = None,
         clip_norm: float | None = None,
@@ -111,7 +112,7 @@ class Trainer:
         precision: str | None = None,
         ema: float | Ema | None = None,
         skip_nonfinite: bool = False,
-        fused: bool = True,
+        fused_adam: bool = True,
         train_step: type[TrainStep] = TrainStep,
         async_checkpoint: bool = False,
         deterministic: bool = False,
@@ -130,7 +131,7 @@ class Trainer:
         self.workdir = writable(Path(workdir)) if workdir is not None else None
         self.seed = seed
         self.log_every = log_every
-        self.every_step = every_step
+        self.log_every_step = log_every_step
         self.deterministic = deterministic
         self.clock = clock
         self.error: BaseException | None = None
@@ -158,12 +159,12 @@ class Trainer:
                 precision=precision,
                 ema=ema,
                 skip_nonfinite=skip_nonfinite,
-                fused=fused,
+                fused_adam=fused_adam,
             )
-        self._modes = Modes(
+        self._modes = ModeRunner(
             jit,
             self.train_step,
-            every_step=every_step,
+            log_every_step=log_every_step,
             workdir=self.workdir,
             agreement=self.agreement,
             say=self.say,
@@ -176,7 +177,7 @@ class Trainer:
         self._resume = Resume(self, self.checkpoints, background=async_checkpoint)
         self._resumed = False
         self.stopped: str | None = None
-        self.window = LogWindow(log_every, every_step, clock)
+        self.window = LogWindow(log_every, log_every_step, clock)
         self.stopwatch = self.window.stopwatch
         self._evaluators = Evaluators(model, self.train_step.loss_weights, self.strategy)
 
@@ -351,11 +352,12 @@ class Trainer:
                     hook.on_log(step, scalars, summaries)
 
     def log_steps(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Gives the values of several steps to every hook's `on_logs`."""
+        """Gives the values of several steps to every hook's `on_log`, one step after the other."""
         with self.stopwatch.during("hooks"):
             for hook in self.hooks:
-                if logs and self.runs(hook):
-                    hook.on_logs(logs)
+                if self.runs(hook):
+                    for step, scalars in logs:
+                        hook.on_log(step, scalars, ())
 
     def runs(self, hook: Hook) -> bool:
         """Whether a hook is called on this worker: writers are on the first one only."""

@@ -17,12 +17,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfloss.common.files import lock
 from tfloss.errors import WorkdirInUseError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 _UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
 _held: set[int] = set()
@@ -40,15 +36,12 @@ def locked(workdir: str | Path) -> Iterator[None]:
       WorkdirInUseError: another trainer, in this process or another, is at work there.
       OSError: `workdir/.lock` can't be written.
     """
-    if fcntl is None:
-        yield
-        return
     path = Path(workdir) / ".lock"
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(handle)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle, wait=False)
         except BlockingIOError:
             raise WorkdirInUseError(_in_use(path)) from None
         except OSError as error:
@@ -97,5 +90,5 @@ def _release_in_child() -> None:
     _held.clear()
 
 
-if fcntl is not None:
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_release_in_child)
