@@ -11,7 +11,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 
 import keras
 import pytest
@@ -35,6 +36,18 @@ tf.data.Dataset.__iter__ = lambda dataset: _iterator(without_autotuner(dataset))
 def autotuner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Iterators are as TensorFlow makes them."""
     monkeypatch.setattr(tf.data.Dataset, "__iter__", _iterator)
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """The messages that tfloss logs while the test runs, in order."""
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("tfloss")
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfloss.common.logger import ChiefLogger
 from tfloss.data.feed import Feed
 from tfloss.data.position import IteratorStates, iterator_files
 from tfloss.data.source import Source
@@ -27,9 +28,9 @@ def batches(feed, count):
     ]
 
 
-def resumed(make, state, files, strategy=ONE, say=lambda text: None):
+def resumed(make, state, files, strategy=ONE):
     feed = Feed(make(), strategy)
-    feed.resume(state, files, say)
+    feed.resume(state, files, ChiefLogger())
     feed.start(state["batches"])
     return feed
 
@@ -138,33 +139,35 @@ def test_upstream_has_no_checkpoint_of_a_distributed_iterator(replicas):
 
 
 @pytest.mark.promise(19)
-def test_on_several_replicas_the_data_are_read_again(replicas):
-    said = []
+def test_on_several_replicas_the_data_are_read_again(replicas, messages):
     strategy = replicas(2)
     state, files, rest = trained(shuffled, 13, strategy)
     assert (state["way"], files) == ("skip", {})
-    feed = resumed(shuffled, state, files, strategy, said.append)
+    feed = resumed(shuffled, state, files, strategy)
     assert batches(feed, 30) == rest
-    assert said == [
+    assert messages == [
         "reading past 13 batches, to where the checkpoint is in the data; it is cut over several "
         "replicas. tfloss.data.Source would go there at once"
     ]
 
 
-def test_data_that_are_not_repeatable_are_reported(replicas):
-    said, strategy = [], replicas(2)
+def test_data_that_are_not_repeatable_are_reported(replicas, messages):
+    strategy = replicas(2)
 
     def make():
         rng = np.random.default_rng()  # of another seed each time
         return tf.data.Dataset.from_tensor_slices(rng.integers(0, 10**6, 100)).batch(2)
 
     state, files, _ = trained(make, 5, strategy)
-    resumed(make, state, files, strategy, said.append)
-    assert len(said) == 2
-    assert "other batches than when training began" in said[1] and "Seed what shuffles" in said[1]
+    resumed(make, state, files, strategy)
+    assert len(messages) == 2
+    assert (
+        "other batches than when training began" in messages[1]
+        and "Seed what shuffles" in messages[1]
+    )
 
 
-def test_what_has_no_state_to_save_is_read_again():
+def test_what_has_no_state_to_save_is_read_again(messages):
     def make():
         signature = tf.TensorSpec([], tf.int64)
         data = tf.data.Dataset.from_generator(lambda: iter(range(100)), output_signature=signature)
@@ -172,10 +175,9 @@ def test_what_has_no_state_to_save_is_read_again():
 
     state, files, rest = trained(make, 5)
     assert (state["way"], files) == ("skip", {})
-    said = []
-    assert batches(resumed(make, state, files, say=said.append), 10) == rest[:10]
-    assert said[0].startswith("reading past 5 batches")
-    assert "can hold the state of PyFunc" in said[0]
+    assert batches(resumed(make, state, files), 10) == rest[:10]
+    assert messages[0].startswith("reading past 5 batches")
+    assert "can hold the state of PyFunc" in messages[0]
     assert "PyFunc" in iterator_files(iter(make()))
 
 
@@ -276,13 +278,12 @@ def test_an_unseeded_shuffle_goes_on_in_a_loop_that_reads_ahead():
     assert sorted(np.concatenate([*taken, *rest])) == list(range(400))
 
 
-def test_other_data_begin_anew_and_it_is_said_what_differs():
-    said = []
+def test_other_data_begin_anew_and_it_is_said_what_differs(messages):
     state, files, _ = trained(shuffled, 5)
-    feed = resumed(lambda: shuffled(batch=4), state, files, say=said.append)
+    feed = resumed(lambda: shuffled(batch=4), state, files)
     assert feed.batches == 0
     assert batches(feed, 3) == batches(Feed(shuffled(batch=4), ONE), 3)
-    assert "begin anew" in said[0] and "batch_size 2 -> 4" in said[0]
+    assert "begin anew" in messages[0] and "batch_size 2 -> 4" in messages[0]
 
 
 def test_data_that_end_before_are_refused():

@@ -97,7 +97,7 @@ def test_the_fastest_is_chosen_and_the_result_is_the_same(patient, capsys):
     plain, before = run(False)
     trainer, seen = run("auto")
     assert trainer._modes._chosen == "loop"
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if "runs " in x]
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "runs " in x]
     assert "whole loop compiled by XLA" in line and "as a graph" in line
     assert seen.calls == before.calls == list(range(150, 601, 150))
     assert [step for step, _ in seen.logs] == list(range(100, 601, 100))
@@ -133,7 +133,7 @@ def test_what_was_chosen_elsewhere_is_not_taken_over(patient, tmp_path):
 def test_what_does_not_compile_runs_as_a_graph_and_says_why(patient, capsys):
     trainer, seen = run("auto", model=Numpy)
     assert trainer._modes._chosen == "graph"
-    assert "XLA can't compile it" in capsys.readouterr().out
+    assert "XLA can't compile it" in capsys.readouterr().err
     _, before = run(False, model=Numpy)
     assert seen.logs == before.logs  # no batch was lost
 
@@ -145,7 +145,7 @@ def test_a_step_that_does_not_compile_loses_no_batch(data, patient, capsys, monk
     """It takes its batch inside the program."""
     monkeypatch.setattr(modes.ModeRunner, "_candidates", lambda self: ["step"])
     _, seen = run("auto", model=Numpy, data=data)
-    assert "XLA can't compile it" in capsys.readouterr().out
+    assert "XLA can't compile it" in capsys.readouterr().err
     _, before = run(False, model=Numpy, data=data)
     assert seen.logs == before.logs
 
@@ -164,7 +164,7 @@ def test_an_error_in_the_data_is_not_taken_for_one_of_the_compiler(
 
     with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt record") as found:
         run("auto", data=tf.data.Dataset.range(10**6).map(read))
-    assert "XLA can't compile it" not in capsys.readouterr().out
+    assert "XLA can't compile it" not in capsys.readouterr().err
     assert not any("compiled with XLA" in note for note in getattr(found.value, "__notes__", []))
 
 
@@ -220,20 +220,20 @@ def test_deterministic_is_a_graph_and_says_nothing(patient, tmp_path, capsys):
                 log_every_step=False,
                 workdir=tmp_path,
                 agreement=trainer.agreement,
-                say=print,
+                logger=trainer.logger,
                 deterministic=True,
             )
         )
         made[-1].prepare(trainer._feed, True, lambda: 10**9)
         made[-1].run(1, False)
     assert [list(one._engines) for one in made] == [["graph"], ["loop"]]
-    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == "" and not list(tmp_path.iterdir())
 
 
 def test_a_short_run_is_not_spent_on_compiling(capsys):
     trainer, _ = run("auto", 100)
     assert list(trainer._modes._engines) == ["graph"]
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_a_longer_run_after_a_short_one_tries_more(monkeypatch):

@@ -39,13 +39,13 @@ def test_it_ends_with_a_checkpoint_and_the_next_process_goes_on(tmp_path, clock,
     # At step k the clock says k - 1 minutes: 2 are not over, 3 are.
     assert one.step == 4 and one.checkpoints.steps() == [4]
     assert tick.steps == [1, 2, 3, 4]  # what was due at that step too, after the limit
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert "2.5 minutes are over at step 4: saving a checkpoint, then ending with exit code" in out
 
     again, _ = trainer(tmp_path, clock, 100)
     again.train(DATA, 10)
     assert again.step == 10
-    assert "resuming at step 4" in capsys.readouterr().out
+    assert "resuming at step 4" in capsys.readouterr().err
 
 
 def test_it_counts_from_the_first_call_of_train(tmp_path, clock):

@@ -57,7 +57,7 @@ def test_waiting_for_data_is_measured_and_warned_of(jit, capsys, monkeypatch):
     hook = Logs()
     trained(slowly(0.03), jit, hook)
     assert 0.8 < np.mean([one["input/wait_fraction"] for one in hook.logs[1:]]) <= 1.0
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if "waiting for data" in x]
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "waiting for data" in x]
     assert "input/wait_fraction" in line
 
 
@@ -67,7 +67,7 @@ def test_a_fast_input_is_not(jit, capsys, monkeypatch):
     hook = Logs(0.2)
     trained(rows([1.0, 2.0, 3.0, 4.0], 4), jit, hook)
     assert max(one["input/wait_fraction"] for one in hook.logs[1:]) < 0.2
-    assert "waiting for data" not in capsys.readouterr().out
+    assert "waiting for data" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["hooks", "checkpoint"])

@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     data.write_bytes(data.read_bytes()[:-1])
     again, saw = make(tmp_path)
     again.train(numbers(), 10)
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert data.name in out and "resuming at step 5" in out
     assert saw.seen == hooks[0].seen[5:]
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -229,7 +229,7 @@ def test_no_whole_checkpoint_is_no_reason_to_begin_anew(tmp_path, capsys):
     again, _ = make(tmp_path)
     with pytest.raises(CheckpointError, match="None of the checkpoints .* is whole"):
         again.train(numbers(), 5)
-    assert "manifest.json is missing" in capsys.readouterr().out
+    assert "manifest.json is missing" in capsys.readouterr().err
 
 
 class Late(Hook):

@@ -138,7 +138,7 @@ def test_a_hook_can_stop_training_between_logs(capsys):
     result = trainer(hooks=[stop], rate=0.0).train(DATA, steps=100)
     assert (result.step, result.reason) == (7, "enough")
     assert [s for s, _, _ in stop.logs] == [7]
-    assert capsys.readouterr().out == "tfloss: stopped at step 7: enough\n"
+    assert capsys.readouterr().err == "tfloss: stopped at step 7: enough\n"
 
 
 def test_a_stop_at_the_last_step_is_no_early_stop(capsys):
@@ -149,7 +149,7 @@ def test_a_stop_at_the_last_step_is_no_early_stop(capsys):
             self.trainer.stop("enough")
 
     assert trainer(hooks=[Stop()]).train(DATA, steps=3).reason is None
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_a_resumed_run_that_is_out_of_patience_says_so(tmp_path, capsys):
@@ -160,10 +160,10 @@ def test_a_resumed_run_that_is_out_of_patience_says_so(tmp_path, capsys):
 
     line = "losses/total has not fallen below 2.5 (step 1) in the last evaluation"
     assert make().train(DATA, steps=9).step == 2  # with no learning rate the loss stays the same
-    assert capsys.readouterr().out.splitlines()[-1] == f"tfloss: stopped at step 2: {line}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"tfloss: stopped at step 2: {line}"
     result = make().train(DATA, steps=9)
     assert (result.step, result.reason) == (2, line)
-    assert capsys.readouterr().out.splitlines()[-1] == f"tfloss: stopped at step 2: {line}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"tfloss: stopped at step 2: {line}"
 
 
 def test_a_hook_whose_trigger_is_a_number_is_told_what_to_write(tmp_path):
@@ -380,7 +380,7 @@ def test_resuming_says_so_and_a_finished_run_is_left_alone(tmp_path, capsys):
     capsys.readouterr()
     again = trainer(workdir=tmp_path, default_hooks=True)
     assert again.train(DATA, steps=4).step == 4
-    assert "resuming at step 4" in capsys.readouterr().out
+    assert "resuming at step 4" in capsys.readouterr().err
     assert times() == before
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tfloss.checkpoint import manifest as manifests
 from tfloss.common.files import sync
+from tfloss.common.logger import ChiefLogger
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import CheckpointWriteError
 
@@ -71,17 +72,17 @@ class CheckpointFiles:
                 self.problem(step)
         return [step for step in steps if self._problems[step] is None]
 
-    def newest_valid(self, say: Callable[[str], None]) -> Path | None:
+    def newest_valid(self, logger: ChiefLogger) -> Path | None:
         """The newest whole checkpoint, read anew, or None. Damaged ones stay where they are.
 
         Args:
-          say: is told of each damaged one that is passed over: the file, and what is done.
+          logger: Receives a line for each damaged one that is passed over.
         """
         for step in reversed(self.steps()):
             wrong = self.problem(step)
             if wrong is None:
                 return self.at(step)
-            say(
+            logger.info(
                 f"The checkpoint {self.at(step)} is damaged: {wrong}. It stays as it is and is "
                 "passed over for the one before."
             )

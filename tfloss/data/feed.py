@@ -20,6 +20,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss.common.logger import ChiefLogger
 from tfloss.data.distributed import (
     Data,
     as_dataset,
@@ -225,7 +226,7 @@ class Feed:
 
     def _restored(self, files: Mapping[str, bytes], skip: int) -> Any:
         restore_iterator(self.iterator, files)
-        read_past(self.iterator, skip, lambda text: None)
+        read_past(self.iterator, skip, None)
         return self.iterator
 
     def identity(self) -> dict[str, Any]:
@@ -267,7 +268,7 @@ class Feed:
         self,
         state: Mapping[str, Any],
         files: Mapping[str, bytes],
-        say: Callable[[str], None],
+        logger: ChiefLogger,
         *,
         midway: bool = False,
     ) -> None:
@@ -277,7 +278,7 @@ class Feed:
 
         Args:
           state, files: what `state` gave.
-          say: prints a line.
+          logger: Receives what differs, and the progress.
           midway: it was saved in the middle of a call of `train`, which is to be gone on with: if
             there are no more batches, they have run out.
 
@@ -287,7 +288,7 @@ class Feed:
         batches = int(state["batches"])
         if changes := differences(state["identity"], self.identity()):
             what = ", ".join(f"{key} {change}" for key, change in changes.items())
-            say("the data are not those of the checkpoint, so they begin anew: " + what)
+            logger.info("the data are not those of the checkpoint, so they begin anew: " + what)
             return
         self._midway = midway and batches > 0
         if self.way == "seek":
@@ -300,17 +301,17 @@ class Feed:
             else:
                 skip = batches
                 for _ in range(int(state["passes"])):
-                    read_past(self.iterator, None, say)
+                    read_past(self.iterator, None, logger)
                     self.restart()
             self.passes = int(state["passes"])
             self._states = IteratorStates(batches - skip, files if skip < batches else None)
             if skip:
                 why = f"; {self.reason}. tfloss.data.Source would go there at once"
-                say(
+                logger.info(
                     f"reading past {skip:,} batches, to where the checkpoint is in the data"
                     + (why if self.reason else "")
                 )
-                read_past(self.iterator, skip, say)
+                read_past(self.iterator, skip, logger)
         except tf.errors.OutOfRangeError:
             raise DataError(
                 f"The checkpoint is at batch {batches:,} of the data, and they end before. Train "
@@ -325,7 +326,7 @@ class Feed:
         self.batches = batches
         before, now = state["first"], self._first and self._first.checksum
         if None not in (before, now) and before != now:
-            say(
+            logger.info(
                 "the data set gives other batches than when training began: its first one differs. "
                 "So the run goes on, but not as it would have done undisturbed. Seed what "
                 "shuffles, leave out deterministic=False, or use tfloss.data.Source."

@@ -20,6 +20,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss.common.logger import ChiefLogger
+
 MOST_BYTES = 64 * 2**20  # of an iterator's state; reading the data again is better than more
 _NAME = "iterator"
 _CHUNK = 256  # batches that are read past in one call
@@ -89,14 +91,14 @@ def restore_iterator(iterator: Any, files: Mapping[str, bytes]) -> None:
 def read_past(
     iterator: Any,
     count: int | None,
-    say: Callable[[str], None],
+    logger: ChiefLogger | None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Takes so many elements from an iterator, plain or distributed, and drops them.
 
     Args:
       count: how many; None: all.
-      say: told how far it is, now and then.
+      logger: Receives the progress every ten seconds. None: nothing is logged.
 
     Raises tf.errors.OutOfRangeError if there are not so many.
     """
@@ -113,7 +115,10 @@ def read_past(
         done += many
         if clock() - told > _TELL_SECONDS:
             told = clock()
-            say(f"read past {done:,}{'' if count is None else f' of {count:,}'} batches")
+            if logger is not None:
+                logger.info(
+                    f"read past {done:,}{'' if count is None else f' of {count:,}'} batches"
+                )
 
 
 @functools.partial(tf.function, autograph=False)

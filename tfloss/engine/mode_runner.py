@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss.common.logger import ChiefLogger
 from tfloss.data.feed import Feed
 from tfloss.data.stacked_batches import FEWEST_STEPS, MOST_BYTES, reason_not_to_stack
 from tfloss.distribute.agreement import Agreement
@@ -32,7 +33,7 @@ class ModeRunner:
       train_step: the step.
       log_every_step: also compute the model's scalar summaries on every step.
       workdir: where a choice is kept, or None.
-      say: prints a line.
+      logger: Receives the line that tells the chosen mode.
       deterministic: "auto" is the graph, since a choice by the clock may differ the next time; a
         step with state that no checkpoint holds is refused (`tfloss.inspect.random_ops`).
       saved: gives the variables that a checkpoint holds, when a step has been traced.
@@ -53,7 +54,7 @@ class ModeRunner:
         log_every_step: bool,
         workdir: Path | None,
         agreement: Agreement,
-        say: Callable[[str], None],
+        logger: ChiefLogger,
         deterministic: bool = False,
         saved: Callable[[], Iterable[Any]] | None = None,
         rhythm: int = 1,
@@ -66,7 +67,7 @@ class ModeRunner:
         self._rhythm = rhythm
         self._check = RandomnessCheck(deterministic, saved)
         self._file = workdir / FILE if workdir is not None and agreement.chief else None
-        self._agreement, self._say, self._clock = agreement, say, clock
+        self._agreement, self._logger, self._clock = agreement, logger, clock
         self._engines: dict[str, Engine] = {}
         self._compiles: set[str] = set()  # modes that have run
         self._signature: tuple | None = None
@@ -189,7 +190,7 @@ class ModeRunner:
         self._tracing = tuner.tracing
         self._engines = {k: v for k, v in self._engines.items() if k in ("graph", tuner.mode)}
         if len(tuner.rates) > 1 or tuner.failure or self._file is not None:
-            self._say(f"runs {tuner.why}.")
+            self._logger.info(f"runs {tuner.why}.")
         if self._file is not None and len(tuner.rates) > 1:
             save_choice(self._file, tuner, self._circumstances())
 

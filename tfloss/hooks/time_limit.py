@@ -47,7 +47,7 @@ class TimeLimit(Hook):
 
     def after_step(self, step: int) -> None:
         if step < self.trainer.run.steps:
-            self.trainer.say(
+            self.trainer.logger.info(
                 f"{self.minutes:g} minutes are over at step {step}: saving a checkpoint, then "
                 f"ending with exit code {TimeLimitReached.CODE}. The same command goes on from "
                 "there."

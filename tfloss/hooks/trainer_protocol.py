@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfloss.checkpoint.background import BackgroundWriter
 from tfloss.checkpoint.directory import CheckpointDirectory
+from tfloss.common.logger import ChiefLogger
 from tfloss.distribute.agreement import Agreement
 from tfloss.hooks.run_info import RunInfo
 from tfloss.step.train_step import TrainStep
@@ -43,6 +44,7 @@ class TrainerProtocol(Protocol):
     train_step: TrainStep
     agreement: Agreement
     clock: Callable[[], float]
+    logger: ChiefLogger
     hooks: list[Any]
     step: int
     run: RunInfo
@@ -86,10 +88,6 @@ class TrainerProtocol(Protocol):
 
     def stop(self, reason: str) -> None:
         """Ends training after the current step."""
-        ...
-
-    def say(self, text: str) -> None:
-        """Prints a line, on the first worker."""
         ...
 
     def save_checkpoint(self) -> Path:

@@ -11,7 +11,7 @@ Host code, cross-replica.
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tfloss.checkpoint import (
     named_variables,
     sync_replicas,
 )
+from tfloss.common.logger import ChiefLogger
 from tfloss.common.unique_names import unique_name
 from tfloss.distribute.agreement import Agreement
 from tfloss.errors import CheckpointError
@@ -210,11 +211,13 @@ def warn_if_unrestored(directory: CheckpointDirectory | None) -> None:
 
 
 def newest_checkpoint(
-    directory: CheckpointDirectory | None, agreement: Agreement, say: Callable[[str], None]
+    directory: CheckpointDirectory | None,
+    agreement: Agreement,
+    logger: ChiefLogger,
 ) -> Path | None:
     """The checkpoint to go on from: the first worker's newest that is whole, which all must see.
 
-    Agreed on before anybody restores, which takes all of them. Damaged ones are told by `say`.
+    Agreed on before anybody restores, which takes all of them. Corrupt ones are logged.
 
     Raises, on all workers:
       WorkerError: one of them doesn't.
@@ -222,7 +225,7 @@ def newest_checkpoint(
     """
     if directory is None:
         return None
-    newest = directory.newest_valid(say) if agreement.chief else None
+    newest = directory.newest_valid(logger) if agreement.chief else None
     found = _NONE if newest is None else int(load_manifest(newest)["step"])
     if newest is None and agreement.chief and directory.steps():
         found = _NONE_WHOLE

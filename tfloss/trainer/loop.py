@@ -89,7 +89,7 @@ class Loop:
                 if stopped and trainer.stopped is None:
                     trainer.stop("another worker stopped")
                 if terminate:
-                    trainer.say(
+                    trainer.logger.info(
                         f"SIGTERM at step {trainer.step}: saving a checkpoint, then ending with "
                         f"exit code {Preempted.CODE}. The same command goes on from there."
                     )
@@ -107,7 +107,7 @@ class Loop:
         if signal == "SIGINT":
             trainer = self._trainer
             save = "" if trainer.checkpoints is None else ", then saving a checkpoint"
-            trainer.say(
+            trainer.logger.info(
                 f"Ctrl-C at step {trainer.step}: finishing the step and what is due{save}; "
                 "Ctrl-C again exits at once."
             )
@@ -187,7 +187,7 @@ class Loop:
         waited = now["input"] - self._warmed["input"]
         if not self._warned and waited > _WAITED_SECONDS and share > _WAITED_SHARE:
             self._warned = True
-            self._trainer.say(
+            self._trainer.logger.info(
                 f"{share:.0%} of the time goes into waiting for data ({waited:.0f} s so far; "
                 "logged as input/wait_fraction). Look at the input pipeline: "
                 ".map(..., num_parallel_calls=tf.data.AUTOTUNE), .cache() what fits into memory, "

@@ -98,11 +98,11 @@ class Resume:
         What belongs to the call of `train` that it was saved in is kept for `place`.
         """
         trainer = self._trainer
-        path = newest_checkpoint(self._directory, trainer.agreement, trainer.say)
+        path = newest_checkpoint(self._directory, trainer.agreement, trainer.logger)
         if self._directory is None or path is None:
             return None
         step, hooks = trainer.state().restore(self._directory, path)
-        trainer.say(f"resuming at step {step} from {path}")
+        trainer.logger.info(f"resuming at step {step} from {path}")
         manifest = load_manifest(path)
         self._report_versions(path, manifest["versions"])
         if window := load_file(path, _WINDOW):
@@ -140,7 +140,7 @@ class Resume:
         set_hook_states(trainer.hooks, place.hooks)
         if place.data:
             midway = until > place.step
-            feed.resume(place.data, place.files, trainer.say, midway=midway)
+            feed.resume(place.data, place.files, trainer.logger, midway=midway)
 
     def _report_versions(self, path: Path, before: Mapping[str, str]) -> None:
         now = versions()

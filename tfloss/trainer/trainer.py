@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from tfloss import replay
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
+from tfloss.common.logger import ChiefLogger
 from tfloss.data.distributed import Data, as_dataset
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
@@ -128,6 +129,7 @@ class Trainer:
         self.strategy = strategy or tf.distribute.get_strategy()
         check_strategy(self.strategy)
         self.agreement = Agreement(self.strategy)
+        self.logger = ChiefLogger(self.agreement.chief)
         self.workdir = writable(Path(workdir)) if workdir is not None else None
         self.seed = seed
         self.log_every = log_every
@@ -167,7 +169,7 @@ class Trainer:
             log_every_step=log_every_step,
             workdir=self.workdir,
             agreement=self.agreement,
-            say=self.say,
+            logger=self.logger,
             deterministic=deterministic,
             rhythm=log_every,
             saved=lambda: [*self.state().variables().values(), *process_variables()],
@@ -236,7 +238,7 @@ class Trainer:
             self._restore_once()
         self._resume.place(feed, steps)
         if self.step >= steps:
-            self.say(f"step {self.step} is already reached, {steps} were asked for.")
+            self.logger.info(f"step {self.step} is already reached, {steps} were asked for.")
             return TrainResult(self.step, {})
         many = self.train_step.accumulate
         size = feed.batch_size and feed.batch_size * many
@@ -259,7 +261,7 @@ class Trainer:
             raise loop.ends
         reason = self.stopped if self.step < steps else None
         if reason is not None:
-            self.say(f"stopped at step {self.step}: {reason}")
+            self.logger.info(f"stopped at step {self.step}: {reason}")
         return TrainResult(self.step, last, reason)
 
     def restore(self, data: Data) -> int:
@@ -366,11 +368,6 @@ class Trainer:
     def stop(self, reason: str) -> None:
         """Ends training after the current step; `TrainResult.reason` says why."""
         self.stopped = self.stopped or reason
-
-    def say(self, text: str) -> None:
-        """Prints a line, on one of the workers."""
-        if self.agreement.chief:
-            print(f"tfloss: {text}", flush=True)
 
     def save_checkpoint(self) -> Path:
         """Saves the whole state under `workdir/checkpoints` and returns the directory."""
