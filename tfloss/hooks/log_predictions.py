@@ -1,37 +1,43 @@
-"""Pictures of what the model predicts, beside training.
+"""Writes images of the model's predictions during training.
 
     LogPredictions("val/found", test_set, lambda batch, found: draw(batch["image"], found["boxes"]))
 
-What the training forward sees, `tfloss.summary` shows from inside the model; it makes no
-predictions.
+`tfloss.summary` records images from inside the training forward, which makes no predictions.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
+
+from tfloss.data.distributed import Data, as_dataset
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
 from tfloss.summary import Summary, drawn
 
 
 class LogPredictions(Hook):
-    """Predicts the first batch of a data set when due, and once more at the end. Host.
+    """Draws the predictions for the first batch of a data set. Host.
 
-    A drawing that fails is reported in a warning, once; training goes on without it.
+    It runs when due, and once more at the end of training if the last images are older. If
+    drawing fails, a warning reports it once, and training continues without the images.
 
     Args:
-      name: the tag of the pictures.
-      dataset: what `trainer.evaluate` takes; its first batch is used.
-      draw: `(batch, predictions) -> images`, from nests of NumPy arrays to [n, height, width,
-        channels], uint8 or float in [0, 1].
-      every: when; None: only at the end.
-      ema: of the moving averages of the weights (`Trainer(ema=...)`).
+      name: Tag of the images.
+      data: Batches, in any form that `Trainer.evaluate` accepts. Only the first batch is used.
+      draw: Function `(batch, predictions) -> images` on the host. It gets nests of NumPy arrays
+        and returns images [n, height, width, channels], uint8 or float in [0, 1].
+      every: When to draw. None: only at the end.
+      ema: Whether to predict with the moving averages of the weights (`Trainer(ema=...)`).
+
+    Raises:
+      ValueError: `every` is not a trigger.
     """
 
     def __init__(
         self,
         name: str,
-        dataset: Any,
+        data: Data,
         draw: Callable[[Any, Any], Any],
         *,
         every: Every | OnSteps | None = None,
@@ -39,31 +45,43 @@ class LogPredictions(Hook):
     ):
         check_trigger(every, "LogPredictions")
         self.name = name
+        self.data = data
         self.draw = draw
         self.every = every
         self.ema = ema
-        self._dataset = dataset.take(1)
-        self._seen = _Seen()
+        self._first_batch: tf.data.Dataset  # set by before_train
+        self._last = _LastBatch()
+
+    def before_train(self) -> None:
+        """Finds the first batch.
+
+        Raises:
+          DataError: `data` is not in a form that `Trainer.evaluate` accepts.
+        """
+        self._first_batch = as_dataset(self.data, self.trainer.strategy).take(1)
 
     def after_step(self, step: int) -> None:
+        """Predicts, draws and logs the images."""
         self.state["step"] = step
-        self.trainer.evaluate(self._dataset, {"seen": self._seen}, ema=self.ema)
-        images = drawn(self.name, self.draw, *self._seen.last)
+        self.trainer.evaluate(self._first_batch, {"last": self._last}, ema=self.ema)
+        images = drawn(self.name, self.draw, self._last.batch, self._last.predictions)
         if images is not None:
             self.trainer.log(step, {}, [Summary(self.name, "image", images)])
 
     def after_train(self) -> None:
+        """Draws once more after a run without an error, unless the last step was drawn."""
         if self.trainer.error is None and self.state.get("step") != self.trainer.step:
             self.after_step(self.trainer.step)
 
 
-class _Seen:
-    """A metric that keeps what it is given."""
+class _LastBatch:
+    """A metric that keeps the last batch and its predictions. Host."""
 
-    last: tuple[Any, Any] = (None, None)
+    batch: Any = None
+    predictions: Any = None
 
     def update(self, batch: Any, predictions: Any) -> None:
-        self.last = batch, predictions
+        self.batch, self.predictions = batch, predictions
 
     def result(self) -> dict[str, float]:
         return {}
