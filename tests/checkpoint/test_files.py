@@ -1,8 +1,10 @@
 """The files: whole or absent, whatever happens."""
 
 import contextlib
+import logging
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -28,6 +30,17 @@ def saved(path, *steps):
         files = {"more.bin": bytes(range(100))}
         directory.save(step, {"v": tf.Variable([float(step)] * 100)}, {"n": step}, files=files)
     return directory
+
+
+class Messages(logging.LoggerAdapter):
+    """A logger that keeps its messages."""
+
+    def __init__(self):
+        super().__init__(logging.getLogger("tfloss"), {})
+        self.messages = []
+
+    def log(self, level, msg, *args, **kwargs):
+        self.messages.append(msg)
 
 
 def damage(file, how):
@@ -73,17 +86,17 @@ def test_a_damaged_one_is_passed_over_named_and_kept(file, how, tmp_path):
     path = saved(tmp_path, 1, 2).at(2)
     assert sorted(p.name for p in path.iterdir()) == FILES
     damage(path / file, how)
-    directory, said = CheckpointDirectory(tmp_path), []
-    assert directory.newest_valid(said.append) == directory.at(1)
-    (line,) = said
-    assert line.startswith(f"The checkpoint {path} is damaged: {file} ")
-    assert line.endswith("It stays as it is and is passed over for the one before.")
+    directory, logger = CheckpointDirectory(tmp_path), Messages()
+    assert directory.newest_valid(logger) == directory.at(1)
+    (line,) = logger.messages
+    assert line.startswith(f"Skipping checkpoint {path}, which is corrupt: {file} ")
+    assert line.endswith("It stays as it is; the checkpoint before it is tried next.")
     expected = "is missing" if how == "delete" else "is not what was written: its checksum differs"
     if how in ("empty", "truncate") and file != "manifest.json":
         size = {"more.bin": 100}.get(file) or f"{os.path.getsize(directory.at(1) / file):,}"
         expected = f"bytes, and {size} were written"
     assert expected in line
-    assert directory.steps() == [1, 2] and directory.intact() == [1]
+    assert directory.steps() == [1, 2] and directory.valid_steps() == [1]
 
 
 def test_every_byte_of_the_manifest_counts(tmp_path):
@@ -106,13 +119,14 @@ def test_a_file_of_the_users_and_a_name_of_another_step(tmp_path):
 
 
 def test_nothing_whole_is_nothing_to_go_on_from(tmp_path):
-    assert CheckpointFiles(tmp_path / "c").newest_valid(pytest.fail) is None
-    directory, said = saved(tmp_path, 1, 2), []
+    logger = Messages()
+    assert CheckpointFiles(tmp_path / "c").newest_valid(logger) is None and not logger.messages
+    directory = saved(tmp_path, 1, 2)
     for step in (1, 2):
         damage(directory.at(step) / "more.bin", "flip")
     (tmp_path / "step_00000003").mkdir()
-    assert directory.newest_valid(said.append) is None
-    assert [line.split()[2][-1] for line in said] == ["3", "2", "1"]
+    assert directory.newest_valid(logger) is None
+    assert [re.findall(r"step_0*(\d+)", line) for line in logger.messages] == [["3"], ["2"], ["1"]]
 
 
 def test_a_damaged_one_is_not_overwritten_by_its_own_step(tmp_path):
@@ -131,9 +145,9 @@ def test_what_was_found_whole_once_is_not_read_again(tmp_path, monkeypatch):
     directory, read = CheckpointDirectory(tmp_path), []
     problem = directory.problem
     monkeypatch.setattr(directory, "problem", lambda step: read.append(step) or problem(step))
-    assert directory.intact() == [1, 2] and directory.intact() == [1, 2]
+    assert directory.valid_steps() == [1, 2] and directory.valid_steps() == [1, 2]
     directory.save(3, {"v": tf.Variable(1.0)})
-    assert directory.intact() == [1, 2, 3] and read == [1, 2]
+    assert directory.valid_steps() == [1, 2, 3] and read == [1, 2]
 
 
 # Killed
@@ -347,7 +361,8 @@ def test_a_disk_that_fills_up(rubbish, tmp_path):
         assert "MB are free there. The newest whole one is " in str(error.value)
         assert str(error.value).endswith(f"{directory.at(last)}.")
         assert not list(directory.path.glob(".*"))  # the half-written one makes room again
-        assert directory.newest_valid(pytest.fail) == directory.at(last)
+        assert directory.newest_valid(logger := Messages()) == directory.at(last)
+        assert not logger.messages
         directory.delete(1)
         directory.save(9, {"v": variable})
         assert directory.problem(9) is None
@@ -357,4 +372,4 @@ def test_a_directory_that_vanished_is_made_again(tmp_path):
     directory = saved(tmp_path / "run" / "c", 1)
     shutil.rmtree(tmp_path / "run")
     directory.save(2, {"v": tf.Variable(1.0)})
-    assert directory.steps() == [2] == directory.intact()
+    assert directory.steps() == [2] == directory.valid_steps()

@@ -17,14 +17,14 @@ def test_a_single_worker_has_its_way(replicas):
         agreement = Agreement(strategy)
         assert agreement.chief and agreement.workers == 1
         assert agreement.agree([True, False], [3.0]) == ([True, False], [3.0])
-        assert agreement.chiefs({"a": 1.0}) == {"a": 1.0}
-        agreement.check_same({"step": 3}, "advice")
+        assert agreement.broadcast({"a": 1.0}) == {"a": 1.0}
+        agreement.require_equal({"step": 3}, "advice")
         assert worker_position(strategy) == (0, 1) and is_chief(strategy)
 
 
 def test_a_sum_over_one_worker_is_its_own():
     agreement = Agreement(tf.distribute.get_strategy())
-    assert agreement.sum([1.5, 2.0]).tolist() == [1.5, 2.0]
+    assert agreement.all_reduce_sum([1.5, 2.0]).tolist() == [1.5, 2.0]
 
 
 class _Two(Agreement):
@@ -35,7 +35,7 @@ class _Two(Agreement):
         self.index, self.workers, self.chief = index, 2, index == 0
         self._table, self._barrier = table, barrier
 
-    def sum(self, values):
+    def all_reduce_sum(self, values):
         self._table[self.index] = values
         self._barrier.wait(5)
         found = self._table[0] + self._table[1]
@@ -63,7 +63,7 @@ def test_nobody_goes_on_before_it_is_done_on_all():
             ends["chief" if agreement.chief else "other"] = time.monotonic()
             return agreement.index
 
-        return agreement.together("save", slow), time.monotonic()
+        return agreement.run_on_all("save", slow), time.monotonic()
 
     (first, _), (second, left) = _both(work)
 
@@ -74,30 +74,30 @@ def test_nobody_goes_on_before_it_is_done_on_all():
 def test_what_fails_on_one_worker_fails_on_all():
     def work(agreement):
         try:
-            return agreement.together("save a checkpoint", _fail if agreement.chief else str)
+            return agreement.run_on_all("save a checkpoint", _fail if agreement.chief else str)
         except (OSError, WorkerError) as error:
             return f"{type(error).__name__}: {error}"
 
     assert _both(work) == [
         "OSError: the disk is full",
-        "WorkerError: Another worker failed to save a checkpoint; see what it printed.",
+        "WorkerError: Another worker failed to save a checkpoint; see its output.",
     ]
 
 
 def test_a_single_worker_just_does_it():
     alone = Agreement(tf.distribute.get_strategy())
 
-    assert alone.together("save", lambda: 7) == 7
+    assert alone.run_on_all("save", lambda: 7) == 7
     with pytest.raises(OSError, match="full"):
-        alone.together("save", _fail)
+        alone.run_on_all("save", _fail)
 
 
 def test_a_lost_worker_is_explained():
     def work(agreement):
         lost, own = tf.errors.UnavailableError(None, None, "gone"), ValueError("mine")
-        agreement.explain(lost)
-        agreement.explain(own)
+        agreement.explain_lost_worker(lost)
+        agreement.explain_lost_worker(own)
         return lost.__notes__, hasattr(own, "__notes__")
 
     for notes, explained in _both(work):
-        assert "the loss of another worker" in notes[0] and not explained
+        assert "another worker was lost" in notes[0] and not explained

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 from tfloss.distribute.launch import _free_ports
-from tfloss.distribute.strategy import STRATEGIES, check_strategy, is_chief, make_strategy
+from tfloss.distribute.strategy import check_strategy, is_chief, make_strategy
+from tfloss.distribute.strategy_names import STRATEGY_NAMES
 from tfloss.errors import ClusterError
 
 CLUSTER = {
@@ -177,7 +178,7 @@ def test_one_worker_is_the_chief(monkeypatch, jobs, task, chief):
 def test_the_flags_offer_the_same_names():
     from tfloss.app import flags
 
-    assert flags.STRATEGIES == STRATEGIES
+    assert flags.STRATEGY_NAMES == STRATEGY_NAMES
 
 
 @pytest.mark.slow

@@ -187,9 +187,10 @@ def results(workdir: Path) -> dict:
     import tensorflow as tf
 
     from tfloss.checkpoint import CheckpointDirectory, load_manifest, load_values
+    from tfloss.common.logger import logger
 
     directory = CheckpointDirectory(workdir / "checkpoints")
-    newest = directory.newest_valid(print)
+    newest = directory.newest_valid(logger)
     assert newest is not None, f"no checkpoint in {workdir}"
     manifest = load_manifest(newest)
     values = load_values(newest, manifest["variables"])

@@ -23,7 +23,7 @@ class FakeCheckpoints:
     def steps(self) -> list[int]:
         return sorted(self.saved)
 
-    def intact(self) -> list[int]:
+    def valid_steps(self) -> list[int]:
         return self.steps()
 
     def delete(self, step: int) -> None:

@@ -191,7 +191,7 @@ def make_run(request, make_trainer, tmp_path):
         def save_checkpoint(self):
             self.saves.append(self.step)
             extra = {"hooks": {"SaveCheckpoint": self.hooks[-1].state}}
-            return self.agreement.together(
+            return self.agreement.run_on_all(
                 "save a checkpoint",
                 lambda: self.checkpoints.save(
                     self.step, {"v": tf.Variable(self.step)}, extra, background=self.writer
@@ -237,7 +237,7 @@ def test_last_and_best_are_kept_and_all_is_written_at_the_end(make_run):
     hook = SaveCheckpoint(Every(steps=1), keep_last=2, keep_best=1, metric="val/accuracy")
     trainer = make_run(hook, values)
     trainer.train(6)
-    assert trainer.checkpoints.steps() == trainer.checkpoints.intact() == [2, 5, 6]
+    assert trainer.checkpoints.steps() == trainer.checkpoints.valid_steps() == [2, 5, 6]
     extra = trainer.checkpoints.restore(trainer.checkpoints.at(6), {"v": tf.Variable(0)})
     assert extra["hooks"]["SaveCheckpoint"] == hook.state
     assert hook.state == {"best": [[0.9, 2]], "metric": "val/accuracy"}
@@ -264,7 +264,7 @@ def test_a_disk_that_takes_nothing_stops_training(make_run, tmp_path):
     # In the background it is found out when the next one is due.
     assert trainer.step == (4 if trainer.writer is None else 6)
     assert trainer.saves == [2, 4]
-    assert CheckpointDirectory(tmp_path / "aside").intact() == [2]
+    assert CheckpointDirectory(tmp_path / "aside").valid_steps() == [2]
 
 
 def test_or_training_goes_on_and_saves_when_the_disk_takes_it_again(make_run, tmp_path):
@@ -278,7 +278,7 @@ def test_or_training_goes_on_and_saves_when_the_disk_takes_it_again(make_run, tm
     assert len(warned) == 1 and trainer.error is None and trainer.saves == [2, 4, 6, 8]
     # 4 was better, but isn't there: 2 stays the best.
     assert hook.state["best"] == [[0.9, 2]]
-    assert trainer.checkpoints.intact() == [2, 8]
+    assert trainer.checkpoints.valid_steps() == [2, 8]
 
 
 def test_the_end_says_that_the_last_one_is_missing(make_run, tmp_path):
@@ -323,4 +323,4 @@ def test_after_another_error_what_is_being_written_is_written(make_run, tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer.train(9)
-    assert trainer.checkpoints.intact() == [3]
+    assert trainer.checkpoints.valid_steps() == [3]

@@ -13,8 +13,9 @@ from typing import Any
 
 from absl import flags
 
+from tfloss.distribute.strategy_names import STRATEGY_NAMES
+
 MODES = ("train", "train_and_eval", "eval", "export")
-STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
 class FlagError(Exception):
@@ -73,7 +74,7 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | No
     flags.DEFINE_enum(
         "strategy",
         "auto",
-        STRATEGIES,
+        STRATEGY_NAMES,
         "How to use the devices; auto takes all workers that TF_CONFIG, TFLOSS_WORKERS or Slurm "
         "names, or all GPUs of this machine.",
         flag_values=values,

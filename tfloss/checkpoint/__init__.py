@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tfloss.checkpoint.directory import CheckpointDirectory, load_values, versions
     from tfloss.checkpoint.files import CheckpointFiles
     from tfloss.checkpoint.manifest import load_file, load_manifest
-    from tfloss.checkpoint.mismatch import Difference
+    from tfloss.checkpoint.mismatch import Mismatch
     from tfloss.checkpoint.names import named_optimizer_variables, named_variables, random_states
     from tfloss.checkpoint.values import assign, read, sync_replicas, synced_by_all
 
@@ -28,7 +28,7 @@ _WHERE = {
     "BackgroundWriter": "background",
     "CheckpointDirectory": "directory",
     "CheckpointFiles": "files",
-    "Difference": "mismatch",
+    "Mismatch": "mismatch",
     "assign": "values",
     "load_file": "manifest",
     "load_manifest": "manifest",
@@ -46,7 +46,7 @@ __all__ = [
     "BackgroundWriter",
     "CheckpointDirectory",
     "CheckpointFiles",
-    "Difference",
+    "Mismatch",
     "assign",
     "load_file",
     "load_manifest",

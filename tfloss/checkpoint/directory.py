@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfloss.checkpoint.background import BackgroundWriter
 from tfloss.checkpoint.files import CheckpointFiles
 from tfloss.checkpoint.manifest import MANIFEST, load_manifest
-from tfloss.checkpoint.mismatch import Difference
+from tfloss.checkpoint.mismatch import Mismatch
 from tfloss.checkpoint.values import array, assign, is_accumulator, read_tensor
 from tfloss.errors import CheckpointError
 from tfloss.version import __version__
@@ -116,7 +116,7 @@ class CheckpointDirectory(CheckpointFiles):
         path = Path(path)
         manifest = load_manifest(path)
         saved = {k: v for k, v in manifest["variables"].items() if k not in ignore}
-        difference = Difference(saved, variables)
+        difference = Mismatch(saved, variables)
         if difference:
             raise CheckpointError(
                 f"The checkpoint {path} doesn't fit:\n{difference}\nNothing was restored. "

@@ -3,6 +3,7 @@
 Host code, without TensorFlow: what is in the files, `CheckpointDirectory` knows.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -12,9 +13,10 @@ from typing import Any
 
 from tfloss.checkpoint import manifest as manifests
 from tfloss.common.files import sync
-from tfloss.common.logger import ChiefLogger
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import CheckpointWriteError
+
+Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 # What a killed process may leave: `.partial_*` is rubbish; `.replaced_00000100` is a whole
 # checkpoint that had to make room for a new one of the same step.
@@ -61,7 +63,7 @@ class CheckpointFiles:
         self._problems[step] = manifests.problem(self.at(step), step)
         return self._problems[step]
 
-    def intact(self) -> list[int]:
+    def valid_steps(self) -> list[int]:
         """The steps of whole checkpoints, in order.
 
         Each is read once; one that this object has looked at before, or written, is not again.
@@ -72,19 +74,22 @@ class CheckpointFiles:
                 self.problem(step)
         return [step for step in steps if self._problems[step] is None]
 
-    def newest_valid(self, logger: ChiefLogger) -> Path | None:
-        """The newest whole checkpoint, read anew, or None. Damaged ones stay where they are.
+    def newest_valid(self, logger: Logger) -> Path | None:
+        """Finds the newest valid checkpoint. All files are read again; corrupt ones stay.
 
         Args:
-          logger: Receives a line for each damaged one that is passed over.
+          logger: Gets a message for each corrupt checkpoint that is skipped.
+
+        Returns:
+          The directory of the checkpoint; None if no checkpoint is valid.
         """
         for step in reversed(self.steps()):
             wrong = self.problem(step)
             if wrong is None:
                 return self.at(step)
             logger.info(
-                f"The checkpoint {self.at(step)} is damaged: {wrong}. It stays as it is and is "
-                "passed over for the one before."
+                f"Skipping checkpoint {self.at(step)}, which is corrupt: {wrong}. It stays as it "
+                "is; the checkpoint before it is tried next."
             )
         return None
 
@@ -172,7 +177,7 @@ class CheckpointFiles:
             reason += f" ({error.filename})"
         there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         free = shutil.disk_usage(there).free
-        steps = self.intact()
+        steps = self.valid_steps()
         left = f"The newest whole one is {self.at(steps[-1])}" if steps else "No whole one is there"
         return (
             f"The checkpoint {target} can't be written: {reason}. {free / 1e6:,.1f} MB are free "

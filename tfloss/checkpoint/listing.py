@@ -13,10 +13,11 @@ from pathlib import Path
 
 from tfloss.checkpoint.files import CheckpointFiles
 from tfloss.checkpoint.manifest import load_manifest
+from tfloss.checkpoint.ranking import ranking_of_checkpoint
 from tfloss.errors import CheckpointError
 
 _UNITS = (("s", 1), ("min", 60), ("h", 3600), ("d", 86400))
-_BEST = "best"
+_NO_METRIC = "best"  # the title of the last column where no metric is ranked by
 
 
 def find(workdir: Path) -> CheckpointFiles:
@@ -73,14 +74,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def _ranking(files: CheckpointFiles, whole: Sequence[int]) -> tuple[str, dict[int, float]]:
+def _ranking(files: CheckpointFiles, valid: Sequence[int]) -> tuple[str, dict[int, float]]:
     """The metric that SaveCheckpoint ranks by, and `{step: value}` of the best, best first."""
-    for step in reversed(whole):
-        hooks = load_manifest(files.at(step))["extra"].get("hooks", {})
-        for name, state in hooks.items():
-            if name.startswith("SaveCheckpoint") and "metric" in state:
-                return state["metric"], {at: value for value, at in state["best"]}
-    return _BEST, {}
+    for step in reversed(valid):
+        ranking = ranking_of_checkpoint(load_manifest(files.at(step))["extra"])
+        if ranking is not None:
+            return ranking.metric, {at: value for value, at in ranking.best}
+    return _NO_METRIC, {}
 
 
 def _age(seconds: float) -> str:

@@ -13,7 +13,7 @@ import keras
 
 from tfloss.checkpoint import (
     CheckpointDirectory,
-    Difference,
+    Mismatch,
     assign,
     load_manifest,
     load_values,
@@ -80,7 +80,7 @@ def load_weights(
         for new, old in names.items()
         if new in variables or not (new in random or re.fullmatch(_SEED, new))
     }
-    difference = Difference(saved, variables)
+    difference = Mismatch(saved, variables)
     if strict and difference:
         raise CheckpointError(
             f"The checkpoint {found} doesn't fit the model:\n{difference}\nNothing was loaded. "

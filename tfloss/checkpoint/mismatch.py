@@ -11,7 +11,7 @@ from tfloss.checkpoint.values import tf_variable
 _LISTED = 10
 
 
-class Difference:
+class Mismatch:
     """How a checkpoint and some variables differ; false if they don't.
 
     Args:

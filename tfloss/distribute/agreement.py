@@ -1,17 +1,17 @@
-"""What several workers decide together, so that none leaves while others wait in a collective.
+"""Decisions that all workers of a run must make alike. Host code, cross-replica.
 
     agreement = Agreement(strategy)
-    asked, (due, most) = agreement.agree([True], [0, 8])    # anyone's wishes, the chief's numbers
+    [stop], [due, max_steps] = agreement.agree([True], [0, 8])
 
-Workers run the same program side by side, but clocks, signals and failures are each one's own.
-What depends on them is settled here, by one small reduction over all workers (about 2 ms on a
-local network), made by all of them at the same places: between calls of the training step. With
-one worker everything is its own and nothing is sent. Host code, cross-replica, never inside a
-`tf.function`.
+Workers run the same program side by side, but clocks, signals and failures differ between them. A
+worker that left the loop alone would leave the others waiting in a collective. So every decision
+that depends on such a thing is made here, by one small all-reduce over the workers (about 2 ms on a
+local network). All workers call it at the same places, between calls of the training step, never
+inside a `tf.function`. With one worker nothing is sent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import tensorflow as tf
@@ -20,16 +20,24 @@ from tfloss.distribute.strategy import worker_position
 from tfloss.errors import WorkerError
 
 T = TypeVar("T")
-_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError)
+_LOST_WORKER_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.InternalError,
+)
 
 
 class Agreement:
-    """The workers of one strategy, as they agree.
+    """Collective decisions of the workers of one strategy.
+
+    Args:
+      strategy: The strategy of the run, of one or several workers.
 
     Attributes:
-      index: this worker's number; 0 is the chief, which alone writes files and prints.
-      workers: how many there are.
-      chief: whether this worker is the chief.
+      index: The number of this worker. Worker 0 is the chief, the only one that writes files and
+        logs messages.
+      workers: The number of workers.
+      chief: Whether this worker is the chief.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
@@ -43,66 +51,104 @@ class Agreement:
         self._total = tf.function(total, input_signature=signature, autograph=False)
 
     def agree(
-        self, wishes: Sequence[bool], numbers: Sequence[float] = ()
+        self, flags: Sequence[bool], numbers: Sequence[float] = ()
     ) -> tuple[list[bool], list[float]]:
-        """Whether any worker has each wish, and the chief's numbers, on every worker.
+        """Any-reduces flags over the workers and broadcasts the chief's numbers.
 
-        All workers must call it, with as many wishes and numbers.
+        All workers must call it, with the same number of flags and of numbers.
+
+        Args:
+          flags: This worker's flags.
+          numbers: This worker's numbers. Only the chief's count.
+
+        Returns:
+          Whether each flag is set on any worker, and the chief's numbers; the same on all workers.
         """
         if self.workers == 1:
-            return list(wishes), list(numbers)
-        said = [*map(float, wishes), *(float(n) if self.chief else 0.0 for n in numbers)]
-        found = self.sum(np.array(said))
-        return [one > 0 for one in found[: len(wishes)]], found[len(wishes) :].tolist()
+            return list(flags), list(numbers)
+        own = [*map(float, flags), *(float(n) if self.chief else 0.0 for n in numbers)]
+        total = self.all_reduce_sum(np.array(own))
+        return [count > 0 for count in total[: len(flags)]], total[len(flags) :].tolist()
 
-    def chiefs(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The chief's values, on every worker. All must have the same names, in the same order."""
+    def broadcast(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Broadcasts the chief's values to all workers, which must all call it.
+
+        Args:
+          values: This worker's values. All workers need the same names in the same order.
+
+        Returns:
+          The chief's values, by name.
+        """
         return dict(zip(values, self.agree([], list(values.values()))[1], strict=True))
 
-    def check_same(self, values: Mapping[str, float], advice: str) -> None:
-        """Raises WorkerError on all workers if one has another value: which, and the advice."""
+    def require_equal(self, values: Mapping[str, float], advice: str) -> None:
+        """Checks that all workers have the same values. All of them must call it.
+
+        Args:
+          values: This worker's values. All workers need the same names in the same order.
+          advice: Sentences for the error message: what to do about a difference.
+
+        Raises:
+          WorkerError: Two workers differ. It is raised on all workers, and names the value.
+        """
         if self.workers == 1:
             return
         table = np.zeros([self.workers, len(values)])
         table[self.index] = list(values.values())
-        table = self.sum(table.ravel()).reshape(table.shape)
+        table = self.all_reduce_sum(table.ravel()).reshape(table.shape)
         for column, name in zip(table.T, values, strict=True):
             if (column != column[0]).any():
                 each = ", ".join(f"{value:g} on worker {i}" for i, value in enumerate(column))
                 raise WorkerError(f"The workers differ: {name} is {each}. {advice}")
 
-    def together(self, what: str, work: Callable[[], T]) -> T:
-        """Does something on every worker, and returns when it is done on all.
+    def run_on_all(self, description: str, function: Callable[[], T]) -> T:
+        """Calls a function on every worker, and returns when it has ended on all of them.
 
-        So nobody leaves the program, and with it takes the others along, while one still writes.
+        A worker that left the program earlier would end the others, which may still be writing.
 
         Args:
-          what: it is, as in "save a checkpoint".
+          description: What the function does, for the error message: "save a checkpoint".
+          function: The function. An error that it raises on this worker is raised here.
 
-        Raises what `work` raised here; WorkerError if it failed on another worker only.
+        Returns:
+          The function's result on this worker.
+
+        Raises:
+          WorkerError: The function failed on another worker only.
         """
         failure: Exception | None = None
-        result: Any = None
+        result: T | None = None
         try:
-            result = work()
-        except Exception as error:  # noqa: BLE001 - raised below, when the others know
+            result = function()
+        except Exception as error:  # noqa: BLE001 - raised below, once the others know
             failure = error
         (failed,), _ = self.agree([failure is not None])
         if failure is not None:
             raise failure
         if failed:
-            raise WorkerError(f"Another worker failed to {what}; see what it printed.")
-        return result
+            raise WorkerError(f"Another worker failed to {description}; see its output.")
+        return cast(T, result)
 
-    def explain(self, error: BaseException) -> None:
-        """Adds to TensorFlow's error about a lost worker what it means."""
-        if self.workers > 1 and isinstance(error, _LOST):
+    def explain_lost_worker(self, error: BaseException) -> None:
+        """Adds a note to TensorFlow's error about a lost worker: what it means.
+
+        Args:
+          error: Any error. One that can't come from a lost worker stays as it is.
+        """
+        if self.workers > 1 and isinstance(error, _LOST_WORKER_ERRORS):
             error.add_note(
-                "tfloss: this is what the loss of another worker looks like from here; the cause "
-                "is in that worker's output. All workers must be started again; they go on from "
-                "the last checkpoint."
+                "tfloss: this error means that another worker was lost. The cause is in that "
+                "worker's output. Start all workers again; they continue from the last "
+                "checkpoint."
             )
 
-    def sum(self, values: np.ndarray) -> np.ndarray:
-        """The sum over workers of float64 [n]."""
+    def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
+        """Sums an array over the workers, which must all call it.
+
+        Args:
+          values: float64 [n], of this worker.
+
+        Returns:
+          The sum, float64 [n].
+        """
         return self._total(tf.constant(values, tf.float64)).numpy()

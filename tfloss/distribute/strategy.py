@@ -18,9 +18,8 @@ import tensorflow as tf
 
 from tfloss.distribute.cluster import Cluster, find_cluster, why_none
 from tfloss.distribute.rendezvous import wait_for_workers
+from tfloss.distribute.strategy_names import STRATEGY_NAMES
 from tfloss.errors import ClusterError
-
-STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 _REFUSED = (
     tf.distribute.ParameterServerStrategy,
@@ -90,7 +89,7 @@ def make_strategy(
         return _multi_worker(cluster, connect_timeout)
     if name == "tpu":
         return _tpu()
-    raise ValueError(f"Unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}.")
+    raise ValueError(f"Unknown strategy {name!r}; choose one of {', '.join(STRATEGY_NAMES)}.")
 
 
 def check_strategy(strategy: tf.distribute.Strategy) -> None:

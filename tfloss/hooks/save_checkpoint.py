@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tfloss.checkpoint.ranking import Ranking, ranking_of_state
 from tfloss.errors import (
     Aborted,
     CheckpointError,
@@ -97,8 +98,8 @@ class SaveCheckpoint(Hook):
         self._value: tuple[int, float] | None = None  # the metric as last logged, and where
         self._saved: tuple[int, str] | None = None  # the last checkpoint, and all hooks' state
         self._failure: Exception | None = None  # of the last one, until another is saved
-        self._ranking: list[Any] = []  # the best, of those that are on the disk
-        self._pending: list[Any] | None = None  # the same, with the one that is being written
+        self._ranking: Ranking | None = None  # the best, of those that are on the disk
+        self._pending: Ranking | None = None  # the same, with the one that is being written
         self._ending = False
 
     def before_train(self) -> None:
@@ -107,7 +108,7 @@ class SaveCheckpoint(Hook):
         start = self.trainer.run.start
         there = start in self._directory().steps()  # the one that the run goes on from
         self._saved = (start, self._states()) if there else None
-        self._ranking, self._ending = self.state.get("best", []), False
+        self._ranking, self._ending = ranking_of_state(self.state), False
         if self._watch is not None:
             self._watch.start()
 
@@ -126,8 +127,9 @@ class SaveCheckpoint(Hook):
         if not self._attempt(self.trainer.save_checkpoint):
             return
         self._saved = (step, self._states())
-        ranking = self.state.get("best", [])
-        delete = functools.partial(self._delete_others, {step for _, step in ranking})
+        ranking = ranking_of_state(self.state)
+        best = ranking.steps if ranking is not None else set[int]()
+        delete = functools.partial(self._delete_others, best)
         if self._writer is None:
             self._ranking = ranking
             delete()
@@ -174,10 +176,10 @@ class SaveCheckpoint(Hook):
 
     def _finish_write(self) -> None:
         """Waits, on all workers, for what is written in the background."""
-        writer, together = self._writer, self.trainer.agreement.together
+        writer, run_on_all = self._writer, self.trainer.agreement.run_on_all
         if writer is None:
             return
-        if not self._attempt(lambda: together("write a checkpoint", writer.wait)):
+        if not self._attempt(lambda: run_on_all("write a checkpoint", writer.wait)):
             self._saved = None  # so the end saves again
         elif self._pending is not None:
             self._ranking = self._pending
@@ -189,7 +191,8 @@ class SaveCheckpoint(Hook):
             save()
         except (CheckpointError, OSError, WorkerError) as error:
             if self._watch is not None:
-                self.state["best"] = self._ranking
+                before = self._ranking or Ranking(self._watch.metric)
+                self.state.update(before.to_state())
             fatal = not isinstance(error, CheckpointWriteError | WorkerError)
             # What ended training is not to be hidden; the end says what is missing.
             stop = self.on_error == "stop" and self.trainer.error is None
@@ -210,29 +213,29 @@ class SaveCheckpoint(Hook):
         watch = self._watch
         if watch is None:
             return
-        directory, ranking = self._directory(), self.state.get("best", [])
-        if self.state.get("metric", watch.metric) != watch.metric:
-            ranking = []  # of another metric
+        directory, before = self._directory(), ranking_of_state(self.state)
+        # The ranking by another metric is of no use.
+        best = list(before.best) if before is not None and before.metric == watch.metric else []
         # Looking into the files is for one worker; it is also the one whose state is saved.
-        found = directory.intact() if self.trainer.agreement.chief else directory.steps()
+        found = directory.valid_steps() if self.trainer.agreement.chief else directory.steps()
         there = {*found, step}
-        ranking = [entry for entry in ranking if entry[1] in there]
+        best = [entry for entry in best if entry[1] in there]
         if (
             self._value is not None
             and self._value[0] == step
             and watch.better(self._value[1], None)
         ):
-            ranking = [entry for entry in ranking if entry[1] != step] + [[self._value[1], step]]
+            best = [entry for entry in best if entry[1] != step] + [(self._value[1], step)]
         # The sort is stable: of equals, the earlier stays.
-        ranking.sort(key=lambda entry: -entry[0] if watch.mode == "max" else entry[0])
-        self.state.update(best=ranking[: self.keep_best], metric=watch.metric)
+        best.sort(key=lambda entry: -entry[0] if watch.mode == "max" else entry[0])
+        self.state.update(Ranking(watch.metric, tuple(best[: self.keep_best])).to_state())
 
     def _delete_others(self, best: set[int]) -> None:
         """Deletes what need not be kept, maybe in the background. Damaged ones don't count."""
         if self.keep_last is None or not self.trainer.agreement.chief:
             return
         directory = self._directory()
-        for step in directory.intact()[: -self.keep_last]:
+        for step in directory.valid_steps()[: -self.keep_last]:
             if step in best or (self.keep_every and step % self.keep_every == 0):
                 continue
             try:

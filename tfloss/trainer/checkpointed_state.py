@@ -240,7 +240,7 @@ def newest_checkpoint(
     until = time.monotonic() + _NETWORK_SECONDS
     while step not in directory.steps() and time.monotonic() < until:
         time.sleep(0.1)
-    agreement.check_same(
+    agreement.require_equal(
         {f"the number of {directory.at(step)}": float(step in directory.steps())},
         "The first worker goes on from it. All must see the same workdir, at the same path: put "
         "it on a file system that they share.",

@@ -253,7 +253,7 @@ class Trainer:
             try:
                 last = loop.run(steps)
             except BaseException as error:
-                self.agreement.explain(error)
+                self.agreement.explain_lost_worker(error)
                 self.step = int(self.train_step.counter.numpy())  # a call may not have returned
                 feed.reached(self.step)
                 raise
@@ -327,7 +327,7 @@ class Trainer:
         self.state().sync_replicas()
         with self.averaged() if ema else contextlib.nullcontext():
             # The first worker's, so that no rounding makes one of them decide otherwise.
-            return self.agreement.chiefs(evaluator.run(data, self.step))
+            return self.agreement.broadcast(evaluator.run(data, self.step))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -374,7 +374,7 @@ class Trainer:
         if self.checkpoints is None:
             raise ValueError("Can't save a checkpoint: the Trainer has no workdir.")
         save = functools.partial(self._resume.save, self._feed)
-        return self.agreement.together("save a checkpoint", save)
+        return self.agreement.run_on_all("save a checkpoint", save)
 
     @property
     def writer(self) -> BackgroundWriter | None:
