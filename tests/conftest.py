@@ -18,7 +18,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tfloss.data.distributed import without_autotuner
+from tfloss.data.distributed import without_autotune
 
 LOGICAL_CPUS = 8
 
@@ -29,7 +29,7 @@ tf.config.set_logical_device_configuration(
 
 
 _iterator = tf.data.Dataset.__iter__
-tf.data.Dataset.__iter__ = lambda dataset: _iterator(without_autotuner(dataset))
+tf.data.Dataset.__iter__ = lambda dataset: _iterator(without_autotune(dataset))
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.data.distributed import check_for_tpu
+from tfloss.data.distributed import check_tpu_spec
 from tfloss.data.feed import Feed
 from tfloss.errors import DataError
 
@@ -64,9 +64,9 @@ def test_what_a_tpu_can_not_be_given_is_named():
         {"image": np.zeros([8, 3]), "name": ["a"] * 8, "boxes": tf.tile(ragged, [4, 1])}
     )
     with pytest.raises(DataError) as error:
-        check_for_tpu(data.batch(4).element_spec)
+        check_tpu_spec(data.batch(4).element_spec)
     message = str(error.value)
     assert "batch['image'] has shape (None, 3)" in message
     assert "batch['name'] is of strings" in message and "drop_remainder=True" in message
     assert "batch['boxes'] is a RaggedTensor" in message
-    check_for_tpu(tf.TensorSpec([4, 3]))
+    check_tpu_spec(tf.TensorSpec([4, 3]))

@@ -22,7 +22,7 @@ class _Chief:
 
 def _first(elements):
     first = FirstBatch()
-    dataset = first.seen(tf.data.Dataset.from_tensor_slices(elements).batch(2))
+    dataset = first.watch(tf.data.Dataset.from_tensor_slices(elements).batch(2))
     found = list(dataset)
     return first, found
 

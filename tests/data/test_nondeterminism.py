@@ -123,7 +123,7 @@ def test_with_one(name, tmp_path):
 
 def test_op_determinism_keeps_the_order():
     for name in ("parallel", "options", "map", "within"):
-        assert nondeterministic_inputs(CASES[name][0](), in_order=True) == []
+        assert nondeterministic_inputs(CASES[name][0](), op_determinism=True) == []
 
 
 def test_the_line_is_the_users():

@@ -76,7 +76,7 @@ def test_batches_that_were_read_ahead_are_read_again(ahead):
     feed.start(0)
     blocks = feed.stacked(1)
     for steps in (30, 3, 900, 7):
-        blocks.ahead = ahead
+        blocks.reads_ahead = ahead
         done = 0
         while done < steps:
             part = blocks.take(steps - done)
@@ -102,7 +102,7 @@ def test_states_are_kept_between_saves_where_data_are_read_ahead():
     feed, taken = Feed(make(), ONE, clock=lambda: now[0]), []
     feed.start(0)
     blocks = feed.stacked(1)
-    blocks.ahead = True
+    blocks.reads_ahead = True
     while len(taken) < 4_000:
         part = blocks.take(100)
         taken += part.block.numpy()[part.start : part.start + part.steps].tolist()
@@ -182,7 +182,7 @@ def test_what_has_no_state_to_save_is_read_again(messages):
 
 
 def test_a_state_that_is_too_large_is_not_kept(monkeypatch):
-    monkeypatch.setattr("tfloss.data.feed.MOST_BYTES", 1000)
+    monkeypatch.setattr("tfloss.data.feed.MAX_STATE_BYTES", 1000)
     state, files, rest = trained(shuffled, 5)
     assert (state["way"], files) == ("skip", {})
     assert batches(resumed(shuffled, state, files), 30) == rest
@@ -196,13 +196,13 @@ def test_the_iterator_goes_back_to_a_mark(monkeypatch):
     go_back()
     assert batches(feed, 5) == first
 
-    monkeypatch.setattr("tfloss.data.feed.MOST_BYTES", 1000)
+    monkeypatch.setattr("tfloss.data.feed.MAX_STATE_BYTES", 1000)
     assert feed.mark() is None
     assert feed.way == "iterator"  # a checkpoint may still hold it
 
 
 def test_a_large_state_is_kept_if_nothing_else_is_exact(monkeypatch):
-    monkeypatch.setattr("tfloss.data.feed.MOST_BYTES", 1000)
+    monkeypatch.setattr("tfloss.data.feed.MAX_STATE_BYTES", 1000)
 
     def make():
         tf.random.set_seed(None)
@@ -265,7 +265,7 @@ def test_an_unseeded_shuffle_goes_on_in_a_loop_that_reads_ahead():
     feed = Feed(make(), ONE)
     feed.start(0)
     blocks, taken = feed.stacked(1), []
-    blocks.ahead = True
+    blocks.reads_ahead = True
     while len(taken) < 60:
         part = blocks.take(60 - len(taken))
         if part.block is None:

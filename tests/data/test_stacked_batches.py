@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.data.stacked_batches import BatchStacker, of_data, reason_not_to_stack
+from tfloss.data.stacked_batches import BatchStacker, raised_by_data, reason_not_to_stack
 
 
 def _seen(blocks, most=7):
@@ -24,7 +24,7 @@ def _seen(blocks, most=7):
             continue
         stacked += part.steps
         block = part.block.numpy()
-        many = blocks._per_step
+        many = blocks._batches_per_step
         for i in range(part.steps):
             at = part.start + i * many
             steps.append(block[at : at + many].tolist())
@@ -48,22 +48,22 @@ def _expected(dataset, per_step):
 )
 def test_every_batch_once_and_in_order(dataset, per_step):
     blocks = BatchStacker(iter(dataset), per_step)
-    blocks.ahead = True
+    blocks.reads_ahead = True
     steps, _ = _seen(blocks)
     assert steps == _expected(dataset, per_step)
 
 
 def test_batches_of_one_size_come_in_blocks():
     blocks = BatchStacker(iter(tf.data.Dataset.range(1000).batch(2)))
-    blocks.ahead = True
+    blocks.reads_ahead = True
     assert _seen(blocks)[1] == 500
 
 
 def test_what_is_known_to_be_endless_is_pulled_without_asking_for_the_end():
     dataset = tf.data.Dataset.range(10).repeat().batch(5, drop_remainder=True)
     blocks = BatchStacker(iter(dataset), endless=True)
-    blocks.ahead = True
-    found = np.concatenate([blocks.one()[0] for _ in range(500)])
+    blocks.reads_ahead = True
+    found = np.concatenate([blocks.take_step()[0] for _ in range(500)])
     assert found.tolist() == list(range(10)) * 250
 
 
@@ -74,24 +74,24 @@ def test_not_ahead_no_more_is_taken_than_asked_for():
     assert part.steps == 5 and part.block.numpy()[:5].tolist() == [
         [2 * i, 2 * i + 1] for i in range(5)
     ]
-    assert not blocks.left()
+    assert not blocks.has_pending()
     assert next(iterator).numpy().tolist() == [10, 11]
 
 
 def test_what_is_given_back_comes_again():
-    blocks = BatchStacker(iter(tf.data.Dataset.range(100).batch(2)), per_step=2)
+    blocks = BatchStacker(iter(tf.data.Dataset.range(100).batch(2)), batches_per_step=2)
     part = blocks.take(3)
     blocks.give_back(part)
-    blocks.ahead = True
+    blocks.reads_ahead = True
     assert _seen(blocks)[0] == _expected(tf.data.Dataset.range(100).batch(2), 2)
 
 
 def test_no_data_at_all():
     blocks = BatchStacker(iter(tf.data.Dataset.range(0).batch(2)))
-    assert not blocks.left()
+    assert not blocks.has_pending()
     for ahead in (False, True):
-        blocks.ahead = ahead
-        for call in (blocks.one, lambda: blocks.take(3)):
+        blocks.reads_ahead = ahead
+        for call in (blocks.take_step, lambda: blocks.take(3)):
             with pytest.raises(StopIteration):
                 call()
 
@@ -101,9 +101,9 @@ def test_structures_stay():
         {"a": [1.0, 2.0], "b": ([[1, 2], [3, 4]], [True, False])}
     )
     blocks = BatchStacker(iter(data.repeat().batch(2, drop_remainder=True)))
-    blocks.ahead = True
-    blocks.one()
-    (batch,) = blocks.one()
+    blocks.reads_ahead = True
+    blocks.take_step()
+    (batch,) = blocks.take_step()
     assert batch["a"].numpy().tolist() == [1.0, 2.0]
     assert batch["b"][0].numpy().tolist() == [[1, 2], [3, 4]]
     assert batch["b"][1].numpy().tolist() == [True, False]
@@ -113,7 +113,7 @@ def test_the_size_of_a_block_is_bounded_in_bytes():
     large = tf.data.Dataset.from_tensors(tf.zeros([2**20])).repeat()  # 4 MiB
     for per_step, steps in ((1, 6), (3, 2)):
         blocks = BatchStacker(iter(large), per_step)
-        blocks.one()
+        blocks.take_step()
         assert blocks.steps == steps
 
 
@@ -122,9 +122,12 @@ def test_blocks_begin_where_calls_are_cut(rhythm, first, size):
     """If they can: 500 steps don't fit."""
     done = first
     blocks = BatchStacker(
-        iter(tf.data.Dataset.range(10**6).repeat()), endless=True, rhythm=rhythm, step=lambda: done
+        iter(tf.data.Dataset.range(10**6).repeat()),
+        endless=True,
+        alignment=rhythm,
+        current_step=lambda: done,
     )
-    blocks.ahead = True
+    blocks.reads_ahead = True
     calls = []
     while done < 2400:
         steps = blocks.take(min(rhythm - done % rhythm, 64 if done < 100 else 1000)).steps
@@ -138,10 +141,10 @@ def test_blocks_begin_where_calls_are_cut(rhythm, first, size):
 def test_the_first_batch_is_told_of_before_more_is_read():
     told = []
     iterator = iter(tf.data.Dataset.range(10))
-    blocks = BatchStacker(iterator, begun=lambda: told.append(int(next(iterator))))
-    blocks.ahead = True
-    assert int(blocks.one()[0]) == 0 and told == [1]
-    assert [int(blocks.one()[0]) for _ in range(3)] == [2, 3, 4] and told == [1]
+    blocks = BatchStacker(iterator, on_first_batch=lambda: told.append(int(next(iterator))))
+    blocks.reads_ahead = True
+    assert int(blocks.take_step()[0]) == 0 and told == [1]
+    assert [int(blocks.take_step()[0]) for _ in range(3)] == [2, 3, 4] and told == [1]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,7 @@ def test_slow_batches_come_in_shorter_blocks():
 
     data = tf.data.Dataset.range(60).map(lambda i: tf.ensure_shape(late(i), []))
     blocks = BatchStacker(iter(data), 2)
-    blocks.ahead = True
+    blocks.reads_ahead = True
     found, parts = [], 0
     with pytest.raises(StopIteration):
         while True:
@@ -195,7 +198,7 @@ def test_endless_data_of_one_shape(quick):
     data = tf.data.Dataset.range(90).repeat()
     data = (data if quick else data.map(element)).map(lambda i: {"i": i}).prefetch(2)
     blocks = BatchStacker(iter(data), 2, endless=True)
-    blocks.ahead = True
+    blocks.reads_ahead = True
     found = []
     for _ in range(5):
         part = blocks.take(1000)
@@ -207,15 +210,15 @@ def test_endless_data_of_one_shape(quick):
 
 def test_data_that_are_slow_at_first_come_in_whole_blocks_later(monkeypatch):
     """The first block is cut short; what is left of it comes next, then whole ones, aligned."""
-    monkeypatch.setattr("tfloss.data.stacked_batches.MOST_STEPS", 100)
+    monkeypatch.setattr("tfloss.data.stacked_batches.MAX_BLOCK_STEPS", 100)
 
     def late(i):
         return tf.numpy_function(lambda j: (time.sleep(0.05 * (j < 20)), j)[1], [i], tf.int64)
 
     data = tf.data.Dataset.range(10**6).map(lambda i: tf.ensure_shape(late(i), [])).repeat()
     done = 0
-    blocks = BatchStacker(iter(data), endless=True, rhythm=50, step=lambda: done)
-    blocks.ahead = True
+    blocks = BatchStacker(iter(data), endless=True, alignment=50, current_step=lambda: done)
+    blocks.reads_ahead = True
     calls, found = [], []
     while done < 700:
         part = blocks.take(1000)
@@ -238,10 +241,10 @@ def test_held_the_iterator_rests_where_its_batches_were_pulled_to(quick):
     data = make()
     iterator = iter(data)
     blocks = BatchStacker(iterator, endless=quick)
-    blocks.ahead = True
+    blocks.reads_ahead = True
     taken = [int(one) for _ in range(3) for one in _values(blocks.take(70))]
     for _ in range(2):
-        with blocks.held() as waiting:
+        with blocks.paused() as waiting:
             time.sleep(0.05)  # nobody pulls
             again = iter(data)
             _move(iterator, again)
@@ -258,7 +261,7 @@ def test_the_size_that_most_batches_have_is_that_of_blocks(ahead):
     """Though the first one is of another; the order stays."""
     numbers = tf.data.Dataset.range(3).batch(3).concatenate(tf.data.Dataset.range(3, 1003).batch(2))
     blocks = BatchStacker(iter(numbers))
-    blocks.ahead = ahead
+    blocks.reads_ahead = ahead
     steps, stacked = _seen(blocks)
     assert steps == _expected(numbers, 1)
     assert stacked > 480
@@ -272,7 +275,7 @@ def test_sizes_that_take_turns_do_not_make_blocks_of_another_size_each_time(monk
     data = tf.data.Dataset.from_tensor_slices((starts, sizes)).map(lambda a, n: tf.range(a, a + n))
     for per_step in (1, 3):
         blocks = BatchStacker(iter(data), per_step)
-        blocks.ahead = True
+        blocks.reads_ahead = True
         assert _seen(blocks)[0] == _expected(data, per_step)
         assert len(made) <= 2
         made.clear()
@@ -308,8 +311,8 @@ def test_an_error_comes_in_its_place(bad, per_step):
     def back(count):
         return lambda: iter(_corrupt(bad, given + count + lost))
 
-    blocks = BatchStacker(iter(_corrupt(bad)), per_step, back=back)
-    blocks.ahead = True
+    blocks = BatchStacker(iter(_corrupt(bad)), per_step, rewind=back)
+    blocks.reads_ahead = True
     found, errors = [], []
     while True:
         try:
@@ -318,7 +321,7 @@ def test_an_error_comes_in_its_place(bad, per_step):
             assert blocks.failed and "corrupt" in str(error)
             errors.append(len(found) + blocks._waiting() + lost)
             lost = errors[-1] + 1 - given
-            assert blocks.forget() and not blocks.failed
+            assert blocks.drop_step() and not blocks.failed
             continue
         except StopIteration:
             break
@@ -337,9 +340,9 @@ def test_an_error_comes_in_its_place(bad, per_step):
 
 def test_an_error_that_does_not_come_again_is_raised_all_the_same():
     blocks = BatchStacker(
-        iter(_corrupt([100])), back=lambda count: lambda: iter(_corrupt([], 1 + count))
+        iter(_corrupt([100])), rewind=lambda count: lambda: iter(_corrupt([], 1 + count))
     )
-    blocks.ahead = True
+    blocks.reads_ahead = True
     found = []
     with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
         while True:
@@ -350,21 +353,21 @@ def test_an_error_that_does_not_come_again_is_raised_all_the_same():
 
 def test_where_nothing_can_go_back_the_error_comes_early():
     blocks = BatchStacker(iter(_corrupt([100])))
-    blocks.ahead = True
+    blocks.reads_ahead = True
     assert len(_values(blocks.take(50))) == 1
     with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
         blocks.take(50)
     assert blocks.failed
-    assert not blocks.forget()
+    assert not blocks.drop_step()
     assert _values(blocks.take(3)).tolist() == [101, 102, 103]
 
 
 def test_an_error_that_is_met_while_pulling_is_to_rest_leaves_it_going_on():
     """Where nothing can go back."""
     blocks = BatchStacker(iter(_corrupt([600])))
-    blocks.ahead = True
+    blocks.reads_ahead = True
     assert len(_exactly(blocks, 10)) == 10
-    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"), blocks.held():
+    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"), blocks.paused():
         pass
     assert [int(one) for one in _exactly(blocks, 392)] == [*range(10, 401), 601]
 
@@ -380,7 +383,7 @@ def test_an_error_that_is_met_while_pulling_is_to_rest_leaves_it_going_on():
     ],
 )
 def test_whether_the_data_raised_an_error_in_a_graph(named, expected):
-    assert of_data(iter(()), tf.errors.InvalidArgumentError(None, None, named)) == expected
+    assert raised_by_data(iter(()), tf.errors.InvalidArgumentError(None, None, named)) == expected
 
 
 def _values(part):

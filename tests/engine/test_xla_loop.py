@@ -29,7 +29,7 @@ def _root(model, batch, y):
 
 def _ahead(iterator, per_step=1):
     blocks = BatchStacker(iterator, per_step)
-    blocks.ahead = True
+    blocks.reads_ahead = True
     return blocks
 
 
@@ -286,7 +286,7 @@ def test_what_xla_can_not_compile_is_named_and_its_batches_are_not_lost():
     line = report.__code__.co_firstlineno
     assert f"no AsString ({__file__}:{line + 1}, in report)" in e.value.__notes__[0]
     assert train_step.counter.numpy() == 0
-    found = [blocks.one()[0]["x"].numpy().tolist() for _ in range(10)]
+    found = [blocks.take_step()[0]["x"].numpy().tolist() for _ in range(10)]
     assert found == [[1.0], [2.0]] * 5
 
 

@@ -156,7 +156,7 @@ def train(
     engine, source = tfloss.Engine(step, mode=mode), feed.iterator
     if mode == "loop":
         source = feed.stacked(step.accumulate)
-        source.ahead = True
+        source.reads_ahead = True
     done = 0
     while done < STEPS:
         done += engine.run(source, STEPS - done).steps

@@ -207,7 +207,7 @@ keras.utils.set_random_seed(0)
 make_deterministic(0)
 numbers = tf.data.Dataset.range(50)
 data = numbers.map(lambda x: tf.random.uniform([]), num_parallel_calls=4, deterministic=False)
-assert nondeterministic_inputs(data) and not nondeterministic_inputs(data, in_order=True)
+assert nondeterministic_inputs(data) and not nondeterministic_inputs(data, op_determinism=True)
 print([float(x) for x in data.shuffle(9)])
 """
 

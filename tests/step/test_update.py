@@ -250,7 +250,7 @@ def test_many_bad_gradients_of_good_losses_are_a_failure_too(mode):
     train_step, iterator = make_step(lambda: Line(report), data(8), **options)
     if mode == "loop":
         iterator = BatchStacker(iterator)
-        iterator.ahead = True
+        iterator.reads_ahead = True
     with pytest.raises(NonFiniteLossError, match="'gradient_norm'.* is not finite") as error:
         engine, done = Engine(train_step, mode=mode), 0
         while done < 100:

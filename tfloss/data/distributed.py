@@ -14,17 +14,17 @@ Data = tf.data.Dataset | Source | Callable[[tf.distribute.InputContext], tf.data
 
 
 def as_dataset(
-    data: Any, strategy: tf.distribute.Strategy, *, own_share: bool = False
+    data: Any, strategy: tf.distribute.Strategy, *, per_worker: bool = False
 ) -> tf.data.Dataset:
     """The `tf.data.Dataset` that `data` is or makes. Raises DataError if it is neither.
 
     Args:
-      own_share: a function is asked for this worker's share, not for all of the data.
+      per_worker: a function is asked for this worker's share, not for all of the data.
     """
     if isinstance(data, Source):
         return data.dataset()
     if callable(data) and not isinstance(data, tf.data.Dataset):
-        index, workers = worker_position(strategy) if own_share else (0, 1)
+        index, workers = worker_position(strategy) if per_worker else (0, 1)
         data = data(
             tf.distribute.InputContext(
                 num_input_pipelines=workers,
@@ -41,7 +41,7 @@ def as_dataset(
     return data
 
 
-def without_autotuner(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """The same data set, unless its user has switched the autotuner on.
 
     Closing an iterator waits for the next wake-up of the autotuner's thread, whose period grows up
@@ -55,7 +55,7 @@ def without_autotuner(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-def check_for_tpu(spec: Any) -> None:
+def check_tpu_spec(spec: Any) -> None:
     """Raises DataError, naming them, for tensors that a TPU can't be given.
 
     They must be dense, not strings, and of static shapes: a TPU's program is compiled for them.
@@ -77,7 +77,7 @@ def check_for_tpu(spec: Any) -> None:
 
 
 def distribute(
-    dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, *, own_share: bool = False
+    dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, *, per_worker: bool = False
 ) -> Any:
     """Yields each global batch, cut into one part for each replica, in order.
 
@@ -85,19 +85,19 @@ def distribute(
     iterator gives PerReplica parts; static shapes stay static where the batch divides.
 
     Args:
-      own_share: the batches are this worker's; they are cut over its own replicas.
+      per_worker: the batches are this worker's; they are cut over its own replicas.
     """
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return dataset
     index, workers = worker_position(strategy)
     here = replicas // workers
-    first = 0 if own_share else here * index
-    replicas = here if own_share else replicas
+    first = 0 if per_worker else here * index
+    replicas = here if per_worker else replicas
     each = _part_size(dataset.element_spec, replicas)
     # Known beforehand to never end, TensorFlow need not ask all workers at each step.
     endless = dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-    if own_share and not endless:
+    if per_worker and not endless:
         each = None  # there may be none
 
     def parts(_: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -129,11 +129,11 @@ def distribute(
 
 def _part_size(spec: Any, replicas: int) -> int | None:
     """Examples of each replica, if that is known and the same for all."""
-    size = leading_dimension(spec)
+    size = static_batch_size(spec)
     return size // replicas if size is not None and size % replicas == 0 else None
 
 
-def part_spec(spec: Any, strategy: tf.distribute.Strategy) -> Any:
+def replica_spec(spec: Any, strategy: tf.distribute.Strategy) -> Any:
     """The spec of one replica's part of a batch, of any number of examples.
 
     The number is left open because a model is built outside of the replicas, where
@@ -162,7 +162,7 @@ def part_spec(spec: Any, strategy: tf.distribute.Strategy) -> Any:
 _plain = tf.autograph.experimental.do_not_convert
 
 
-def leading_dimension(spec: Any) -> int | None:
+def static_batch_size(spec: Any) -> int | None:
     for one in tf.nest.flatten(spec):
         shape = getattr(one, "shape", None)
         if shape is not None and shape.rank:

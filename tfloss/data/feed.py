@@ -24,24 +24,24 @@ from tfloss.common.logger import ChiefLogger
 from tfloss.data.distributed import (
     Data,
     as_dataset,
-    check_for_tpu,
+    check_tpu_spec,
     distribute,
-    leading_dimension,
-    part_spec,
-    without_autotuner,
+    replica_spec,
+    static_batch_size,
+    without_autotune,
 )
 from tfloss.data.first_batch import FirstBatch
 from tfloss.data.identity import differences, structure
 from tfloss.data.nondeterminism import nondeterministic_inputs, unsaveable_inputs
 from tfloss.data.position import (
-    MOST_BYTES,
+    MAX_STATE_BYTES,
     IteratorStates,
     iterator_files,
     read_past,
     restore_iterator,
 )
 from tfloss.data.source import Source
-from tfloss.data.stacked_batches import BatchStacker, of_data
+from tfloss.data.stacked_batches import BatchStacker, raised_by_data
 from tfloss.distribute.agreement import Agreement
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError
@@ -93,7 +93,7 @@ class Feed:
         self._worker, self._workers = worker_position(strategy)
         self._own = self._workers > 1 and not isinstance(data, tf.data.Dataset)
         self.dataset = self._dataset(0)
-        size = leading_dimension(self.dataset.element_spec)
+        size = static_batch_size(self.dataset.element_spec)
         self.batch_size = size and size * (self._workers if self._own else 1)
         cardinality = int(self.dataset.cardinality())
         if cardinality == 0:
@@ -102,8 +102,8 @@ class Feed:
         if isinstance(data, Source):
             self.batch_size, self.steps_per_epoch = data.batch_size, data.steps_per_epoch
         if isinstance(strategy, tf.distribute.TPUStrategy):
-            check_for_tpu(self.dataset.element_spec)
-        self.element_spec = part_spec(self.dataset.element_spec, strategy)
+            check_tpu_spec(self.dataset.element_spec)
+        self.element_spec = replica_spec(self.dataset.element_spec, strategy)
         self.reason = ""  # why there is no state of an iterator
         self.way = "seek" if isinstance(data, Source) else "iterator"
         if self.way == "iterator" and strategy.num_replicas_in_sync > 1:
@@ -121,8 +121,8 @@ class Feed:
             found = self.data.dataset(start, shard=self._worker, shards=self._workers)
             found = found.prefetch(2)  # read ahead; what counts is what was trained on
         else:
-            found = as_dataset(self.data, self.strategy, own_share=self._own)
-        return without_autotuner(found)
+            found = as_dataset(self.data, self.strategy, per_worker=self._own)
+        return without_autotune(found)
 
     def restart(self, batches: int = 0) -> None:
         """Goes back to the first batch; of a `Source`, to any."""
@@ -130,8 +130,8 @@ class Feed:
         if self.way == "seek":
             self._sought(batches)
         else:
-            watched = self.dataset if self._first is None else self._first.seen(self.dataset)
-            self.iterator = iter(distribute(watched, self.strategy, own_share=self._own))
+            watched = self.dataset if self._first is None else self._first.watch(self.dataset)
+            self.iterator = iter(distribute(watched, self.strategy, per_worker=self._own))
         self.blocks: BatchStacker | None = None
         self.batches = batches
         self._states = IteratorStates(batches)
@@ -146,7 +146,7 @@ class Feed:
         """
         bad = []
         if self.way != "seek":
-            bad = nondeterministic_inputs(self.dataset, in_order=deterministic)
+            bad = nondeterministic_inputs(self.dataset, op_determinism=deterministic)
         if self.way == "iterator":  # which saves what a shuffle has drawn
             bad = [one for one in bad if "without a seed" not in one]
         if bad:
@@ -169,13 +169,13 @@ class Feed:
 
     def keep(self) -> None:
         """Keeps a state now and then, so that a resumed run needn't read much again."""
-        if self.blocks is None or not self.blocks.ahead or not self._keeps:
+        if self.blocks is None or not self.blocks.reads_ahead or not self._keeps:
             return
         began = self._clock()
         if self.way != "iterator" or began < self._keep_at:
             return
         self._states.at(self.batches)  # older ones than that are forgotten
-        with self.blocks.held() as ahead:
+        with self.blocks.paused() as ahead:
             self._keep_state(ahead)
         now = self._clock()
         self._keep_at = now + max(_KEEP_SECONDS, (now - began) / _KEEP_SHARE)
@@ -187,21 +187,23 @@ class Feed:
 
     def failed(self, error: Exception) -> bool:
         """Whether it is the data that raised an error, rather than the step that took them."""
-        return any(of_data(one, error) for one in (self.iterator, self.blocks) if one is not None)
+        return any(
+            raised_by_data(one, error) for one in (self.iterator, self.blocks) if one is not None
+        )
 
     def mark(self) -> Callable[[], None] | None:
         """Gives what brings the iterator back to where it is now, or None where nothing can."""
         if self.way == "seek":
             return functools.partial(self.restart, self.batches)
         if self.way == "iterator":
-            files = iterator_files(self.iterator, MOST_BYTES)
+            files = iterator_files(self.iterator, MAX_STATE_BYTES)
             if not isinstance(files, str):
                 return functools.partial(restore_iterator, self.iterator, files)
         return None
 
     def after_error(self) -> None:
         """The data raised an error: they go on behind it, without the rest of its step."""
-        behind = self.blocks is None or self.blocks.forget()
+        behind = self.blocks is None or self.blocks.drop_step()
         if self.way == "seek":
             # The iterator may have lost any part of a batch.
             self.restart(self.batches + self._per_step)
@@ -214,14 +216,14 @@ class Feed:
         """Gives what takes the iterator to so many batches after those that were trained on."""
         if self.way == "seek":
             return functools.partial(self._sought, self.batches + ahead)
-        files, skip = self._states.before(self.batches + ahead)
+        files, skip = self._states.at(self.batches + ahead, forget_older=False)
         if self.way != "iterator" or not files:
             return None
         return functools.partial(self._restored, files, skip)
 
     def _sought(self, batches: int) -> Any:
         self.dataset = self._dataset(batches)
-        self.iterator = iter(distribute(self.dataset, self.strategy, own_share=self._own))
+        self.iterator = iter(distribute(self.dataset, self.strategy, per_worker=self._own))
         return self.iterator
 
     def _restored(self, files: Mapping[str, bytes], skip: int) -> Any:
@@ -244,7 +246,7 @@ class Feed:
         files: dict[str, bytes] = {}
         skip = self.batches
         if self.way == "iterator":
-            with self.blocks.held() if self.blocks else contextlib.nullcontext(0) as ahead:
+            with self.blocks.paused() if self.blocks else contextlib.nullcontext(0) as ahead:
                 self._keep_state(ahead)
             if self.way == "iterator":
                 files, skip = self._states.at(self.batches)
@@ -258,7 +260,7 @@ class Feed:
         Large ones are not kept, if reading the data again gives the same.
         """
         repeatable = not nondeterministic_inputs(self.dataset)
-        now = iterator_files(self.iterator, MOST_BYTES if repeatable else math.inf)
+        now = iterator_files(self.iterator, MAX_STATE_BYTES if repeatable else math.inf)
         if isinstance(now, str):
             self.way, self.reason = "skip", now
         else:
@@ -344,10 +346,10 @@ class Feed:
                 self.iterator,
                 per_step,
                 endless=bool(endless),
-                rhythm=rhythm,
-                step=lambda: self.step,
-                begun=begun,
-                back=self._back,
+                alignment=rhythm,
+                current_step=lambda: self.step,
+                on_first_batch=begun,
+                rewind=self._back,
             )
         return self.blocks
 

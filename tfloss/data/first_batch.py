@@ -26,7 +26,7 @@ class FirstBatch:
         self.checksum: int | None = None
         self._compared = False
 
-    def seen(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    def watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """The same data set, deterministic; its first batch is looked at as it goes by."""
 
         def look(index: tf.Tensor, batch: Any) -> Any:

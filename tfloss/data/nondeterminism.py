@@ -20,7 +20,7 @@ _UNSAVEABLE = ("PyFunc", "EagerPyFunc", "ReadVariableOp", "DummySeedGenerator")
 _SEED = "give it one, or call keras.utils.set_random_seed before"
 
 
-def nondeterministic_inputs(dataset: tf.data.Dataset, *, in_order: bool = False) -> list[str]:
+def nondeterministic_inputs(dataset: tf.data.Dataset, *, op_determinism: bool = False) -> list[str]:
     """Why a data set, read again in another process, may give other elements or another order.
 
     Each is an op or a data set, and what to do. An iterator's checkpoint goes on exactly after an
@@ -30,21 +30,21 @@ def nondeterministic_inputs(dataset: tf.data.Dataset, *, in_order: bool = False)
 
     Args:
       dataset: any.
-      in_order: op determinism is on (`make_deterministic`): what is parallel keeps its order.
+      op_determinism: op determinism is on (`make_deterministic`): what is parallel keeps its order.
     """
     found: dict[str, None] = {}
-    if dataset.options().deterministic is False and not in_order:
+    if dataset.options().deterministic is False and not op_determinism:
         found["options().deterministic is False: leave that out"] = None
     for one in _upstream.datasets_below(dataset):
         name = type(one).__name__.strip("_")
         seeds, order = _upstream.dataset_seeds(one), _upstream.dataset_order(one)
         if seeds == (0, 0):
             found[f"{name} without a seed: {_SEED}"] = None
-        if order == "false" and not in_order:
+        if order == "false" and not op_determinism:
             found[f"{name} with deterministic=False: leave that out"] = None
-        parallel = name.startswith("Parallel") and not in_order
+        parallel = name.startswith("Parallel") and not op_determinism
         for op in _ops(one):
-            if said := _not_repeated(op, parallel, in_order):
+            if said := _not_repeated(op, parallel, op_determinism):
                 found[f"{op.type} ({op_line(op)}){said}"] = None
     return list(found)
 
@@ -66,7 +66,7 @@ def _ops(dataset: Any) -> Iterator[tf.Operation]:
         yield from (op for op, _ in operations(graph))
 
 
-def _not_repeated(op: tf.Operation, parallel: bool, in_order: bool) -> str:
+def _not_repeated(op: tf.Operation, parallel: bool, op_determinism: bool) -> str:
     """What is wrong with an op in a data set's function, or ""."""
     state = state_of(op)
     if state and parallel:
@@ -80,6 +80,6 @@ def _not_repeated(op: tf.Operation, parallel: bool, in_order: bool) -> str:
     if seeds and all(seed == 0 for seed in seeds):
         return f" without a seed: {_SEED}"
     ordered = any(one.name == "deterministic" for one in op.op_def.attr)
-    if ordered and not in_order and op.get_attr("deterministic") == b"false":
+    if ordered and not op_determinism and op.get_attr("deterministic") == b"false":
         return " with deterministic=False: leave that out"
     return ""

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfloss.common.logger import ChiefLogger
 
-MOST_BYTES = 64 * 2**20  # of an iterator's state; reading the data again is better than more
+MAX_STATE_BYTES = 64 * 2**20  # of an iterator's state; reading the data again is better than more
 _NAME = "iterator"
 _CHUNK = 256  # batches that are read past in one call
 _TELL_SECONDS = 10.0
@@ -45,16 +45,21 @@ class IteratorStates:
             self._known.pop()
         self._known.append((batches, dict(files)))
 
-    def at(self, batches: int) -> tuple[dict[str, bytes], int]:
-        """The newest state not after `batches`, and how many are to be read past from there."""
-        while len(self._known) > 1 and self._known[1][0] <= batches:
-            self._known.pop(0)
-        there, files = self._known[0]
-        return files, batches - there
+    def at(self, batches: int, *, forget_older: bool = True) -> tuple[dict[str, bytes], int]:
+        """Finds the newest state that is not after a position.
 
-    def before(self, batches: int) -> tuple[dict[str, bytes], int]:
-        """The same, and forgets none: `batches` may be ahead of what was trained on."""
-        there, files = next(one for one in reversed(self._known) if one[0] <= batches)
+        Args:
+          batches: Position: the number of batches from the beginning of the data.
+          forget_older: Whether to drop the states before that one. Pass False if training has not
+            reached `batches` yet.
+
+        Returns:
+          The state's files, and the number of batches to read past from there.
+        """
+        index = max(i for i, (there, _) in enumerate(self._known) if i == 0 or there <= batches)
+        there, files = self._known[index]
+        if forget_older:
+            del self._known[:index]
         return files, batches - there
 
 

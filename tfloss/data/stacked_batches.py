@@ -17,14 +17,14 @@ import tensorflow as tf
 
 from tfloss.data.read_ahead import ReadAhead, Singles
 
-MOST_BYTES = 24 * 2**20  # of a block; three of them exist at a time
-MOST_STEPS = 400
-FEWEST_STEPS = 8  # in fewer, a loop compiled whole has nothing to win
+MAX_BLOCK_BYTES = 24 * 2**20  # of a block; three of them exist at a time
+MAX_BLOCK_STEPS = 400
+MIN_BLOCK_STEPS = 8  # in fewer, a loop compiled whole has nothing to win
 _OTHERS = 3  # batches of another size in a row make it the blocks'; the next time twice as many do
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class StepInputs:
     """What a call of the engine trains on: steps of a block, or the batches of one step.
 
     Attributes:
@@ -55,13 +55,13 @@ def reason_not_to_stack(spec: Any) -> str | None:
     return None
 
 
-def batch_of(block: Any, index: Any) -> Any:
+def batch_at(block: Any, index: Any) -> Any:
     """One batch of a block. Host code, or traced."""
     # Not stacked[index]: what that begins at would be a constant of the XLA program.
     return tf.nest.map_structure(lambda stacked: tf.gather(stacked, index), block)
 
 
-def of_data(source: Any, error: Exception) -> bool:
+def raised_by_data(source: Any, error: Exception) -> bool:
     """Whether it is the data that raised an error, rather than the step that took them.
 
     Args:
@@ -87,48 +87,52 @@ class BatchStacker:
     """Takes an iterator over, from where it is.
 
     An error in the data is raised when all that came before it is given out, as it would be if
-    nothing was read ahead, where `back` knows how to go back to before the block that it is in.
-    Then say `forget`, and go on.
+    nothing was read ahead, where `rewind` knows how to go back to before the block that it is in.
+    Then say `drop_step`, and go on.
 
     Args:
       iterator: of a `tf.data.Dataset` whose batches can be stacked.
-      per_step: batches that a step takes.
+      batches_per_step: batches that a step takes.
       endless: whether the data set is known to never end.
-      rhythm: blocks are to begin at multiples of this many steps, and hold as many, if they can:
+      alignment: blocks are to begin at multiples of this many steps, and hold as many, if they can:
         then calls that are cut there aren't cut at the ends of blocks too.
-      step: gives the number of steps that were taken before what is still in here.
-      begun: called when the first batch was taken, before anything is read ahead.
-      back: gives what makes an iterator that is so many batches after those that were given out,
+      current_step: gives the number of steps that were taken before what is still in here.
+      on_first_batch: called when the first batch was taken, before anything is read ahead.
+      rewind: gives what makes an iterator that is so many batches after those that were given out,
         or None.
       clock: seconds.
 
     Attributes:
-      ahead: whether to pull whole blocks, before they are asked for; then the iterator can't be
-        used by itself any more.
+      reads_ahead: whether to pull full blocks before they are asked for; then nothing else may use
+        the iterator.
       steps: in a full block; 0 before the first batch was taken.
       waited: seconds that the caller has waited for data, in all.
       failed: whether the data raised an error when they were last asked for some.
 
-    Raises (from `take` and `one`):
+    Raises (from `take` and `take_step`):
       StopIteration: there is no batch left, or too few for a step.
     """
 
     def __init__(
         self,
         iterator: Any,
-        per_step: int = 1,
+        batches_per_step: int = 1,
         *,
         endless: bool = False,
-        rhythm: int = 1,
-        step: Callable[[], int] = lambda: 0,
-        begun: Callable[[], None] = lambda: None,
-        back: Callable[[int], Callable[[], Any] | None] = lambda count: None,
+        alignment: int = 1,
+        current_step: Callable[[], int] = lambda: 0,
+        on_first_batch: Callable[[], None] = lambda: None,
+        rewind: Callable[[int], Callable[[], Any] | None] = lambda count: None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self._singles, self._per_step, self._endless = Singles(iterator), per_step, endless
-        self._rhythm, self._step = rhythm, step
-        self._begun, self._back, self._clock = begun, back, clock
-        self.ahead = False
+        self._singles, self._batches_per_step, self._endless = (
+            Singles(iterator),
+            batches_per_step,
+            endless,
+        )
+        self._alignment, self._current_step = alignment, current_step
+        self._on_first_batch, self._rewind, self._clock = on_first_batch, rewind, clock
+        self.reads_ahead = False
         self.waited = 0.0
         self.failed = False
         self.steps = 0
@@ -139,84 +143,87 @@ class BatchStacker:
         self._reader: ReadAhead | None = None
         self._ended = False
 
-    def take(self, steps: int) -> Part:
+    def take(self, steps: int) -> StepInputs:
         """The data of up to `steps` steps, at least one."""
         if self._like is None:
             self._single()
-        if not self.ahead:
+        if not self.reads_ahead:
             return self._few(steps)
-        while self._waiting() < self._per_step:
+        while self._waiting() < self._batches_per_step:
             if self._singles.expected:
                 return self._few(steps)
             self._fetch()
         head = self._queue[0]
         if head.batch is not None:
             return self._of_singles(steps)
-        here = min(head.count // self._per_step, steps)
+        here = min(head.count // self._batches_per_step, steps)
         if not here:
-            return Part(batches=self._batches(self._per_step))
+            return StepInputs(batches=self._batches(self._batches_per_step))
         head.start, head.count = (
-            head.start + here * self._per_step,
-            head.count - here * self._per_step,
+            head.start + here * self._batches_per_step,
+            head.count - here * self._batches_per_step,
         )
         if not head.count:
             self._queue.pop(0)
-        return Part(head.block, head.start - here * self._per_step, here)
+        return StepInputs(head.block, head.start - here * self._batches_per_step, here)
 
-    def _few(self, steps: int) -> Part:
+    def _few(self, steps: int) -> StepInputs:
         """Takes no more from the iterator than that."""
-        wanted = min(steps, self.steps) * self._per_step
+        wanted = min(steps, self.steps) * self._batches_per_step
         try:
             while self._waiting() < wanted:
                 self._single()
         except Exception as error:
-            if self._waiting() < self._per_step:
+            if self._waiting() < self._batches_per_step:
                 raise
             if not isinstance(error, StopIteration):
                 self._singles.postpone(error)
         return self._of_singles(steps)
 
-    def _of_singles(self, steps: int) -> Part:
+    def _of_singles(self, steps: int) -> StepInputs:
         """Of the batches at the head of the queue that came one by one."""
-        wanted = min(steps, self.steps) * self._per_step
+        wanted = min(steps, self.steps) * self._batches_per_step
         like, alike = _shapes(self._like), 0
         for run in self._queue[:wanted]:
             if run.batch is None or _shapes(run.batch) != like:
                 break
             alike += 1
-        steps = alike // self._per_step
-        batches = self._batches(max(steps, 1) * self._per_step)
+        steps = alike // self._batches_per_step
+        batches = self._batches(max(steps, 1) * self._batches_per_step)
         if not steps:
-            return Part(batches=batches)
-        full = self.steps * self._per_step
+            return StepInputs(batches=batches)
+        full = self.steps * self._batches_per_step
 
         def stacked(*each):
             empty = tf.zeros([full - len(each), *each[0].shape], each[0].dtype)
             return tf.concat([tf.stack(each), empty], 0)
 
         block = self._timed(lambda: tf.nest.map_structure(stacked, *batches))
-        return Part(block, 0, steps)
+        return StepInputs(block, 0, steps)
 
-    def left(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether something that was taken from the iterator is still in here, if only an error."""
         return bool(self._queue) or self._singles.expected
 
-    def one(self) -> tuple:
+    def take_step(self) -> tuple:
         """The batches of one step."""
-        while self._waiting() < self._per_step:
-            if self.ahead and self._like is not None:
+        while self._waiting() < self._batches_per_step:
+            if self.reads_ahead and self._like is not None:
                 self._fetch()
             else:
                 self._single()
-        return self._batches(self._per_step)
+        return self._batches(self._batches_per_step)
 
-    def give_back(self, part: Part, done: int = 0) -> None:
+    def give_back(self, part: StepInputs, done: int = 0) -> None:
         """Takes back a part of which so many steps were trained on: the rest comes next."""
-        first, count = part.start + done * self._per_step, (part.steps - done) * self._per_step
+        first, count = (
+            part.start + done * self._batches_per_step,
+            (part.steps - done) * self._batches_per_step,
+        )
         rest = [_Run(part.block, first, count)] if count else []
         self._queue[:0] = [_Run(batch=one) for one in part.batches] or rest
 
-    def forget(self) -> bool:
+    def drop_step(self) -> bool:
         """Drops the batches of the step that an error was in, when it was raised.
 
         Returns whether the iterator is right behind it, not ahead.
@@ -226,7 +233,7 @@ class BatchStacker:
         return self._reader is None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[int]:
+    def paused(self) -> Iterator[int]:
         """Inside, nothing is pulled, so that the iterator's state can be saved.
 
         Gives how many batches were taken from the iterator and not yet from here.
@@ -257,7 +264,7 @@ class BatchStacker:
         self._queue.append(_Run(batch=batch))
         if self._like is None:
             self._stack_like(batch)
-            self._begun()
+            self._on_first_batch()
         else:
             self._look_at(batch)
 
@@ -265,10 +272,10 @@ class BatchStacker:
         """Batches of this one's size are stacked from now on."""
         self._like = batch
         size = sum(x.dtype.size * int(tf.size(x)) for x in tf.nest.flatten(batch))
-        most = MOST_BYTES // max(1, size * self._per_step)
-        self.steps = max(1, min(MOST_STEPS, most))
-        if self._rhythm < self.steps:
-            self.steps -= self.steps % self._rhythm
+        most = MAX_BLOCK_BYTES // max(1, size * self._batches_per_step)
+        self.steps = max(1, min(MAX_BLOCK_STEPS, most))
+        if self._alignment < self.steps:
+            self.steps -= self.steps % self._alignment
 
     def _look_at(self, batch: Any) -> None:
         """Stacks others from now on, if several like this one came, with none between them."""
@@ -289,7 +296,7 @@ class BatchStacker:
         found = []
         while len(found) < count:
             run = self._queue[0]
-            found.append(batch_of(run.block, run.start) if run.batch is None else run.batch)
+            found.append(batch_at(run.block, run.start) if run.batch is None else run.batch)
             run.start, run.count = run.start + 1, run.count - 1
             if not run.count:
                 self._queue.pop(0)
@@ -321,31 +328,31 @@ class BatchStacker:
     def _go_back(self, error: Exception) -> None:
         """To before the block that wasn't pulled, to take its batches singly up to the error."""
         assert self._reader is not None
-        go = self._back(self._waiting())
+        go = self._rewind(self._waiting())
         if go is None:
             raise error
         self._reader.stop()
         self._reader = None
-        self._singles.seek(go(), error, self.steps * self._per_step + 1)
+        self._singles.seek(go(), error, self.steps * self._batches_per_step + 1)
         self.failed = False
 
     def _new_reader(self) -> ReadAhead:
-        while self._waiting() % self._per_step:  # so that blocks hold whole steps
+        while self._waiting() % self._batches_per_step:  # so that blocks hold whole steps
             self._single()
-        aligned = self._rhythm <= self.steps
+        aligned = self._alignment <= self.steps
         return ReadAhead(
             self._singles.iterator,
             self._like,
-            self.steps * self._per_step,
-            self._per_step,
-            into=self._next_step() % self.steps * self._per_step if aligned else 0,
+            self.steps * self._batches_per_step,
+            self._batches_per_step,
+            into=self._next_step() % self.steps * self._batches_per_step if aligned else 0,
             aligned=aligned,
             endless=self._endless,
         )
 
     def _next_step(self) -> int:
         """The number of the step that a block pulled now would begin with."""
-        return self._step() + self._waiting() // self._per_step
+        return self._current_step() + self._waiting() // self._batches_per_step
 
     def _timed(self, call: Callable[[], Any]) -> Any:
         began, self.failed = self._clock(), False

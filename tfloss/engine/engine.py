@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data.stacked_batches import BatchStacker, Part, of_data
+from tfloss.data.stacked_batches import BatchStacker, StepInputs, raised_by_data
 from tfloss.engine.finite_guard import FiniteGuard
 from tfloss.engine.xla_loop import XlaLoop
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
@@ -146,7 +146,7 @@ class Engine:
                 raise self._guard.found from None
             if isinstance(error, tf.errors.OutOfRangeError):
                 raise
-            if of_data(source, error) or not isinstance(error, COMPILER_ERRORS):
+            if raised_by_data(source, error) or not isinstance(error, COMPILER_ERRORS):
                 raise _upstream.innermost(error, TflossError) from None
             raise self._with_advice(error) from None
         except StopIteration:
@@ -167,7 +167,7 @@ class Engine:
     ) -> tuple[Any, tuple, Any]:
         before = blocks.waited
         alone = recording or self.mode != "loop"
-        part = Part(batches=blocks.one()) if alone else blocks.take(steps)
+        part = StepInputs(batches=blocks.take_step()) if alone else blocks.take(steps)
         waited = blocks.waited - before
         if recording:
             values, tensors = self._recording_batch(part.batches)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfloss.common.logger import ChiefLogger
 from tfloss.data.feed import Feed
-from tfloss.data.stacked_batches import FEWEST_STEPS, MOST_BYTES, reason_not_to_stack
+from tfloss.data.stacked_batches import MAX_BLOCK_BYTES, MIN_BLOCK_STEPS, reason_not_to_stack
 from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.engine import Engine, StepLogs
@@ -110,7 +110,7 @@ class ModeRunner:
             else:
                 self._chosen = "graph"
         if self._chosen == "loop":
-            self._blocks().ahead = True
+            self._blocks().reads_ahead = True
 
     def run(self, count: int, recording: bool) -> StepLogs:
         """Runs up to `count` steps of the data, at least one. Raises as `Engine.run` does.
@@ -172,8 +172,8 @@ class ModeRunner:
         source = feed.iterator
         if mode == "loop":
             source = self._blocks()
-            source.ahead |= self._chosen == "loop"
-        elif feed.blocks is not None and (feed.blocks.ahead or feed.blocks.left()):
+            source.reads_ahead |= self._chosen == "loop"
+        elif feed.blocks is not None and (feed.blocks.reads_ahead or feed.blocks.has_pending()):
             source, count = feed.blocks, 1
         return self._engines[mode].run(source, count, recording=recording)
 
@@ -208,7 +208,7 @@ class ModeRunner:
         for optimizer in self._step.optimizers.values():
             variables += optimizer.variables
         size = sum(tf.as_dtype(v.dtype).size * v.shape.num_elements() for v in variables)
-        small = feed.batch_bytes() * self._step.accumulate * FEWEST_STEPS <= MOST_BYTES
+        small = feed.batch_bytes() * self._step.accumulate * MIN_BLOCK_STEPS <= MAX_BLOCK_BYTES
         return ["loop", "step"] if size <= MOST_STATE_BYTES and small else ["step"]
 
     def _circumstances(self) -> dict[str, Any]:

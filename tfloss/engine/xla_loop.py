@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss._upstream import xla_random as _xla_random
-from tfloss.data.stacked_batches import Part, batch_of
+from tfloss.data.stacked_batches import StepInputs, batch_at
 from tfloss.errors import NonFiniteLossError
 from tfloss.step.output import StepOutput
 from tfloss.step.train_step import MOST_SKIPPED, TrainStep
@@ -55,7 +55,7 @@ class XlaLoop:
             lambda: [tf.identity(v.read_value()) for v in self._others or ()], autograph=False
         )
 
-    def run(self, part: Part, names: Callable[[], tuple[str, ...]]) -> np.ndarray:
+    def run(self, part: StepInputs, names: Callable[[], tuple[str, ...]]) -> np.ndarray:
         """Runs the part's steps, or those before a bad one (if guarded).
 
         Returns float32 [steps, names], of those that were run.
@@ -102,7 +102,7 @@ class XlaLoop:
 
         def body(i, rows):
             self.graphs.append(tf.compat.v1.get_default_graph())
-            batches = [batch_of(block, start + i * many + k) for k in range(many)]
+            batches = [batch_at(block, start + i * many + k) for k in range(many)]
             with _xla_random.as_in_a_graph():
                 output = self._step(self._step.gathered(batches), recording=self._every_step)
             return i + 1, rows.write(i, self._row(output))
@@ -119,7 +119,7 @@ class XlaLoop:
 
     def _good(
         self,
-        part: Part,
+        part: StepInputs,
         values: np.ndarray,
         names: tuple[str, ...],
         before: tuple[dict[str, tf.Tensor], list[tf.Tensor]],
@@ -150,7 +150,7 @@ class XlaLoop:
             return values[:index]
         losses = {names[i].removeprefix("losses/"): float(values[0, i]) for i in columns}
         many = self._step.accumulate
-        batches = tuple(batch_of(part.block, part.start + k) for k in range(many))
+        batches = tuple(batch_at(part.block, part.start + k) for k in range(many))
         raise NonFiniteLossError(int(self._step.counter.numpy()) + 1, losses, batches)
 
 
