@@ -113,7 +113,7 @@ def image(name: str, value: Any, *, max_outputs: int = 3) -> None:
 def draw(name: str, function: Callable[..., Any], *tensors: Any) -> None:
     """Records images that are drawn on the host, by any library.
 
-        tfloss.summary.draw("detections", drawing.boxes, image[:2], boxes[:2], scores[:2])
+        tfloss.summary.draw("detections", drawing.draw_boxes, image[:2], boxes[:2], scores[:2])
 
     The tensors leave the step like any summary, under XLA too. `function` is called when they are
     written, never in a step that writes nothing. If it fails, a warning says so, once for each

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import tensorflow as tf
 from _examples import load
 
-from tfloss.detection.boxes import SECOND_STAGE, encode
-from tfloss.detection.masks import rasterise
+from tfloss.detection.boxes import BOX_HEAD_WEIGHTS, encode
+from tfloss.detection.masks import rasterize
 from tfloss.detection.matching import match
 from tfloss.detection.sampling import noise, sample
 
@@ -35,19 +35,19 @@ class SplitDetector(example.Detector):
         found = match(
             self.anchors,
             batch["boxes"],
-            positive=0.6,
-            negative=0.3,
-            best=True,
+            high_threshold=0.6,
+            low_threshold=0.3,
+            allow_low_quality_matches=True,
             crowd=batch["crowd"],
         )
         step = tf.cast(self.optimizer.iterations, tf.int64)
-        draw = noise(batch["id"], 2 * step, len(self.anchors))
+        priority = noise(batch["id"], 2 * step, len(self.anchors))
         some = sample(
             found.positive,
             found.negative,
-            self.rpn_samples,
-            positives=self.rpn_samples // 2,
-            noise=draw,
+            num_samples=self.rpn_samples,
+            max_positives=self.rpn_samples // 2,
+            priority=priority,
         )
         logits = tf.gather(objectness, some.index, batch_dims=1)
         guessed = tf.gather(offsets, some.index, batch_dims=1)
@@ -55,32 +55,38 @@ class SplitDetector(example.Detector):
         truth = tf.gather(batch["boxes"], truth, batch_dims=1)
         target = encode(truth, tf.gather(self.anchors, some.index))
         return {
-            "rpn_objectness": _pack(logits, some.positive, some.drawn),
+            "rpn_objectness": _pack(logits, some.positive, some.valid),
             "rpn_box": _pack(guessed, target, some.positive),
         }
 
     def roi_outputs(self, batch, features, proposals):
         crowd = batch["crowd"][..., tf.newaxis]
         regions = tf.concat([proposals, tf.where(crowd, 0.0, batch["boxes"])], 1)
-        found = match(regions, batch["boxes"], positive=0.5, negative=0.5, crowd=batch["crowd"])
+        found = match(
+            regions, batch["boxes"], high_threshold=0.5, low_threshold=0.5, crowd=batch["crowd"]
+        )
         labels = tf.cast(tf.gather(batch["labels"], found.index, batch_dims=1), tf.int32)
         labels = tf.where(found.positive, labels, self.classes)
         if self.hard_examples:
-            draw = self.difficulty(features, regions, labels)
+            priority = self.difficulty(features, regions, labels)
         else:
             step = tf.cast(self.optimizer.iterations, tf.int64)
-            draw = noise(batch["id"], 2 * step + 1, regions.shape[1])
+            priority = noise(batch["id"], 2 * step + 1, regions.shape[1])
         foreground = self.roi_samples // 4
         some = sample(
-            found.positive, found.negative, self.roi_samples, positives=foreground, noise=draw
+            found.positive,
+            found.negative,
+            num_samples=self.roi_samples,
+            max_positives=foreground,
+            priority=priority,
         )
         regions, truth, labels = (
             tf.gather(each, some.index, batch_dims=1) for each in (regions, found.index, labels)
         )
         logits, guessed = self.box_head(self.align(features, regions, 7))
-        target = encode(tf.gather(batch["boxes"], truth, batch_dims=1), regions, SECOND_STAGE)
+        target = encode(tf.gather(batch["boxes"], truth, batch_dims=1), regions, BOX_HEAD_WEIGHTS)
         outputs = {
-            "box_class": _pack(logits, labels, some.drawn),
+            "box_class": _pack(logits, labels, some.valid),
             "box_box": _pack(guessed, target, some.positive),
         }
         if self.mask_head:
@@ -89,7 +95,7 @@ class SplitDetector(example.Detector):
             )
             logits = self.mask_head(self.align(features, regions, 7), labels)
             polygons = tf.gather(batch["polygons"], truth, batch_dims=1)
-            target = rasterise(polygons, regions, logits.shape[-1])
+            target = rasterize(polygons, regions, logits.shape[-1])
             counts = tf.broadcast_to(positive[..., tf.newaxis, tf.newaxis], tf.shape(logits))
             outputs["mask_mask"] = tf.stack([logits, target, tf.cast(counts, tf.float32)], -1)
         return outputs
@@ -118,8 +124,8 @@ def targets(batch, masks: bool):
 
 
 def objectness_loss(_, output):
-    logits, positive, drawn = tf.unstack(output, axis=-1)
-    return _mean(tf.nn.sigmoid_cross_entropy_with_logits(positive, logits), drawn)
+    logits, positive, valid = tf.unstack(output, axis=-1)
+    return _mean(tf.nn.sigmoid_cross_entropy_with_logits(positive, logits), valid)
 
 
 def rpn_box_loss(_, output):
@@ -128,8 +134,8 @@ def rpn_box_loss(_, output):
 
 
 def class_loss(_, output):
-    logits, labels, drawn = output[..., :-2], tf.cast(output[..., -2], tf.int32), output[..., -1]
-    return _mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), drawn)
+    logits, labels, valid = output[..., :-2], tf.cast(output[..., -2], tf.int32), output[..., -1]
+    return _mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), valid)
 
 
 def roi_box_loss(_, output):

@@ -17,9 +17,9 @@ import tensorflow as tf
 
 import tfloss
 from tfloss.detection import drawing, nms
-from tfloss.detection.anchors import anchors
-from tfloss.detection.boxes import SECOND_STAGE, clip, decode, encode
-from tfloss.detection.masks import rasterise
+from tfloss.detection.anchors import generate_anchors
+from tfloss.detection.boxes import BOX_HEAD_WEIGHTS, clip, decode, encode
+from tfloss.detection.masks import rasterize
 from tfloss.detection.matching import match
 from tfloss.detection.roi_align import roi_align
 from tfloss.detection.sampling import noise, sample
@@ -69,7 +69,7 @@ class Detector(keras.Model):
         self.hard_examples = hard_examples
         self.rpn_samples, self.roi_samples = rpn_samples, roi_samples
         self.proposals, self.detections = proposals, detections
-        self.anchors = anchors(self.image_size, STRIDES, [tuple(s) for s in anchor_sizes])
+        self.anchors = generate_anchors(self.image_size, STRIDES, [tuple(s) for s in anchor_sizes])
         self.scale = 2.0 * max(anchor_sizes[0])  # of a box that looks at the second level
         self.backbone = Backbone(width)
         self.rpn = RegionProposals(2 * width, len(anchor_sizes[0]) * 3)
@@ -92,18 +92,18 @@ class Detector(keras.Model):
         found = match(
             self.anchors,
             batch["boxes"],
-            positive=0.6,
-            negative=0.3,
-            best=True,
+            high_threshold=0.6,
+            low_threshold=0.3,
+            allow_low_quality_matches=True,
             crowd=batch["crowd"],
         )
-        draw = noise(batch["id"], 2 * tfloss.current_step(), len(self.anchors))
+        priority = noise(batch["id"], 2 * tfloss.current_step(), len(self.anchors))
         some = sample(
             found.positive,
             found.negative,
-            self.rpn_samples,
-            positives=self.rpn_samples // 2,
-            noise=draw,
+            num_samples=self.rpn_samples,
+            max_positives=self.rpn_samples // 2,
+            priority=priority,
         )
         _show_sample(batch["image"], self.anchors, some)
         logits = tf.gather(objectness, some.index, batch_dims=1)
@@ -114,7 +114,7 @@ class Detector(keras.Model):
         return {
             "objectness": tfloss.global_mean(
                 tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(some.positive, tf.float32), logits),
-                some.drawn,
+                some.valid,
             ),
             "box": tfloss.global_mean(smooth_l1(target - guessed, 1 / 9), some.positive),
         }
@@ -127,36 +127,42 @@ class Detector(keras.Model):
         return nms.propose(
             boxes,
             tf.stop_gradient(scores),
-            self.proposals,
-            considered=8 * self.proposals,
-            overlap=0.7,
+            pre_nms_top_k=8 * self.proposals,
+            post_nms_top_k=self.proposals,
+            iou_threshold=0.7,
         )
 
     def roi_losses(self, batch, features, proposals):
         """Class, box and mask of a sample of the proposals and the true boxes."""
         crowd = batch["crowd"][..., tf.newaxis]
         regions = tf.concat([proposals, tf.where(crowd, 0.0, batch["boxes"])], 1)
-        found = match(regions, batch["boxes"], positive=0.5, negative=0.5, crowd=batch["crowd"])
+        found = match(
+            regions, batch["boxes"], high_threshold=0.5, low_threshold=0.5, crowd=batch["crowd"]
+        )
         labels = tf.cast(tf.gather(batch["labels"], found.index, batch_dims=1), tf.int32)
         labels = tf.where(found.positive, labels, self.classes)  # the last class: background
         if self.hard_examples:
-            draw = self.difficulty(features, regions, labels)
+            priority = self.difficulty(features, regions, labels)
         else:
-            draw = noise(batch["id"], 2 * tfloss.current_step() + 1, regions.shape[1])
+            priority = noise(batch["id"], 2 * tfloss.current_step() + 1, regions.shape[1])
         foreground = self.roi_samples // 4
         some = sample(
-            found.positive, found.negative, self.roi_samples, positives=foreground, noise=draw
+            found.positive,
+            found.negative,
+            num_samples=self.roi_samples,
+            max_positives=foreground,
+            priority=priority,
         )
         regions, truth, labels = (
             tf.gather(each, some.index, batch_dims=1) for each in (regions, found.index, labels)
         )
 
         logits, guessed = self.box_head(self.align(features, regions, 7))
-        target = encode(tf.gather(batch["boxes"], truth, batch_dims=1), regions, SECOND_STAGE)
+        target = encode(tf.gather(batch["boxes"], truth, batch_dims=1), regions, BOX_HEAD_WEIGHTS)
         losses = {
             "box": {
                 "class": tfloss.global_mean(
-                    tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), some.drawn
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), some.valid
                 ),
                 "box": tfloss.global_mean(smooth_l1(target - guessed, 1.0), some.positive),
             }
@@ -170,7 +176,7 @@ class Detector(keras.Model):
             )
             logits = self.mask_head(self.align(features, regions, 7), labels)
             polygons = tf.gather(batch["polygons"], truth, batch_dims=1)
-            target = rasterise(polygons, regions, logits.shape[-1])
+            target = rasterize(polygons, regions, logits.shape[-1])
             each = tf.nn.sigmoid_cross_entropy_with_logits(target, logits)
             losses["mask"] = {
                 "mask": tfloss.global_mean(each, positive[..., tf.newaxis, tf.newaxis])
@@ -191,8 +197,14 @@ class Detector(keras.Model):
         logits, offsets = self.box_head(self.align(features, regions, 7))
         there = tf.cast(tf.reduce_any(regions > 0, -1, keepdims=True), tf.float32)
         scores = tf.nn.softmax(logits)[..., :-1] * there
-        boxes = clip(decode(offsets, regions, SECOND_STAGE), *self.image_size)
-        boxes, scores, labels = nms.detect(boxes, scores, self.detections, least=0.05, overlap=0.5)
+        boxes = clip(decode(offsets, regions, BOX_HEAD_WEIGHTS), *self.image_size)
+        boxes, scores, labels = nms.detect(
+            boxes,
+            scores,
+            max_detections=self.detections,
+            score_threshold=0.05,
+            iou_threshold=0.5,
+        )
         found = {"boxes": boxes, "scores": scores, "labels": labels}
         if self.mask_head:
             logits = self.mask_head(self.align(features, boxes, 7), labels)
@@ -201,7 +213,7 @@ class Detector(keras.Model):
 
     def align(self, features, boxes, size):
         """What the features look like in the boxes: [n, r, size, size, channels]."""
-        return roi_align(features, STRIDES, boxes, size, canonical=self.scale)
+        return roi_align(features, STRIDES, boxes, size, canonical_box_size=self.scale)
 
 
 class Backbone(layers.Layer):
@@ -321,15 +333,15 @@ def _small(deviation: float) -> keras.initializers.Initializer:
 def _show_proposals(image, boxes, scores):
     """The ten best proposals of four images, with their objectness."""
     tfloss.summary.draw(
-        "proposals", drawing.boxes, image[:4], boxes[:4, :10], tf.sigmoid(scores[:4, :10])
+        "proposals", drawing.draw_boxes, image[:4], boxes[:4, :10], tf.sigmoid(scores[:4, :10])
     )
 
 
 def _show_sample(image, all_anchors, some):
     """The anchors that take part, of four images: which are objects, and which are not."""
-    boxes = tf.where(some.drawn[:4, :, tf.newaxis], tf.gather(all_anchors, some.index[:4]), 0.0)
+    boxes = tf.where(some.valid[:4, :, tf.newaxis], tf.gather(all_anchors, some.index[:4]), 0.0)
     tfloss.summary.draw("sampled", _draw_sample, image[:4], boxes, some.positive[:4])
 
 
 def _draw_sample(image, boxes, positive):
-    return drawing.boxes(image, boxes, labels=positive)
+    return drawing.draw_boxes(image, boxes, labels=positive)

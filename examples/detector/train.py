@@ -34,7 +34,9 @@ def main(run: app.Run) -> None:
 
     def draw(batch, found):
         found = [found[key][:4] for key in ("boxes", "scores", "labels", "masks") if key in found]
-        return drawing.boxes(batch["image"][:4], *found, names=names, least=0.3)
+        return drawing.draw_boxes(
+            batch["image"][:4], *found, class_names=names, score_threshold=0.3
+        )
 
     every = tfloss.Every(steps=config.eval_every)
     hooks = [SaveCheckpoint(every), *run.hooks()]

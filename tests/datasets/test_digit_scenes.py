@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 import tfloss.datasets.digit_scenes
 from tfloss.datasets.digit_scenes import DigitScenes, outline, silhouette
-from tfloss.detection.masks import rasterise
+from tfloss.detection.masks import rasterize
 
 WHOLE = np.array([0.0, 0.0, 64.0, 64.0], np.float32)
 
@@ -44,7 +44,7 @@ def test_boxes_polygons_areas_and_maps_agree_to_the_pixel(splits):
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             edges = [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
             np.testing.assert_allclose(box * 64, edges, atol=1e-4)
-            np.testing.assert_array_equal(rasterise(polygon * 64, WHOLE, 64), mask)
+            np.testing.assert_array_equal(rasterize(polygon * 64, WHOLE, 64), mask)
 
 
 def test_digits_are_bright_and_the_background_is_not(splits):

@@ -1,9 +1,9 @@
-"""CocoMetric: hand-computed average precisions of boxes and masks."""
+"""CocoMetric against hand-computed average precisions of boxes and masks."""
 
 import numpy as np
 import pytest
 
-from tfloss.detection.coco import CocoMetric, paste
+from tfloss.detection.coco import CocoMetric, paste_mask
 
 NAMES = ["circle", "square"]
 # Pixel-aligned, so that a mask of ones is exactly the polygon.
@@ -20,7 +20,7 @@ def _truth(*objects, crowd=None, **more):
 
 
 def _found(*objects, **more):
-    """(box, label, score) detections and one place of padding."""
+    """(box, label, score) detections, and one box of padding."""
     boxes, labels, scores = zip(*objects, (NONE, 0, 0.0), strict=True)
     return {
         "boxes": np.array([boxes], np.float32),
@@ -43,26 +43,26 @@ def test_perfect_boxes_have_precision_1():
     np.testing.assert_allclose(list(result.values()), 1.0)
 
 
-def test_one_of_two_found():
+def test_one_of_two_objects_detected():
     # Precision is 1 up to recall 0.5: 51 of the 101 recalls 0, 0.01, ... 1.
     result = _result((_truth((FIRST, 0), (SECOND, 0)), _found((FIRST, 0, 0.9))))
     np.testing.assert_allclose(result["box/AP50"], 51 / 101)
     np.testing.assert_allclose(result["box/AR"], 0.5)
 
 
-def test_a_false_alarm_before_the_right_one_halves_precision():
+def test_a_false_positive_with_a_higher_score_halves_precision():
     found = _found((SECOND, 0, 0.9), (FIRST, 0, 0.8))
     np.testing.assert_allclose(_result((_truth((FIRST, 0)), found))["box/AP50"], 0.5)
     behind = _found((SECOND, 0, 0.7), (FIRST, 0, 0.8))
     np.testing.assert_allclose(_result((_truth((FIRST, 0)), behind))["box/AP50"], 1.0)
 
 
-def test_another_class_does_not_count():
+def test_a_detection_of_another_class_does_not_count():
     # One class has AP 0 for its object; the other has no object, and is left out.
     assert _result((_truth((FIRST, 0)), _found((FIRST, 1, 0.9))))["box/AP50"] == 0.0
 
 
-def test_the_iou_that_is_asked_for():
+def test_iou_thresholds():
     # 10 x 7.2 inside of 10 x 10: IoU 0.72, good for 5 of the 10 thresholds 0.5, 0.55, ... 0.95.
     short = [2.0, 2.0, 12.0, 9.2]
     result = _result((_truth((FIRST, 0)), _found((short, 0, 0.9))))
@@ -70,7 +70,7 @@ def test_the_iou_that_is_asked_for():
     np.testing.assert_allclose(result["box/AP"], 0.5)
 
 
-def test_a_detection_in_a_crowd_is_no_false_alarm():
+def test_a_detection_in_a_crowd_is_no_false_positive():
     truth = _truth((FIRST, 0), (SECOND, 0))
     found = _found((SECOND, 0, 0.9), (FIRST, 0, 0.8))
     crowd = _truth((FIRST, 0), (SECOND, 0), crowd=[False, True])
@@ -80,7 +80,7 @@ def test_a_detection_in_a_crowd_is_no_false_alarm():
     np.testing.assert_allclose(_result((alone, found))["box/AP50"], 0.5)
 
 
-def test_images_are_kept_apart_and_reset_forgets():
+def test_images_are_independent_and_reset_clears_them():
     metric = CocoMetric(NAMES)
     metric.update(_truth((FIRST, 0)), _found((SECOND, 0, 0.9)))
     metric.update(_truth((SECOND, 0)), _found((FIRST, 0, 0.9)))
@@ -91,13 +91,13 @@ def test_images_are_kept_apart_and_reset_forgets():
         np.testing.assert_allclose(metric.result()["box/AP50"], 1.0)
 
 
-def test_nothing_found_and_nothing_there():
+def test_no_detections_and_no_objects():
     assert _result((_truth((FIRST, 0)), _found()))["box/AP50"] == 0.0
     assert np.isnan(_result((_truth(), _found((FIRST, 0, 0.9))))["box/AP50"])
     assert np.isnan(_result()["box/AP"])
 
 
-def test_masks_by_hand():
+def test_mask_precision_matches_hand_computed_values():
     square = [[2.0, 2.0], [12.0, 2.0], [12.0, 12.0], [2.0, 12.0]]
     polygons = np.array([[square + [square[-1]] * 3]])
     upper = np.zeros([1, 2, 14, 14])
@@ -114,14 +114,14 @@ def test_masks_by_hand():
 
 def test_a_mask_is_pasted_bilinearly():
     mask = np.array([[0.0, 1.0], [0.0, 1.0]])
-    found = paste(mask, [1.0, 2.0, 3.0, 6.0], 4, 8)
+    found = paste_mask(mask, [1.0, 2.0, 3.0, 6.0], 4, 8)
     # Cells' centres are at columns 3 and 5; pixels' at 2.5, 3.5, 4.5, 5.5.
     np.testing.assert_allclose(found[1], [0, 0, 0, 0.25, 0.75, 1, 0, 0])
     np.testing.assert_allclose(found.sum(1), [0, 2, 2, 0])
-    np.testing.assert_allclose(paste(np.ones([3, 3]), [-5.0, -5.0, 50.0, 50.0], 4, 8), 1.0)
+    np.testing.assert_allclose(paste_mask(np.ones([3, 3]), [-5.0, -5.0, 50.0, 50.0], 4, 8), 1.0)
 
 
-def test_it_prints_nothing_and_refuses_unknown_labels(capsys):
+def test_it_prints_nothing_and_rejects_unknown_labels(capsys):
     _result((_truth((FIRST, 0)), _found((FIRST, 0, 0.9))))
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="Label 7 has no name"):

@@ -18,7 +18,7 @@ from tests.examples.harness import (
     train_resume_and_export,
 )
 from tfloss.detection.boxes import iou
-from tfloss.detection.masks import rasterise
+from tfloss.detection.masks import rasterize
 from tfloss.forward.context import forward_context
 
 SMALL = {"image_size": (32, 32), "anchor_sizes": ((8,), (12,), (16,)), "width": 16, "proposals": 8}
@@ -164,7 +164,7 @@ def test_mirroring_keeps_boxes_polygons_and_pixels_together():
         )
         image = turned["image"].numpy()[..., 0]
         seen.add(image.tobytes())
-        inside = rasterise(turned["polygons"], np.tile([0.0, 0.0, 32.0, 32.0], [3, 1]), 32).numpy()
+        inside = rasterize(turned["polygons"], np.tile([0.0, 0.0, 32.0, 32.0], [3, 1]), 32).numpy()
         np.testing.assert_array_equal(inside.any(0), image > 0.5)
         for box, mask in zip(turned["boxes"].numpy(), inside, strict=True):
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

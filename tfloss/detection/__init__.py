@@ -1,6 +1,6 @@
-"""Parts of detectors: boxes, anchors, matching, sampling, suppression, RoIAlign, masks.
+"""Building blocks for detectors: boxes, anchors, matching, sampling, NMS, RoIAlign, masks.
 
-Pure functions of tensors with static shapes: they compile under XLA, and pad where there are fewer
-objects than places. A box is (ymin, xmin, ymax, xmax), in pixels; y grows downwards, and pixel i
-covers [i, i + 1). A box whose height or width is 0 is padding.
+The traced functions are pure functions of tensors with static shapes, so they compile under XLA;
+unused places are padded. A box is (ymin, xmin, ymax, xmax) in pixels; y grows downwards, and
+pixel i covers the interval [i, i + 1). A box with zero height or width is padding.
 """
