@@ -88,10 +88,10 @@ def _grouped(model, batch, z):
 
 KINDS = {
     "mean over examples": Kind(_mean),
-    "masked, another number valid on each replica": Kind(_masked),
+    "masked, different valid counts per replica": Kind(_masked),
     "no valid example on one replica": Kind(_masked, {"clip_norm": 0.5}),
     "sampled, as in a detector": Kind(_sampled),
-    "contrastive, everybody's negatives": Kind(_contrastive),
+    "contrastive, negatives of all replicas": Kind(_contrastive),
     "synchronised BatchNormalization": Kind(_masked, synchronised=True),
     "L2 regularizer, ActivityRegularization": Kind(_mean, penalties=True),
     "accumulate=2": Kind(_masked, {"accumulate": 2}),
@@ -101,7 +101,7 @@ KINDS = {
     "two optimizer groups": Kind(_grouped, groups=True),
     "uneven batches": Kind(_masked, examples=45),
     "compiled by XLA": Kind(_masked, {"jit": True}),
-    "wrong on purpose: a local mean": Kind(_local, agrees=False),
+    "deliberately wrong: a local mean": Kind(_local, agrees=False),
 }
 
 
