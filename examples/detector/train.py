@@ -1,22 +1,23 @@
-"""Trains a two-stage detector, evaluates it as COCO does, and exports the best weights.
+"""Trains a two-stage detector, evaluates it with COCO's metrics and exports the best weights.
 
 python examples/detector/train.py --config=configs/detector.py --workdir=runs/detector
 """
 
+import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    # Imported here, so that a typo in a flag fails at once, before TensorFlow starts.
+    """Trains, evaluates or exports, as `--mode` says."""
+    # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
     from input import batches
     from model import Detector
 
-    import tfloss
     from tfloss.detection import drawing
     from tfloss.detection.coco import CocoMetric
-    from tfloss.hooks import Evaluate, ExportBest, LogPredictions, SaveCheckpoint
+    from tfloss.hooks import LogPredictions
 
     config = run.config
     train, test, names = batches(config, run.seed)
@@ -26,7 +27,7 @@ def main(run: app.Run) -> None:
             0.0, config.steps, warmup_target=config.optimizer.learning_rate, warmup_steps=100
         )
         optimizer = keras.optimizers.AdamW(rate, config.optimizer.weight_decay)
-    metrics = {"coco": CocoMetric(names, masks=config.model.masks)}
+    every = tfloss.Every(steps=config.eval_every)
 
     def export(model, path):
         spec = tf.TensorSpec([None, *test.element_spec["image"].shape[1:]])
@@ -38,23 +39,17 @@ def main(run: app.Run) -> None:
             batch["image"][:4], *found, class_names=names, score_threshold=0.3
         )
 
-    every = tfloss.Every(steps=config.eval_every)
-    hooks = [SaveCheckpoint(every), *run.hooks()]
-    if run.evaluates:
-        best = ExportBest("val/coco/box/AP50", export=export)
-        show = LogPredictions("val/found", test, draw, every=every)
-        hooks = [Evaluate(test, metrics, every=every), best, show, *hooks]
-
-    trainer = run.trainer(model, optimizer, clip_norm=config.optimizer.clip_norm)
-    if run.trains:
-        trainer.train(run.overfit(train), run.steps(config.steps), hooks=hooks)
-    else:
-        trainer.restore(test)
-    if run.evaluates:
-        run.report(trainer.evaluate(test, metrics))
-    if run.mode == "export":
-        export(model, run.workdir / f"export_step_{trainer.step}")
-    print(run.where())
+    run.train_and_evaluate(
+        run.trainer(model, optimizer, clip_norm=config.optimizer.clip_norm),
+        train,
+        test,
+        {"coco": CocoMetric(names, masks=config.model.masks)},
+        steps=config.steps,
+        every=every,
+        best="val/coco/box/AP50",
+        export=export,
+        hooks=[LogPredictions("val/found", test, draw, every=every)] if run.evaluates else [],
+    )
 
 
 if __name__ == "__main__":

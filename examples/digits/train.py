@@ -3,22 +3,20 @@
 python examples/digits/train.py --config=configs/digits.py --workdir=runs/digits
 """
 
+import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    # Imported here, so that a typo in a flag fails at once, before TensorFlow starts.
+    """Trains, evaluates or exports, as `--mode` says."""
+    # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
     from input import batches
     from model import Classifier
 
-    import tfloss
-    from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
-
     config = run.config
     train, test = batches(config.data_dir, config.batch_size, run.seed)
-
     with run.strategy.scope():
         model = Classifier(**config.model)
         rate = keras.optimizers.schedules.CosineDecay(
@@ -29,27 +27,21 @@ def main(run: app.Run) -> None:
             keras.metrics.SparseCategoricalAccuracy(),
             lambda batch, predictions: (batch["label"], predictions["probabilities"]),
         )
-    metrics = {"accuracy": accuracy}
 
     def export(model, path):
         tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 8, 8, 1])})
 
-    every = tfloss.Every(steps=config.eval_every)
-    hooks = [SaveCheckpoint(every), *run.hooks()]
-    if run.evaluates:
-        evaluate = Evaluate(test, metrics, every=every, losses=True)
-        hooks = [evaluate, ExportBest("val/accuracy", export=export), *hooks]
-
-    trainer = run.trainer(model, optimizer)
-    if run.trains:
-        trainer.train(run.overfit(train), run.steps(config.steps), hooks=hooks)
-    else:
-        trainer.restore(test)
-    if run.evaluates:
-        run.report(trainer.evaluate(test, metrics, losses=True))
-    if run.mode == "export":
-        export(model, run.workdir / f"export_step_{trainer.step}")
-    print(run.where())
+    run.train_and_evaluate(
+        run.trainer(model, optimizer),
+        train,
+        test,
+        {"accuracy": accuracy},
+        steps=config.steps,
+        every=tfloss.Every(steps=config.eval_every),
+        losses=True,
+        best="val/accuracy",
+        export=export,
+    )
 
 
 if __name__ == "__main__":

@@ -3,22 +3,20 @@
 python examples/fashion/train.py --config=configs/fashion.py --workdir=runs/fashion
 """
 
+import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    # Imported here, so that a typo in a flag fails at once, before TensorFlow starts.
+    """Trains, evaluates or exports, as `--mode` says."""
+    # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
     from input import batches
     from model import Classifier, application, small_net
 
-    import tfloss
-    from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
-
     config = run.config
     train, test = batches(config.data_dir, config.batch_size, run.seed)
-
     with run.strategy.scope():
         net = application(**config.application) if config.application else small_net(**config.net)
         model = Classifier(net, representation=config.representation)
@@ -30,27 +28,20 @@ def main(run: app.Run) -> None:
             keras.metrics.SparseCategoricalAccuracy(),
             lambda batch, predictions: (batch["label"], predictions["probabilities"]),
         )
-    metrics = {"accuracy": accuracy}
 
     def export(model, path):
         tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 28, 28, 1], tf.uint8)})
 
-    every = tfloss.Every(steps=config.eval_every)
-    hooks = [SaveCheckpoint(every), *run.hooks()]
-    if run.evaluates:
-        best = ExportBest("val/accuracy", export=export)
-        hooks = [Evaluate(test, metrics, every=every), best, *hooks]
-
-    trainer = run.trainer(model, optimizer)
-    if run.trains:
-        trainer.train(run.overfit(train), run.steps(config.steps), hooks=hooks)
-    else:
-        trainer.restore(test)
-    if run.evaluates:
-        run.report(trainer.evaluate(test, metrics))
-    if run.mode == "export":
-        export(model, run.workdir / f"export_step_{trainer.step}")
-    print(run.where())
+    run.train_and_evaluate(
+        run.trainer(model, optimizer),
+        train,
+        test,
+        {"accuracy": accuracy},
+        steps=config.steps,
+        every=tfloss.Every(steps=config.eval_every),
+        best="val/accuracy",
+        export=export,
+    )
 
 
 if __name__ == "__main__":

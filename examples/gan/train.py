@@ -1,21 +1,20 @@
-"""Trains a GAN, scores what it draws and exports the best generator.
+"""Trains a GAN, scores its samples and exports the best generator.
 
 python examples/gan/train.py --config=configs/gan.py --workdir=runs/gan
 """
 
+import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    # Imported here, so that a typo in a flag fails at once, before TensorFlow starts.
+    """Trains, evaluates or exports, as `--mode` says."""
+    # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
     from input import batches
     from model import AlternatingStep, Gan
     from score import Frechet, classifier
-
-    import tfloss
-    from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
 
     config = run.config
     train, test = batches(config.data_dir, config.batch_size, config.model.latent, run.seed)
@@ -26,31 +25,24 @@ def main(run: app.Run) -> None:
             "generator": (keras.optimizers.Adam(config.rate, **adam), model.generator),
             "discriminator": (keras.optimizers.Adam(config.rate, **adam), model.discriminator),
         }
-
+    step = AlternatingStep if config.alternating else tfloss.TrainStep
     metrics = {"frechet": Frechet(classifier(run.workdir / "scorer.keras", config.data_dir))}
 
     def export(model, path):
-        latent = tf.TensorSpec([None, config.model.latent])
-        tfloss.export(model, path, inputs={"latent": latent})
+        tfloss.export(model, path, inputs={"latent": tf.TensorSpec([None, config.model.latent])})
 
-    every = tfloss.Every(steps=config.eval_every)
-    hooks = [SaveCheckpoint(every), *run.hooks()]
-    if run.evaluates:
-        best = ExportBest("val/frechet", mode="min", export=export, ema=True)
-        hooks = [Evaluate(test, metrics, every=every, ema=True), best, *hooks]
-
-    step = AlternatingStep if config.alternating else tfloss.TrainStep
-    trainer = run.trainer(model, optimizer, train_step=step, ema=config.ema)
-    if run.trains:
-        trainer.train(run.overfit(train), run.steps(config.steps), hooks=hooks)
-    else:
-        trainer.restore(test)
-    if run.evaluates:
-        run.report(trainer.evaluate(test, metrics, ema=True))
-    if run.mode == "export":
-        with trainer.averaged():
-            export(model, run.workdir / f"export_step_{trainer.step}")
-    print(run.where())
+    run.train_and_evaluate(
+        run.trainer(model, optimizer, train_step=step, ema=config.ema),
+        train,
+        test,
+        metrics,
+        steps=config.steps,
+        every=tfloss.Every(steps=config.eval_every),
+        ema=True,
+        best="val/frechet",
+        best_mode="min",
+        export=export,
+    )
 
 
 if __name__ == "__main__":

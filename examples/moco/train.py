@@ -1,26 +1,23 @@
-"""Trains an encoder without labels, probes its features and exports it.
+"""Trains an encoder without labels, evaluates its features with a linear probe and exports it.
 
 python examples/moco/train.py --config=configs/moco.py --workdir=runs/moco
 """
 
+import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    # Imported here, so that a typo in a flag fails at once, before TensorFlow starts.
+    """Trains, evaluates or exports, as `--mode` says."""
+    # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
     from input import batches
     from model import Moco
     from probe import LinearProbe
 
-    import tfloss
-    from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
-
     config = run.config
     train, probe = batches(config.data_dir, config.batch_size, run.seed)
-    metrics = {"probe": LinearProbe()}
-
     with run.strategy.scope():
         model = Moco(**config.model)
         rate = keras.optimizers.schedules.CosineDecay(
@@ -31,22 +28,16 @@ def main(run: app.Run) -> None:
     def export(model, path):
         tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 28, 28, 1])})
 
-    every = tfloss.Every(steps=config.eval_every)
-    hooks = [SaveCheckpoint(every), *run.hooks()]
-    if run.evaluates:
-        best = ExportBest("val/probe", export=export)
-        hooks = [Evaluate(probe, metrics, every=every), best, *hooks]
-
-    trainer = run.trainer(model, optimizer)
-    if run.trains:
-        trainer.train(run.overfit(train), run.steps(config.steps), hooks=hooks)
-    else:
-        trainer.restore(train)
-    if run.evaluates:
-        run.report(trainer.evaluate(probe, metrics))
-    if run.mode == "export":
-        export(model, run.workdir / f"export_step_{trainer.step}")
-    print(run.where())
+    run.train_and_evaluate(
+        run.trainer(model, optimizer),
+        train,
+        probe,
+        {"probe": LinearProbe()},
+        steps=config.steps,
+        every=tfloss.Every(steps=config.eval_every),
+        best="val/probe",
+        export=export,
+    )
 
 
 if __name__ == "__main__":

@@ -3,22 +3,20 @@
 python examples/vqvae/train.py --config=configs/vqvae.py --workdir=runs/vqvae
 """
 
+import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    # Imported here, so that a typo in a flag fails at once, before TensorFlow starts.
+    """Trains, evaluates or exports, as `--mode` says."""
+    # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
     from input import batches
     from model import Autoencoder, Gaussian, Quantizer
 
-    import tfloss
-    from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
-
     config = run.config
     train, test = batches(config.data_dir, config.batch_size, run.seed)
-
     with run.strategy.scope():
         kind = {"quantizer": Quantizer, "gaussian": Gaussian}[config.bottleneck]
         model = Autoencoder(kind(**config[config.bottleneck]), config.width)
@@ -28,27 +26,21 @@ def main(run: app.Run) -> None:
             keras.metrics.MeanSquaredError(),
             lambda batch, predictions: (batch["image"], predictions["reconstruction"]),
         )
-    metrics = {"squared_error": error}
 
     def export(model, path):
         tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 28, 28, 1])})
 
-    every = tfloss.Every(steps=config.eval_every)
-    hooks = [SaveCheckpoint(every), *run.hooks()]
-    if run.evaluates:
-        best = ExportBest("val/squared_error", mode="min", export=export)
-        hooks = [Evaluate(test, metrics, every=every), best, *hooks]
-
-    trainer = run.trainer(model, optimizer)
-    if run.trains:
-        trainer.train(run.overfit(train), run.steps(config.steps), hooks=hooks)
-    else:
-        trainer.restore(test)
-    if run.evaluates:
-        run.report(trainer.evaluate(test, metrics))
-    if run.mode == "export":
-        export(model, run.workdir / f"export_step_{trainer.step}")
-    print(run.where())
+    run.train_and_evaluate(
+        run.trainer(model, optimizer),
+        train,
+        test,
+        {"squared_error": error},
+        steps=config.steps,
+        every=tfloss.Every(steps=config.eval_every),
+        best="val/squared_error",
+        best_mode="min",
+        export=export,
+    )
 
 
 if __name__ == "__main__":

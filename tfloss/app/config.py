@@ -1,4 +1,4 @@
-"""The recipe that a run used: kept beside its checkpoints, compared when it goes on. Host code."""
+"""The config of a run: saved beside its checkpoints, compared when it resumes. Host code."""
 
 import json
 from collections.abc import Mapping
@@ -12,31 +12,59 @@ FILE = "config.json"
 
 
 def keys(config: Any) -> list[str]:
-    """All keys of a ConfigDict or mapping, `optimizer` as well as `optimizer.learning_rate`."""
-    found = []
+    """Lists the keys of a config, such as `optimizer` and `optimizer.learning_rate`.
+
+    Args:
+      config: An `ml_collections.ConfigDict`, or a nested mapping.
+
+    Returns:
+      The keys of all levels, joined by dots, in order.
+    """
+    found: list[str] = []
     for key, value in config.items():
         found.append(str(key))
-        if hasattr(value, "items"):  # a ConfigDict is no Mapping
+        if hasattr(value, "items"):  # a ConfigDict is not a Mapping
             found += [f"{key}.{below}" for below in keys(value)]
     return found
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A config as nested plain values; what JSON has no word for becomes its repr."""
+    """Converts a config to JSON values.
+
+    Args:
+      config: An `ml_collections.ConfigDict`.
+
+    Returns:
+      The same nested values. Those that JSON can't represent are replaced by their `repr`.
+    """
     return json.loads(config.to_json_best_effort())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line `key: old -> new` for each value that differs, in the order of the keys."""
+    """Compares two configs.
+
+    Args:
+      old: The saved config, as nested JSON values.
+      new: The current config, as nested JSON values.
+
+    Returns:
+      A line `key: old -> new` for each value that differs, in the order of the keys.
+    """
     changed = nested_diff.differences(old, new, separator=".")
-    return [f"{key}: " + " -> ".join(map(_shown, pair)) for key, pair in changed.items()]
+    return [f"{key}: {_text(before)} -> {_text(after)}" for key, (before, after) in changed.items()]
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
-    """The config saved in a workdir, or None if there is none.
+    """Reads the config that a run saved.
+
+    Args:
+      workdir: The directory of the run.
+
+    Returns:
+      The config as nested JSON values, or None if there is none.
 
     Raises:
-      ValueError: the file is there but is not JSON.
+      ValueError: The file is not JSON.
     """
     path = workdir / FILE
     try:
@@ -45,17 +73,25 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ValueError(
-            f"{path} is not a config that tfloss saved ({error}); remove it."
+            f"{path} is not a config that tfloss saved ({error}). Remove it."
         ) from None
 
 
 def write_config(config: Mapping[str, Any], workdir: Path) -> Path:
-    """Saves a config (of JSON values) as `workdir/config.json`, whole or not at all."""
+    """Saves a config atomically as `workdir/config.json`.
+
+    Args:
+      config: The config as nested JSON values.
+      workdir: The directory of the run. It is created if it is missing.
+
+    Returns:
+      The path of the file.
+    """
     path = workdir / FILE
     workdir.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(config, indent=2) + "\n")
     return path
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     return str(value) if value is nested_diff.ABSENT else json.dumps(value)

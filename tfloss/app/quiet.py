@@ -1,36 +1,40 @@
-"""Imports TensorFlow without its start-up chatter. Host code."""
+"""Imports TensorFlow without its start-up messages. Host code."""
 
 import contextlib
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 
-# Printed by TensorFlow 2.21 on standard error while it is imported and first asked for its
-# devices, before it looks at TF_CPP_MIN_LOG_LEVEL.
-_CHATTER = re.compile(
+# TensorFlow 2.21 prints these on standard error when it is imported and lists its devices, before
+# it reads TF_CPP_MIN_LOG_LEVEL.
+_START_UP_MESSAGES = re.compile(
     rb"I0000 |WARNING: All log messages before absl::InitializeLog"
     rb"|E0000 .*failed call to cuInit"
 )
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow, quietly unless it is imported already or TF_CPP_MIN_LOG_LEVEL is set."""
+    """Imports TensorFlow and hides its start-up messages.
+
+    The messages stay visible if TensorFlow is imported already, or if the environment variable
+    TF_CPP_MIN_LOG_LEVEL is set.
+    """
     if "tensorflow" in sys.modules or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         import tensorflow
 
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # errors only
-    with _without(_CHATTER):
+    with _without(_START_UP_MESSAGES):
         import tensorflow
 
         tensorflow.config.list_physical_devices()
 
 
 @contextlib.contextmanager
-def _without(chatter: re.Pattern[bytes]) -> Iterator[None]:
-    """Drops the matching lines that native code writes to standard error inside."""
+def _without(messages: re.Pattern[bytes]) -> Generator[None]:
+    """Drops the lines that match from what native code writes to standard error inside."""
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -43,5 +47,5 @@ def _without(chatter: re.Pattern[bytes]) -> Iterator[None]:
             os.close(saved)
             held.seek(0)
             for line in held:
-                if not chatter.match(line):
+                if not messages.match(line):
                     os.write(2, line)

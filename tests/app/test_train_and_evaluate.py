@@ -1,0 +1,238 @@
+"""`Run.train_and_evaluate` does what `--mode` and the other flags ask for."""
+
+import inspect
+import json
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss
+from tfloss import app
+from tfloss.errors import CheckpointError
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+EVERY = tfloss.Every(steps=2)
+
+
+class Slope(keras.Model):
+    """Fits y = w x; each step of SGD(0.25) on x = y = 1 halves the distance of w from 1."""
+
+    def __init__(self):
+        super().__init__(name="slope")
+        self.w = self.add_weight(name="w", shape=(), initializer="zeros")
+
+    def call(self, batch, training=False):
+        y = self.w * batch["x"]
+        return {"error": tf.reduce_mean((y - 1.0) ** 2)} if training else {"y": y}
+
+
+class LastValue:
+    """A metric: the prediction for the last example."""
+
+    def update(self, batch, predictions):
+        self.value = float(predictions["y"][-1])
+
+    def result(self):
+        return self.value
+
+
+class Steps(tfloss.Hook):
+    """Notes the steps that it is called at."""
+
+    every = EVERY
+
+    def __init__(self):
+        self.seen = []
+
+    def after_step(self, step):
+        self.seen.append(step)
+
+
+def _data():
+    train = tf.data.Dataset.from_tensors({"x": tf.ones([4])}).repeat()
+    return train, tf.data.Dataset.from_tensors({"x": tf.ones([2])})
+
+
+def _export(model, path):
+    path.mkdir()
+    (path / "w.txt").write_text(str(float(model.w)))
+
+
+@pytest.fixture
+def start(parse):
+    """`start(*flags, **arguments)` runs a small script up to 6 steps: the run and its results."""
+
+    def script(*flags, trainer=None, **arguments):
+        run = app.prepare(parse("--nojit", *flags))
+        with run.strategy.scope():
+            model, optimizer = Slope(), keras.optimizers.SGD(0.25)
+        options = {"log_every": 2, **(trainer or {})}
+        given = {"steps": 6, "every": EVERY, "best": "val/last", "export": _export, **arguments}
+        results = run.train_and_evaluate(
+            run.trainer(model, optimizer, **options), *_data(), {"last": LastValue()}, **given
+        )
+        return run, results
+
+    return script
+
+
+def _values(run, name):
+    """`{step: value}` of one name in metrics.jsonl."""
+    rows = map(json.loads, (run.workdir / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+def _checkpoints(run):
+    return sorted(path.name for path in (run.workdir / "checkpoints").iterdir())
+
+
+def test_train_and_eval_evaluates_beside_training_and_exports_the_best(start, capsys):
+    hook = Steps()
+    run, results = start(hooks=[hook], losses=True)
+
+    assert results["last"] == 1 - 0.5**6
+    assert results["losses/total"] == pytest.approx(0.25**6)
+    assert _values(run, "val/last") == {2: 1 - 0.5**2, 4: 1 - 0.5**4, 6: 1 - 0.5**6}
+    assert set(_values(run, "val/losses/total")) == {2, 4, 6}
+    assert hook.seen == [2, 4, 6]
+    assert _checkpoints(run) == ["step_00000002", "step_00000004", "step_00000006"]
+    assert (run.workdir / "export" / "w.txt").read_text() == str(1 - 0.5**6)
+    printed = capsys.readouterr().out
+    assert "test/last 0.98438  test/losses/error 0.00024414  test/losses/total 0.0002" in printed
+    assert printed.endswith(run.where() + "\n")
+
+
+def test_the_direction_of_the_best_metric_can_be_given(start):
+    run, _ = start(best_mode="min")
+
+    assert (run.workdir / "export" / "w.txt").read_text() == str(1 - 0.5**2)
+
+
+def test_train_does_not_evaluate(start, capsys):
+    hook = Steps()
+    run, results = start("--mode=train", hooks=[hook])
+
+    assert results == {}
+    assert _values(run, "val/last") == {}
+    assert hook.seen == [2, 4, 6]
+    assert _checkpoints(run) == ["step_00000002", "step_00000004", "step_00000006"]
+    assert not (run.workdir / "export").exists()
+    printed = capsys.readouterr().out
+    assert "test/" not in printed and printed.endswith(run.where() + "\n")
+
+
+def test_eval_evaluates_the_newest_checkpoint(start, capsys):
+    run, _ = start("--mode=train")
+    files = sorted(run.workdir.rglob("*"))
+    capsys.readouterr()
+
+    again, results = start("--mode=eval")
+
+    assert results == {"last": 1 - 0.5**6}
+    assert sorted(run.workdir.rglob("*")) == files
+    assert capsys.readouterr().out == f"test/last 0.98438\n{again.where()}\n"
+
+
+def test_export_exports_the_newest_checkpoint(start, capsys):
+    start("--mode=train")
+    capsys.readouterr()
+
+    run, results = start("--mode=export")
+
+    assert results == {}
+    assert (run.workdir / "export_step_6" / "w.txt").read_text() == str(1 - 0.5**6)
+    assert capsys.readouterr().out == run.where() + "\n"
+
+
+def test_export_needs_an_export_function(start):
+    start("--mode=train")
+
+    with pytest.raises(ValueError, match="--mode=export: give train_and_evaluate an `export`"):
+        start("--mode=export", export=None)
+
+
+@pytest.mark.parametrize("mode", ["eval", "export"])
+def test_modes_that_do_not_train_need_a_checkpoint(start, mode, tmp_path):
+    (tmp_path / "run").mkdir()
+
+    with pytest.raises(CheckpointError, match="Train first"):
+        start(f"--mode={mode}")
+
+
+def test_the_flags_that_limit_a_run_apply(start):
+    run, results = start("--max_steps=3", "--profile=1:2")
+
+    assert results == {"last": 1 - 0.5**3}
+    assert list(run.workdir.rglob("*.xplane.pb"))
+
+
+def test_max_minutes_ends_the_run_after_a_checkpoint(start, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        start("--max_minutes=0.01", steps=10**9)
+
+    assert ended.value.code == 124
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_overfitting_trains_on_the_first_batches_only(parse):
+    run = app.prepare(parse("--nojit", "--overfit_batches=1", "--mode=train"))
+    model, numbers = Slope(), tf.data.Dataset.range(1, 1000)
+    data = numbers.map(lambda i: {"x": tf.cast([1 / i], tf.float32)})
+    trainer = run.trainer(model, keras.optimizers.SGD(0.25))
+
+    run.train_and_evaluate(trainer, data, data, steps=4, every=EVERY)
+
+    np.testing.assert_allclose(model.w, 1 - 0.5**4)
+
+
+def test_averages_are_evaluated_and_exported(start):
+    run, results = start(ema=True, trainer={"ema": 0.5})
+    start("--mode=export", ema=True, trainer={"ema": 0.5})
+
+    assert results["last"] < 1 - 0.5**6
+    assert _values(run, "val/last")[6] == results["last"]
+    for folder in ("export", "export_step_6"):
+        assert float((run.workdir / folder / "w.txt").read_text()) == results["last"]
+
+
+def test_a_train_step_of_ones_own(start):
+    class Half(tfloss.TrainStep):
+        def step(self, batch):
+            return self.minimize(lambda x: 0.5 * self.model(x, training=True)["error"], batch)
+
+    _, results = start(trainer={"train_step": Half})
+
+    np.testing.assert_allclose(results["last"], 1 - 0.75**6)
+
+
+def test_the_lines_of_the_docstring_do_the_same(parse, tmp_path, capsys):
+    docstring = inspect.getdoc(app.Run.train_and_evaluate)
+    lines = textwrap.dedent(docstring.split("::\n\n")[1].split("\n\nArgs:")[0])
+    method = """run.train_and_evaluate(
+        trainer, train_data, eval_data, metrics,
+        steps=steps, every=every, best="val/accuracy", export=export, hooks=hooks,
+    )"""
+
+    def outcome(code, *flags):
+        workdir = tmp_path / str(code == method)
+        run = app.prepare(parse("--nojit", f"--workdir={workdir}", *flags))
+        hook, (train_data, eval_data) = Steps(), _data()
+        names = {name: getattr(tfloss.hooks, name) for name in tfloss.hooks.__all__}
+        names |= {"run": run, "steps": 6, "every": EVERY, "hooks": [hook], "export": _export}
+        names |= {"train_data": train_data, "eval_data": eval_data}
+        names |= {"metrics": {"accuracy": LastValue()}}
+        names["trainer"] = run.trainer(Slope(), keras.optimizers.SGD(0.25), log_every=2)
+        exec(code, names)
+        printed = capsys.readouterr().out.replace(str(workdir), "")
+        printed = [line for line in printed.splitlines() if not line.startswith("step ")]
+        files = [p.relative_to(workdir) for p in workdir.rglob("*") if "tfevents" not in p.name]
+        return printed, sorted(files), hook.seen
+
+    for flags in (["--mode=train", "--max_steps=2"], [], ["--mode=eval"], ["--mode=export"]):
+        expected = outcome(method, *flags)
+        assert outcome(lines, *flags) == expected
+        assert expected[0]

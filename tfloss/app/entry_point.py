@@ -1,0 +1,168 @@
+"""Starts a training script: flags, TensorFlow, strategy, seed and `config.json`. Host code.
+
+`run(main)` is the last line of a script. `prepare(options)` makes the same `Run` in a notebook or a
+test, which have no command line.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tfloss.app.config import FILE, differences, read_config, to_json, write_config
+from tfloss.app.flags import FlagError, Options, parse_flags
+from tfloss.app.training_run import Run
+from tfloss.common.logger import ChiefLogger
+from tfloss.errors import MissingWorkersError
+
+
+def run(
+    main: Callable[[Run], Any], *, config: str | None = None, argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Parses the flags, prepares the run, calls `main(run)` and exits the process. Host code.
+
+    The order is: flags and config; TensorFlow, without its start-up messages; the strategy; the
+    seed; `workdir/config.json`, after a message about what changed in it.
+
+    Args:
+      main: The script's function of a `Run`. Its return value is ignored.
+      config: The path of the config file if `--config` is not given.
+      argv: The command line, program name first. None stands for `sys.argv`.
+
+    Raises:
+      SystemExit: Always, as `absl.app.run` does. The code is 0 after `main`; 2 if the command line,
+        the strategy or the workdir can't be used, or workers are missing; 130 after Ctrl-C, with a
+        message that names the newest checkpoint; 75 after SIGTERM and 124 after `--max_minutes`,
+        when a checkpoint is saved.
+    """
+    from absl import app, flags, logging
+
+    def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
+        with _exit_on(FlagError):
+            options = parse_flags(arguments, config)
+        return options, flags.FLAGS["verbosity"].using_default_value
+
+    def start(parsed: tuple[Options, bool]) -> None:
+        options, default_verbosity = parsed
+        if default_verbosity:  # absl has raised it to "info" since
+            logging.set_verbosity(logging.WARNING)
+        prepared = None
+        try:
+            with _exit_on(ValueError, MissingWorkersError):
+                prepared = prepare(options)
+            main(prepared)
+        except KeyboardInterrupt:
+            _print_error(_interrupted(prepared))
+            sys.exit(130)  # a shell's code for SIGINT, 128 + 2
+
+    app.run(start, argv=None if argv is None else list(argv), flags_parser=parse)
+    raise AssertionError  # absl exits
+
+
+def prepare(options: Options) -> Run:
+    """Makes a `Run` of parsed flags: strategy, seed, workdir and `config.json`. Host code.
+
+    Modes that train save the config, together with the flags that change the result, as `--seed`
+    and so on. If the workdir has a config already, a message lists what differs.
+
+    Args:
+      options: The parsed flags.
+
+    Returns:
+      The run, for `main`.
+
+    Raises:
+      ValueError: The strategy is not available here, the saved config can't be read, the workdir
+        can't be written, or the mode doesn't train and there is no workdir.
+      MissingWorkersError: Other workers of the cluster did not connect in time.
+    """
+    if options.mode in ("eval", "export") and not options.workdir.is_dir():
+        raise ValueError(
+            f"--mode={options.mode} needs a trained run, and the directory "
+            f"{str(options.workdir)!r} does not exist."
+        )
+    from tfloss.app.quiet import import_tensorflow
+
+    import_tensorflow()
+    import keras
+
+    from tfloss.distribute.strategy import make_strategy
+    from tfloss.inspect.random_ops import make_deterministic
+
+    strategy = make_strategy(options.strategy, options.replicas)
+    keras.utils.set_random_seed(options.seed)
+    if options.deterministic:
+        make_deterministic(options.seed)  # before the script makes data sets and weights
+    prepared = Run(
+        config=options.config,
+        workdir=options.workdir,
+        mode=options.mode,
+        strategy=strategy,
+        seed=options.seed,
+        jit=options.jit,
+        profile=options.profile,
+        overfit_batches=options.overfit_batches,
+        max_steps=options.max_steps,
+        deterministic=options.deterministic,
+        max_minutes=options.max_minutes,
+    )
+    try:
+        _update_config(prepared, options)
+    except OSError as error:
+        raise ValueError(f"Can't write to --workdir={options.workdir}: {error}") from None
+    return prepared
+
+
+def _update_config(run: Run, options: Options) -> None:
+    """Logs how the config differs from that of the workdir, and saves it if the mode trains."""
+    flags = {
+        "--seed": options.seed,
+        "--strategy": options.strategy,
+        "--replicas": run.strategy.num_replicas_in_sync,
+        "--jit": options.jit,
+        "--deterministic": options.deterministic,
+        "--overfit_batches": options.overfit_batches,
+        "--max_steps": options.max_steps,
+    }
+    old = read_config(run.workdir)
+    if not run.trains:  # an evaluation may use other flags than the training did
+        flags = {name: value for name, value in (old or {}).items() if name in flags}
+    new = to_json(run.config) | flags
+    changed = differences(old, new) if old is not None else []
+    if changed:
+        lines = [f"The config differs from {run.workdir / FILE}. The new values apply:", *changed]
+        ChiefLogger(run.is_chief).info("\n  ".join(lines))
+    if run.trains and run.is_chief:
+        write_config(new, run.workdir)
+
+
+@contextlib.contextmanager
+def _exit_on(*errors: type[Exception]) -> Generator[None]:
+    """Turns these errors into `program: message` on standard error and exit code 2."""
+    try:
+        yield
+    except errors as error:
+        _print_error(str(error))
+        sys.exit(2)
+
+
+def _print_error(message: str) -> None:
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message}\n")
+
+
+def _interrupted(run: Run | None) -> str:
+    """The message after Ctrl-C: what a second start of the command does."""
+    if run is None or not run.trains:
+        return "interrupted. Run the same command to start again."
+    from tfloss.checkpoint import CheckpointDirectory
+
+    latest = CheckpointDirectory(run.workdir / "checkpoints").latest()
+    if latest is None:
+        return (
+            f"interrupted before the first checkpoint in {run.workdir}. The same command starts "
+            "from the beginning."
+        )
+    return (
+        f"interrupted; the newest checkpoint is {latest}. Run the same command to resume from it."
+    )

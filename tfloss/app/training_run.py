@@ -1,0 +1,253 @@
+"""`Run`: what the flags of a training script ask for, and the steps that most scripts share. Host.
+
+def main(run: app.Run) -> None:
+    ...
+    with run.strategy.scope():
+        model, optimizer = ...
+    run.train_and_evaluate(
+        run.trainer(model, optimizer), train_data, eval_data, metrics,
+        steps=run.config.steps, every=tfloss.Every(steps=500), best="val/accuracy",
+    )
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from tfloss.data import Source
+    from tfloss.data.distributed import Data
+    from tfloss.evaluation import BoundMetric, HostMetric
+    from tfloss.hooks import Every, Hook, OnSteps
+    from tfloss.trainer.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parsed command line of a training script. `tfloss.app.run` passes it to `main`.
+
+    Attributes:
+      config: The config, an `ml_collections.ConfigDict`, with the overrides of the command line.
+      workdir: The directory for everything that the run writes. It exists.
+      mode: "train", "train_and_eval", "eval" or "export".
+      strategy: The distribution strategy. Create the model and the optimizer in its scope.
+      seed: The random seed. It is already set for Python, NumPy and Keras.
+      jit: The argument `jit` of `tfloss.Trainer`, or None for its default.
+      profile: The range of steps (start, stop) to profile, or None.
+      overfit_batches: The number of batches to train on repeatedly, or None for all data.
+      max_steps: The upper bound on the number of training steps, or None.
+      deterministic: Whether the same command must give bit-identical results.
+      max_minutes: The time after which the run saves a checkpoint and exits with code 124, or None.
+    """
+
+    config: Any
+    workdir: Path
+    mode: str
+    strategy: "tf.distribute.Strategy"
+    seed: int
+    jit: bool | str | None
+    profile: tuple[int, int] | None
+    overfit_batches: int | None
+    max_steps: int | None
+    deterministic: bool
+    max_minutes: float | None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the mode trains."""
+        return self.mode in ("train", "train_and_eval")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the mode evaluates."""
+        return self.mode in ("train_and_eval", "eval")
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the first worker, which prints and writes, or the only one."""
+        from tfloss.distribute.strategy import is_chief
+
+        return is_chief(self.strategy)
+
+    def train_and_evaluate(
+        self,
+        trainer: "Trainer",
+        train_data: "tf.data.Dataset[Any] | Source",
+        eval_data: "Data",
+        metrics: "Mapping[str, BoundMetric | HostMetric] | None" = None,
+        *,
+        steps: int,
+        every: "Every | OnSteps",
+        losses: bool = False,
+        ema: bool = False,
+        best: str | None = None,
+        best_mode: str | None = None,
+        export: "Callable[[keras.Model, Path], Any] | None" = None,
+        hooks: "Sequence[Hook]" = (),
+    ) -> dict[str, float]:
+        """Trains, evaluates or exports, as `--mode` says, and prints the results. Host code.
+
+        It is made of public parts. A script that needs another order copies these lines::
+
+            beside = [*hooks, SaveCheckpoint(every), *run.hooks()]
+            if run.evaluates:
+                evaluate = Evaluate(eval_data, metrics, every=every)
+                beside = [evaluate, ExportBest("val/accuracy", export=export), *beside]
+            if run.trains:
+                trainer.train(run.overfit(train_data), run.steps(steps), hooks=beside)
+            else:
+                trainer.restore(train_data)
+            if run.evaluates:
+                run.report(trainer.evaluate(eval_data, metrics))
+            if run.mode == "export":
+                export(trainer.model, run.workdir / f"export_step_{trainer.step}")
+            print(run.where())
+
+        Args:
+          trainer: The trainer, usually from `Run.trainer`.
+          train_data: Training batches. `--overfit_batches` applies to them.
+          eval_data: A finite data set of evaluation batches.
+          metrics: Metrics by name, as `Trainer.evaluate` takes them.
+          steps: The number of training steps. `--max_steps` may lower it.
+          every: How often to evaluate and to save a checkpoint.
+          losses: Whether evaluations also report the losses of the training forward.
+          ema: Whether to evaluate and export the moving averages of the weights.
+          best: The name of a logged metric, such as "val/accuracy". Each time it improves, the
+            model is exported to `workdir/export`. None turns this off.
+          best_mode: "max" or "min". None decides as `tfloss.hooks.ExportBest` does.
+          export: Function `(model, path)` that exports the model to `path`. Without it `best` saves
+            weights only, and `--mode=export` is an error.
+          hooks: Further hooks. They run after evaluations and before checkpoints.
+
+        Returns:
+          The results of the final evaluation by name; empty in modes that don't evaluate.
+
+        Raises:
+          ValueError: The mode is "export", and there is no `export`.
+          CheckpointError: The mode doesn't train, and the workdir has no usable checkpoint.
+        """
+        from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
+
+        if self.mode == "export" and export is None:
+            raise ValueError("--mode=export: give train_and_evaluate an `export` function.")
+        beside = [*hooks, SaveCheckpoint(every), *self.hooks()]
+        if self.evaluates:
+            if best is not None:
+                beside = [ExportBest(best, best_mode, export=export, ema=ema), *beside]
+            evaluate = Evaluate(eval_data, metrics or {}, every=every, losses=losses, ema=ema)
+            beside = [evaluate, *beside]
+        if self.trains:
+            trainer.train(self.overfit(train_data), self.steps(steps), hooks=beside)
+        else:
+            trainer.restore(train_data)
+        results: dict[str, float] = {}
+        if self.evaluates:
+            results = trainer.evaluate(eval_data, metrics, losses=losses, ema=ema)
+            self.report(results)
+        if self.mode == "export" and export is not None:
+            with trainer.averaged() if ema else contextlib.nullcontext():
+                export(trainer.model, self.workdir / f"export_step_{trainer.step}")
+        print(self.where())
+        return results
+
+    def steps(self, steps: int) -> int:
+        """Applies `--max_steps`.
+
+        Args:
+          steps: The number of training steps of the config.
+
+        Returns:
+          The lower one of `steps` and `--max_steps`.
+        """
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def overfit(self, data: "tf.data.Dataset[Any] | Source") -> "tf.data.Dataset[Any] | Source":
+        """Applies `--overfit_batches`.
+
+        Args:
+          data: Training batches.
+
+        Returns:
+          With `--overfit_batches=N` an endless repetition of the first N batches, which are kept
+          in memory with the augmentation of their first use. Without the flag, `data`.
+        """
+        if self.overfit_batches is None:
+            return data
+        from tfloss.data import Source
+
+        dataset = data.dataset() if isinstance(data, Source) else data
+        return dataset.take(self.overfit_batches).cache().repeat()
+
+    def trainer(self, model: "keras.Model", optimizer: Any, **options: Any) -> "Trainer":
+        """Makes a `tfloss.Trainer` with the strategy, workdir, seed and so on of the flags.
+
+        Args:
+          model: The model, created in the scope of `strategy`.
+          optimizer: The optimizer or the groups of optimizers, created in the same scope.
+          **options: Further arguments of `tfloss.Trainer`. They override the flags.
+
+        Returns:
+          The trainer.
+        """
+        from tfloss.trainer.trainer import Trainer
+
+        flags: dict[str, Any] = {
+            "strategy": self.strategy,
+            "workdir": self.workdir,
+            "seed": self.seed,
+            "jit": "auto" if self.jit is None else self.jit,
+            "deterministic": self.deterministic,
+        }
+        return Trainer(model, optimizer, **(flags | options))
+
+    def hooks(self) -> "list[Hook]":
+        """Makes the hooks of `--profile` and `--max_minutes`.
+
+        Returns:
+          New hooks; an empty list without these flags.
+        """
+        from tfloss.hooks import Profile, TimeLimit
+
+        found: list[Hook] = [Profile(*self.profile)] if self.profile else []
+        return found + ([TimeLimit(self.max_minutes)] if self.max_minutes else [])
+
+    def report(self, results: Mapping[str, float]) -> None:
+        """Prints results as `test/<name> <value>`, all in one line, on the first worker only.
+
+        Args:
+          results: The results of an evaluation by name.
+        """
+        if self.is_chief:
+            print(*(f"test/{name} {value:.5g}" for name, value in results.items()), sep="  ")
+
+    def where(self) -> str:
+        """Describes what the workdir contains.
+
+        Returns:
+          One line for each file or directory that exists, and how to open TensorBoard. On workers
+          other than the first, one line that names the workdir.
+        """
+        if not self.is_chief:
+            return f"{'files':<12}written by the first worker, in {self.workdir}"
+        exports = sorted(self.workdir.glob("export_step_*"), key=lambda p: (len(p.name), p.name))
+        found = {
+            "checkpoints": ("checkpoints", ""),
+            "metrics.jsonl": ("values", ""),
+            "config.json": ("config", ""),
+            "export": ("export", ""),
+            **{path.name: ("export", "") for path in exports},  # step 300 before step 1000
+            "nonfinite": ("nonfinite", f"  (tfloss replay {self.workdir})"),
+        }
+        lines = [
+            f"{label:<12}{self.workdir / name}{note}"
+            for name, (label, note) in found.items()
+            if (self.workdir / name).exists()
+        ]
+        if (self.workdir / "train").exists():
+            lines.append(f"{'curves':<12}tensorboard --logdir {self.workdir}")
+        return "\n".join(lines)
