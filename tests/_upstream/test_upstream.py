@@ -335,19 +335,6 @@ def test_a_data_set_tells_what_it_is_made_of():
     assert _upstream.dataset_seeds(numbers.shuffle(3)) == (0, 0)
 
 
-@pytest.mark.parametrize("count", [1, 9, 23])
-def test_events_are_written_as_they_are(tmp_path, count):
-    writer = tf.summary.create_file_writer(str(tmp_path))
-    events = [tf.compat.v1.Event(step=step, wall_time=5.0) for step in range(count)]
-    for event in events:
-        event.summary.value.add(tag="a", simple_value=2.0 * event.step)
-    _upstream.write_events(writer, [event.SerializeToString() for event in events])
-    writer.close()
-    (path,) = tmp_path.iterdir()
-    records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
-    assert [tf.compat.v1.Event.FromString(record) for record in records[1:]] == events
-
-
 def test_op_determinism_is_known():
     assert _upstream.op_determinism() is False  # turning it on is for good
 

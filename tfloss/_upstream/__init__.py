@@ -5,10 +5,9 @@ Each entry says what is used, why nothing public does, and which test in
 """
 
 import contextlib
-import functools
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -345,44 +344,6 @@ def extend_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[Any]
         if (new := getattr(optimizer, attribute)) is not variable:
             new.assign(variable)
             optimizer._untrack_variable(variable)
-
-
-def write_events(writer: Any, events: Sequence[bytes]) -> None:
-    """Writes serialised `Event`s with a `tf.summary` writer.
-
-    `tf.summary.experimental.write_raw_pb` takes ten times as long. The op is public; the resource
-    that it needs is not.
-    """
-    with tf.device("CPU:0"):
-        if len(events) == 1:
-            tf.raw_ops.ImportEvent(writer=writer._resource, event=events[0])
-        else:
-            _write_events(writer._resource, tf.constant(events))
-
-
-@functools.partial(
-    tf.function,
-    autograph=False,
-    input_signature=[tf.TensorSpec([], tf.resource), tf.TensorSpec([None], tf.string)],
-)
-def _write_events(resource: tf.Tensor, events: tf.Tensor) -> tf.Tensor:
-    """Traced: one after the other, in a fifth of the time of as many calls."""
-    count, start = tf.size(events), tf.constant(0)
-    for chunk in (10, 1):  # a turn of the loop costs as much as to write an event
-
-        def write(start, chunk=chunk):
-            token: list[Any] = []
-            for event in tf.unstack(events[start : start + chunk], chunk):
-                with tf.control_dependencies(token):
-                    token = [tf.raw_ops.ImportEvent(writer=resource, event=event)]
-            with tf.control_dependencies(token):
-                return (start + chunk,)
-
-        def more(start, chunk=chunk):
-            return start + chunk <= count
-
-        (start,) = tf.while_loop(more, write, (start,), parallel_iterations=1)
-    return start
 
 
 def op_determinism() -> bool:

@@ -5,24 +5,18 @@
 Then `tensorboard --logdir runs/digits`, or a directory above it to compare runs.
 """
 
-import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-
-from tfloss import _upstream
 from tfloss.hooks._superseded import keep_until
 from tfloss.hooks.base import Hook
+from tfloss.hooks.event_file import EventFileWriter, split_records
+from tfloss.hooks.event_protos import ScalarEvents, summary_event
 from tfloss.hooks.every import Every
+from tfloss.summary import Summary
 
-if TYPE_CHECKING:
-    from tfloss.summary import Summary
-
-
-_MOST_WAITING = 1000  # logs that wait to be written
+_MAX_PENDING = 1000  # logs in memory
 
 
 class TensorBoard(Hook):
@@ -45,11 +39,11 @@ class TensorBoard(Hook):
     def __init__(self, logdir: str | Path | None = None, *, flush_seconds: float = 5.0):
         self.every = Every(seconds=flush_seconds)
         self._given = logdir
-        self._writer: Any = None
-        self._waiting: list[tuple[int, float, dict[str, float]]] = []
+        self._file: EventFileWriter | None = None
+        self._scalar_events = ScalarEvents()
+        self._pending: list[tuple[int, float, dict[str, float]]] = []  # step, time, scalars
         self._ended = False
         self._written: tuple[Path, int] | None = None  # where, and up to which step
-        self._events: dict[tuple[str, ...], _ScalarEvent] = {}  # by names
 
     @property
     def logdir(self) -> Path:
@@ -69,128 +63,52 @@ class TensorBoard(Hook):
         if self._written != written:
             self._written = None  # until all is as it should be
             for path in sorted(self.logdir.glob("*tfevents*")):
-                keep_until(path, self.trainer.run.start, _events)
+                keep_until(path, self.trainer.run.start, split_records)
             self._written = written
 
     def before_save(self, step: int) -> None:
         self.after_step(step)
 
-    def on_log(self, step, scalars, summaries: Sequence["Summary"]) -> None:
-        self._add(step, scalars)
-        if summaries:
-            self._write_out()
-            # Whatever the caller is inside of: tags without its name scopes, nothing left out by
-            # its record_if, and no trip to an accelerator to make a histogram.
-            with (
-                self._open().as_default(step),
-                tf.summary.record_if(True),
-                tf.name_scope(""),
-                tf.device("CPU:0"),
-            ):
-                for summary in summaries:
-                    _write(summary, step)
-        self._end_if_ended()
+    def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
+        now = time.time()
+        if scalars:  # converted here, so that a value that is no number fails where it is logged
+            self._pending.append((step, now, {name: float(v) for name, v in scalars.items()}))
+        if summaries or len(self._pending) >= _MAX_PENDING:
+            self._write_pending()
+        for summary in summaries:
+            self._write(summary_event(step, now, summary))
+        if self._ended:  # a hook after this one in the list logs at the end
+            self._close()
 
     def after_step(self, step: int) -> None:
-        self._write_out()
-        if self._writer is not None:
-            self._writer.flush()
+        self._write_pending()
+        if self._file is not None:
+            self._file.flush()
 
     def after_train(self) -> None:
         self._ended = True
         if self._written is not None:
             self._written = (self.logdir, self.trainer.step)
-        self._end_if_ended()
+        self._close()
 
-    def _add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Keeps scalars to be written."""
-        if scalars:  # numbers from here on: what isn't one is to fail where it is logged
-            self._waiting.append((step, time.time(), {k: float(v) for k, v in scalars.items()}))
-        if len(self._waiting) >= _MOST_WAITING:
-            self._write_out()
+    def _write_pending(self) -> None:
+        """Writes the scalars that wait, one event a log.
 
-    def _end_if_ended(self) -> None:
-        """After the end, too, a hook after us in the list may log."""
-        if self._ended:
-            self._write_out()
-            self._close()
-
-    def _write_out(self) -> None:
-        """Writes the scalars that wait, an event a step.
-
-        Together, since between two calls of the training step, when nothing of it is in the
-        processor's caches, a single event takes ten times as long.
+        They are written together because a single event, between two calls of the training step
+        that have filled the processor's caches, takes ten times as long.
         """
-        if self._waiting:
-            events = [self._serialised(*one) for one in self._waiting]
-            self._waiting = []
-            _upstream.write_events(self._open(), events)
+        pending, self._pending = self._pending, []
+        for log in pending:
+            self._write(self._scalar_events.serialized(*log))
 
-    def _serialised(self, step: int, now: float, scalars: Mapping[str, float]) -> bytes:
-        names = tuple(scalars)
-        if names not in self._events:
-            self._events[names] = _ScalarEvent(names)
-        return self._events[names].serialised(step, now, scalars.values())
-
-    def _open(self) -> Any:
-        if self._writer is None:
-            self._writer = tf.summary.create_file_writer(str(self.logdir))
-        return self._writer
+    def _write(self, event: bytes) -> None:
+        """Appends an event; the first one opens the file."""
+        if self._file is None:
+            self._file = EventFileWriter(self.logdir)
+        self._file.write(event)
 
     def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-
-def _events(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """The whole records of an event file (a TFRecord file), and the step of each."""
-    start = 0
-    while start + 12 <= len(data):
-        (length,) = struct.unpack_from("<Q", data, start)  # length, its checksum, event, checksum
-        end = start + 12 + length + 4
-        if not length or end > len(data):
-            return
-        try:
-            step = tf.compat.v1.Event.FromString(data[start + 12 : end - 4]).step
-        except Exception:  # protobuf's DecodeError: damaged, and readers pass it over
-            step = 0
-        yield data[start:end], step
-        start = end
-
-
-class _ScalarEvent:
-    """The scalars of a log in one protocol buffer, each as the plain number that TensorBoard
-    takes for one of `tf.summary.scalar`, whose tensors take twice as long to write.
-
-    It is filled anew for each step, since to make it takes ten times as long.
-    """
-
-    def __init__(self, names: tuple[str, ...]):
-        self._event = tf.compat.v1.Event()
-        self._values = [self._event.summary.value.add(tag=name) for name in names]
-
-    def serialised(self, step: int, now: float, values: Iterable[float]) -> bytes:
-        self._event.step, self._event.wall_time = step, now
-        for one, value in zip(self._values, values, strict=True):
-            one.simple_value = value
-        return self._event.SerializeToString()
-
-
-def _write(summary: "Summary", step: int) -> None:
-    name, value, options = summary.name, summary.value, summary.options
-    if summary.kind == "histogram":
-        tf.summary.histogram(name, value, step=step, buckets=options.get("buckets"))
-    elif summary.kind == "image":
-        # The value holds what the user asked for; TensorFlow would show three of them.
-        shown = options.get("max_outputs") or max(len(value), 1)
-        tf.summary.image(name, value, step=step, max_outputs=shown)
-    elif summary.kind == "text":
-        tf.summary.text(name, value, step=step)
-    elif summary.kind == "raw":
-        tf.summary.write(name, value, step=step, metadata=options["metadata"])
-    else:
-        raise ValueError(
-            f"Summary {name!r} has the kind {summary.kind!r}; TensorBoard can write "
-            "'histogram', 'image', 'text' and 'raw'."
-        )
+        self._write_pending()
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
