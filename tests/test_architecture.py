@@ -52,6 +52,16 @@ def _package(module: str) -> str:
     return module.split(".")[1]
 
 
+def package_imports() -> set[tuple[str, str]]:
+    """`(importer, imported)` for all imports between packages and top-level modules."""
+    pairs = {
+        (_package(module), _package(other))
+        for module, path in MODULES.items()
+        for other in _imports(path)
+    }
+    return {(importer, imported) for importer, imported in pairs if importer != imported}
+
+
 def test_every_package_has_a_floor():
     packages = {_package(module) for module in MODULES}
     assert packages == set(ORDER)

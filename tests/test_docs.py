@@ -1,9 +1,26 @@
-"""What is generated in docs/ is what the generators write."""
+"""The pages in docs/ match the code: generated parts, links, file names."""
 
+import re
 import runpy
 from pathlib import Path
 
-DOCS = Path(__file__).parent.parent / "docs"
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [
+    *ROOT.glob("*.md"),
+    *DOCS.rglob("*.md"),
+    ROOT / "examples" / "README.md",
+]
+# A file or a folder of the repository in backticks, with or without what follows it.
+PATH = re.compile(r"`((?:tfloss|tests|docs|benchmarks|examples|configs)/[\w./-]*)`")
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
 
 
 def test_the_table_of_statements_is_up_to_date():
@@ -11,3 +28,27 @@ def test_the_table_of_statements_is_up_to_date():
     assert (DOCS / "correctness.md").read_text() == module["table"]()
     held = {n for n, rows in module["promises"]().items() if not all(row[2] for row in rows)}
     assert held == set(module["STATEMENTS"])
+
+
+def test_the_picture_of_the_packages_is_up_to_date():
+    """`python docs/package_picture.py` draws it again."""
+    module = runpy.run_path(str(DOCS / "package_picture.py"))
+    assert not module["missing"]()
+    assert (DOCS / "packages.svg").read_text() == module["picture"]()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path):
+    text = prose(page)
+    named = [ROOT / path for path in PATH.findall(text)]
+    linked = [page.parent / path for path, _ in LINK.findall(text) if path]
+    assert not [str(path) for path in [*named, *linked] if not path.exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sections_that_a_page_links_to_exist(page: Path):
+    for path, section in LINK.findall(prose(page)):
+        if section:
+            titles = re.findall(r"^#+ (.*)$", (page.parent / (path or page.name)).read_text(), re.M)
+            anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+            assert section in anchors, f"{path}#{section}"
