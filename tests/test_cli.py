@@ -59,13 +59,13 @@ def test_replay_gets_the_workdir_and_gives_the_exit_code(tmp_path, monkeypatch):
     assert seen == [tmp_path]
 
 
-def test_replay_of_a_folder_that_is_not_there(tmp_path, capsys):
+def test_replay_of_a_missing_directory(tmp_path, capsys):
     assert cli.main(["replay", str(tmp_path / "runs")]) == 2
-    assert capsys.readouterr().err == f"tfloss replay: there is no folder '{tmp_path}/runs'.\n"
+    assert capsys.readouterr().err == f"tfloss replay: there is no directory '{tmp_path}/runs'.\n"
 
 
 @pytest.mark.parametrize("between", [["--"], []])
-def test_launch_gets_the_command_as_it_stands(between, monkeypatch):
+def test_launch_gets_the_command_unchanged(between, monkeypatch):
     seen = []
     monkeypatch.setattr("tfloss.distribute.launch.run", lambda *given: seen.append(given) or 75)
     options = ["--workers=2", "--max-restarts", "3", *between]
@@ -74,9 +74,12 @@ def test_launch_gets_the_command_as_it_stands(between, monkeypatch):
     assert seen == [(["python", "t.py", "--workers=9", "--", "x"], 2, 3, 30)]
 
 
-def test_launch_of_nothing(capsys):
+def test_launch_without_a_command(capsys):
     assert cli.main(["launch", "--workers=2", "--"]) == 2
-    assert "no command; it comes last: -- python train.py ..." in capsys.readouterr().err
+    assert (
+        "the command is missing. Add it at the end: -- python train.py ..."
+        in capsys.readouterr().err
+    )
 
 
 def test_checkpoints_lists_and_compares(tmp_path, capsys):
@@ -99,13 +102,13 @@ def test_checkpoints_lists_and_compares(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "There is no checkpoint in {path} or {path}/checkpoints."),
-        (["--diff", "1", "9"], "There is no checkpoint of step 9; there are 1."),
+        (["--diff", "1", "9"], "There is no checkpoint of step 9. There are checkpoints of: 1."),
     ],
 )
-def test_checkpoints_that_are_not_there(arguments, message, tmp_path, capsys):
+def test_missing_checkpoints(arguments, message, tmp_path, capsys):
     if arguments:
         CheckpointDirectory(tmp_path).save(1, {"v": tf.Variable(1.0)})
 
     assert cli.main(["checkpoints", str(tmp_path), *arguments]) == 2
-    said = message.format(path=tmp_path)
-    assert capsys.readouterr().err == f"tfloss checkpoints: {said}\n"
+    expected = f"tfloss checkpoints: {message.format(path=tmp_path)}\n"
+    assert capsys.readouterr().err == expected

@@ -1,26 +1,32 @@
 """The `tfloss` command. Host code.
 
-    tfloss launch --workers 2 -- python train.py ...    a cluster of workers on this machine
-    tfloss replay runs/digits    runs again, eagerly, the step whose loss was not finite
-    tfloss checkpoints runs/digits    lists them: age, size, whether they are whole, the best
-    tfloss checkpoints runs/digits --diff 1000 2000    which variables changed, and by how much
+    tfloss launch --workers 2 -- python train.py ...          several workers on this machine
+    tfloss replay runs/digits                                 debugs a loss that was not finite
+    tfloss checkpoints runs/digits                            lists checkpoints
+    tfloss checkpoints runs/digits --diff 1000 2000           compares two checkpoints
     tfloss version
 
-A sub-command is one function that takes the parsed arguments and returns the exit code; it
-imports what it needs when it runs, so that `tfloss --help` is instant.
+Each command is a function that takes the parsed arguments and returns the exit code. It imports
+what it needs when it runs, so `tfloss --help` does not wait for TensorFlow.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line (`sys.argv` by default) and returns the exit code.
+    """Runs a command line.
+
+    Args:
+      argv: The arguments, without the program name. None stands for those of `sys.argv`.
+
+    Returns:
+      The exit code.
 
     Raises:
-      SystemExit: with code 2 for wrong usage, 0 for --help.
+      SystemExit: The usage is wrong (code 2), or the arguments ask for help (code 0).
     """
     arguments = _parser().parse_args(argv)
     return arguments.run(arguments)
@@ -28,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tfloss", description="Train TensorFlow models that own their losses."
+        prog="tfloss", description="Tools for models that own their losses."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -36,52 +42,38 @@ def _parser() -> argparse.ArgumentParser:
         "launch",
         help="run a script as several workers on this machine",
         usage="tfloss launch --workers N [--max-restarts N] [--grace SECONDS] -- COMMAND ...",
-        description="Runs the command as several workers on this machine, each with a TF_CONFIG "
-        "and a share of the GPUs of its own, and prints what they print behind their numbers. "
-        "Signals are passed on. When one worker fails, all are ended, and the exit code is that "
-        "worker's.",
+        description="Runs a command as several workers on this machine. Each worker gets its own "
+        "TF_CONFIG and its own part of the GPUs. Their output is printed, prefixed by the number "
+        "of the worker, and signals are passed on to them. If one worker fails, all others are "
+        "stopped, and its exit code is returned.",
     )
-    launch.add_argument("--workers", type=_at_least(1), required=True, help="how many processes")
-    launch.add_argument(
-        "--max-restarts",
-        type=_at_least(0),
-        default=0,
-        help="how often all are started again after one has failed (0)",
-    )
-    launch.add_argument(
-        "--grace",
-        type=_at_least(0),
-        default=30,
-        help="seconds between SIGTERM and SIGKILL for those that are ended (30)",
-    )
-    launch.add_argument("command", nargs=argparse.REMAINDER, help="python train.py ...")
-    launch.set_defaults(run=_launch)
+    _add_launch_arguments(launch)
 
     replay = commands.add_parser(
         "replay",
-        help="run the step whose loss was not finite once more, eagerly",
-        description="Runs the step whose loss was not finite once more, eagerly, and prints "
-        "which tensor went bad first. It starts the training script again, as it was started "
-        "then, up to its trainer.train(...).",
+        help="rerun the step whose loss was not finite",
+        description="Reruns the step whose loss was not finite, in eager mode, and names the first "
+        "tensor that was not finite. It starts the training script again, with the original "
+        "arguments, as far as trainer.train(...).",
     )
-    replay.add_argument("workdir", type=Path, help="the workdir of the run that stopped")
+    replay.add_argument("workdir", type=Path, help="workdir of the run that stopped")
     replay.set_defaults(run=_replay)
 
     checkpoints = commands.add_parser(
         "checkpoints",
         help="list the checkpoints of a run, or compare two of them",
-        description="Lists the checkpoints of a run: step, age, size, whether all files are what "
-        "was written or what is wrong, and the metric of the best. With --diff, tells which "
-        "variables changed between two of them: the largest difference, and the norm of the "
-        "difference over the norm before.",
+        description="Lists the checkpoints of a run: step, age, size, whether the files are "
+        "intact, and the metric of the best checkpoints. With --diff, lists the variables that "
+        "differ between two checkpoints, with the largest absolute difference and the relative "
+        "norm of the difference.",
     )
-    checkpoints.add_argument("workdir", type=Path, help="of the run, or its checkpoints directory")
+    checkpoints.add_argument("workdir", type=Path, help="workdir of the run, or its checkpoints")
     checkpoints.add_argument(
         "--diff",
-        type=_at_least(0),
+        type=_integer_from(0),
         nargs=2,
         metavar=("BEFORE", "AFTER"),
-        help="two steps whose checkpoints are compared",
+        help="steps of two checkpoints to compare",
     )
     checkpoints.set_defaults(run=_checkpoints)
 
@@ -90,20 +82,45 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(least: int):
-    def number(text: str) -> int:
+def _add_launch_arguments(launch: argparse.ArgumentParser) -> None:
+    launch.add_argument(
+        "--workers", type=_integer_from(1), required=True, help="number of processes"
+    )
+    launch.add_argument(
+        "--max-restarts",
+        type=_integer_from(0),
+        default=0,
+        help="how often to restart all workers after one has failed (default: %(default)s)",
+    )
+    launch.add_argument(
+        "--grace",
+        type=_integer_from(0),
+        default=30,
+        help="seconds between SIGTERM and SIGKILL for workers that are stopped "
+        "(default: %(default)s)",
+    )
+    launch.add_argument("command", nargs=argparse.REMAINDER, help="python train.py ...")
+    launch.set_defaults(run=_launch)
+
+
+def _integer_from(least: int) -> Callable[[str], int]:
+    """A type of arguments: integers of at least `least`."""
+
+    def parse(text: str) -> int:
         if (value := int(text)) < least:
             raise ValueError
         return value
 
-    number.__name__ = f"number (from {least})"  # argparse says: invalid number (from 1) value
-    return number
+    parse.__name__ = f"number (from {least})"  # argparse prints "invalid number (from 1) value"
+    return parse
 
 
 def _launch(arguments: argparse.Namespace) -> int:
     command = arguments.command[arguments.command[:1] == ["--"] :]
     if not command:
-        sys.stderr.write("tfloss launch: no command; it comes last: -- python train.py ...\n")
+        sys.stderr.write(
+            "tfloss launch: the command is missing. Add it at the end: -- python train.py ...\n"
+        )
         return 2
     from tfloss.distribute import launch
 
@@ -112,7 +129,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 def _replay(arguments: argparse.Namespace) -> int:
     if not arguments.workdir.is_dir():
-        sys.stderr.write(f"tfloss replay: there is no folder {str(arguments.workdir)!r}.\n")
+        sys.stderr.write(f"tfloss replay: there is no directory {str(arguments.workdir)!r}.\n")
         return 2
     from tfloss.app.quiet import import_tensorflow
 
@@ -134,7 +151,9 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
         for step in arguments.diff:
             if step not in files.steps():
                 there = ", ".join(map(str, files.steps()))
-                raise CheckpointError(f"There is no checkpoint of step {step}; there are {there}.")
+                raise CheckpointError(
+                    f"There is no checkpoint of step {step}. There are checkpoints of: {there}."
+                )
         from tfloss.app.quiet import import_tensorflow
 
         import_tensorflow()

@@ -63,7 +63,7 @@ def _train(tmp_path, *arguments):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Variant folder" not in done.stderr and "eagerly" not in done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
