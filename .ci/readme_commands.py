@@ -1,9 +1,10 @@
-"""Prints the README's commands, so that CI runs what the README says and not a copy of it.
+"""Prints the commands in the README, so that CI runs the README itself and not a copy of it.
 
     python .ci/readme_commands.py README.md
 
-They are the lines of the first shell code block that holds a `pip install -e`. A block with
-anything but two such lines is refused: a third line would be read by users, but not run here.
+The commands are the lines of the first shell code block that contains `pip install -e`. The block
+must have exactly two such lines. A third one is refused, because users would read a line that CI
+doesn't run.
 """
 
 import re
@@ -22,7 +23,17 @@ BLOCK = re.compile(
 
 
 def readme_commands(text: str) -> list[str]:
-    """The two commands in `text`; a ValueError says what the README has instead."""
+    """Finds the two commands.
+
+    Args:
+      text: The README.
+
+    Returns:
+      The commands, in order.
+
+    Raises:
+      ValueError: There aren't exactly two; the message lists what there is.
+    """
     for block in BLOCK.finditer(text.replace("\r\n", "\n")):
         if block["language"].lower() in SHELLS and MARK in block["body"]:
             break
@@ -40,6 +51,7 @@ def readme_commands(text: str) -> list[str]:
 
 
 def main(path: str) -> None:
+    """Prints the commands of the README at `path`."""
     try:
         commands = readme_commands(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

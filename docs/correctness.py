@@ -1,9 +1,9 @@
-"""Writes docs/correctness.md: what goes wrong in TensorFlow and Keras, and which tests show it.
+"""Writes docs/correctness.md: known faults of TensorFlow and Keras, and the tests that show them.
 
     python docs/correctness.py
 
-A test marked `@pytest.mark.promise(3)` belongs to statement 3. One that is also marked `upstream`
-shows plain TensorFlow or Keras failing it: when it fails, upstream has changed.
+A test marked `@pytest.mark.promise(3)` belongs to statement 3. If it is also marked `upstream`, it
+shows that plain TensorFlow or Keras has the fault. When such a test fails, upstream has changed.
 """
 
 import ast
@@ -14,122 +14,142 @@ ROOT = Path(__file__).parent.parent
 # TensorFlow 2.21, Keras 3.15.
 STATEMENTS = {
     1: (
-        "Losses added before and after a synchronisation (synchronised BatchNormalization, "
-        "`all_reduce`) are mixed between replicas: value and gradient are wrong.",
-        "Each replica's losses are its own; float32, read as often as one likes.",
+        "With losses added before and after a synchronisation (synchronised BatchNormalization, "
+        "`all_reduce`), replicas receive each other's losses. Values and gradients are wrong.",
+        "Each replica has its own losses. They are float32 and can be read several times.",
     ),
     2: (
-        "`tf.train.Checkpoint` leaves out layers in lists and dicts; `assert_consumed` passes.",
-        "Every variable is saved by its path, whatever holds the layer.",
+        "`tf.train.Checkpoint` omits layers in lists and dicts, and `assert_consumed` passes.",
+        "Every variable is saved by its path, wherever the layer is stored.",
     ),
     3: (
-        "`LossScaleOptimizer` looks at replica 0's gradients: infinity on another is applied.",
-        "Not finite on any replica: nothing changes anywhere, the scale is halved once.",
+        "`LossScaleOptimizer` checks only the gradients of replica 0. An infinite gradient on "
+        "another replica is applied.",
+        "If a gradient on any replica is not finite, nothing changes on any replica, and the "
+        "scale is halved once.",
     ),
     4: (
-        "BatchNormalization's statistics differ between replicas; replica 0's are saved.",
-        "Saved, evaluated and exported are the means over replicas.",
+        "BatchNormalization's statistics differ between replicas, and those of replica 0 are "
+        "saved.",
+        "The means over replicas are saved, evaluated and exported.",
     ),
     5: (
-        "What is set in the main thread can't be seen in a replica's.",
-        "Summaries and `current_step()` work from anywhere in the forward pass.",
+        "State that is set in the main thread is invisible in the thread of a replica.",
+        "Summaries and `current_step()` work anywhere in the forward pass.",
     ),
     6: (
         "Dropout draws the same mask on every replica.",
-        "Each replica draws its own; again in the next run with the same seed, and on resuming.",
+        "Each replica draws its own masks. They are the same in another run with the same seed, "
+        "and after resuming.",
     ),
     7: (
-        "`tf.summary` in traced code freezes step, writer and tag; replica 0 alone writes.",
-        "The right step and tag, once, averaged over replicas, only on due steps.",
+        "`tf.summary` in traced code freezes the step, the writer and the tag, and only replica 0 "
+        "writes.",
+        "Step and tag are right. Each summary is written once, averaged over replicas, and only "
+        "at logged steps.",
     ),
     8: (
-        "Optimizers clip each replica's gradient, then sum.",
-        "Summed over replicas, then clipped.",
+        "Optimizers clip the gradient of each replica, and then sum.",
+        "Gradients are summed over replicas, and then clipped.",
     ),
     9: (
-        "Uneven or empty batches, and losses normalised by what was found, give another gradient "
-        "on several replicas; an empty batch makes statistics NaN.",
-        "The gradient is that of the global batch, however cut; empty replicas change nothing.",
+        "With uneven or empty batches, or losses that are normalised by a count, several replicas "
+        "compute a different gradient. An empty batch makes statistics NaN.",
+        "The gradient is that of the global batch, however it is split. Empty replicas change "
+        "nothing.",
     ),
     10: (
         "`add_loss` in a rematerialised block has no gradient.",
-        "It is refused, with the line.",
+        "It is refused, with the source line.",
     ),
     11: (
         "Labels in the input are cast to half precision.",
-        "They reach the forward pass bit by bit; losses are float32.",
+        "Labels reach the forward pass bit for bit, and losses are float32.",
     ),
     12: (
-        "Optimizer slots are restored by position, and a failing restore leaves half of it.",
-        "Slots go by their variable's path; nothing is assigned unless everything fits.",
+        "Optimizer slots are restored by position, and a restore that fails leaves half of the "
+        "values assigned.",
+        "Slots are restored by the path of their variable. Nothing is assigned unless everything "
+        "fits.",
     ),
     13: (
-        "The random state of Dropout is in no checkpoint.",
-        "It is; a resumed run goes on bit for bit.",
+        "Checkpoints don't contain the random state of Dropout.",
+        "Checkpoints contain it. A resumed run continues bit for bit.",
     ),
     14: (
-        "With accumulation, schedules and averages run at the rate of micro-batches.",
-        "`accumulate=4` of 8 is one batch of 32: weights, schedule, averages, clipping.",
+        "With accumulation, schedules and averages advance with each micro-batch.",
+        "`accumulate=4` with batches of 8 equals one batch of 32, in weights, schedule, averages "
+        "and clipping.",
     ),
     15: (
-        "Accumulation and averages crash under several replicas.",
+        "Accumulation and averages crash on several replicas.",
         "Accumulation, averages, clipping, scaling and skipping work, alone and together.",
     ),
     16: (
-        "Freezing a layer after the step was traced is ignored.",
-        "Respected between two `train` calls, as is unfreezing; one trace otherwise.",
+        "Freezing a layer after the step was traced has no effect.",
+        "Freezing and unfreezing between two `train` calls take effect. Otherwise the step is "
+        "traced once.",
     ),
     17: (
-        "One worker's collective read hangs; an absent peer hangs start-up for ever.",
-        "All workers read; start-up has a deadline that names who is missing; SIGTERM saves.",
+        "A collective read on one worker hangs. A missing worker makes start-up hang forever.",
+        "All workers read. Start-up has a timeout, and the error names the missing workers. "
+        "SIGTERM saves a checkpoint.",
     ),
     18: (
         "`fit` fails under `MultiWorkerMirroredStrategy`.",
-        "The same numbers on one process and on several workers.",
+        "One process and several workers compute the same numbers.",
     ),
     19: (
-        "A distributed iterator is in no checkpoint, nor is one that reads Python code: a resumed "
-        "run begins its data anew.",
-        "The data go on where training was, on any number of replicas; of a `Source` at once.",
+        "Checkpoints can't contain a distributed iterator, nor one that reads Python code. A "
+        "resumed run restarts its data.",
+        "The data continue where training stopped, on any number of replicas. With a `Source` "
+        "this is immediate.",
     ),
     20: (
-        "Variables made inside the step fail obscurely, or are in no checkpoint.",
-        "Made before the first step; otherwise refused by name, as are those of another scope.",
+        "Variables created inside the step fail with an obscure error, or are missing in "
+        "checkpoints.",
+        "Variables are created before the first step. Others are refused by name, and so are "
+        "those of another scope.",
     ),
     21: (
-        "A summary under XLA does not compile.",
+        "A summary under XLA doesn't compile.",
         "Summaries are outputs of the step, and compile.",
     ),
     22: (
-        "`add_loss` and summaries in branches and loops raise InaccessibleTensorError elsewhere.",
-        "Refused where they are called, with the way out.",
+        "`add_loss` and summaries in branches and loops raise InaccessibleTensorError at a later "
+        "place.",
+        "They are refused where they are called, with the remedy.",
     ),
     25: (
-        "A mean over nothing is NaN, and so is its gradient.",
-        "`global_mean` over nothing is 0 with gradient 0, on one replica or on all.",
+        "A mean over no elements is NaN, and so is its gradient.",
+        "`global_mean` over no elements is 0 with gradient 0, on one replica or on all.",
     ),
     26: (
-        "`fit` with several steps a call fails under several replicas.",
-        "Any number of steps a call, on any number of replicas.",
+        "`fit` with several steps per call fails on several replicas.",
+        "Any number of steps per call works on any number of replicas.",
     ),
     28: (
-        "Restoring brings an old constant learning rate back.",
-        "The new one applies, and the difference is reported.",
+        "Restoring brings back an old constant learning rate.",
+        "The new learning rate applies, and the difference is reported.",
     ),
     29: (
-        "Models that compute their losses themselves have no validation loss.",
-        "Validation losses by name, without any change of state.",
+        "Models that compute their own losses have no validation loss.",
+        "Validation losses are computed by name, without any change of state.",
     ),
     31: (
-        "Closing a `tf.data` iterator waits for the autotuner's thread, for as long as it was "
-        "used, up to a minute: so long does the end of `fit` and of the process hang.",
+        "Closing a `tf.data` iterator waits for the autotuner's thread, for as long as the "
+        "iterator was used, up to a minute. The end of `fit` and of the process hang that long.",
         "`train` and `evaluate` return within 0.2 s of their last step.",
     ),
 }
 
 
 def promises() -> dict[int, list[tuple[str, str, bool]]]:
-    """`{statement: [(file, test, whether it shows upstream failing)]}`."""
+    """Finds the tests of each statement.
+
+    Returns:
+      `{statement: [(file, test, whether it shows a fault of upstream)]}`.
+    """
     found: dict[int, list[tuple[str, str, bool]]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         tree = ast.parse(path.read_text())
@@ -153,17 +173,22 @@ def promises() -> dict[int, list[tuple[str, str, bool]]]:
 
 
 def table() -> str:
-    """The whole document."""
+    """Returns the text of docs/correctness.md.
+
+    Raises:
+      SystemExit: A test is marked with a statement that doesn't exist.
+    """
     found = promises()
     unknown = set(found) - set(STATEMENTS)
     if unknown:
-        raise SystemExit(f"Tests are marked with statements that are not here: {sorted(unknown)}")
+        raise SystemExit(f"Tests are marked with unknown statements: {sorted(unknown)}")
     lines = [
-        "# What goes wrong elsewhere, and is tested here",
+        "# Known faults of TensorFlow and Keras, and the tests that show them",
         "",
-        "Seen with TensorFlow 2.21 and Keras 3.15. *Shown* is a test in which plain TensorFlow",
-        "or Keras fails; it fails itself when upstream changes. *Held* are tests of tfloss.",
-        "Written by `python docs/correctness.py` from the tests' marks.",
+        "The first column describes TensorFlow 2.21 and Keras 3.15. The second column describes",
+        "tfloss. *Shown* links to tests in which plain TensorFlow or Keras has the fault; such a",
+        "test fails when upstream changes. *Held* links to tests that tfloss behaves as described.",
+        "`python docs/correctness.py` writes this page from the marks of the tests.",
         "",
         "| | TensorFlow / Keras | tfloss | tests |",
         "| --: | --- | --- | --- |",

@@ -1,8 +1,8 @@
-"""Draws the curves of a run from its `metrics.jsonl`.
+"""Plots the curves of a run from its `metrics.jsonl`.
 
     python docs/plot_run.py runs/digits docs/digits.png
 
-Needs the `docs` extra. This is how the picture in the README was made.
+This draws the picture in the README. It needs the `docs` extra.
 """
 
 import json
@@ -16,7 +16,14 @@ import matplotlib.pyplot as plt
 
 
 def curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """`{tag: (steps, values)}` of everything that was logged."""
+    """Reads everything that a run logged.
+
+    Args:
+      workdir: The directory of the run.
+
+    Returns:
+      `{tag: (steps, values)}`.
+    """
     found: dict[str, tuple[list[int], list[float]]] = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -29,7 +36,12 @@ def curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def draw(found: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
-    """Losses on the left, training beside validation; accuracy on the right."""
+    """Plots the losses of training and validation on the left, and the accuracy on the right.
+
+    Args:
+      found: `{tag: (steps, values)}`, as `curves` returns it.
+      path: The image file to write.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for tag, (steps, values) in found.items():
         if "losses/" in tag and not tag.endswith("/total"):

@@ -1,4 +1,4 @@
-"""Writes the table of docs/distribution.md: how far weights are from those of one replica.
+"""Writes the table of docs/distribution.md: differences of the weights from those of one replica.
 
 python docs/same_numbers.py          # about five minutes on two cores
 """
@@ -25,7 +25,11 @@ COUNTS = (2, 4, 8)
 
 
 def on_workers() -> list[dict[str, np.ndarray]]:
-    """The weights of each kind, trained by two processes with two replicas each."""
+    """Trains each kind in two processes with two replicas each.
+
+    Returns:
+      For each kind, `{variable: weights}`.
+    """
     with tempfile.TemporaryDirectory() as directory:
         worker = [sys.executable, "-m", "tests.equivalence.worker", directory]
         launch = [sys.executable, "-m", "tfloss.cli", "launch", "--workers", "2", "--", *worker]
@@ -36,14 +40,14 @@ def on_workers() -> list[dict[str, np.ndarray]]:
 
 
 def mirrored(count: int) -> tf.distribute.Strategy:
-    """A strategy of so many logical CPU devices."""
+    """Returns a strategy over `count` logical CPU devices."""
     devices = [f"CPU:{index}" for index in range(count)]
     # Collective ops refuse groups of different sizes in one process.
     return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
 
 
 def table() -> str:
-    """The lines of the table, in Markdown."""
+    """Trains everything, and returns the table in Markdown."""
     workers = on_workers()
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
@@ -63,6 +67,7 @@ def table() -> str:
 
 
 def main() -> None:
+    """Replaces the table in docs/distribution.md."""
     path = ROOT / "docs" / "distribution.md"
     before, rest = path.read_text().split(BEGIN)
     after = rest.split(END)[1]

@@ -1,10 +1,10 @@
-"""Takes pictures that a run wrote for TensorBoard, for the docs.
+"""Copies images from the TensorBoard events of a run into a file for the docs.
 
     python docs/summary_picture.py runs/gan docs/examples/gan.png samples --zoom=2
     python docs/summary_picture.py runs/detector docs/examples/detector.png rpn/sampled val/found \
         --images=4
 
-Needs the `docs` extra. Each tag makes a row of its first pictures of the last step.
+Each tag becomes a row with its first images of the last step. This needs the `docs` extra.
 """
 
 import argparse
@@ -20,7 +20,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 
 def pictures(workdir: Path, tag: str) -> list[np.ndarray]:
-    """The last step's, uint8 [height, width, channels]. KeyError names the tags there are."""
+    """Reads the images that a run logged last under a tag.
+
+    Args:
+      workdir: The directory of the run.
+      tag: The tag of the summary.
+
+    Returns:
+      The images, each uint8 [height, width, channels].
+
+    Raises:
+      KeyError: There is no such tag; the message lists the existing ones.
+    """
     events = EventAccumulator(str(workdir / "train"), size_guidance={"tensors": 0})
     events.Reload()
     last = max(events.Tensors(tag), key=lambda event: event.step)
@@ -29,19 +40,28 @@ def pictures(workdir: Path, tag: str) -> list[np.ndarray]:
 
 
 def row(images: list[np.ndarray], gap: int) -> np.ndarray:
-    """Pictures side by side, in colour, with a white gap between them."""
+    """Places images side by side, in colour, with a white gap between them.
+
+    Args:
+      images: Images of equal height, each uint8 [height, width, 1 or 3].
+      gap: The width of the gap, in pixels.
+
+    Returns:
+      The row, uint8 [height, width, 3].
+    """
     coloured = [np.repeat(one, 3, 2) if one.shape[-1] == 1 else one for one in images]
     padded = [np.pad(one, [(0, gap), (0, gap), (0, 0)], constant_values=255) for one in coloured]
     return np.concatenate(padded, 1)
 
 
 def main() -> None:
+    """Reads the command line, and writes the image file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=Path)
     parser.add_argument("to", type=Path)
     parser.add_argument("tags", nargs="+")
-    parser.add_argument("--images", type=int, default=1, help="of each tag")
-    parser.add_argument("--zoom", type=int, default=1, help="draw each pixel as so many")
+    parser.add_argument("--images", type=int, default=1, help="number of images per tag")
+    parser.add_argument("--zoom", type=int, default=1, help="factor by which images are enlarged")
     flags = parser.parse_args()
     rows = []
     for tag in flags.tags:
