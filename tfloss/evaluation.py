@@ -154,7 +154,7 @@ class Evaluator:
             except MetricError as error:
                 raise error from error.__context__  # TensorFlow forgets the cause on the way
             except tf.errors.InvalidArgumentError as error:
-                if "ConcatOp" not in str(error):
+                if not _upstream.caused_by_unequal_shapes_in_concat(error):
                     raise
                 raise ModelError(
                     "The replicas' predictions can't be put together: their shapes differ in more "

@@ -199,15 +199,11 @@ def _whole_tracebacks() -> Iterator[None]:
 
 def _summary(error: Exception) -> str:
     """The op, its output and inputs, and the user's line."""
-    words = ["!!!", "dtype:", "shape:", "elements:"]
-    inputs = [_described(one) for one in _upstream.inputs_of_failed_check(error)]
-    if not inputs:  # an op of a graph: TensorFlow names what it can
-        words += ["Input tensor", "Tensor("]
-    kept = [line.strip() for line in str(error).splitlines() if any(word in line for word in words)]
-    kept += [f"input {index}: {one}" for index, one in enumerate(inputs)]
+    lines, inputs = _upstream.failed_numerics_check(error)
+    lines += [f"input {index}: {_described(one)}" for index, one in enumerate(inputs)]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library(f.filename)]
     where = [f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"] if frames else []
-    return "\n  ".join([kept[0].strip("! ") if kept else str(error), *kept[1:], *where])
+    return "\n  ".join([*(lines or [str(error)]), *where])
 
 
 def _described(tensor: tf.Tensor) -> str:

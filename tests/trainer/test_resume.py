@@ -173,7 +173,9 @@ def test_a_model_may_draw_from_the_global_generators(tmp_path, monkeypatch):
         return {"mean": tf.reduce_mean(y) + noise + keras.random.normal([])}
 
     def script(workdir, steps):
-        monkeypatch.setattr(_upstream.stateful_random_ops, "global_generator", None)
+        monkeypatch.setattr(
+            _upstream.random_generators.stateful_random_ops, "global_generator", None
+        )
         keras.backend.clear_session()
         saw = Saw()
         line = Line(draw)

@@ -1,11 +1,11 @@
-"""Random numbers under XLA that are those of the graph.
+"""Makes random numbers under XLA equal to those of the graph.
 
 TensorFlow's stateless generators give the same bits everywhere, but XLA makes other floats of them
-(https://github.com/tensorflow/tensorflow/issues/117644, open): the same seed draws another Dropout
-mask once a step is compiled. Here the floats are made of the bits as the kernels of the graph make
-them. What goes through: `tf.random.stateless_uniform` and `stateless_normal`, and so Dropout and
-`keras.random`. What doesn't: `stateless_truncated_normal` and `stateless_gamma`, which reject
-draws one by one, and float64.
+(https://github.com/tensorflow/tensorflow/issues/117644, open): the same seed gives another Dropout
+mask once a step is compiled. Here the floats are made from the bits in the way of the graph's
+kernels. This covers `tf.random.stateless_uniform` and `stateless_normal`, and so Dropout and
+`keras.random`. It does not cover `stateless_truncated_normal` and `stateless_gamma`, which reject
+draws one by one, nor float64.
 
 There is no public switch, so both functions are replaced while a compiled part is traced.
 `tests/_upstream/test_xla_random.py` fails when the numbers agree without it, or no longer with it.
@@ -14,16 +14,16 @@ There is no public switch, so both functions are replaced while a compiled part 
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.ops import stateless_random_ops  # where tf.nn's dropout looks it up
 
-from tfloss._upstream import replaced
+from tfloss._upstream.patching import replaced
 
 _thread = threading.local()
-# By type: the unsigned type of the same size, the bits of 1.0, and those of its mantissa.
+# By dtype: the unsigned type of the same size, the bits of 1.0, and the mask of the mantissa.
 _FORMATS = {
     tf.float32: (tf.uint32, 0x3F800000, 0x7FFFFF),
     tf.float16: (tf.uint16, 0x3C00, 0x3FF),
@@ -32,8 +32,12 @@ _FORMATS = {
 
 
 @contextlib.contextmanager
-def as_in_a_graph() -> Iterator[None]:
-    """Inside, in this thread, what is traced for XLA draws the numbers of a graph. Trace time."""
+def as_in_a_graph() -> Generator[None]:
+    """Makes what this thread traces for XLA draw the random numbers of a graph. Trace time.
+
+    Yields:
+      None.
+    """
     with contextlib.ExitStack() as stack:
         for name, make in (("uniform", _make_uniform), ("normal", _make_normal)):
             stack.enter_context(replaced(tf.random, f"stateless_{name}", make))
@@ -46,15 +50,21 @@ def as_in_a_graph() -> Iterator[None]:
             _thread.depth = depth
 
 
-def _here(dtype: Any) -> bool:
+def _applies(dtype: Any) -> bool:
     return getattr(_thread, "depth", 0) > 0 and tf.as_dtype(dtype) in _FORMATS
 
 
-def _make_uniform(original: Callable) -> Callable:
+def _make_uniform(original: Callable[..., Any]) -> Callable[..., Any]:
     def stateless_random_uniform(
-        shape, seed, minval=0, maxval=None, dtype=tf.float32, name=None, alg: Any = "auto_select"
-    ):
-        if not _here(dtype):
+        shape: Any,
+        seed: Any,
+        minval: Any = 0,
+        maxval: Any = None,
+        dtype: Any = tf.float32,
+        name: str | None = None,
+        alg: Any = "auto_select",
+    ) -> Any:
+        if not _applies(dtype):
             return original(shape, seed, minval, maxval, dtype, name, alg)
         with tf.name_scope(name or "stateless_random_uniform"):
             low = tf.convert_to_tensor(minval, dtype)
@@ -65,18 +75,24 @@ def _make_uniform(original: Callable) -> Callable:
     return stateless_random_uniform
 
 
-def _make_normal(original: Callable) -> Callable:
+def _make_normal(original: Callable[..., Any]) -> Callable[..., Any]:
     def stateless_random_normal(
-        shape, seed, mean=0.0, stddev=1.0, dtype=tf.float32, name=None, alg: Any = "auto_select"
-    ):
-        if not _here(dtype):
+        shape: Any,
+        seed: Any,
+        mean: Any = 0.0,
+        stddev: Any = 1.0,
+        dtype: Any = tf.float32,
+        name: str | None = None,
+        alg: Any = "auto_select",
+    ) -> Any:
+        if not _applies(dtype):
             return original(shape, seed, mean, stddev, dtype, name, alg)
         with tf.name_scope(name or "stateless_random_normal"):
             shape = tf.cast(tf.convert_to_tensor(shape), tf.int32)
             size = tf.reduce_prod(shape)
             pairs = [(size + 1) // 2, 2]
             bits = _bits(pairs, seed, alg)
-            # Box and Muller, as tensorflow/core/lib/random/random_distributions.h.
+            # Box-Muller, as in tensorflow/core/lib/random/random_distributions.h.
             first = tf.maximum(unit(bits[:, 0], tf.float32), 1e-7)
             angle = 2 * math.pi * unit(bits[:, 1], tf.float32)
             radius = tf.sqrt(-2 * tf.math.log(first))
@@ -88,12 +104,22 @@ def _make_normal(original: Callable) -> Callable:
 
 
 def _bits(shape: Any, seed: Any, alg: Any) -> tf.Tensor:
-    integers: Any = tf.random.stateless_uniform  # as it is, for integers
+    integers: Any = tf.random.stateless_uniform  # not changed for integers
     return integers(shape, seed, None, None, tf.uint32, alg=alg)
 
 
 def unit(bits: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Numbers in [0, 1) of uint32 random bits: a mantissa after 1., less 1, as the kernels do."""
+    """Converts random bits to numbers in [0, 1), as the kernels of the graph do. Traced.
+
+    The bits become the mantissa of a number in [1, 2), from which 1 is subtracted.
+
+    Args:
+      bits: Random bits, uint32 of any shape.
+      dtype: float32, float16 or bfloat16.
+
+    Returns:
+      Numbers in [0, 1), of the shape of `bits` and of `dtype`.
+    """
     integer, one, mantissa = _FORMATS[dtype]
     bits = tf.cast(bits & mantissa, integer) | tf.constant(one, integer)
     return tf.bitcast(bits, dtype) - tf.ones([], dtype)

@@ -88,12 +88,12 @@ def prepare(options: Options) -> Run:
     import keras
 
     from tfloss.distribute.strategy import make_strategy
-    from tfloss.inspect.random_ops import make_deterministic
+    from tfloss.inspect.determinism import enable_op_determinism
 
     strategy = make_strategy(options.strategy, options.replicas)
     keras.utils.set_random_seed(options.seed)
     if options.deterministic:
-        make_deterministic(options.seed)  # before the script makes data sets and weights
+        enable_op_determinism(options.seed)  # before the script makes data sets and weights
     prepared = Run(
         config=options.config,
         workdir=options.workdir,

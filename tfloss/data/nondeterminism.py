@@ -10,7 +10,6 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.inspect.random_ops import state_of
 from tfloss.inspect.source_lines import op_line
 from tfloss.inspect.traced_ops import operations
 
@@ -30,7 +29,7 @@ def nondeterministic_inputs(dataset: tf.data.Dataset, *, op_determinism: bool = 
 
     Args:
       dataset: any.
-      op_determinism: op determinism is on (`make_deterministic`): what is parallel keeps its order.
+      op_determinism: op determinism is on (`enable_op_determinism`): parallel calls keep order.
     """
     found: dict[str, None] = {}
     if dataset.options().deterministic is False and not op_determinism:
@@ -57,7 +56,7 @@ def unsaveable_inputs(dataset: tf.data.Dataset) -> list[str]:
     the like.
     """
     ops = [op for one in _upstream.datasets_below(dataset) for op in _ops(one)]
-    bad = [op for op in ops if op.type in _UNSAVEABLE or state_of(op)]
+    bad = [op for op in ops if op.type in _UNSAVEABLE or _upstream.op_state(op)]
     return list(dict.fromkeys(f"{op.type} ({op_line(op)})" for op in bad))
 
 
@@ -68,7 +67,7 @@ def _ops(dataset: Any) -> Iterator[tf.Operation]:
 
 def _not_repeated(op: tf.Operation, parallel: bool, op_determinism: bool) -> str:
     """What is wrong with an op in a data set's function, or ""."""
-    state = state_of(op)
+    state = _upstream.op_state(op)
     if state and parallel:
         return " in parallel calls: use tf.random.stateless_* with a seed from the element"
     if state == "kernel" and op.get_attr("seed") == op.get_attr("seed2") == 0:

@@ -161,7 +161,7 @@ class Pull:
         shapes = [x.shape for x in tf.nest.flatten(iterator.element_spec)]
         self._one_shape = endless and all(shape.is_fully_defined() for shape in shapes)
         # Op determinism refuses to look at a clock, so nothing is cut short there.
-        self._timed = not _upstream.op_determinism()
+        self._timed = not _upstream.op_determinism_enabled()
         self.quick = _cpu_variable(not self._timed)
 
     def __call__(self) -> tuple:

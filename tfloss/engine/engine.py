@@ -27,8 +27,8 @@ from tfloss.data.stacked_batches import BatchStacker, StepInputs, raised_by_data
 from tfloss.engine.finite_guard import FiniteGuard
 from tfloss.engine.xla_loop import XlaLoop
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
-from tfloss.inspect.random_ops import explain
-from tfloss.inspect.xla_support import with_advice
+from tfloss.inspect.determinism import add_determinism_advice
+from tfloss.inspect.xla_compile_errors import add_xla_advice
 from tfloss.step.output import StepOutput
 from tfloss.step.train_step import TrainStep
 from tfloss.summary import Summary, on_host
@@ -147,12 +147,12 @@ class Engine:
             if isinstance(error, tf.errors.OutOfRangeError):
                 raise
             if raised_by_data(source, error) or not isinstance(error, COMPILER_ERRORS):
-                raise _upstream.innermost(error, TflossError) from None
+                raise _upstream.find_cause(error, TflossError) from None
             raise self._with_advice(error) from None
         except StopIteration:
             raise
         except Exception as error:
-            raise _upstream.innermost(error, TflossError) from None
+            raise _upstream.find_cause(error, TflossError) from None
         return StepLogs(first, self._names[recording], values, summaries, waited)
 
     def _run_iterator(self, iterator: Any, steps: int, recording: bool) -> tuple[Any, tuple, Any]:
@@ -205,7 +205,7 @@ class Engine:
 
     def _taken(self, iterator: Any) -> tuple[Any, tf.Tensor]:
         """Traced: what a step takes, and how many seconds that took."""
-        if _upstream.op_determinism():  # which refuses to look at a clock
+        if _upstream.op_determinism_enabled():  # which refuses to look at a clock
             return self._step.take(iterator), tf.constant(0.0, tf.float64)
         began = tf.timestamp()
         with tf.control_dependencies([began]):
@@ -256,8 +256,8 @@ class Engine:
         return bool(self._recorded) or known != self._names.get(False, known)
 
     def _with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
-        explain(error)
+        add_determinism_advice(error)
         if self.mode == "graph":
             return error
         graphs = self._compiled.graphs if self.mode == "loop" else [self._step.compiled]
-        return with_advice(error, [graph for graph in graphs if graph is not None])
+        return add_xla_advice(error, [graph for graph in graphs if graph is not None])

@@ -17,7 +17,7 @@ from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.engine import Engine, StepLogs
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
-from tfloss.inspect.random_ops import RandomnessCheck
+from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck
 from tfloss.step.train_step import TrainStep
 
 FILE = "engine.json"
@@ -35,7 +35,7 @@ class ModeRunner:
       workdir: where a choice is kept, or None.
       logger: Receives the line that tells the chosen mode.
       deterministic: "auto" is the graph, since a choice by the clock may differ the next time; a
-        step with state that no checkpoint holds is refused (`tfloss.inspect.random_ops`).
+        step with unsaveable random ops is refused (`tfloss.inspect.unsaveable_random_ops`).
       saved: gives the variables that a checkpoint holds, when a step has been traced.
       rhythm: steps between logs, at which calls are cut.
       clock: seconds.
@@ -65,7 +65,7 @@ class ModeRunner:
         self._jit = False if deterministic and jit == "auto" else jit
         self._step, self._every_step = train_step, log_every_step
         self._rhythm = rhythm
-        self._check = RandomnessCheck(deterministic, saved)
+        self._check = UnsaveableOpCheck(deterministic, saved)
         self._file = workdir / FILE if workdir is not None and agreement.chief else None
         self._agreement, self._logger, self._clock = agreement, logger, clock
         self._engines: dict[str, Engine] = {}

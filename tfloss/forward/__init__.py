@@ -1,0 +1,1 @@
+"""What runs inside a model's training forward: context, losses, global reductions."""

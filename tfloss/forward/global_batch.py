@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.errors import LossError
 from tfloss.forward.context import current_context
 
@@ -134,7 +135,7 @@ def _refused_under_xla(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "merge_call" not in str(error):
+        if not _upstream.caused_by_merge_call(error):
             raise
         raise LossError(
             _NESTED.format(name) + " If it already is, train with jit=False on several replicas."

@@ -1,38 +1,46 @@
 """Finds the line of the user's code that an error, an op or a call comes from.
 
     caller_line()      # of the running call: "model.py:12 (in call)"
-    error_line(error)  # of an exception
+    error_line(error)  # of an exception: "model.py:12 (in call)"
     op_line(op)        # of an op in a traced graph: "model.py:12, in call"
 
-The user's code is whatever does not belong to tfloss, Keras, TensorFlow or TensorBoard. Host code,
-usable at trace time.
+The user's code is all code outside of tfloss, Keras, TensorFlow, TensorBoard and Python's standard
+library. Host code, usable at trace time.
 """
 
 import contextlib
-import sys
+import functools
+import inspect
 import traceback
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-_LIBRARIES = (
-    str(Path(__file__).parents[1]) + "/",
-    *(str(Path(str(module.__file__)).parent) + "/" for module in (tf, keras, contextlib)),
-    str(Path(str(keras.__file__)).parent.parent / "tensorboard") + "/",
-)
+from tfloss import _upstream
+
+_LIBRARIES = {
+    Path(__file__).parents[1],
+    *(Path(str(module.__file__)).parent for module in (tf, keras, contextlib)),
+    Path(str(keras.__file__)).parents[1] / "tensorboard",
+}
 
 
+@functools.cache
 def is_library(path: str) -> bool:
-    """Whether a source file belongs to tfloss, Keras, TensorFlow or TensorBoard."""
-    return path.startswith(_LIBRARIES) or "__autograph_generated_file" in path
+    """Returns whether a source file is not the user's.
+
+    Args:
+      path: Path of the file, as in `traceback.FrameSummary.filename`.
+    """
+    return not _LIBRARIES.isdisjoint(PurePath(path).parents) or _upstream.is_autograph_file(path)
 
 
 def caller_line() -> str:
-    """`file.py:12 (in call)`: the innermost running frame of the user's code."""
-    frame = sys._getframe(1)
+    """Returns the innermost running line of the user's code, as `file.py:12 (in call)`."""
+    frame = inspect.currentframe()
     while frame is not None:
         path = frame.f_code.co_filename
         if not is_library(path):
@@ -42,15 +50,25 @@ def caller_line() -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """`file.py:12 (in call)`: the innermost frame of the user's code that an exception passed."""
+    """Returns the innermost line of the user's code that an exception passed.
+
+    Args:
+      error: An exception that was raised.
+
+    Returns:
+      The line, as `file.py:12 (in call)`.
+    """
     return traceback_line(traceback.extract_tb(error.__traceback__))
 
 
 def traceback_line(frames: Iterable[Any]) -> str:
-    """`file.py:12 (in call)`: the innermost frame of the user's code among `frames`.
+    """Returns the innermost line of the user's code in a traceback.
 
     Args:
       frames: `traceback.FrameSummary` objects, outermost first.
+
+    Returns:
+      The line, as `file.py:12 (in call)`.
     """
     for frame in reversed(list(frames)):
         if not is_library(frame.filename):
@@ -59,9 +77,16 @@ def traceback_line(frames: Iterable[Any]) -> str:
 
 
 def op_line(op: tf.Operation) -> str:
-    """`file.py:12, in call`: where the user's code made an op."""
+    """Returns the line of the user's code that made an op.
+
+    Args:
+      op: An op of a traced graph.
+
+    Returns:
+      The line, as `file.py:12, in call`.
+    """
     frames = [frame for frame in op.traceback or () if not is_library(frame.filename)]
     if not frames:
         return "not in your code"
-    name = frames[-1].name or "<lambda>"  # a lambda that AutoGraph has converted
+    name = frames[-1].name or "<lambda>"  # AutoGraph drops the name of a lambda
     return f"{frames[-1].filename}:{frames[-1].lineno}, in {name}"

@@ -1,4 +1,4 @@
-"""The ops of a traced function, with those of the functions that it calls. Trace time.
+"""Walks the ops of a traced function, including those of the functions that it calls.
 
 for op, known in operations(graph):
     print(op.type, op_line(op))
@@ -11,31 +11,38 @@ import tensorflow as tf
 
 from tfloss import _upstream
 
-_function_attributes: dict[str, list[str]] = {}  # of each type of op; asking an op makes a copy
+# By type of op, since each access to `op.op_def` makes a copy.
+_function_attributes: dict[str, list[str]] = {}
 
 
 def operations(
-    graph: Any, known: dict[str, int] | None = None, seen: set[tuple] | None = None
+    graph: Any,
+    known: dict[str, int] | None = None,
+    seen: set[tuple[Any, ...]] | None = None,
 ) -> Iterator[tuple[tf.Operation, dict[str, int]]]:
-    """Every op: also those in loops, branches, nested and compiled `tf.function`s.
+    """Walks all ops, including those in loops, branches, nested and compiled `tf.function`s.
+
+    Host code, at trace time.
 
     Args:
-      graph: of the function, `tf.Graph`; it may still be being traced.
-      known, seen: of the functions that call it.
+      graph: `tf.Graph` of the function. Tracing need not be finished.
+      known: For the recursion: resources known in the calling function.
+      seen: For the recursion: functions that were walked already.
 
     Yields:
-      The op, and `{tensor name: id(handle)}`: which resource each captured tensor of the op's own
-      graph stands for, by the handle of the variable.
+      op: The op.
+      known: `{tensor name: id(handle)}`, the resource that each captured tensor of the op's own
+        graph stands for, by the handle of the variable.
     """
     known = _upstream.captured_handles(graph) if known is None else known
     seen = set() if seen is None else seen
     for op in graph.get_operations():
         yield op, known
-        for name in _called(op):
+        for name in _called_functions(op):
             inner = _upstream.called_graph(op, name)
             if inner is None:
                 continue
-            # What a branch is chosen by comes first, and is not handed on.
+            # The first inputs of a branch select it and are not passed to the function.
             given = list(op.inputs)[-len(inner.inputs) :] if inner.inputs else []
             passed = {
                 here.name: known[there.name]
@@ -48,8 +55,8 @@ def operations(
                 yield from operations(inner, passed, seen)
 
 
-def _called(op: tf.Operation) -> list[str]:
-    """The names of the functions that an op calls."""
+def _called_functions(op: tf.Operation) -> list[str]:
+    """Returns the names of the functions that an op calls."""
     if op.type not in _function_attributes:
         attributes = [a.name for a in op.op_def.attr if a.type in ("func", "list(func)")]
         _function_attributes[op.type] = attributes

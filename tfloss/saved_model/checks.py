@@ -1,41 +1,44 @@
 """What an export must be: free of ops that belong to training, and equal to the model."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.errors import ExportError
 from tfloss.inspect.source_lines import traceback_line
+from tfloss.inspect.traced_ops import operations
 
 if TYPE_CHECKING:
     from tfloss.saved_model.signature import Predict, Signature
 
-# (pattern of the op, what it does, the way out)
+# (types of ops, what they do, the remedy)
 _FORBIDDEN = (
-    ("Summary", "writes a summary", "Use tfloss.summary, which does nothing in inference."),
     (
-        "^(Random(?!Dataset)|(Parameterized)?TruncatedNormal|Multinomial|Rng"
-        "|Stateful(Uniform|StandardNormal|TruncatedNormal|Random))",
-        "draws random numbers",
-        "Draw them only if training, or by tf.random.stateless_* from a seed that is an input.",
+        _upstream.SUMMARY_OPS,
+        "writes a summary",
+        "Use tfloss.summary, which does nothing in inference.",
     ),
-    ("^(Collective|Nccl|CrossReplica)", "waits for other replicas", "Do it only if training."),
+    (_upstream.COLLECTIVE_OPS, "waits for other replicas", "Do it only if training."),
     (
-        "^(Assign|Resource(Sparse)?Apply|ResourceScatter|LookupTable(Insert|Remove))",
+        _upstream.VARIABLE_WRITE_OPS | _upstream.REF_VARIABLE_WRITE_OPS | _upstream.TABLE_WRITE_OPS,
         "changes a variable, as BatchNormalization or Dropout do in training",
         "Do it only if training, and pass `training` on to the layers.",
     ),
     (
-        "^(Eager)?PyFunc",
+        _upstream.PYTHON_OPS,
         "calls Python, which other processes can't",
         "Write it with TensorFlow ops, or do it before the model.",
     ),
 )
-_HALF = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum}
+_RANDOM = (
+    "draws random numbers",
+    "Draw them only if training, or by tf.random.stateless_* from a seed that is an input.",
+)
+_HALF = {tf.float16, tf.bfloat16}
 
 _BATCHES = (1, 3)
 _FREE_SIZE = 64  # of made-up inputs where a dimension other than the batch is dynamic
@@ -52,35 +55,27 @@ def check_ops(name: str, graph: Any, traced_here: bool = False) -> bool:
     Returns:
       Whether the graph computes in half precision.
     """
-    graph_def = graph.as_graph_def()
-    library = {one.signature.name: one.node_def for one in graph_def.library.function}
-    called: set[str] = set()
     half = False
-    for outer in graph_def.node:
-        for node in _with_called(outer, library, called):
-            half = half or any(value.type in _HALF for value in node.attr.values())
-            for pattern, does, remedy in _FORBIDDEN:
-                if re.search(pattern, node.op):
-                    where = ""
-                    if traced_here:
-                        operation = graph.get_operation_by_name(outer.name)
-                        where = f", made at {traceback_line(operation.traceback)},"
-                    raise ExportError(
-                        f"Op {node.name!r} ({node.op}) in the inference forward (signature "
-                        f"{name!r}){where} {does}. {remedy}"
-                    )
+    for op, _ in operations(graph):
+        half = half or any(tensor.dtype in _HALF for tensor in (*op.inputs, *op.outputs))
+        if problem := _problem(op):
+            does, remedy = problem
+            where = f", made at {traceback_line(op.traceback)}," if traced_here else ""
+            raise ExportError(
+                f"Op {op.name!r} ({op.type}) in the inference forward (signature {name!r}){where} "
+                f"{does}. {remedy}"
+            )
     return half
 
 
-def _with_called(node: Any, library: dict[str, Any], called: set[str]) -> Iterator[Any]:
-    """The node and those of the functions it calls, each function once."""
-    yield node
-    for value in node.attr.values():
-        for function in (value.func, *value.list.func):
-            if function.name in library and function.name not in called:
-                called.add(function.name)
-                for inner in library[function.name]:
-                    yield from _with_called(inner, library, called)
+def _problem(op: tf.Operation) -> tuple[str, str] | None:
+    """What an op does that has no place in inference, and the remedy."""
+    if _upstream.op_state(op) in ("kernel", "generator"):
+        return _RANDOM
+    for types, does, remedy in _FORBIDDEN:
+        if op.type in types:
+            return does, remedy
+    return None
 
 
 def verify_signature(

@@ -90,7 +90,7 @@ def predict(
         with _upstream.inputs_untouched(model), tf.summary.record_if(False):
             predictions = model(batch, training=False)
     except KeyError as error:
-        cause = _upstream.innermost(error, KeyError)
+        cause = _upstream.find_cause(error, KeyError)
         key = cause.args[0] if cause.args else None
         if key in signature.specs:
             raise

@@ -220,7 +220,7 @@ def _besides_gradients(optimizer: Any) -> list[Any] | None:
         return None
     if optimizer.weight_decay is None:
         return [optimizer.iterations]
-    rate = _upstream.learning_rate_given(optimizer)
+    rate = _upstream.configured_learning_rate(optimizer)
     if type(rate) in _COMPUTED_FROM_ITERATIONS:
         return [optimizer.iterations]
     return [optimizer.iterations, rate] if isinstance(rate, keras.Variable) else None

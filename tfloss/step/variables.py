@@ -82,7 +82,7 @@ class Variables:
         try:
             tf.function(dry_run, autograph=False).get_concrete_function(element_spec)
         except Exception as error:
-            raise _upstream.innermost(error, TflossError) from None
+            raise _upstream.find_cause(error, TflossError) from None
         if not self._model.built:
             raise ModelError(f"Calling {self._model.name!r} did not build it.")
 

@@ -34,7 +34,7 @@ from tfloss.evaluation import BoundMetric, Evaluators, HostMetric
 from tfloss.forward.losses import Weight
 from tfloss.hooks import Hook, NaNGuard
 from tfloss.hooks.run_info import RunInfo
-from tfloss.inspect.random_ops import make_deterministic
+from tfloss.inspect.determinism import enable_op_determinism
 from tfloss.optimizers.ema import Ema
 from tfloss.step.random_states import process_variables
 from tfloss.step.train_step import TrainStep
@@ -149,7 +149,7 @@ class Trainer:
         if seed is not None:
             keras.utils.set_random_seed(seed)
         if deterministic:
-            make_deterministic(seed)
+            enable_op_determinism(seed)
         with self.strategy.scope():
             self.train_step = train_step(
                 model,

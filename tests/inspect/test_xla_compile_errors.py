@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import tfloss
 from tests.equivalence.kinds import KINDS, Net, data
-from tfloss.inspect.xla_support import uncompilable
+from tfloss.inspect.xla_compile_errors import uncompilable_ops
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ def test_the_whole_step_is_one_program(name):
         program = tf.function(whole, jit_compile=jit, autograph=False)
         batch = next(iter(dataset))
         if jit:
-            assert uncompilable(program.get_concrete_function(batch).graph) == []
+            assert uncompilable_ops(program.get_concrete_function(batch).graph) == []
         found.append([float(program(batch)) for _ in range(3)])
     # Its first loss: Dropout's masks are those of another kernel later on.
     assert found[0][0] == pytest.approx(found[1][0], rel=0.2 if name == "digits" else 1e-5)

@@ -1,0 +1,38 @@
+"""`tf.data` still behaves as `tfloss._upstream.input_pipelines` expects."""
+
+import pytest
+import tensorflow as tf
+
+from tfloss import _upstream
+
+pytestmark = pytest.mark.upstream
+
+
+def test_an_iterator_has_a_handle_and_is_read_in_this_thread():
+    data = tf.data.Dataset.range(4).map(lambda i: {"i": i, "j": (2 * i, tf.ones([2]))})
+    iterator = iter(data)
+
+    @tf.function
+    def two():
+        return [_upstream.next_in_this_thread(iterator) for _ in range(2)]
+
+    first, second = two()
+    assert (first["i"], second["j"][0]) == (0, 2) and second["j"][1].shape == [2]
+    assert next(iterator)["i"] == 2
+    kinds = {op.type for op in two.get_concrete_function().graph.get_operations()}
+    assert "IteratorGetNextSync" in kinds and "IteratorGetNext" not in kinds
+
+
+def test_a_data_set_tells_what_it_is_made_of():
+    numbers = tf.data.Dataset.range(3)
+    mapped = numbers.map(lambda x: x + 1, num_parallel_calls=2, deterministic=False)
+    data = tf.data.Dataset.zip(mapped, numbers.shuffle(3)).batch(2)
+    below = _upstream.datasets_below(data)
+    assert {id(numbers), id(mapped)} <= {id(one) for one in below}
+    graphs = [graph for one in below for graph in _upstream.dataset_graphs(one)]
+    assert ["AddV2"] == [op.type for g in graphs for op in g.get_operations() if op.type == "AddV2"]
+    assert [_upstream.dataset_order(one) for one in (mapped, numbers)] == ["false", "default"]
+    assert _upstream.dataset_seeds(numbers) is None
+    assert _upstream.dataset_seeds(numbers.shuffle(3, seed=5)) != (0, 0)
+    tf.random.set_seed(None)
+    assert _upstream.dataset_seeds(numbers.shuffle(3)) == (0, 0)

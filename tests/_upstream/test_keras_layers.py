@@ -1,0 +1,88 @@
+"""Keras layers and models still behave as `tfloss._upstream.keras_layers` expects."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tfloss import _upstream
+
+pytestmark = pytest.mark.upstream
+
+
+def test_add_loss_is_seen_and_restored():
+    original, seen = keras.Layer.add_loss, []
+    layer = keras.layers.Dense(1, activity_regularizer="l2")
+
+    def observe(layer, value):
+        seen.append((layer.name, float(value)))
+        return True
+
+    with _upstream.intercept_add_loss(observe), _upstream.intercept_add_loss(lambda *a: False):
+        layer(tf.zeros([2, 1]))
+    assert seen == [(layer.name, 0.0)]
+    assert keras.Layer.add_loss is original
+    assert layer.losses == []
+
+
+def test_inputs_untouched_keeps_labels_but_casts_weights():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(dtype="mixed_float16")
+            self.w = self.add_weight(name="w", shape=())
+
+        def call(self, x):
+            return x, tf.convert_to_tensor(self.w)
+
+    model, x = Model(), tf.constant([70000.0])
+    assert model(x)[0].dtype == tf.float16
+    with _upstream.inputs_untouched(model):
+        label, weight = model(x)
+    assert label.dtype == tf.float32 and weight.dtype == tf.float16
+    assert model(x)[0].dtype == tf.float16
+
+
+def test_building_a_model_runs_call_in_a_scratch_graph():
+    seen = []
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            seen.append(_upstream.in_scratch_graph())
+            return self.dense(x)
+
+    model = Model()
+    model(tf.zeros([1, 1]))
+    tf.function(model)(tf.zeros([1, 1]))
+    assert seen == [True, False, False]
+
+
+def test_layers_by_path_sees_into_lists_and_dicts():
+    class Block(keras.layers.Layer):
+        def __init__(self, name):
+            super().__init__(name=name)
+            self.parts = {"a": keras.layers.Dense(1, name=f"{name}_a")}
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.blocks = [Block("x"), (Block("y"),)]
+
+    paths = [path for path, _ in _upstream.layers_by_path(Model())]
+    assert paths == ["model", "model/x", "model/x/x_a", "model/y", "model/y/y_a"]
+
+
+def test_seed_states_are_those_that_layers_own():
+    class Noisy(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="noisy")
+            self.first = keras.random.SeedGenerator(1)
+            self.others = [keras.random.SeedGenerator(2)]
+
+    layer = Noisy()
+    assert [(name, int(state.numpy()[0])) for name, state in _upstream.seed_states(layer)] == [
+        ("noisy/seed_generator", 1),
+        ("noisy/seed_generator", 2),
+    ]

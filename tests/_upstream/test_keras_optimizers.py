@@ -1,0 +1,82 @@
+"""Keras optimizers still behave as `tfloss._upstream.keras_optimizers` expects."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfloss import _upstream
+
+pytestmark = pytest.mark.upstream
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, keras.optimizers.LossScaleOptimizer])
+def test_gradients_already_reduced_turns_off_the_sum(wrap, replicas):
+    strategy = replicas(2)
+    with strategy.scope():
+        w = tf.Variable([0.0])
+        optimizer = wrap(keras.optimizers.SGD(1.0))
+        optimizer.build([w])
+
+    def apply(reduced):
+        with _upstream.gradients_already_reduced(optimizer):
+            optimizer.apply([reduced], [w])
+
+    gradient = tf.constant([1.0 * getattr(optimizer, "initial_scale", 1.0)])
+    tf.function(lambda: strategy.run(apply, (gradient,)))()
+    assert w.numpy() == pytest.approx(-1.0)
+
+
+def _two_weights():
+    return [keras.Variable(0.0, name="one"), keras.Variable([0.0], name="two")]
+
+
+def test_an_optimizer_keeps_the_variables_it_was_built_for_in_order():
+    variables = _two_weights()
+    optimizer = keras.optimizers.Adam()
+    assert _upstream.optimizer_built_for(optimizer) == []
+    optimizer.build(variables)
+    found = _upstream.optimizer_built_for(optimizer)
+    assert [id(v) for v in found] == [id(v) for v in variables]
+
+
+def test_an_optimizer_keeps_its_slots_in_the_order_of_its_variables():
+    variables = _two_weights()
+    optimizer = keras.optimizers.Nadam()
+    optimizer.build(variables)
+    slots = _upstream.optimizer_slots(optimizer)
+    of = {id(v): slots.get(id(v)) for v in optimizer.variables}
+    assert of[id(optimizer.iterations)] == ("_iterations", None)
+    found = [known for known in of.values() if known is not None and known[1] is not None]
+    assert sorted((attribute, variable.name) for attribute, variable in found) == [
+        ("_momentums", "one"),
+        ("_momentums", "two"),
+        ("_velocities", "one"),
+        ("_velocities", "two"),
+    ]
+    # What a gradient does shows that the order is the one in which Keras uses them.
+    optimizer.apply([tf.constant(0.0), tf.constant([1.0])], variables)
+    moved = [known for v in optimizer.variables if (known := of[id(v)]) and np.any(v.numpy() != 0)]
+    assert {v.name for _, v in moved if v is not None} == {"two"}
+
+
+def test_an_optimizer_keeps_what_its_rate_is_computed_from():
+    fixed = keras.optimizers.AdamW(0.5, weight_decay=0.1)
+    assert _upstream.configured_learning_rate(fixed) is fixed.learning_rate
+    schedule = keras.optimizers.schedules.CosineDecay(0.5, 10)
+    assert _upstream.configured_learning_rate(keras.optimizers.SGD(schedule)) is schedule
+    # Decay takes the rate from there: with a rate of 0.5, weights go down by a twentieth.
+    weight = keras.Variable([2.0])
+    fixed.build([weight])
+    fixed.apply([tf.constant([0.0])], [weight])
+    assert weight.numpy().tolist() == pytest.approx([1.9])
+
+
+def test_adams_moments_are_found_by_the_variable():
+    optimizer = keras.optimizers.Adam(0.1, beta_1=0.5, beta_2=0.75)
+    weights = [keras.Variable([2.0]), keras.Variable([3.0])]
+    optimizer.build(weights)
+    optimizer.apply([tf.constant([2.0]), tf.constant([4.0])], weights)
+    first, second = _upstream.adam_moments(optimizer, weights[1].value)
+    assert (first.numpy().tolist(), second.numpy().tolist()) == ([2.0], [4.0])
+    assert isinstance(first, tf.Variable) and first.handle is not None

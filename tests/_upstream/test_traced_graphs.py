@@ -1,0 +1,80 @@
+"""Traced graphs still behave as `tfloss._upstream.traced_graphs` expects."""
+
+import pytest
+import tensorflow as tf
+
+from tfloss import _upstream
+
+pytestmark = pytest.mark.upstream
+
+
+def test_rematerialised_blocks_are_recognised():
+    seen = []
+
+    def block(x):
+        seen.append(_upstream.gradient_is_recorded())
+        return x * 2.0
+
+    @tf.function
+    def traced(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.recompute_grad(block)(x)
+            block(x)
+        return tape.gradient(y, x)
+
+    traced(tf.constant(1.0))
+    assert seen[:2] == [False, True]
+
+
+def test_a_variable_is_found_in_the_graph_that_reads_it():
+    w = tf.Variable(1.0)
+
+    @tf.function
+    def traced():
+        value = w * 2.0
+        return _upstream.captured_here(w.handle).name == value.op.inputs[0].op.inputs[0].name
+
+    assert traced.get_concrete_function() is not None and bool(traced())
+
+
+def test_captures_lead_to_handles_through_nested_functions():
+    one, two = tf.Variable(1.0), tf.Variable(2.0)
+    inner = tf.function(lambda: one * two)
+    found = []
+
+    @tf.function(autograph=False)
+    def outer():
+        def body(i):
+            two.assign_add(1.0)
+            found.append(_upstream.captured_handles(tf.compat.v1.get_default_graph()))
+            return i + 1
+
+        return tf.while_loop(lambda i: i < 2, body, [0]), inner()
+
+    graph = outer.get_concrete_function().graph
+    assert list(found[0].values()) == [id(two.handle)]
+    assert set(_upstream.captured_handles(graph).values()) == {id(one.handle), id(two.handle)}
+    (call,) = [op for op in graph.get_operations() if op.type.endswith("PartitionedCall")]
+    called = _upstream.called_graph(call, call.get_attr("f").name)
+    assert "Mul" in {op.type for op in called.get_operations()}
+    assert called.get_operations()[-1].traceback
+    assert _upstream.called_graph(call, "nothing") is None
+
+
+def test_ops_of_dropout_are_known_by_their_traceback():
+    def draw(x):
+        return tf.nn.dropout(x, 0.5) + tf.compat.v1.nn.dropout(x, rate=0.5) + tf.random.uniform([])
+
+    graph = tf.function(draw).get_concrete_function(tf.ones([2])).graph
+    made = [_upstream.made_by_dropout(op) for op in graph.get_operations() if "Uniform" in op.type]
+    assert made == [True, True, False]
+
+
+def test_files_that_autograph_generates_are_known_by_their_name():
+    def branch(x):
+        return x if x > 0 else -x
+
+    generated = tf.autograph.to_graph(branch).__code__.co_filename
+    assert generated != __file__ and _upstream.is_autograph_file(generated)
+    assert not _upstream.is_autograph_file(__file__)

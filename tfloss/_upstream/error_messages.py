@@ -1,0 +1,70 @@
+"""Recognises errors of TensorFlow and Keras.
+
+TensorFlow has one Python class for each status code and raises it for many reasons. `error.op` is
+None for errors of a `tf.function`, so that only the text of the message tells the reason.
+"""
+
+import traceback
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.debug.lib import check_numerics_callback
+
+
+def find_cause(error: BaseException, kind: type[BaseException]) -> BaseException:
+    """Returns the first error of a kind in the chain that led to `error`, or `error` itself.
+
+    Keras and AutoGraph wrap what a model's `call` raises, sometimes in another type, and hide the
+    message in theirs. The original stays in the chain of contexts, which is not documented.
+
+    Args:
+      error: The error that was caught.
+      kind: Type of the error to find.
+    """
+    found, seen = error, error
+    while seen is not None:
+        if isinstance(seen, kind):
+            found = seen
+        seen = seen.__cause__ or seen.__context__
+    return found
+
+
+def caused_by_merge_call(error: RuntimeError) -> bool:
+    """Returns whether replicas were synchronised inside a nested graph, where they can't be."""
+    return "merge_call" in str(error)
+
+
+def caused_by_unequal_shapes_in_concat(error: tf.errors.InvalidArgumentError) -> bool:
+    """Returns whether `tf.concat` got tensors whose shapes differ beyond the first dimension."""
+    return "ConcatOp" in str(error)
+
+
+def caused_by_missing_deterministic_kernel(error: tf.errors.OpError) -> bool:
+    """Returns whether op determinism is on and an op has no deterministic kernel.
+
+    Each kernel words its own message; all contain "deterministic" or "determinism".
+    """
+    return "determinis" in error.message.lower()
+
+
+def failed_numerics_check(error: Exception) -> tuple[list[str], list[Any]]:
+    """Returns what `tf.debugging.enable_check_numerics` found: lines of text, and the op's inputs.
+
+    The inputs are a local variable of TensorFlow's callback. They are in the error's traceback
+    unless TensorFlow or Keras filters it. The message only prints them, and elides most of a large
+    tensor. The list is empty if the op was part of a graph; then the lines describe the inputs as
+    far as TensorFlow does.
+    """
+    callback = check_numerics_callback.CheckNumericsCallback.callback.__code__
+    inputs: list[Any] = []
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is callback:
+            inputs = list(frame.f_locals.get("inputs", ()))
+            break
+    words = ["!!!", "dtype:", "shape:", "elements:"]
+    if not inputs:
+        words += ["Input tensor", "Tensor("]
+    lines = [line.strip() for line in str(error).splitlines() if any(w in line for w in words)]
+    if lines:
+        lines[0] = lines[0].strip("! ")
+    return lines, inputs

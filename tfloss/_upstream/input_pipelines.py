@@ -1,0 +1,59 @@
+"""What tfloss needs to know about `tf.data` data sets and iterators."""
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def next_in_this_thread(iterator: Any) -> Any:
+    """Returns the next element of a `tf.data` iterator that is known to have one. Traced.
+
+    In a function, `next(iterator)` switches to another thread and back for each element; the op
+    that eager code runs does not. The op is public; the handle that it needs is not.
+    """
+    spec = iterator.element_spec
+    flat = tf.nest.flatten(spec)
+    values = tf.raw_ops.IteratorGetNextSync(
+        iterator=iterator._iterator_resource,
+        output_types=[one.dtype for one in flat],
+        output_shapes=[one.shape for one in flat],
+    )
+    return tf.nest.pack_sequence_as(spec, values)
+
+
+def datasets_below(dataset: Any) -> list[Any]:
+    """Returns a data set and all data sets it is made of. Nothing public tells."""
+    found: dict[int, Any] = {}
+    todo: list[Any] = [dataset]
+    while todo:
+        one = todo.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            todo += one._inputs()
+    return list(found.values())
+
+
+def dataset_graphs(dataset: Any) -> list[Any]:
+    """Returns the graphs of the traced functions that a data set itself calls (`map`, `filter`).
+
+    Nothing public tells.
+    """
+    return [one.function.graph for one in dataset._functions()]
+
+
+def dataset_seeds(dataset: Any) -> tuple[int, int] | None:
+    """Returns both seeds of a data set that draws random numbers, or None for another one.
+
+    The seeds (0, 0) mean that each process draws other numbers. Nothing public tells.
+    """
+    if not hasattr(dataset, "_seed2"):
+        return None
+    return int(dataset._seed), int(dataset._seed2)
+
+
+def dataset_order(dataset: Any) -> str:
+    """Returns the argument `deterministic` of a parallel data set: "true", "false" or "default".
+
+    Nothing public tells.
+    """
+    return str(getattr(dataset, "_deterministic", "default"))

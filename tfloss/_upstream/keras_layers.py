@@ -1,0 +1,125 @@
+"""What tfloss needs to know about Keras layers, models and losses."""
+
+# This package is the place for private attributes.
+# pyright: reportPrivateUsage=false
+
+import contextlib
+from collections.abc import Callable, Generator
+from typing import Any
+
+import keras
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.losses import loss as loss_module
+
+from tfloss._upstream.patching import replaced
+
+
+@contextlib.contextmanager
+def intercept_add_loss(observe: Callable[[keras.Layer, Any], bool]) -> Generator[None]:
+    """Passes every `layer.add_loss(value)` to `observe(layer, value)` first.
+
+    Keras keeps the values in a plain list on the layer that all replica threads share, so any
+    synchronisation in the forward pass mixes them, and nothing tells which layer added which. The
+    method is public; replacing it on the class during a forward pass is not.
+
+    Args:
+      observe: Returns True if it has taken the value. Keras does not see such a value.
+
+    Yields:
+      None.
+    """
+
+    def make(original: Any) -> Any:
+        def add_loss(self: keras.Layer, loss: Any) -> None:
+            if not observe(self, loss):
+                original(self, loss)
+
+        return add_loss
+
+    with replaced(keras.Layer, "add_loss", make):
+        yield
+
+
+@contextlib.contextmanager
+def losses_not_divided(applies: Callable[[], bool]) -> Generator[None]:
+    """Makes `keras.losses.Loss` return the mean over the examples of its own replica.
+
+    Keras divides it by the number of replicas, for optimizers that sum gradients over them, but
+    does not divide `keras.losses.mse` and the like. There is no public switch.
+
+    Args:
+      applies: Tells whether the current thread is in a forward pass of tfloss.
+
+    Yields:
+      None.
+    """
+
+    def make(original: Any) -> Any:
+        def scale_loss_for_distribution(value: Any) -> Any:
+            return value if applies() else original(value)
+
+        return scale_loss_for_distribution
+
+    with replaced(loss_module, "scale_loss_for_distribution", make):
+        yield
+
+
+@contextlib.contextmanager
+def inputs_untouched(model: keras.Model) -> Generator[None]:
+    """Passes inputs to calls of `model` itself without casting them to its compute dtype.
+
+    `Model.__call__` casts every float in its arguments, labels included: under mixed_float16 a box
+    coordinate of 70000. becomes inf. `autocast=False` is public but also turns off the casting of
+    the model's own weights; `_convert_input_args` turns off only this. Sublayers still cast their
+    inputs.
+
+    Args:
+      model: The model.
+
+    Yields:
+      None.
+    """
+    with replaced(model, "_convert_input_args", lambda original: False):
+        yield
+
+
+def in_scratch_graph() -> bool:
+    """Returns whether Keras runs `call` only to infer shapes, in a graph that is not executed.
+
+    Building a subclassed model runs its `call` more than once. `keras.SymbolicScope`, in which
+    this happens, is public, but the question whether one is open is not.
+    """
+    return in_symbolic_scope()
+
+
+def layers_by_path(model: keras.Layer) -> list[tuple[str, keras.Layer]]:
+    """Returns the model and all its layers, nested in lists, dicts and attributes, with paths.
+
+    A layer without variables of its own (Dropout) has no path in Keras; here its path is that of
+    its parent and its name. `model.layers` is public but stops at layers that are not models, so
+    `_layers` is used.
+    """
+    found: dict[int, tuple[str, keras.Layer]] = {}
+
+    def visit(layer: keras.Layer, parent: str) -> None:
+        if id(layer) not in found:
+            path = layer.path or (f"{parent}/{layer.name}" if parent else layer.name)
+            found[id(layer)] = (path, layer)
+            for child in layer._layers:
+                visit(child, path)
+
+    visit(model, "")
+    return list(found.values())
+
+
+def seed_states(model: keras.Layer) -> list[tuple[str, keras.Variable]]:
+    """Returns `(layer path/seed_generator, state)` of every `keras.random.SeedGenerator`.
+
+    The states are in `model.variables` (public), but under a path that counts all generators of
+    the process. Only `layer._seed_generators` tells which layer owns one.
+    """
+    return [
+        (f"{path}/seed_generator", generator.state)
+        for path, layer in layers_by_path(model)
+        for generator in layer._seed_generators
+    ]

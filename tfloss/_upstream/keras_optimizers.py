@@ -1,0 +1,121 @@
+"""What tfloss needs to know about Keras optimizers."""
+
+# This package is the place for private attributes.
+# pyright: reportPrivateUsage=false
+
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfloss._upstream.patching import replaced
+
+
+@contextlib.contextmanager
+def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Generator[None]:
+    """Makes `optimizer.apply` accept gradients that are already summed over replicas.
+
+    Keras sums them inside `apply`, after its own clipping, which is too late for clipping by the
+    norm of the sum. There is no public switch.
+
+    Args:
+      optimizer: The optimizer, which may wrap others (`LossScaleOptimizer`).
+
+    Yields:
+      None.
+    """
+    with contextlib.ExitStack() as stack:
+        inner: Any = optimizer
+        while inner is not None:
+            stack.enter_context(replaced(inner, "_all_reduce_sum_gradients", lambda original: list))
+            inner = getattr(inner, "inner_optimizer", None)
+        yield
+
+
+def optimizer_built_for(optimizer: Any) -> list[Any]:
+    """Returns the variables an optimizer was built for, in its order; empty if unknown.
+
+    Only the private `_trainable_variables` tells. The model's trainable variables differ once a
+    layer is frozen, or if there are several optimizers.
+    """
+    return list(getattr(optimizer, "_trainable_variables", ()))
+
+
+def optimizer_slots(optimizer: Any) -> dict[int, tuple[str, Any]]:
+    """Returns `{id(slot): (attribute that holds it, variable it belongs to or None)}`.
+
+    Names do not suffice: Adafactor's slots have only the last part of a path (`kernel`), and the
+    slots of `a/b` and `a_b` have the same name. But every Keras optimizer keeps its slots in lists
+    with one entry (or None) for each variable, in the order of the variables it was built for.
+    That order is not documented.
+    """
+    built_for = optimizer_built_for(optimizer)
+    found: dict[int, tuple[str, Any]] = {}
+    for attribute, value in vars(optimizer).items():
+        if attribute in ("_variables", "_trainable_variables"):
+            continue
+        if isinstance(value, keras.Variable):
+            found.setdefault(id(value), (attribute, None))
+        elif isinstance(value, list) and len(value) == len(built_for):
+            for variable, slot in zip(built_for, value, strict=True):
+                if isinstance(slot, keras.Variable):
+                    found[id(slot)] = (attribute, variable)
+    return found
+
+
+def configured_learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns the variable, `LearningRateSchedule` or function that gives the learning rate.
+
+    The public `learning_rate` is already computed. It does not tell a schedule of Keras, which
+    depends only on the iterations, from a function, which may depend on anything.
+    """
+    return optimizer._learning_rate
+
+
+def adam_moments(optimizer: keras.optimizers.Adam, variable: tf.Variable) -> tuple[Any, Any]:
+    """Returns the `tf.Variable`s of a variable's first and second moment.
+
+    They are in `optimizer.variables` (public), but in an order that is not documented.
+    """
+    index = optimizer._get_variable_index(variable)
+    return optimizer._momentums[index].value, optimizer._velocities[index].value
+
+
+def extend_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
+    """Rebuilds an optimizer for additional variables; existing slots keep their values.
+
+    Keras builds an optimizer once, so a layer that is unfrozen later gets no slots and can't be
+    trained. `built` is public; the lists of the variables built for, and of the slots, are not.
+
+    Args:
+      optimizer: A built optimizer.
+      variables: The variables it should be built for. Those it has already are ignored.
+    """
+    slots = optimizer_slots(optimizer)
+    built_for = optimizer_built_for(optimizer)
+    known = {id(v) for v in built_for}
+    values = {
+        (attribute, id(variable)): slot
+        for slot in optimizer.variables
+        for attribute, variable in [slots.get(id(slot), ("", None))]
+        if variable is not None
+    }
+    others = {k: v for k, v in vars(optimizer).items() if isinstance(v, keras.Variable)}
+    old_slots = {id(slot) for slot in values.values()}
+    for slot in [v for v in optimizer._variables if id(v) in old_slots]:
+        optimizer._untrack_variable(slot)
+    optimizer._trainable_variables_indices = {}
+    optimizer.built = False
+    optimizer.build(built_for + [v for v in variables if id(v) not in known])
+    slots = optimizer_slots(optimizer)
+    for slot in optimizer.variables:
+        attribute, variable = slots.get(id(slot), ("", None))
+        if (attribute, id(variable)) in values:
+            slot.assign(values[attribute, id(variable)])
+    # Some optimizers replace other variables in `build`, such as Nadam its product of momenta.
+    for attribute, variable in others.items():
+        if (new := getattr(optimizer, attribute)) is not variable:
+            new.assign(variable)
+            optimizer._untrack_variable(variable)

@@ -1,0 +1,53 @@
+"""Says what to do when XLA can't compile a training step, with the user's source lines."""
+
+from typing import Any, TypeVar
+
+import tensorflow as tf
+
+from tfloss import _upstream
+from tfloss.inspect.source_lines import op_line
+from tfloss.inspect.traced_ops import operations
+
+E = TypeVar("E", bound=tf.errors.OpError)
+
+
+def uncompilable_ops(graph: Any) -> list[str]:
+    """Lists the ops of a traced function that XLA has no kernel for. Host code, at trace time.
+
+    Ops in branches, loops and nested functions are included, and so are ops whose results nobody
+    uses, although XLA removes those.
+
+    Args:
+      graph: `tf.Graph` of the function.
+
+    Returns:
+      `Op (file.py:12, in call)` for each type of op and source line.
+    """
+    missing = _upstream.ops_without_xla_kernel(op for op, _ in operations(graph))
+    return list(dict.fromkeys(f"{op.type} ({op_line(op)})" for op in missing))
+
+
+def add_xla_advice(error: E, graphs: list[Any]) -> E:
+    """Adds a note to the error of a compiled step: which ops are at fault and what to do.
+
+    Runs on the host.
+
+    Args:
+      error: Error raised while a step was compiled or run.
+      graphs: `tf.Graph`s of the compiled functions that have been traced.
+
+    Returns:
+      The same error.
+    """
+    ops = list(dict.fromkeys(op for graph in graphs for op in uncompilable_ops(graph)))
+    if ops:
+        error.add_note(
+            f"The step was compiled with XLA, which has no kernel for: {', '.join(ops)}. Move "
+            "these ops to the input pipeline, or train with jit=False."
+        )
+    else:
+        error.add_note(
+            "The step was compiled with XLA. If the message is about compilation (most likely a "
+            "shape that is not static), train with jit=False."
+        )
+    return error
