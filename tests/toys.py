@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfloss.data.batch_reader import BatchReader
 from tfloss.data.distributed import distribute
-from tfloss.data.feed import Feed
 from tfloss.engine.engine import Engine, StepLogs
 from tfloss.step.train_step import TrainStep
 
@@ -48,7 +48,7 @@ def make_step(
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         train_step = step(make_model(), optimizer(), **options)
-    train_step.build(Feed(dataset, strategy).element_spec)
+    train_step.build(BatchReader(dataset, strategy).element_spec)
     return train_step, iter(distribute(dataset, strategy))
 
 

@@ -43,10 +43,7 @@ class _Trainer(Protocol):
 
     model: keras.Model
     train_step: TrainStep
-
-    def state(self) -> Any:
-        """Its `CheckpointedState`."""
-        ...
+    state: Any  # a `CheckpointedState`, which is built on top of this module
 
 
 def main(workdir: str | Path) -> int:
@@ -127,7 +124,7 @@ def replay(trainer: _Trainer, path: str | Path) -> str:
     trainer.train_step.build(_batch(path, 0)[0])
     lines = [f"Step {report['step']}, eagerly, as it was when these losses were seen:"]
     lines += [f"  {name} = {value}" for name, value in report["losses"].items()]
-    trainer.state().restore_for_replay(path)
+    trainer.state.restore_for_replay(path)
     bad = [
         v.path
         for v in trainer.model.variables
@@ -137,7 +134,7 @@ def replay(trainer: _Trainer, path: str | Path) -> str:
         lines.append(f"Not finite before the step began: {', '.join(bad)}")
     many = report["micro_batches"]
     for index in range(report["replicas"]):
-        trainer.state().restore_for_replay(path, replica=index)
+        trainer.state.restore_for_replay(path, replica=index)
         # In order: each forward pass moves the random states on for the next.
         for micro in range(many):
             batch = _batch(path, index * many + micro)[1]

@@ -58,7 +58,7 @@ class Tfloss:
             every = Every(seconds=seconds)
 
             def after_step(self, step):
-                if self.trainer._modes._tuner is None:  # decided
+                if self.trainer.mode is not None:  # decided
                     super().after_step(step)
 
         self.trainer.train(self.data, self.trainer.step + int(300 * rate), hooks=[Late()])
@@ -67,7 +67,7 @@ class Tfloss:
         self.trainer.train(self.data, self.trainer.step + steps)
 
     def note(self) -> str:
-        chosen = self.trainer._modes._chosen
+        chosen = self.trainer.mode
         shutil.rmtree(self.workdir, ignore_errors=True)
         return str(chosen)
 

@@ -40,7 +40,7 @@ def of_tfloss(work) -> collections.Counter:
     one.trainer._modes._jit = "loop"
     one.trainer.train(one.data, 300)
     compiled = one.trainer._modes._engines["loop"]._compiled
-    blocks = one.trainer._feed.blocks
+    blocks = one.trainer._feed.input.source("loop")
     part = blocks.take(STEPS)
     while part.block is None:
         part = blocks.take(STEPS)

@@ -166,5 +166,5 @@ def test_a_trainer_goes_on_from_the_state_that_it_saved(replicas, tmp_path):
     CheckpointDirectory(tmp_path / "checkpoints").delete(3)
     resumed = build(replicas(2))
     resumed.train(data, steps=3)
-    for name, variable in straight.state().variables().items():
-        np.testing.assert_array_equal(read(variable), read(resumed.state().variables()[name]))
+    for name, variable in straight.state.variables().items():
+        np.testing.assert_array_equal(read(variable), read(resumed.state.variables()[name]))

@@ -15,7 +15,7 @@ def parts(data, count, replicas):
     found = []
     while True:
         try:
-            found.append([one["x"].numpy().tolist() for one in local(next(feed.iterator))])
+            found.append([one["x"].numpy().tolist() for one in local(next(feed.input.iterator))])
         except (StopIteration, tf.errors.OutOfRangeError):
             return found
 
@@ -46,15 +46,15 @@ def test_static_shapes_stay_static_where_a_batch_divides(replicas):
     for batch, drop, wanted in [(4, True, 2), (4, False, None), (3, True, None)]:
         feed = Feed(data.batch(batch, drop_remainder=drop), strategy)
         local = strategy.experimental_local_results
-        spec = feed.iterator.element_spec["x"]._value_specs[0]
+        spec = feed.input.iterator.element_spec["x"]._value_specs[0]
         assert spec.shape.as_list() == [wanted, 3]
-        assert local(next(feed.iterator))[0]["x"].shape[1] == 3
+        assert local(next(feed.input.iterator))[0]["x"].shape[1] == 3
 
 
 def test_scalars_go_to_every_replica(replicas):
     data = tf.data.Dataset.from_tensors({"x": tf.range(4), "t": tf.constant(0.5)})
     strategy = replicas(2)
-    batch = next(Feed(data, strategy).iterator)
+    batch = next(Feed(data, strategy).input.iterator)
     assert [float(x["t"]) for x in strategy.experimental_local_results(batch)] == [0.5, 0.5]
 
 

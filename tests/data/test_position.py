@@ -21,9 +21,9 @@ def shuffled(count=100, batch=2, seed=3):
 
 
 def batches(feed, count):
-    local = feed.strategy.experimental_local_results
+    local = feed.reader.strategy.experimental_local_results
     return [
-        np.concatenate([np.asarray(part) for part in local(next(feed.iterator))]).tolist()
+        np.concatenate([np.asarray(part) for part in local(next(feed.input.iterator))]).tolist()
         for _ in range(count)
     ]
 
@@ -31,16 +31,14 @@ def batches(feed, count):
 def resumed(make, state, files, strategy=ONE):
     feed = Feed(make(), strategy)
     feed.resume(state, files, ChiefLogger())
-    feed.start(state["batches"])
     return feed
 
 
 def trained(make, steps, strategy=ONE):
     """A feed of which so many batches were trained on, its state, and the batches after that."""
     feed = Feed(make(), strategy)
-    feed.start(0)
     batches(feed, steps)
-    feed.reached(steps)
+    feed.trained(steps)
     state, files = feed.state()
     return state, files, batches(feed, 30)
 
@@ -49,7 +47,7 @@ def trained(make, steps, strategy=ONE):
 @pytest.mark.parametrize("steps", [0, 1, 7, 130])
 def test_an_iterator_goes_on_in_the_middle_of_its_shuffle_buffer(steps):
     state, files, rest = trained(shuffled, steps)
-    assert state["way"] == "iterator" and state["skip"] == 0
+    assert state["strategy"] == "iterator" and state["skip"] == 0
     assert batches(resumed(shuffled, state, files), 30) == rest
 
 
@@ -57,7 +55,7 @@ def test_a_second_resume_goes_on_from_the_first(steps=9):
     state, files, rest = trained(shuffled, steps)
     feed = resumed(shuffled, state, files)
     assert batches(feed, 4) == rest[:4]
-    feed.reached(steps + 4)
+    feed.trained(4)
     state, files = feed.state()
     assert state["batches"] == steps + 4
     assert batches(resumed(shuffled, state, files), 10) == rest[4:14]
@@ -73,8 +71,7 @@ def test_batches_that_were_read_ahead_are_read_again(ahead):
         )
 
     feed, taken, states = Feed(make(), ONE), [], []
-    feed.start(0)
-    blocks = feed.stacked(1)
+    blocks = feed.input.source("loop")
     for steps in (30, 3, 900, 7):
         blocks.reads_ahead = ahead
         done = 0
@@ -82,7 +79,7 @@ def test_batches_that_were_read_ahead_are_read_again(ahead):
             part = blocks.take(steps - done)
             taken += part.block.numpy()[part.start : part.start + part.steps].tolist()
             done += part.steps
-        feed.reached(len(taken))
+        feed.trained(len(taken) - feed.batches)
         states.append(feed.state())
     for state, files in states:
         at = state["batches"]
@@ -100,14 +97,13 @@ def test_states_are_kept_between_saves_where_data_are_read_ahead():
 
     now = [0.0]
     feed, taken = Feed(make(), ONE, clock=lambda: now[0]), []
-    feed.start(0)
-    blocks = feed.stacked(1)
+    blocks = feed.input.source("loop")
     blocks.reads_ahead = True
     while len(taken) < 4_000:
         part = blocks.take(100)
         taken += part.block.numpy()[part.start : part.start + part.steps].tolist()
         now[0] += 0.5
-        feed.reached(len(taken))
+        feed.trained(len(taken) - feed.batches)
         feed.keep()
     state, files = feed.state()
     assert state["batches"] == 4_000
@@ -118,7 +114,7 @@ def test_states_are_kept_between_saves_where_data_are_read_ahead():
         part = blocks.take(20 - len(rest))
         rest += part.block.numpy()[part.start : part.start + part.steps].tolist()
     assert batches(resumed(make, state, files), 20) == rest
-    assert len(feed._states._known) <= 3
+    assert len(feed._strategy._states._known) <= 3
 
 
 def test_states_before_a_position():
@@ -142,12 +138,13 @@ def test_upstream_has_no_checkpoint_of_a_distributed_iterator(replicas):
 def test_on_several_replicas_the_data_are_read_again(replicas, messages):
     strategy = replicas(2)
     state, files, rest = trained(shuffled, 13, strategy)
-    assert (state["way"], files) == ("skip", {})
+    assert (state["strategy"], files) == ("skip", {})
     feed = resumed(shuffled, state, files, strategy)
     assert batches(feed, 30) == rest
     assert messages == [
-        "reading past 13 batches, to where the checkpoint is in the data; it is cut over several "
-        "replicas. tfloss.data.Source would go there at once"
+        "reading past 13 batches, up to the checkpoint's position; it is cut over several "
+        "replicas. "
+        "tfloss.data.Source needs no reading"
     ]
 
 
@@ -163,7 +160,7 @@ def test_data_that_are_not_repeatable_are_reported(replicas, messages):
     assert len(messages) == 2
     assert (
         "other batches than when training began" in messages[1]
-        and "Seed what shuffles" in messages[1]
+        and "a seed on every shuffle" in messages[1]
     )
 
 
@@ -174,7 +171,7 @@ def test_what_has_no_state_to_save_is_read_again(messages):
         return data.batch(2)
 
     state, files, rest = trained(make, 5)
-    assert (state["way"], files) == ("skip", {})
+    assert (state["strategy"], files) == ("skip", {})
     assert batches(resumed(make, state, files), 10) == rest[:10]
     assert messages[0].startswith("reading past 5 batches")
     assert "can hold the state of PyFunc" in messages[0]
@@ -182,27 +179,27 @@ def test_what_has_no_state_to_save_is_read_again(messages):
 
 
 def test_a_state_that_is_too_large_is_not_kept(monkeypatch):
-    monkeypatch.setattr("tfloss.data.feed.MAX_STATE_BYTES", 1000)
+    monkeypatch.setattr("tfloss.data.resume_strategies.MAX_STATE_BYTES", 1000)
     state, files, rest = trained(shuffled, 5)
-    assert (state["way"], files) == ("skip", {})
+    assert (state["strategy"], files) == ("skip", {})
     assert batches(resumed(shuffled, state, files), 30) == rest
 
 
 def test_the_iterator_goes_back_to_a_mark(monkeypatch):
     feed = Feed(shuffled(), ONE)
     batches(feed, 3)
-    go_back = feed.mark()
+    go_back = feed.snapshot()
     first = batches(feed, 5)
     go_back()
     assert batches(feed, 5) == first
 
-    monkeypatch.setattr("tfloss.data.feed.MAX_STATE_BYTES", 1000)
-    assert feed.mark() is None
-    assert feed.way == "iterator"  # a checkpoint may still hold it
+    monkeypatch.setattr("tfloss.data.resume_strategies.MAX_STATE_BYTES", 1000)
+    assert feed.snapshot() is None
+    assert feed.resumes_by == "iterator"  # a checkpoint may still hold it
 
 
 def test_a_large_state_is_kept_if_nothing_else_is_exact(monkeypatch):
-    monkeypatch.setattr("tfloss.data.feed.MAX_STATE_BYTES", 1000)
+    monkeypatch.setattr("tfloss.data.resume_strategies.MAX_STATE_BYTES", 1000)
 
     def make():
         tf.random.set_seed(None)
@@ -210,7 +207,7 @@ def test_a_large_state_is_kept_if_nothing_else_is_exact(monkeypatch):
 
     tf.random.set_seed(None)
     state, files, rest = trained(make, 5)
-    assert state["way"] == "iterator"
+    assert state["strategy"] == "iterator"
     assert batches(resumed(make, state, files), 5) == rest[:5]
 
 
@@ -224,13 +221,11 @@ def test_passes_over_a_shuffled_set_are_counted(replicas):
     feed = Feed(make(), strategy)
     first = batches(feed, 10)
     feed.restart()
-    feed.start(10)
     second = batches(feed, 10)
     assert sorted(first) != sorted(second)
     feed.restart()
-    feed.start(10)
     batches(feed, 4)
-    feed.reached(14)
+    feed.trained(4)
     state, files = feed.state()
     assert (state["passes"], state["batches"]) == (2, 4)
     rest = batches(feed, 6)
@@ -246,7 +241,6 @@ def test_a_source_begins_anew_after_a_resume():
         return Source(np.arange(20), batch_size=2, epochs=1)
 
     feed = Feed(make(), ONE)
-    feed.start(0)
     whole = batches(feed, 10)
     feed = Feed(make(), ONE)
     feed.batches = 3
@@ -263,8 +257,7 @@ def test_an_unseeded_shuffle_goes_on_in_a_loop_that_reads_ahead():
 
     tf.random.set_seed(None)
     feed = Feed(make(), ONE)
-    feed.start(0)
-    blocks, taken = feed.stacked(1), []
+    blocks, taken = feed.input.source("loop"), []
     blocks.reads_ahead = True
     while len(taken) < 60:
         part = blocks.take(60 - len(taken))
@@ -272,7 +265,7 @@ def test_an_unseeded_shuffle_goes_on_in_a_loop_that_reads_ahead():
             taken.append(part.batches[0].numpy().tolist())
         else:
             taken += part.block.numpy()[part.start : part.start + part.steps].tolist()
-    feed.reached(60)
+    feed.trained(60)
     state, files = feed.state()
     rest = batches(resumed(make, state, files), 140)
     assert sorted(np.concatenate([*taken, *rest])) == list(range(400))
@@ -283,7 +276,7 @@ def test_other_data_begin_anew_and_it_is_said_what_differs(messages):
     feed = resumed(lambda: shuffled(batch=4), state, files)
     assert feed.batches == 0
     assert batches(feed, 3) == batches(Feed(shuffled(batch=4), ONE), 3)
-    assert "begin anew" in messages[0] and "batch_size 2 -> 4" in messages[0]
+    assert "start from the beginning" in messages[0] and "batch_size 2 -> 4" in messages[0]
 
 
 def test_data_that_end_before_are_refused():
@@ -294,7 +287,7 @@ def test_data_that_end_before_are_refused():
         )
 
     state, files, _ = trained(make, 10)
-    with pytest.raises(DataError, match="at batch 10 of the data, and they end before"):
+    with pytest.raises(DataError, match="at batch 10 of the data, but the data end before"):
         resumed(lambda: make(4), state, files)
 
 

@@ -96,7 +96,7 @@ def run(jit, steps=600, model=Deep, workdir=None, data=None, strategy=None):
 def test_the_fastest_is_chosen_and_the_result_is_the_same(patient, capsys):
     plain, before = run(False)
     trainer, seen = run("auto")
-    assert trainer._modes._chosen == "loop"
+    assert trainer.mode == "loop"
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "runs " in x]
     assert "whole loop compiled by XLA" in line and "as a graph" in line
     assert seen.calls == before.calls == list(range(150, 601, 150))
@@ -117,7 +117,7 @@ def test_a_resumed_run_does_not_measure_again(patient, tmp_path, capsys, monkeyp
     monkeypatch.setattr(modes, "Tuner", None)  # would fail
     again, _ = run("auto", 700, workdir=tmp_path)
     assert again.step == 700
-    assert list(again._modes._engines) == ["loop"]
+    assert again.mode == "loop"
 
 
 def test_what_was_chosen_elsewhere_is_not_taken_over(patient, tmp_path):
@@ -126,13 +126,13 @@ def test_what_was_chosen_elsewhere_is_not_taken_over(patient, tmp_path):
     kept["circumstances"]["tensorflow"] = "2.0"
     (tmp_path / modes.FILE).write_text(json.dumps(kept | {"mode": "step"}))
     trainer, _ = run("auto", 700, workdir=tmp_path)
-    assert trainer._modes._chosen == "loop"
+    assert trainer.mode == "loop"
     assert json.loads((tmp_path / modes.FILE).read_text())["mode"] == "loop"
 
 
 def test_what_does_not_compile_runs_as_a_graph_and_says_why(patient, capsys):
     trainer, seen = run("auto", model=Numpy)
-    assert trainer._modes._chosen == "graph"
+    assert trainer.mode == "graph"
     assert "XLA can't compile it" in capsys.readouterr().err
     _, before = run(False, model=Numpy)
     assert seen.logs == before.logs  # no batch was lost
@@ -143,7 +143,7 @@ def test_what_does_not_compile_runs_as_a_graph_and_says_why(patient, capsys):
 )
 def test_a_step_that_does_not_compile_loses_no_batch(data, patient, capsys, monkeypatch):
     """It takes its batch inside the program."""
-    monkeypatch.setattr(modes.ModeRunner, "_candidates", lambda self: ["step"])
+    monkeypatch.setattr(modes.ModeRunner, "_candidates", lambda self, reader: ["step"])
     _, seen = run("auto", model=Numpy, data=data)
     assert "XLA can't compile it" in capsys.readouterr().err
     _, before = run(False, model=Numpy, data=data)
@@ -156,7 +156,7 @@ def test_an_error_in_the_data_is_not_taken_for_one_of_the_compiler(
     mode, bad, patient, capsys, monkeypatch
 ):
     """26 batches are a graph's; then another mode is tried, with one batch and with more."""
-    monkeypatch.setattr(modes.ModeRunner, "_candidates", lambda self: [mode])
+    monkeypatch.setattr(modes.ModeRunner, "_candidates", lambda self, reader: [mode])
 
     def read(i):
         x = tf.where(i == bad, np.nan, 1.0) * tf.ones([8])
@@ -204,7 +204,7 @@ def test_errors_in_the_data_come_when_they_would_in_a_graph(kind, best, patient,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning.Tuner, "_rate", rate)
-        patch.setattr(modes.ModeRunner, "_candidates", lambda self: ["loop"])
+        patch.setattr(modes.ModeRunner, "_candidates", lambda self, reader: ["loop"])
         auto = trained("auto")
     assert auto == trained(False) and len(auto[0]) == len(bad)
 
@@ -224,8 +224,8 @@ def test_deterministic_is_a_graph_and_says_nothing(patient, tmp_path, capsys):
                 deterministic=True,
             )
         )
-        made[-1].prepare(trainer._feed, True, lambda: 10**9)
-        made[-1].run(1, False)
+        made[-1].prepare(trainer._feed.reader, True, lambda: 10**9)
+        made[-1].run(trainer._feed, 1, False)
     assert [list(one._engines) for one in made] == [["graph"], ["loop"]]
     assert capsys.readouterr().err == "" and not list(tmp_path.iterdir())
 
@@ -248,7 +248,7 @@ def test_a_longer_run_after_a_short_one_tries_more(monkeypatch):
     monkeypatch.setattr(tuning.Tuner, "_rate", rate)
     monkeypatch.setattr(tuning, "BOUNDS", [(1e6, 1e6)])
     trainer.train(data, 400)
-    assert trainer._modes._chosen == "loop"
+    assert trainer.mode == "loop"
     assert trainer._modes._tracing > 0.1  # of the first run, when the step was traced
 
 
@@ -260,7 +260,7 @@ def test_data_that_ends_while_it_is_measured(patient):
 
 def test_several_replicas_try_the_compiled_step(patient, replicas):
     trainer, _ = run("auto", 400, strategy=replicas(2))
-    assert trainer._modes._chosen in ("graph", "step")
+    assert trainer.mode in ("graph", "step")
     assert "loop" not in trainer._modes._engines
 
 
@@ -277,7 +277,7 @@ def test_what_can_not_be_is_refused(replicas):
 def test_batches_of_open_shapes_run_as_a_graph(patient):
     data = rows(X, 8).map(lambda b: {**b, "words": tf.fill([8, tf.size(tf.unique(b["x"])[0])], 1)})
     trainer, _ = run("auto", 200, data=data)
-    assert trainer._modes._chosen == "graph"
+    assert trainer.mode == "graph"
 
 
 @pytest.mark.upstream

@@ -80,7 +80,7 @@ def _trained(jit, workdir=None, steps=(60,), **options):
     data = data.batch(5).repeat()  # the eighth batch of each epoch is short
     for until in steps:
         trainer.train(data, until)
-    state = {k: v.numpy() for k, v in trainer.state().variables().items()}
+    state = {k: v.numpy() for k, v in trainer.state.variables().items()}
     return state, witness
 
 

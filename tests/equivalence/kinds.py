@@ -151,11 +151,11 @@ def train(
                 "last": (keras.optimizers.SGD(0.05), model.last),
             }
         step = tfloss.TrainStep(model, optimizer, **kind.options)
-    feed = Feed(data(kind), strategy)
-    step.build(feed.element_spec)
-    engine, source = tfloss.Engine(step, mode=mode), feed.iterator
+    feed = Feed(data(kind), strategy, step.accumulate)
+    step.build(feed.reader.element_spec)
+    engine, source = tfloss.Engine(step, mode=mode), feed.input.iterator
     if mode == "loop":
-        source = feed.stacked(step.accumulate)
+        source = feed.input.source("loop")
         source.reads_ahead = True
     done = 0
     while done < STEPS:

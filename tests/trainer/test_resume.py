@@ -146,7 +146,7 @@ def test_a_source_is_sought(tmp_path):
     first, begun = make(tmp_path / "parts")
     first.train(source(), 37)
     manifest = load_manifest(CheckpointDirectory(tmp_path / "parts/checkpoints").latest())
-    assert manifest["extra"]["data"]["way"] == "seek"
+    assert manifest["extra"]["data"]["strategy"] == "seek"
     assert manifest["extra"]["data"]["batches"] == 37
     second, ended = make(tmp_path / "parts", jit="loop")
     second.train(source(), 60)
@@ -197,7 +197,7 @@ def test_other_versions_are_reported(tmp_path, monkeypatch):
     trainer.train(numbers(), 1)
     monkeypatch.setattr("tfloss.trainer.resume.versions", lambda: {"tensorflow": "9.9"})
     again, _ = make(tmp_path)
-    with pytest.warns(UserWarning, match=f"other versions: tensorflow {tf.__version__} -> 9.9"):
+    with pytest.warns(UserWarning, match=f"was saved: tensorflow {tf.__version__} -> 9.9"):
         again.train(numbers(), 2)
 
 
@@ -229,7 +229,7 @@ def test_no_whole_checkpoint_is_no_reason_to_begin_anew(tmp_path, capsys):
     trainer.train(numbers(), 3)
     (trainer.checkpoints.latest() / "manifest.json").unlink()
     again, _ = make(tmp_path)
-    with pytest.raises(CheckpointError, match="None of the checkpoints .* is whole"):
+    with pytest.raises(CheckpointError, match="None of the checkpoints .* is valid"):
         again.train(numbers(), 5)
     assert "manifest.json is missing" in capsys.readouterr().err
 

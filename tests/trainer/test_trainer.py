@@ -262,7 +262,7 @@ def test_a_layer_unfrozen_later_is_trained_and_the_slots_of_others_stay(count, r
     one.train(DATA, steps=3)
 
     def slots():
-        found = one.state().variables()
+        found = one.state.variables()
         return {k: v.numpy().copy() for k, v in found.items() if "/momentum" in k}
 
     before, frozen = slots(), model.a.kernel.numpy().copy()
@@ -342,8 +342,8 @@ def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(tmp_path):
         variable.assign(tf.ones_like(variable))
     second = resumed.train(DATA, steps=12)
     assert second == result
-    names = straight.state().variables()
-    for name, variable in resumed.state().variables().items():
+    names = straight.state.variables()
+    for name, variable in resumed.state.variables().items():
         np.testing.assert_array_equal(variable.numpy(), names[name].numpy(), err_msg=name)
 
 
@@ -366,7 +366,7 @@ def test_a_step_may_have_more_variables_to_keep(tmp_path):
             one.restore(DATA)
         assert one.train_step.seen.numpy() == before
         one.train(DATA, steps=steps)
-    assert one.state().variables()["seen"] is one.train_step.seen
+    assert one.state.variables()["seen"] is one.train_step.seen
     assert one.train_step.seen.numpy() == 10.0
 
 
@@ -526,9 +526,9 @@ def test_a_gan_keeps_hooks_checkpoints_and_summaries(count, replicas, tmp_path):
     gan(tmp_path / "b")[1].train(DATA, steps=13)
     resumed = gan(tmp_path / "b")[1]
     assert resumed.train(DATA, steps=30) == result
-    for name, variable in straight.state().variables().items():
+    for name, variable in straight.state.variables().items():
         np.testing.assert_array_equal(
-            variable.numpy(), resumed.state().variables()[name].numpy(), err_msg=name
+            variable.numpy(), resumed.state.variables()[name].numpy(), err_msg=name
         )
 
 
@@ -584,9 +584,9 @@ def test_all_rules_resume_bit_for_bit(count, replicas, tmp_path):
     make(tmp_path / "b").train(DATA, steps=4)
     resumed = make(tmp_path / "b")
     resumed.train(DATA, steps=9)
-    found = resumed.state().variables()
+    found = resumed.state.variables()
     assert {"loss_scale/value", "skipped", "ema/line/w"} < set(found)
-    for name, variable in straight.state().variables().items():
+    for name, variable in straight.state.variables().items():
         np.testing.assert_array_equal(variable.numpy(), found[name].numpy(), err_msg=name)
 
 

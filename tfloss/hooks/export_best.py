@@ -70,7 +70,7 @@ class ExportBest(Hook):
             return
         agreement = self.trainer.agreement
         if agreement.workers > 1:
-            self.trainer.state().sync_replicas()
+            self.trainer.state.sync_replicas()
         with self.trainer.averaged() if self._ema else contextlib.nullcontext():
             if agreement.workers == 1:
                 self._write()

@@ -50,7 +50,7 @@ class NaNGuard(Hook):
         first = agreement.index * len(error.batch)  # each worker has its own replicas' batches
         for index, batch in enumerate(error.batch, first):
             tf.data.Dataset.from_tensors(batch).save(str(path / f"batch_{index}"))
-        self.trainer.state().save_for_replay(path, write=agreement.chief)
+        self.trainer.state.save_for_replay(path, write=agreement.chief)
         if not agreement.chief:
             return
         report = {

@@ -46,9 +46,27 @@ class TrainerProtocol(Protocol):
     clock: Callable[[], float]
     logger: ChiefLogger
     hooks: list[Any]
-    step: int
-    run: RunInfo
-    error: BaseException | None
+    state: Any  # a `CheckpointedState`, which is built on top of hooks
+
+    @property
+    def step(self) -> int:
+        """Completed updates."""
+        ...
+
+    @property
+    def run(self) -> RunInfo:
+        """What can be known about the current call of `train`."""
+        ...
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error that the call of `train` ended with, or None."""
+        ...
+
+    @property
+    def mode(self) -> str | None:
+        """The mode that steps run in, or None while modes are measured."""
+        ...
 
     @property
     def window(self) -> object:
@@ -92,8 +110,4 @@ class TrainerProtocol(Protocol):
 
     def save_checkpoint(self) -> Path:
         """Saves a checkpoint."""
-        ...
-
-    def state(self) -> Any:
-        """All variables that a checkpoint holds."""
         ...

@@ -9,9 +9,8 @@ Host code, cross-replica.
 """
 
 import sys
-import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,12 @@ from tfloss.checkpoint import (
     named_variables,
     sync_replicas,
 )
-from tfloss.common.logger import ChiefLogger
-from tfloss.common.unique_names import unique_name
-from tfloss.distribute.agreement import Agreement
 from tfloss.errors import CheckpointError
-from tfloss.hooks import Hook
 from tfloss.step.random_states import STRIDE, set_seed, split_seeds
 from tfloss.step.train_step import TrainStep
 
-_NONE, _NONE_WHOLE = -1, -2  # in place of a step
-_NETWORK_SECONDS = 10.0  # what a network file system may take to show elsewhere what is new
 
-
-class TrainerState:
+class CheckpointedState:
     """The variables of a `TrainStep`: saved, restored, and seeded."""
 
     def __init__(self, train_step: TrainStep):
@@ -208,56 +200,3 @@ def warn_if_unrestored(directory: CheckpointDirectory | None) -> None:
             f"is {newest}. To evaluate those, call trainer.restore(data) first.",
             stacklevel=3,
         )
-
-
-def newest_checkpoint(
-    directory: CheckpointDirectory | None,
-    agreement: Agreement,
-    logger: ChiefLogger,
-) -> Path | None:
-    """The checkpoint to go on from: the first worker's newest that is whole, which all must see.
-
-    Agreed on before anybody restores, which takes all of them. Corrupt ones are logged.
-
-    Raises, on all workers:
-      WorkerError: one of them doesn't.
-      CheckpointError: there are some, and none is whole.
-    """
-    if directory is None:
-        return None
-    newest = directory.newest_valid(logger) if agreement.chief else None
-    found = _NONE if newest is None else int(load_manifest(newest)["step"])
-    if newest is None and agreement.chief and directory.steps():
-        found = _NONE_WHOLE
-    step = int(agreement.agree([], [found])[1][0])
-    if step == _NONE_WHOLE:
-        raise CheckpointError(
-            f"None of the checkpoints in {directory.path} is whole; the lines above say why. To "
-            "begin anew, move them away."
-        )
-    if step == _NONE:
-        return None
-    until = time.monotonic() + _NETWORK_SECONDS
-    while step not in directory.steps() and time.monotonic() < until:
-        time.sleep(0.1)
-    agreement.require_equal(
-        {f"the number of {directory.at(step)}": float(step in directory.steps())},
-        "The first worker goes on from it. All must see the same workdir, at the same path: put "
-        "it on a file system that they share.",
-    )
-    return directory.at(step)
-
-
-def set_hook_states(hooks: Sequence[Hook], states: Mapping[str, Mapping[str, Any]]) -> None:
-    """Gives hooks the states that a checkpoint has; one that it doesn't know starts afresh."""
-    for name, hook in named_hooks(hooks).items():
-        hook.state.clear()
-        hook.state.update(states.get(name, {}))
-
-
-def named_hooks(hooks: Sequence[Hook]) -> dict[str, Hook]:
-    """`{class name: hook}`, numbered from the second of a class on: `Evaluate_1`."""
-    named: dict[str, Hook] = {}
-    for hook in hooks:
-        named[unique_name(type(hook).__name__, named)] = hook
-    return named

@@ -1,52 +1,167 @@
-"""The beginning and the end of all hooks of one run. Host code."""
+"""Calls the hooks of a run: in order, at their steps, on the right workers. Host code."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from tfloss.errors import Aborted
+from tfloss.common.unique_names import unique_name
+from tfloss.errors import Aborted, Preempted
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import started_copy
+from tfloss.hooks.trainer_protocol import TrainerProtocol
+from tfloss.summary import Summary
+from tfloss.trainer.run_state import RunState
 
-if TYPE_CHECKING:
-    from tfloss.trainer.trainer import Trainer
 
+class HookList:
+    """The hooks of one call of `Trainer.train`, in the order in which they are called.
 
-@contextlib.contextmanager
-def running(trainer: "Trainer") -> Iterator[None]:
-    """Starts the trainer's hooks; inside, its steps are run; then lets every one of them end.
+    Hooks that save checkpoints are called after the others, wherever they stand: what the others
+    found at a step is in the checkpoint of that step, and would be lost otherwise.
 
-    Each that was started ends, whatever the others do; `trainer.error` says by what the run ended.
-    At last what is written in the background is waited for. Raises the first error.
+    Args:
+      hooks: The hooks.
+      run: The state of the run that they watch.
+      trainer: What `Hook.trainer` gives them.
     """
-    started: list[Hook] = []
-    try:
-        for hook in trainer.hooks:
-            if hook.every is not None:
-                hook.every = started_copy(hook.every, trainer.run)
-            if trainer.runs(hook):
-                started.append(hook)
-                hook.before_train()
-        yield
-    except BaseException as error:
-        trainer.error = error
-        raise
-    finally:
-        failure: BaseException | None = None
-        # Checkpoints last: what the others found at the end is in them.
-        for hook in sorted(started, key=lambda hook: hook.time_bucket == "checkpoint"):
-            try:
-                with trainer.stopwatch.during(hook.time_bucket):
-                    hook.after_train()
-            except KeyboardInterrupt:
-                trainer.error = failure = Aborted()  # so that those after it don't begin to save
-            except BaseException as error:  # noqa: BLE001 - raised below, after the others
-                failure = failure or error
+
+    def __init__(self, hooks: Sequence[Hook], run: RunState, trainer: TrainerProtocol):
+        self._hooks, self._run = list(hooks), run
+        for hook in self._hooks:
+            hook.trainer = trainer
+
+    def __iter__(self) -> Iterator[Hook]:
+        return iter(self._hooks)
+
+    @property
+    def async_logs(self) -> bool:
+        """Whether every hook that has an `on_log` accepts that it is called late."""
+        return all(
+            hook.async_logs or type(hook).on_log is Hook.on_log  # not overridden
+            for hook in self._hooks
+        )
+
+    @contextlib.contextmanager
+    def running(self, finish: Callable[[], None]) -> Iterator[None]:
+        """Starts the hooks; inside the `with` the steps are run; then ends every hook.
+
+        Each hook that was started is ended, whatever the others do; `RunState.error` holds the
+        error that the run ended with.
+
+        Args:
+          finish: Waits for what is written in the background. It is called last.
+
+        Raises:
+          BaseException: The first error of the steps, the hooks or `finish`.
+        """
+        started: list[Hook] = []
+        run = self._run
         try:
-            if trainer.writer is not None:
-                trainer.writer.wait()
-        except Exception as error:  # noqa: BLE001 - the same
-            failure = failure or error
-        if failure is not None and (trainer.error is None or isinstance(failure, Aborted)):
-            trainer.error = failure
-            raise failure
+            for hook in self._hooks:
+                if hook.every is not None:
+                    hook.every = started_copy(hook.every, run.info)
+                if self._called_here(hook):
+                    started.append(hook)
+                    hook.before_train()
+            yield
+        except BaseException as error:
+            run.error = error
+            raise
+        finally:
+            failure: BaseException | None = None
+            for hook in _checkpoints_last(started):
+                try:
+                    with run.stopwatch.during(hook.time_bucket):
+                        hook.after_train()
+                except KeyboardInterrupt:
+                    run.error = failure = Aborted()  # so that the hooks after it don't save
+                except BaseException as error:  # noqa: BLE001 - raised below, after the others
+                    failure = failure or error
+            try:
+                finish()
+            except Exception as error:  # noqa: BLE001 - the same
+                failure = failure or error
+            if failure is not None and (run.error is None or isinstance(failure, Aborted)):
+                run.error = failure
+                raise failure
+
+    def next_due(self, step: int) -> int | None:
+        """The first step after `step` at which a hook must be called, or None if none is known."""
+        due = [hook.every.next_step(step) for hook in self._hooks if hook.every is not None]
+        return min((one for one in due if one is not None), default=None)
+
+    def after_step(self) -> None:
+        """Calls the hooks that are due. Where time decides, the first worker's clock counts.
+
+        Raises:
+          Preempted: A hook ends the run. It is raised when all hooks of the step were called.
+        """
+        run = self._run
+        timed = _checkpoints_last([hook for hook in self._hooks if hook.every is not None])
+        due = [float(hook.every.due(run.step)) for hook in timed if hook.every is not None]
+        preempted: Preempted | None = None
+        for hook, now in zip(timed, run.agreement.agree([], due)[1], strict=True):
+            if now and self._called_here(hook):
+                try:
+                    with run.stopwatch.during(hook.time_bucket):
+                        hook.after_step(run.step)
+                except Preempted as error:
+                    preempted = error
+        if preempted is not None:
+            raise preempted
+
+    def log(
+        self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary] = ()
+    ) -> None:
+        """Gives the values of a step to every hook."""
+        with self._run.stopwatch.during("hooks"):
+            for hook in self._hooks:
+                if self._called_here(hook):
+                    hook.on_log(step, scalars, summaries)
+
+    def log_steps(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Gives the values of several steps, in order, to one hook after the other."""
+        with self._run.stopwatch.during("hooks"):
+            for hook in self._hooks:
+                if self._called_here(hook):
+                    for step, scalars in logs:
+                        hook.on_log(step, scalars, ())
+
+    def before_save(self) -> None:
+        """Tells every hook that a checkpoint of the current step will be written."""
+        for hook in self._hooks:
+            if self._called_here(hook):
+                hook.before_save(self._run.step)
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Returns what checkpoints keep of the hooks: `{name: state}`."""
+        return {name: hook.state for name, hook in _named(self._hooks).items()}
+
+    def _called_here(self, hook: Hook) -> bool:
+        """Whether a hook is called on this worker: writers are called on the first one only."""
+        return self._run.agreement.chief or not hook.chief_only
+
+
+def set_hook_states(hooks: Sequence[Hook], states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives hooks the states from a checkpoint. A hook that the checkpoint lacks gets an empty one.
+
+    Args:
+      hooks: The hooks, in the order in which they stood when the states were saved.
+      states: What `HookList.states` returned.
+    """
+    for name, hook in _named(hooks).items():
+        hook.state.clear()
+        hook.state.update(states.get(name, {}))
+
+
+def _named(hooks: Sequence[Hook]) -> dict[str, Hook]:
+    """`{class name: hook}`; further hooks of a class are numbered: `Evaluate_1`."""
+    named: dict[str, Hook] = {}
+    for hook in hooks:
+        named[unique_name(type(hook).__name__, named)] = hook
+    return named
+
+
+def _checkpoints_last(hooks: Sequence[Hook]) -> list[Hook]:
+    """The hooks that save checkpoints come last; the others keep their order."""
+    return sorted(hooks, key=lambda hook: hook.time_bucket == "checkpoint")

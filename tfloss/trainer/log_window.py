@@ -75,7 +75,7 @@ class LogWindow:
             self._keep(blocks)
 
     def logs(
-        self, batch_size: int | None, *, whole: bool = False
+        self, batch_size: int | None, *, complete: bool = False
     ) -> Iterator[tuple[int, dict[str, float]]]:
         """`(step, {tag: value})` of what is to be logged, in order; then restarts.
 
@@ -85,7 +85,7 @@ class LogWindow:
 
         Args:
           batch_size: global examples a step, or None.
-          whole: leave steps after the last multiple of `log_every` for later.
+          complete: leave steps after the last multiple of `log_every` for later.
         """
         every = self._log_every
         found = [dataclasses.replace(block, values=block.rows()) for block in self._blocks]
@@ -93,7 +93,7 @@ class LogWindow:
             self.stopwatch.waited(float(block.waited))
         logs = [list(x) for _, x in itertools.groupby(found, lambda one: one.first // every)]
         rest = []
-        if whole and (logs[-1][-1].first + logs[-1][-1].steps) % every:
+        if complete and (logs[-1][-1].first + logs[-1][-1].steps) % every:
             rest = logs.pop()
         speed = self._speed(sum(block.steps for block in found), batch_size)
         for blocks in logs:

@@ -1,4 +1,4 @@
-"""Saving all of a run and going on from it, as if nothing had happened. Host code.
+"""Saves all of a run in a checkpoint, and restores it so that the run continues. Host code.
 
 Besides the variables (`tfloss.trainer.checkpointed_state`) a checkpoint holds every hook's state,
 the position in the data, the steps that are not logged yet, the random states of Python and NumPy,
@@ -7,147 +7,242 @@ the config, and the versions of the libraries that it was made with.
 
 import dataclasses
 import json
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory, load_file, load_manifest
 from tfloss.checkpoint.directory import versions
-from tfloss.data.feed import Feed
+from tfloss.common.logger import ChiefLogger
+from tfloss.distribute.agreement import Agreement
+from tfloss.errors import CheckpointError
+from tfloss.hooks.base import Hook
 from tfloss.step.random_states import process_states, set_process_states
-from tfloss.trainer.checkpointed_state import named_hooks, newest_checkpoint, set_hook_states
-
-if TYPE_CHECKING:
-    from tfloss.trainer.trainer import Trainer
+from tfloss.trainer.checkpointed_state import CheckpointedState
+from tfloss.trainer.hook_list import HookList, set_hook_states
+from tfloss.trainer.run_state import RunState
 
 _WINDOW, _RANDOM, _DATA = "window.npz", "random.json", "data_"
+_NONE, _NONE_VALID = -1, -2  # in place of a step
+_NETWORK_SECONDS = 10.0  # that a network file system may take to show new files to other hosts
+
+Position = tuple[dict[str, Any], dict[str, bytes]]  # what `Feed.state` returns
 
 
 @dataclasses.dataclass
-class _Place:
-    """What is only for the call of `train` that a checkpoint was saved in.
+class _SavedCall:
+    """What applies only to the call of `train` in which the checkpoint was saved.
 
     Attributes:
-      data: where it was in the data, and `until`, the step that the call was to reach; or None.
-      files: of the data's position.
-      hooks: the hooks' states.
-      step: of the checkpoint.
-      feed: the data of that call, once they are known.
+      position: The position in the data, and `until`, the step that the call was to reach; or None.
+      files: The files of the position.
+      hooks: The hooks' states.
+      step: The step of the checkpoint.
+      data: The data of that call, once a call of this process is known to be the same one.
     """
 
-    data: dict[str, Any] | None
+    position: dict[str, Any] | None
     files: dict[str, bytes]
     hooks: dict[str, dict[str, Any]]
     step: int
-    feed: Feed | None = None
+    data: Any = None
+
+    @property
+    def until(self) -> int:
+        """The step that the call was to reach."""
+        return self.position["until"] if self.position else self.step
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """Where in its data a call of `train` continues.
+
+    Attributes:
+      state: What `Feed.state` returned.
+      files: The files that `Feed.state` returned.
+      midway: Whether the call was interrupted, so that it has data left to train on.
+    """
+
+    state: dict[str, Any]
+    files: dict[str, bytes]
+    midway: bool
 
 
 class Resume:
-    """The checkpoints of one trainer.
+    """Saves and restores the checkpoints of one trainer.
 
     Args:
-      trainer: whose state it is.
-      directory: of its checkpoints, or None.
-      background: whether they are written while training goes on.
+      run: The state of the run.
+      state: The variables that checkpoints hold.
+      directory: The directory of the checkpoints, or None.
+      background: Whether checkpoints are written while training continues.
 
     Attributes:
-      writer: writes them in the background, or None.
+      writer: What writes checkpoints in the background, or None.
     """
 
     def __init__(
-        self, trainer: "Trainer", directory: CheckpointDirectory | None, *, background: bool
+        self,
+        run: RunState,
+        state: CheckpointedState,
+        directory: CheckpointDirectory | None,
+        *,
+        background: bool,
     ):
-        self._trainer, self._directory = trainer, directory
+        self._run, self._state, self._directory = run, state, directory
         self.writer = BackgroundWriter() if background and directory is not None else None
-        self._place: _Place | None = None
-        self._warned: Feed | None = None
+        self._saved_call: _SavedCall | None = None
 
-    def save(self, feed: Feed | None) -> Path:
-        """Saves everything as one checkpoint. All workers must call it; the first one writes."""
-        trainer = self._trainer
+    def save(self, hooks: HookList, position: Position | None) -> Path:
+        """Saves everything as one checkpoint. All workers must call it; the first one writes.
+
+        Args:
+          hooks: The hooks of the current call of `train`.
+          position: What `Feed.state` returns, or None if there are no data yet.
+
+        Returns:
+          The directory of the checkpoint.
+        """
+        run = self._run
         assert self._directory is not None
-        for hook in trainer.hooks:
-            if trainer.runs(hook):
-                hook.before_save(trainer.step)
-        data, content = feed.state() if feed is not None else (None, {})
-        data = data and data | {"until": trainer.run.steps, "files": list(content)}
-        hooks: Mapping[str, Any] = {k: v.state for k, v in named_hooks(trainer.hooks).items()}
-        if self._place is not None:  # the call that it is of has not begun yet
-            data, content, hooks = self._place.data, self._place.files, self._place.hooks
+        hooks.before_save()
+        data, content = position or (None, {})
+        data = data and data | {"until": run.info.steps, "files": list(content)}
+        states: Mapping[str, Any] = hooks.states()
+        if (saved := self._saved_call) is not None:  # the call that it belongs to has not begun yet
+            data, content, states = saved.position, saved.files, saved.hooks
         extra: dict[str, Any] = {"data": data}
         config = self._directory.path.parent / "config.json"
         if config.exists():
             extra["config"] = json.loads(config.read_text())
         files = {f"{_DATA}{name}": one for name, one in content.items()}
-        files[_WINDOW] = trainer.window.saved()
+        files[_WINDOW] = run.window.saved()
         files[_RANDOM] = json.dumps(process_states()).encode()
-        return trainer.state().save(
+        return self._state.save(
             self._directory,
-            trainer.step,
-            hooks,
+            run.step,
+            states,
             extra=extra,
             files=files,
             background=self.writer,
-            write=trainer.agreement.chief,
+            write=run.agreement.chief,
         )
 
-    def load(self) -> int | None:
-        """Restores the newest checkpoint that is whole, and returns its step; None: there is none.
+    def load(self) -> bool:
+        """Restores the newest valid checkpoint, and sets the step of the run.
 
-        What belongs to the call of `train` that it was saved in is kept for `place`.
+        What belongs to the call of `train` that it was saved in waits for `continuation`.
+
+        Returns:
+          Whether there was a checkpoint.
         """
-        trainer = self._trainer
-        path = newest_checkpoint(self._directory, trainer.agreement, trainer.logger)
+        run = self._run
+        path = newest_checkpoint(self._directory, run.agreement, run.logger)
         if self._directory is None or path is None:
-            return None
-        step, hooks = trainer.state().restore(self._directory, path)
-        trainer.logger.info(f"resuming at step {step} from {path}")
+            return False
+        step, hooks = self._state.restore(self._directory, path)
+        run.logger.info(f"resuming at step {step} from {path}")
         manifest = load_manifest(path)
-        self._report_versions(path, manifest["versions"])
+        _report_versions(path, manifest["versions"])
         if window := load_file(path, _WINDOW):
-            trainer.window.restore(window)
+            run.window.restore(window)
         if random := load_file(path, _RANDOM):
             set_process_states(json.loads(random))
-        data = manifest["extra"].get("data")
-        names = data["files"] if data else []
+        position = manifest["extra"].get("data")
+        names = position["files"] if position else []
         files = {name: load_file(path, f"{_DATA}{name}") or b"" for name in names}
-        self._place = _Place(data, files, hooks, step)
-        return step
+        self._saved_call = _SavedCall(position, files, hooks, step)
+        run.step = step
+        return True
 
-    def place(self, feed: Feed, steps: int) -> None:
-        """Brings data and hooks to where the checkpoint was, if a run to `steps` is what it is of.
+    def continuation(
+        self, data: Any, steps: int, hooks: HookList, lasting: Sequence[Hook]
+    ) -> Continuation | None:
+        """Restores hook states, and finds the data position that a call of `train` continues from.
 
-        A script may train on one data set after the other; run again, its first calls of `train`
-        have nothing to do, and what was saved is the place of a later one.
+        A script may train on one data set after the other. When it runs again, its first calls of
+        `train` have nothing to do, and the checkpoint belongs to a later one.
+
+        Args:
+          data: The data of the call, as the user gave them.
+          steps: The step that the call is to reach.
+          hooks: The hooks of the call.
+          lasting: The hooks of all calls, which get their states if a later call begins.
+
+        Returns:
+          The position, or None: the data are at their beginning.
         """
-        trainer, place = self._trainer, self._place
-        here = trainer.step < steps
-        if here and self._directory is not None and feed is not self._warned:
-            feed.warn(trainer.deterministic)
-            self._warned = feed
-        if place is None:
-            return
-        until = place.data["until"] if place.data else place.step
-        if place.feed is None and (here or steps >= until):
-            place.feed = feed
-        if not here:
-            return
-        self._place = None
-        if place.feed is not feed:  # a later call, with hooks of its own
-            set_hook_states(trainer.lasting_hooks(), place.hooks)
-            return
-        set_hook_states(trainer.hooks, place.hooks)
-        if place.data:
-            midway = until > place.step
-            feed.resume(place.data, place.files, trainer.logger, midway=midway)
+        saved = self._saved_call
+        if saved is None:
+            return None
+        begins = self._run.step < steps
+        if saved.data is None and (begins or steps >= saved.until):
+            saved.data = data
+        if not begins:
+            return None
+        self._saved_call = None
+        if saved.data is not data:  # a later call, with hooks of its own
+            set_hook_states(lasting, saved.hooks)
+            return None
+        set_hook_states(list(hooks), saved.hooks)
+        if saved.position is None:
+            return None
+        return Continuation(saved.position, saved.files, midway=saved.until > saved.step)
 
-    def _report_versions(self, path: Path, before: Mapping[str, str]) -> None:
-        now = versions()
-        changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
-        if changed:
-            warnings.warn(
-                f"Since {path} was saved there are other versions: {', '.join(changed)}. The run "
-                "goes on, but not to the bit as it would have done.",
-                stacklevel=2,
-            )
+
+def newest_checkpoint(
+    directory: CheckpointDirectory | None, agreement: Agreement, logger: ChiefLogger
+) -> Path | None:
+    """Finds the checkpoint to resume from: the first worker's newest valid one.
+
+    The workers agree on it before anybody restores, which takes all of them.
+
+    Args:
+      directory: The directory of the checkpoints, or None.
+      agreement: What the workers decide together.
+      logger: Receives a line for each corrupt checkpoint.
+
+    Returns:
+      The path of the checkpoint, or None if there is none.
+
+    Raises:
+      WorkerError: A worker doesn't see the checkpoint. It is raised on all workers.
+      CheckpointError: There are checkpoints, and none is valid.
+    """
+    if directory is None:
+        return None
+    newest = directory.newest_valid(logger) if agreement.chief else None
+    found = _NONE if newest is None else int(load_manifest(newest)["step"])
+    if newest is None and agreement.chief and directory.steps():
+        found = _NONE_VALID
+    step = int(agreement.agree([], [found])[1][0])
+    if step == _NONE_VALID:
+        raise CheckpointError(
+            f"None of the checkpoints in {directory.path} is valid; the lines above say why. To "
+            "start from the beginning, move them away."
+        )
+    if step == _NONE:
+        return None
+    until = time.monotonic() + _NETWORK_SECONDS
+    while step not in directory.steps() and time.monotonic() < until:
+        time.sleep(0.1)
+    agreement.require_equal(
+        {f"the number of {directory.at(step)}": float(step in directory.steps())},
+        "The first worker resumes from it. All workers must see the same workdir, at the same "
+        "path: put it on a file system that they share.",
+    )
+    return directory.at(step)
+
+
+def _report_versions(path: Path, before: Mapping[str, str]) -> None:
+    """Warns if libraries have changed since a checkpoint was saved."""
+    now = versions()
+    changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
+    if changed:
+        warnings.warn(
+            f"These versions have changed since {path} was saved: {', '.join(changed)}. Training "
+            "continues, but may not be bit-exact.",
+            stacklevel=2,
+        )
