@@ -103,4 +103,4 @@ def test_no_circle_among_files():
 def test_files_stay_small():
     for path in ROOT.rglob("*.py"):
         lines = path.read_text().count("\n")
-        assert lines <= 430, f"{path} has {lines} lines"
+        assert lines <= 455, f"{path} has {lines} lines"
