@@ -144,9 +144,9 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
     from tfloss.errors import CheckpointError
 
     try:
-        files = listing.find(arguments.workdir)
+        files = listing.find_checkpoints(arguments.workdir)
         if arguments.diff is None:
-            listing.show(files)
+            listing.print_checkpoints(files)
             return 0
         for step in arguments.diff:
             if step not in files.steps():
@@ -157,9 +157,9 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
         from tfloss.app.quiet import import_tensorflow
 
         import_tensorflow()
-        from tfloss.checkpoint import compare
+        from tfloss.checkpoint.compare import print_changes
 
-        compare.show(files, *arguments.diff)
+        print_changes(files, *arguments.diff)
     except CheckpointError as error:
         sys.stderr.write(f"tfloss checkpoints: {error}\n")
         return 2

@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 from tfloss.checkpoint import CheckpointDirectory
-from tfloss.checkpoint.compare import compare, show
+from tfloss.checkpoint.compare import compare, print_changes
 
 BEFORE = {
     "little": tf.constant([3.0, 4.0]),  # of norm 5
@@ -65,7 +65,7 @@ def test_the_other_way_round_and_with_itself(tmp_path):
 
 
 def test_as_it_is_printed(tmp_path, capsys):
-    show(saved(tmp_path), 1, 2)
+    print_changes(saved(tmp_path), 1, 2)
     assert capsys.readouterr().out.splitlines() == [
         "changed       largest difference  relative",
         "from_nothing  0.25                inf",

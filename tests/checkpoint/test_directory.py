@@ -116,7 +116,7 @@ def test_more_files_come_back_as_they_were_saved(tmp_path):
     assert {name: load_file(path, name) for name in files} == files
     assert load_file(path, "other") is None
     (path / "noise.bin").write_bytes(bytes(256))
-    with pytest.raises(CheckpointError, match=f"{path} is damaged: noise.bin is not what was"):
+    with pytest.raises(CheckpointError, match=f"{path} is corrupt: noise.bin was changed"):
         load_file(path, "noise.bin")
     (path / "position.json").unlink()
     with pytest.raises(CheckpointError, match="position.json is missing"):
@@ -125,7 +125,7 @@ def test_more_files_come_back_as_they_were_saved(tmp_path):
 
 @pytest.mark.parametrize("name", ["manifest.json", "variables.index", "a/b", "../a", ".hidden", ""])
 def test_files_of_impossible_names_are_refused(name, tmp_path):
-    with pytest.raises(ValueError, match="give it a plain file name"):
+    with pytest.raises(ValueError, match="the name must be a plain file name"):
         CheckpointDirectory(tmp_path).save(1, {"v": tf.Variable(1.0)}, files={name: b""})
 
 

@@ -91,10 +91,14 @@ def test_a_damaged_one_is_passed_over_named_and_kept(file, how, tmp_path):
     (line,) = logger.messages
     assert line.startswith(f"Skipping checkpoint {path}, which is corrupt: {file} ")
     assert line.endswith("It stays as it is; the checkpoint before it is tried next.")
-    expected = "is missing" if how == "delete" else "is not what was written: its checksum differs"
+    expected = (
+        "is missing"
+        if how == "delete"
+        else "was changed after it was written: its checksum differs"
+    )
     if how in ("empty", "truncate") and file != "manifest.json":
         size = {"more.bin": 100}.get(file) or f"{os.path.getsize(directory.at(1) / file):,}"
-        expected = f"bytes, and {size} were written"
+        expected = f"bytes, but {size} were written"
     assert expected in line
     assert directory.steps() == [1, 2] and directory.valid_steps() == [1]
 
@@ -105,7 +109,9 @@ def test_every_byte_of_the_manifest_counts(tmp_path):
     content = file.read_bytes()
     for index in range(len(content)):
         file.write_bytes(content[:index] + bytes([content[index] ^ 0x01]) + content[index + 1 :])
-        assert "manifest.json is not what was written" in (directory.problem(1) or ""), index
+        assert "manifest.json was changed after it was written" in (directory.problem(1) or ""), (
+            index
+        )
     file.write_bytes(content)
     assert directory.problem(1) is None
 
@@ -115,7 +121,7 @@ def test_a_file_of_the_users_and_a_name_of_another_step(tmp_path):
     (directory.at(1) / "notes.txt").write_text("")
     assert directory.problem(1) is None
     (tmp_path / "step_00000002").rename(tmp_path / "step_00000003")
-    assert directory.problem(3) == "manifest.json is that of step 2"
+    assert directory.problem(3) == "manifest.json belongs to step 2"
 
 
 def test_nothing_whole_is_nothing_to_go_on_from(tmp_path):
@@ -311,7 +317,7 @@ def test_a_directory_that_is_read_only():
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "c").write_text("")
-    with pytest.raises(CheckpointWriteError, match=r"File exists \(.*/c\)\. .* No whole one is"):
+    with pytest.raises(CheckpointWriteError, match=r"File exists \(.*/c\)\. .* There is no valid"):
         CheckpointDirectory(tmp_path / "c").save(1, {"v": tf.Variable(1.0)})
 
 
@@ -358,7 +364,7 @@ def test_a_disk_that_fills_up(rubbish, tmp_path):
             f"The checkpoint {tmp_path}/disk/c/step_{last + 1:08d} can't be written: "
             "No space left on device"
         )
-        assert "MB are free there. The newest whole one is " in str(error.value)
+        assert " MB left. The newest valid checkpoint is " in str(error.value)
         assert str(error.value).endswith(f"{directory.at(last)}.")
         assert not list(directory.path.glob(".*"))  # the half-written one makes room again
         assert directory.newest_valid(logger := Messages()) == directory.at(last)

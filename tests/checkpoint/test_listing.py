@@ -28,33 +28,33 @@ def test_steps_ages_sizes_what_is_wrong_and_the_best(tmp_path, capsys):
     index = directory.at(100) / "variables.index"
     index.write_bytes(b"")
     os.utime(directory.at(100), (time.time() - 3 * 86400,) * 2)
-    listing.show(listing.find(tmp_path))
-    wrong = "variables.index has 0 bytes, and "
+    listing.print_checkpoints(listing.find_checkpoints(tmp_path))
+    wrong = "variables.index has 0 bytes, but "
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["step", "age", "size", "state", "val/accuracy"]
     assert lines[1].startswith(f"100   3 d    2.0 MB  {wrong}")
-    assert lines[2].split() == ["200", "2", "h", "2.0", "MB", "whole", "0.9712", "(best)"]
-    assert lines[3].split() == ["1000", "119", "s", "2.0", "MB", "whole", "0.9"]
+    assert lines[2].split() == ["200", "2", "h", "2.0", "MB", "valid", "0.9712", "(best)"]
+    assert lines[3].split() == ["1000", "119", "s", "2.0", "MB", "valid", "0.9"]
     assert lines[3].index("0.9") == lines[0].index("val/accuracy")
 
 
 def test_a_run_without_a_metric_and_a_directory_of_checkpoints(tmp_path, capsys):
     run_of(tmp_path)
-    listing.show(listing.find(tmp_path / "checkpoints"))
+    listing.print_checkpoints(listing.find_checkpoints(tmp_path / "checkpoints"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[-1] == "best" and lines[1].endswith("whole")
+    assert lines[0].split()[-1] == "best" and lines[1].endswith("valid")
 
 
 def test_on_a_terminal_it_is_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    listing.table(["step", "state"], [["1", "[red] is no markup here"]])
+    listing.print_table(["step", "state"], [["1", "[red] is no markup here"]])
     out = capsys.readouterr().out
     assert "[red] is no markup here" in out and "│" in out
 
 
 def test_there_are_none(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint in .* or .*/checkpoints"):
-        listing.find(tmp_path)
+        listing.find_checkpoints(tmp_path)
 
 
 def test_it_needs_no_tensorflow(tmp_path):

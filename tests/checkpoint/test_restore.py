@@ -226,8 +226,8 @@ def test_shapes_dtypes_and_leftovers_are_listed(tmp_path):
     with pytest.raises(CheckpointError) as e:
         CheckpointDirectory(tmp_path).restore(path, here)
     for part in (
-        "of another shape: a (saved [1], here [2])",
-        "of another dtype: b (saved int32, here float32)",
+        "different shape: a (saved [1], here [2])",
+        "different dtype: b (saved int32, here float32)",
         "only in the checkpoint: c0, c1",
         "c9, ... and 2 more",
     ):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tfloss.common.files import locked_file, replace_file, sync
+from tfloss.common.files import locked_file, replace_directory, replace_file, sync
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -44,6 +44,28 @@ def test_a_failure_leaves_the_old_content_and_no_temporary_file(tmp_path, monkey
         replace_file(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def _directory(path, content):
+    path.mkdir()
+    (path / "file").write_text(content)
+    return path
+
+
+def test_a_directory_is_replaced_and_the_old_one_is_kept_aside(tmp_path):
+    new, target, aside = tmp_path / "new", tmp_path / "target", tmp_path / "aside"
+    replace_directory(_directory(new, "first"), target, aside)
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+    replace_directory(_directory(new, "second"), target, aside)
+    assert (target / "file").read_text() == "second"
+    assert (aside / "file").read_text() == "first" and not new.exists()
+
+
+def test_a_directory_that_cannot_be_replaced_keeps_its_content(tmp_path):
+    target, aside = _directory(tmp_path / "target", "old"), tmp_path / "aside"
+    with pytest.raises(FileNotFoundError):
+        replace_directory(tmp_path / "missing", target, aside)
+    assert (target / "file").read_text() == "old" and not aside.exists()
 
 
 KILLED = """

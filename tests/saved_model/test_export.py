@@ -2,6 +2,7 @@
 
 import collections
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -521,15 +522,15 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(tf.saved_model, "save", half_saved)
         export(Plain(lambda batch: batch["x"] + 2), path, x)
-    rename = type(path).rename
+    replace = os.replace
 
-    def no_rename(source, target):
+    def no_replace(source, target):
         if source.name == "export" and target == path:
             raise OSError("disk gone")
-        rename(source, target)
+        replace(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk gone"):
-        patch.setattr(type(path), "rename", no_rename)
+        patch.setattr(os, "replace", no_replace)
         export(Plain(lambda batch: batch["x"] + 2), path, x)
     assert [one.name for one in tmp_path.iterdir()] == ["export"]
     assert serve(path, x=np.float32([0]))["output"].tolist() == [1]

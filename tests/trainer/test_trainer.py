@@ -879,7 +879,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_again(tmp_path):
     trainer(workdir=tmp_path, hooks=[hooks.SaveCheckpoint()]).train(DATA, steps=2)
     other = trainer(_Two, workdir=tmp_path, hooks=[hooks.SaveCheckpoint()])
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="doesn't fit"):
+        with pytest.raises(CheckpointError, match="doesn't match"):
             other.train(DATA, steps=4)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000002"]
 

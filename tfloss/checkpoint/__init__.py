@@ -1,14 +1,21 @@
-"""Checkpoints: named variables, written whole or not at all, checked before they are restored.
+"""Checkpoints: named variables, written atomically and checked before they are restored.
 
     directory = CheckpointDirectory("runs/mine/checkpoints")
     directory.save(100, named_variables(model), extra={"note": "..."})
     directory.restore(directory.latest(), named_variables(model))
 
-A checkpoint is a directory `step_00000100` with a TensorFlow tensor bundle, `variables`, whose
-keys are names (`tf.train.load_checkpoint` reads it), and `manifest.json`: step, shapes, dtypes,
-versions, checksums of all files and what else the caller keeps. Keras's own object graph is not
-used: it leaves out layers in lists and dicts, keys optimizer slots by position, and restores by
-halves. All of this is host code, cross-replica.
+A checkpoint is a directory `step_00000100`. It has a TensorFlow tensor bundle, `variables`, whose
+keys are the names of the variables (`tf.train.load_checkpoint` reads it), and `manifest.json` with
+the step, shapes, dtypes, versions, checksums of all files, and the caller's own entries.
+
+A checkpoint of a run is composed in `tfloss/trainer/resume.py` and `checkpointed_state.py` there.
+`CheckpointDirectory.save` in `directory.py` reads the variables and writes the tensor bundle,
+`CheckpointFiles.write` in `files.py` makes the write atomic, and `manifest.py` adds the checksums.
+It is restored in `CheckpointDirectory.restore`: `manifest.py` checks the files, `mismatch.py` the
+names and shapes, and `values.py` assigns the values.
+
+Keras's object graph isn't used. It leaves out layers in lists and dicts, keys optimizer slots by
+position, and restores what fits without an error. All of this is host code, cross-replica.
 """
 
 import importlib
@@ -21,10 +28,10 @@ if TYPE_CHECKING:
     from tfloss.checkpoint.manifest import load_file, load_manifest
     from tfloss.checkpoint.mismatch import Mismatch
     from tfloss.checkpoint.names import named_optimizer_variables, named_variables, random_states
-    from tfloss.checkpoint.values import assign, read, sync_replicas, synced_by_all
+    from tfloss.checkpoint.values import assign, read, skip_replica_sync, sync_replicas
 
-# Imported when first used: files can be looked at without TensorFlow.
-_WHERE = {
+# Modules are imported on first use, so that listing the files needs no TensorFlow.
+_MODULES = {
     "BackgroundWriter": "background",
     "CheckpointDirectory": "directory",
     "CheckpointFiles": "files",
@@ -37,8 +44,8 @@ _WHERE = {
     "named_variables": "names",
     "random_states": "names",
     "read": "values",
+    "skip_replica_sync": "values",
     "sync_replicas": "values",
-    "synced_by_all": "values",
     "versions": "directory",
 }
 
@@ -55,15 +62,15 @@ __all__ = [
     "named_variables",
     "random_states",
     "read",
+    "skip_replica_sync",
     "sync_replicas",
-    "synced_by_all",
     "versions",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'tfloss.checkpoint' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tfloss.checkpoint.{_WHERE[name]}"), name)
+    value = getattr(importlib.import_module(f"tfloss.checkpoint.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

@@ -1,6 +1,8 @@
-"""Checkpoints in a directory: named variables and what belongs to them, saved and restored.
+"""Saves variables to a directory of checkpoints, and restores them. Host code, cross-replica.
 
-Host code, cross-replica.
+directory = CheckpointDirectory("runs/mine/checkpoints")
+directory.save(100, variables, extra={"note": "..."})
+directory.restore(directory.at(100), variables)
 """
 
 import functools
@@ -19,7 +21,7 @@ from tfloss.checkpoint.background import BackgroundWriter
 from tfloss.checkpoint.files import CheckpointFiles
 from tfloss.checkpoint.manifest import MANIFEST, load_manifest
 from tfloss.checkpoint.mismatch import Mismatch
-from tfloss.checkpoint.values import array, assign, is_accumulator, read_tensor
+from tfloss.checkpoint.values import as_array, assign, is_accumulator, read_tensor
 from tfloss.errors import CheckpointError
 from tfloss.version import __version__
 
@@ -27,10 +29,10 @@ _BUNDLE = "variables"
 
 
 class CheckpointDirectory(CheckpointFiles):
-    """Checkpoints of variables, `step_00000100` each. One process writes, any may read.
+    """A directory of checkpoints of variables. One process writes, any may read.
 
     Args:
-      path: made when the first one is saved.
+      path: The directory. It is created with the first checkpoint.
     """
 
     def save(
@@ -44,83 +46,89 @@ class CheckpointDirectory(CheckpointFiles):
         check_finite: bool = True,
         write: bool = True,
     ) -> Path:
-        """Writes a checkpoint and returns its directory. One of the same step is replaced.
+        """Writes a checkpoint. One of the same step is replaced.
+
+        With several workers all must call it, since reading a variable may be a collective.
 
         Args:
-          step: names it.
+          step: The step of the checkpoint, which names its directory.
           variables: `{name: variable}`.
-          extra: anything JSON can hold; `restore` returns it.
-          files: `{name: content}` of more files in it; `load_file` returns them.
-          background: writes it while the caller goes on: this returns when the values are
-            copied. First it waits for the write before, and raises what went wrong there.
-          check_finite: refuse to write NaN or infinite weights, statistics and slots. A
-            metric's variables and raw tf.Variables may be what they like: the next reset, or
-            their owner, knows.
-          write: whether this worker writes. All of them read, which may take all.
+          extra: JSON values. `restore` returns them.
+          files: `{name: content}` of further files of the checkpoint. `load_file` returns them.
+          background: The writer for a write in the background. `save` then returns as soon as the
+            values are copied. It waits for the previous write first, and raises its error.
+          check_finite: Whether to refuse NaN and infinite weights, statistics and slots. Variables
+            of metrics, which the next reset clears, and raw tf.Variables are not checked.
+          write: Whether this worker writes. The others only read the variables.
+
+        Returns:
+          The directory of the checkpoint.
 
         Raises:
-          CheckpointError: a value is not finite (the first such variable is named), there are
-            no variables, or `extra` can't be written as JSON (it says where).
-          CheckpointWriteError: it can't be written. Earlier checkpoints are not touched.
-          ValueError: one of `files` has a name that is no plain file name, or is taken.
+          CheckpointError: A value is not finite (the message names the first such variable), there
+            are no variables, or JSON can't hold a part of `extra` (the message names it).
+          CheckpointWriteError: The checkpoint can't be written. Earlier ones are not changed.
+          ValueError: The name of one of `files` is not a plain file name, or is reserved.
         """
         if not variables:
             raise CheckpointError(
                 f"No variables to save at step {step}. Is the model built? Call it on a batch."
             )
         files = dict(files or {})
-        _check_names(files)
+        _check_file_names(files)
         if background is not None:
             background.wait()
-        values, tensors = {}, {}
+        values: dict[str, np.ndarray] = {}
+        tensors: dict[str, Any] = {}
         for name, variable in variables.items():
-            tensors[name] = read_tensor(variable)  # nobody assigns before this returns
-            values[name] = array(tensors[name])
+            tensors[name] = read_tensor(variable)  # no variable is assigned before this returns
+            values[name] = as_array(tensors[name])
             if background is not None and write:
                 tensors[name] = values[name] = background.copy(name, values[name])
-        finite = {name for name, variable in variables.items() if _is_state(variable)}
-        finite = finite if check_finite else set()
+        checked = {name for name, variable in variables.items() if _must_be_finite(variable)}
+        checked = checked if check_finite else set[str]()
         if not write:
-            _check_finite(step, values, finite)
+            _check_finite(step, values, checked)
             return self._target(step)
-        manifest = _manifest(values, _plain(step, extra or {}))
+        manifest = _manifest(values, _json_copy(step, extra or {}))
 
-        def write_it() -> None:
-            _check_finite(step, values, finite)
-            self.write(step, functools.partial(_fill, tensors=tensors, files=files), manifest)
+        def check_and_write() -> None:
+            _check_finite(step, values, checked)
+            write_files = functools.partial(_write_files, tensors=tensors, files=files)
+            self.write(step, write_files, manifest)
 
         if background is None:
-            write_it()
+            check_and_write()
         else:
-            background.start(write_it)
+            background.start(check_and_write)
         return self._target(step)
 
     def restore(
         self, path: str | Path, variables: Mapping[str, Any], *, ignore: Collection[str] = ()
     ) -> dict[str, Any]:
-        """Assigns a checkpoint's values to the variables, all or none.
+        """Assigns the values of a checkpoint to all variables, or to none if it doesn't match.
 
         Args:
-          path: of one checkpoint.
-          variables: `{name: variable}`; must have the names, shapes and dtypes of the file.
-          ignore: names in the file that need not be restored, such as that of a constant
-            learning rate, which is configuration: leave it out of `variables` and put it here.
+          path: The directory of the checkpoint.
+          variables: `{name: variable}`, with the checkpoint's names, shapes and dtypes.
+          ignore: Names in the checkpoint that are not restored. An example is a constant learning
+            rate, which is configuration: leave it out of `variables` and put its name here.
 
         Returns:
-          The `extra` it was saved with.
+          The `extra` that the checkpoint was saved with.
 
         Raises:
-          CheckpointError: it lists what is missing, unexpected, of another shape or dtype, or
-            says that the files are damaged; nothing was assigned.
+          CheckpointError: Names, shapes or dtypes don't match (the message lists them), or the
+            checkpoint is corrupt. No variable has been changed.
         """
         path = Path(path)
         manifest = load_manifest(path)
         saved = {k: v for k, v in manifest["variables"].items() if k not in ignore}
-        difference = Mismatch(saved, variables)
-        if difference:
+        mismatch = Mismatch(saved, variables)
+        if mismatch:
             raise CheckpointError(
-                f"The checkpoint {path} doesn't fit:\n{difference}\nNothing was restored. "
-                + difference.advice()
+                f"The checkpoint {path} doesn't match:\n{mismatch}\nNothing was restored. "
+                + mismatch.advice()
             )
         values = load_values(path, variables)
         for name, variable in variables.items():
@@ -129,29 +137,51 @@ class CheckpointDirectory(CheckpointFiles):
 
 
 def load_values(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """`{name: value}` from a checkpoint. Raises CheckpointError if its files are damaged."""
+    """Reads values from a checkpoint.
+
+    Args:
+      path: The directory of the checkpoint.
+      names: Names of variables in the checkpoint.
+
+    Returns:
+      `{name: value}`.
+
+    Raises:
+      CheckpointError: The files are corrupt.
+    """
     bundle = Path(path) / _BUNDLE
     try:
         reader = tf.train.load_checkpoint(str(bundle))
         return {name: reader.get_tensor(name) for name in names}
-    except Exception as error:  # OpError, IndexError and others, by what is damaged
+    except Exception as error:  # OpError, IndexError or others, depending on what is corrupt
         raise CheckpointError(
-            f"{bundle}.* can't be read, so the checkpoint is damaged ({error}). Nothing was "
-            f"restored. To go on from the one before, move {path} away."
+            f"{bundle}.* can't be read, so the checkpoint is corrupt ({error}). Nothing was "
+            f"restored. To continue from the checkpoint before it, move {path} away."
         ) from None
 
 
-def _check_names(files: Mapping[str, bytes]) -> None:
+def versions() -> dict[str, str]:
+    """Returns the versions of tfloss, TensorFlow, Keras, NumPy and Python, by name."""
+    return {
+        "tfloss": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _check_file_names(files: Mapping[str, bytes]) -> None:
     for name in files:
-        taken = name == MANIFEST or name.startswith(f"{_BUNDLE}.")
-        if taken or not re.fullmatch(r"\w[\w.-]*", name):
+        reserved = name == MANIFEST or name.startswith(f"{_BUNDLE}.")
+        if reserved or not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(
-                f"files={{{name!r}: ...}}: give it a plain file name, other than {MANIFEST} and "
-                f"{_BUNDLE}.*, which a checkpoint has itself."
+                f"files={{{name!r}: ...}}: the name must be a plain file name other than "
+                f"{MANIFEST} and {_BUNDLE}.*, which every checkpoint has."
             )
 
 
-def _is_state(variable: Any) -> bool:
+def _must_be_finite(variable: Any) -> bool:
     return isinstance(variable, keras.Variable) and not is_accumulator(variable)
 
 
@@ -162,7 +192,7 @@ def _check_finite(step: int, values: Mapping[str, np.ndarray], names: Collection
         if not np.isfinite(value).all():
             raise CheckpointError(
                 f"Not saving a checkpoint at step {step}: {name!r} has NaN or infinite "
-                "values. The checkpoints before it are as they were."
+                "values. Earlier checkpoints are unchanged."
             )
 
 
@@ -177,19 +207,8 @@ def _manifest(values: Mapping[str, np.ndarray], extra: dict[str, Any]) -> dict[s
     }
 
 
-def versions() -> dict[str, str]:
-    """Of what a checkpoint is made with."""
-    return {
-        "tfloss": __version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _plain(step: int, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy as JSON gives it back: whoever `extra` is of may change it while it is written."""
+def _json_copy(step: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies `extra` through JSON, since its owner may change it during a background write."""
     try:
         return json.loads(json.dumps(dict(extra)))
     except (TypeError, ValueError):
@@ -201,8 +220,8 @@ def _plain(step: int, extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_json(where: str, value: Any) -> tuple[str, Any]:
-    """The innermost part of a value that makes it impossible to write, and its place."""
-    items = value.items() if isinstance(value, dict) else ()
+    """Finds the innermost part of a value that JSON can't hold, and its path."""
+    items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else ()
     if isinstance(value, list | tuple):
         items = enumerate(value)
     for key, part in items:
@@ -213,12 +232,14 @@ def _not_json(where: str, value: Any) -> tuple[str, Any]:
     return where, value
 
 
-def _fill(folder: Path, *, tensors: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Writes the files of a checkpoint. Raises OSError if one can't be written."""
+def _write_files(
+    directory: Path, *, tensors: Mapping[str, Any], files: Mapping[str, bytes]
+) -> None:
+    """Writes the tensor bundle and the other files. Raises OSError if a write fails."""
     try:
-        with tf.device("CPU:0"):  # values that are on the host already go to no GPU
+        with tf.device("CPU:0"):  # values that are on the host must not be copied to a GPU
             tf.raw_ops.SaveV2(
-                prefix=str(folder / _BUNDLE),
+                prefix=str(directory / _BUNDLE),
                 tensor_names=list(tensors),
                 shape_and_slices=[""] * len(tensors),
                 tensors=[tf.convert_to_tensor(one) for one in tensors.values()],
@@ -227,4 +248,4 @@ def _fill(folder: Path, *, tensors: Mapping[str, Any], files: Mapping[str, bytes
         # "{{function_node ...}} /path/of/file; No space left on device [Op:SaveV2]"
         raise OSError(error.message.rpartition("; ")[2].removesuffix(" [Op:SaveV2]")) from None
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        (directory / name).write_bytes(content)

@@ -1,6 +1,8 @@
-"""The files of checkpoints: whole or absent, whenever the process is killed.
+"""The directories of checkpoints: listed, checked, written atomically, deleted.
 
-Host code, without TensorFlow: what is in the files, `CheckpointDirectory` knows.
+A checkpoint is complete or absent at any moment, also if the process is killed during a write. It
+is written by `CheckpointFiles.write` here, and restored in `tfloss/checkpoint/directory.py`, which
+knows what the files contain. Host code, without TensorFlow.
 """
 
 import logging
@@ -11,32 +13,35 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfloss.checkpoint import manifest as manifests
-from tfloss.common.files import sync
+from tfloss.checkpoint.manifest import find_problem, write_manifest
+from tfloss.common.files import replace_directory, sync
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import CheckpointWriteError
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
-# What a killed process may leave: `.partial_*` is rubbish; `.replaced_00000100` is a whole
-# checkpoint that had to make room for a new one of the same step.
-_PARTIAL, _REPLACED, _DAMAGED = ".partial_", ".replaced_", "damaged_"
+# A killed process may leave `.partial_*`, an incomplete checkpoint, and `.replaced_00000100`, a
+# valid one that was renamed because a new one of the same step takes its place.
+_PARTIAL, _REPLACED, _CORRUPT = ".partial_", ".replaced_", "damaged_"
 
 
 class CheckpointFiles:
     """A directory of checkpoints, `step_00000100` each. One process writes, any may read.
 
     Args:
-      path: made when the first one is written.
+      path: The directory. It is created with the first checkpoint.
+
+    Attributes:
+      path: The directory.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._problems: dict[int, str | None] = {}  # of those that were looked at, or written
+        self._problems: dict[int, str | None] = {}  # of the steps that were checked or written
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, in order, damaged ones too. Other names don't count."""
-        found = set()
+        """Lists the steps of all checkpoints, in order, those of corrupt ones too."""
+        found: set[int] = set()
         for path in self.path.glob("*/"):
             number = re.search(r"\d{8,}$", path.name)
             step = int(number[0]) if number else 0
@@ -45,28 +50,36 @@ class CheckpointFiles:
         return sorted(found)
 
     def at(self, step: int) -> Path:
-        """The directory of the checkpoint of a step."""
+        """Returns the directory of the checkpoint of a step.
+
+        Args:
+          step: The step. Its checkpoint need not exist.
+        """
         target, replaced = self._target(step), self._replaced(step)
         return replaced if not target.exists() and replaced.exists() else target
 
     def latest(self) -> Path | None:
-        """The newest checkpoint, damaged or not, or None."""
+        """Returns the directory of the newest checkpoint, valid or corrupt; None without one."""
         steps = self.steps()
         return self.at(steps[-1]) if steps else None
 
     def problem(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, by the name of the file; None if it is whole.
+        """Checks all files of a checkpoint. Reads them all (docs/checkpoints.md has the speed).
 
-        A file may be missing, truncated, altered, or not among those that were written. All of
-        them are read (`docs/checkpoints.md` says how fast).
+        Args:
+          step: The step of the checkpoint.
+
+        Returns:
+          None if the checkpoint is valid; else the file that is missing, truncated, changed or
+          unreadable, in half a sentence.
         """
-        self._problems[step] = manifests.problem(self.at(step), step)
+        self._problems[step] = find_problem(self.at(step), step)
         return self._problems[step]
 
     def valid_steps(self) -> list[int]:
-        """The steps of whole checkpoints, in order.
+        """Lists the steps of valid checkpoints, in order.
 
-        Each is read once; one that this object has looked at before, or written, is not again.
+        A checkpoint that this object has checked or written before is not read again.
         """
         steps = self.steps()
         for step in steps:
@@ -75,67 +88,75 @@ class CheckpointFiles:
         return [step for step in steps if self._problems[step] is None]
 
     def newest_valid(self, logger: Logger) -> Path | None:
-        """Finds the newest valid checkpoint. All files are read again; corrupt ones stay.
+        """Finds the newest valid checkpoint. Files are read even if they were checked before.
 
         Args:
-          logger: Gets a message for each corrupt checkpoint that is skipped.
+          logger: Receives a message for each corrupt checkpoint that is skipped.
 
         Returns:
-          The directory of the checkpoint; None if no checkpoint is valid.
+          The directory of the checkpoint; None if there is no valid one.
         """
         for step in reversed(self.steps()):
-            wrong = self.problem(step)
-            if wrong is None:
+            problem = self.problem(step)
+            if problem is None:
                 return self.at(step)
             logger.info(
-                f"Skipping checkpoint {self.at(step)}, which is corrupt: {wrong}. It stays as it "
+                f"Skipping checkpoint {self.at(step)}, which is corrupt: {problem}. It stays as it "
                 "is; the checkpoint before it is tried next."
             )
         return None
 
     def delete(self, step: int) -> None:
-        """Deletes one: first it stops being a checkpoint, then its files go."""
-        aside = self.path / f"{_PARTIAL}deleted_{step}"
-        for each in (self._replaced(step), self._target(step)):
-            if each.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(each, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        """Deletes a checkpoint. It is renamed first, so that no incomplete one has its name.
 
-    def write(self, step: int, fill: Callable[[Path], None], manifest: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint: everything aside and on the disk first, then one rename.
+        Args:
+          step: The step of the checkpoint.
 
-        A whole one of the same step is replaced; a damaged one is renamed to
+        Raises:
+          OSError: The checkpoint can't be renamed.
+        """
+        trash = self.path / f"{_PARTIAL}deleted_{step}"
+        for path in (self._replaced(step), self._target(step)):
+            if path.exists():
+                shutil.rmtree(trash, ignore_errors=True)
+                os.replace(path, trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def write(
+        self, step: int, write_files: Callable[[Path], None], manifest: Mapping[str, Any]
+    ) -> Path:
+        """Writes a checkpoint: all files to another directory and to the disk, then one rename.
+
+        A valid checkpoint of the same step is replaced. A corrupt one is renamed to
         `damaged_00000100` and stays.
 
         Args:
-          step: names it.
-          fill: writes its files into the directory that it is given.
-          manifest: what `manifest.json` says beside the checksums.
+          step: The step of the checkpoint.
+          write_files: Writes the files into the directory that it is given.
+          manifest: The entries of `manifest.json`, without the checksums.
 
         Returns:
-          Its directory.
+          The directory of the checkpoint.
 
         Raises:
-          CheckpointWriteError: it can't be written. Earlier checkpoints are not touched, and no
-            half of it stays.
+          CheckpointWriteError: The operating system refuses a write. Earlier checkpoints are not
+            changed, and no incomplete one stays.
         """
         partial, target = self.path / f"{_PARTIAL}{step}", self._target(step)
         try:
-            self._make()
-            self._clear_up()
+            _make_directory(self.path)
+            self._clean_up()
             partial.mkdir()
-            fill(partial)
-            manifests.write_manifest(partial, {"step": step, **manifest})
+            write_files(partial)
+            write_manifest(partial, {"step": step, **manifest})
             sync(*partial.iterdir(), partial)
-            if target.exists():
-                os.replace(target, self._aside(step))
-            os.replace(partial, target)
+            aside = self._aside(step) if target.exists() else self._replaced(step)
+            replace_directory(partial, target, aside)
             sync(self.path)
         except Exception as error:
-            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
             if isinstance(error, OSError):
-                raise CheckpointWriteError(self._explained(target, error)) from error
+                raise CheckpointWriteError(self._write_error(target, error)) from error
             raise
         self._problems[step] = None
         shutil.rmtree(self._replaced(step), ignore_errors=True)
@@ -148,19 +169,14 @@ class CheckpointFiles:
         return self.path / f"{_REPLACED}{step:08d}"
 
     def _aside(self, step: int) -> Path:
-        """Where the checkpoint of a step goes that is written again."""
+        """Returns the path for the existing checkpoint of a step that is written again."""
         if self.problem(step) is None:
             return self._replaced(step)
         taken = {path.name for path in self.path.iterdir()}
-        return self.path / unique_name(f"{_DAMAGED}{step:08d}", taken)
+        return self.path / unique_name(f"{_CORRUPT}{step:08d}", taken)
 
-    def _make(self) -> None:
-        if not self.path.is_dir():
-            self.path.mkdir(parents=True, exist_ok=True)
-            sync(self.path.parent)
-
-    def _clear_up(self) -> None:
-        """Removes what a killed process left; what it had moved out of the way comes back."""
+    def _clean_up(self) -> None:
+        """Removes what a killed process left, and renames a replaced checkpoint back."""
         for replaced in self.path.glob(f"{_REPLACED}*"):
             target = self.path / replaced.name.replace(_REPLACED, "step_")
             if target.exists():
@@ -170,16 +186,26 @@ class CheckpointFiles:
         for partial in self.path.glob(f"{_PARTIAL}*"):
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _explained(self, target: Path, error: OSError) -> str:
-        """What happened, how much room there is, and what is left."""
+    def _write_error(self, target: Path, error: OSError) -> str:
+        """Describes what happened, the free disk space and the newest valid checkpoint."""
         reason = error.strerror or str(error)
         if error.filename and Path(error.filename) != target:
             reason += f" ({error.filename})"
-        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        free = shutil.disk_usage(there).free
+        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        free = shutil.disk_usage(existing).free
         steps = self.valid_steps()
-        left = f"The newest whole one is {self.at(steps[-1])}" if steps else "No whole one is there"
-        return (
-            f"The checkpoint {target} can't be written: {reason}. {free / 1e6:,.1f} MB are free "
-            f"there. {left}."
+        newest = (
+            f"The newest valid checkpoint is {self.at(steps[-1])}"
+            if steps
+            else "There is no valid checkpoint"
         )
+        return (
+            f"The checkpoint {target} can't be written: {reason}. The disk has "
+            f"{free / 1e6:,.1f} MB left. {newest}."
+        )
+
+
+def _make_directory(path: Path) -> None:
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        sync(path.parent)

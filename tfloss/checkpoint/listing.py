@@ -1,7 +1,7 @@
-"""The checkpoints of a workdir as a table. Host code, without TensorFlow.
+"""Prints the checkpoints of a workdir as a table. Host code, without TensorFlow.
 
 step  age    size      state                                        val/accuracy
-1000  3 h    412.0 MB  whole                                        0.9712
+1000  3 h    412.0 MB  valid                                        0.9712
 2000  2 h    412.0 MB  variables.index is missing                   0.9801 (best)
 """
 
@@ -17,13 +17,20 @@ from tfloss.checkpoint.ranking import ranking_of_checkpoint
 from tfloss.errors import CheckpointError
 
 _UNITS = (("s", 1), ("min", 60), ("h", 3600), ("d", 86400))
-_NO_METRIC = "best"  # the title of the last column where no metric is ranked by
+_NO_METRIC = "best"  # the title of the last column if no metric ranks the checkpoints
 
 
-def find(workdir: Path) -> CheckpointFiles:
-    """The checkpoints of a workdir, or in a directory of them.
+def find_checkpoints(workdir: Path) -> CheckpointFiles:
+    """Finds the checkpoints of a run.
 
-    Raises CheckpointError if there are none.
+    Args:
+      workdir: The workdir of the run, or the directory with its checkpoints.
+
+    Returns:
+      The directory with the checkpoints, at least one.
+
+    Raises:
+      CheckpointError: There is no checkpoint.
     """
     for path in (workdir / "checkpoints", workdir):
         if (files := CheckpointFiles(path)).steps():
@@ -31,13 +38,19 @@ def find(workdir: Path) -> CheckpointFiles:
     raise CheckpointError(f"There is no checkpoint in {workdir} or {workdir / 'checkpoints'}.")
 
 
-def show(files: CheckpointFiles) -> None:
-    """Prints step, age, size, what is wrong if something is, and the metric of the best ones."""
+def print_checkpoints(files: CheckpointFiles) -> None:
+    """Prints step, age, size and state of each checkpoint, and the metric of the best ones.
+
+    The state is "valid", or the first problem that was found.
+
+    Args:
+      files: The directory with the checkpoints. All of their files are read.
+    """
     steps = files.steps()
     with concurrent.futures.ThreadPoolExecutor() as threads:
         problems = dict(zip(steps, threads.map(files.problem, steps), strict=True))
-    metric, values = _ranking(files, [step for step in steps if problems[step] is None])
-    rows = []
+    metric, values = _best_values(files, [step for step in steps if problems[step] is None])
+    rows: list[list[str]] = []
     for step in steps:
         path = files.at(step)
         size = sum(file.stat().st_size for file in path.iterdir())
@@ -46,17 +59,22 @@ def show(files: CheckpointFiles) -> None:
         rows.append(
             [
                 str(step),
-                _age(time.time() - path.stat().st_mtime),
+                _format_age(time.time() - path.stat().st_mtime),
                 f"{size / 1e6:,.1f} MB",
-                problems[step] or "whole",
+                problems[step] or "valid",
                 f"{value} (best)" if first else value,
             ]
         )
-    table(["step", "age", "size", "state", metric], rows)
+    print_table(["step", "age", "size", "state", metric], rows)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table: drawn by rich on a terminal, else plain columns, two spaces apart."""
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table: drawn by rich on a terminal, else plain columns, two spaces apart.
+
+    Args:
+      header: The titles of the columns.
+      rows: The cells of each row.
+    """
     rows = list(rows)
     if sys.stdout.isatty():
         from rich.console import Console
@@ -74,15 +92,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def _ranking(files: CheckpointFiles, valid: Sequence[int]) -> tuple[str, dict[int, float]]:
-    """The metric that SaveCheckpoint ranks by, and `{step: value}` of the best, best first."""
-    for step in reversed(valid):
+def _best_values(
+    files: CheckpointFiles, valid_steps: Sequence[int]
+) -> tuple[str, dict[int, float]]:
+    """Reads the metric that SaveCheckpoint ranks by and its values by step, the best first."""
+    for step in reversed(valid_steps):
         ranking = ranking_of_checkpoint(load_manifest(files.at(step))["extra"])
         if ranking is not None:
             return ranking.metric, {at: value for value, at in ranking.best}
     return _NO_METRIC, {}
 
 
-def _age(seconds: float) -> str:
+def _format_age(seconds: float) -> str:
     unit, size = next((u for u in reversed(_UNITS) if seconds >= 2 * u[1]), _UNITS[0])
     return f"{seconds / size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Warm starts: a checkpoint's weights for a model that may have changed since.
+"""Warm starts: loads the weights of a checkpoint into a model that may have changed since.
 
 report = tfloss.load_weights(model, "runs/old", strict=False, rename={"encoder": "backbone"})
 print(report)
@@ -6,29 +6,32 @@ print(report)
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
 
-from tfloss.checkpoint import (
-    CheckpointDirectory,
-    Mismatch,
-    assign,
-    load_manifest,
-    load_values,
-    named_variables,
-    random_states,
-)
+from tfloss.checkpoint.directory import CheckpointDirectory, load_values
+from tfloss.checkpoint.manifest import MANIFEST, load_manifest
+from tfloss.checkpoint.mismatch import Mismatch
+from tfloss.checkpoint.names import named_variables, random_states
+from tfloss.checkpoint.values import assign
 from tfloss.errors import CheckpointError
 
 _PREFIX = "model/"
-_SEED = r".*/seed_generator(#\d+)?"  # of a layer that this model may not have
+_SEED = r".*/seed_generator(#\d+)?"  # the state of a layer that this model may not have
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did: names of the model's variables, or of the checkpoint's."""
+    """The result of `load_weights`.
+
+    Attributes:
+      loaded: Names of the model's variables that were loaded.
+      missing: Names of the model's variables that are not in the checkpoint.
+      unexpected: Names that are only in the checkpoint, after renaming.
+      mismatched: `"name (saved [1], here [2])"` of variables with another shape or dtype.
+    """
 
     loaded: list[str]
     missing: list[str]
@@ -36,11 +39,16 @@ class LoadReport:
     mismatched: list[str]
 
     def __str__(self) -> str:
-        rows = [f"{len(self.loaded)} variables loaded"]
-        for name in ("missing", "unexpected", "mismatched"):
-            if found := getattr(self, name):
-                rows.append(f"{name}: {', '.join(found)}")
-        return "; ".join(rows)
+        """One line: how many variables were loaded, and the names of all others."""
+        parts = [f"{len(self.loaded)} variables loaded"]
+        for kind, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("mismatched", self.mismatched),
+        ):
+            if names:
+                parts.append(f"{kind}: {', '.join(names)}")
+        return "; ".join(parts)
 
 
 def load_weights(
@@ -50,53 +58,55 @@ def load_weights(
     strict: bool = True,
     rename: Mapping[str, str] | None = None,
 ) -> LoadReport:
-    """Loads a model's variables from a checkpoint, but no random states. Host code.
+    """Loads a model's variables from a checkpoint. Host code.
 
-    The optimizer's variables are left alone too.
+    The states of random generators and the optimizer's variables are not loaded.
 
     Args:
-      model: a built model.
-      path: a checkpoint, a directory of them, or a workdir; of several, the newest.
-      strict: every variable must be there with its shape and dtype. Otherwise what fits is
-        loaded, and the report says what did not.
-      rename: `{beginning of a saved path: what it is called now}`, whole components
-        ("encoder" is not "encoder_2"); the longest that fits applies.
+      model: A built model.
+      path: A checkpoint, a directory of checkpoints, or a workdir. The newest checkpoint is used.
+      strict: Whether every variable must be in the checkpoint with its shape and dtype. If not,
+        the variables that match are loaded, and the report lists the others.
+      rename: `{start of a saved path: start of the path in this model}`, in whole components:
+        "encoder" does not match "encoder_2". The longest match applies.
+
+    Returns:
+      A report of what was loaded.
 
     Raises:
-      CheckpointError: no checkpoint, or a damaged one; two names renamed to the same; or, if
-        strict, one that doesn't fit. Nothing is loaded then.
+      CheckpointError: There is no checkpoint, it is corrupt, two variables get the same name, or,
+        if `strict`, it doesn't match the model. No variable has been changed.
     """
     if not model.built:
         raise CheckpointError(
             f"Model {model.name!r} has no variables yet. Call it on a batch before load_weights."
         )
-    found = _find(Path(path))
-    entries = load_manifest(found)["variables"]
-    names = _renamed_all([n for n in entries if n.startswith(_PREFIX)], rename or {})
+    checkpoint = _find_checkpoint(Path(path))
+    entries = load_manifest(checkpoint)["variables"]
+    saved_names = _saved_names([n for n in entries if n.startswith(_PREFIX)], rename or {})
     random = random_states(model)
     variables = {k: v for k, v in named_variables(model).items() if k not in random}
     saved = {
         new: entries[old]
-        for new, old in names.items()
+        for new, old in saved_names.items()
         if new in variables or not (new in random or re.fullmatch(_SEED, new))
     }
-    difference = Mismatch(saved, variables)
-    if strict and difference:
+    mismatch = Mismatch(saved, variables)
+    if strict and mismatch:
         raise CheckpointError(
-            f"The checkpoint {found} doesn't fit the model:\n{difference}\nNothing was loaded. "
-            + difference.advice()
+            f"The checkpoint {checkpoint} doesn't match the model:\n{mismatch}\nNothing was "
+            f"loaded. {mismatch.advice()}"
         )
-    mismatched = [*difference.shapes, *difference.dtypes]
-    refused = {row.split(" (")[0] for row in mismatched}
-    fitting = [name for name in variables if name in saved and name not in refused]
-    values = load_values(found, [names[name] for name in fitting])
-    for name in fitting:
-        assign(variables[name], values[names[name]])
-    return LoadReport(fitting, difference.missing, difference.unexpected, mismatched)
+    mismatched = mismatch.shapes | mismatch.dtypes
+    matching = [name for name in variables if name in saved and name not in mismatched]
+    values = load_values(checkpoint, [saved_names[name] for name in matching])
+    for name in matching:
+        assign(variables[name], values[saved_names[name]])
+    return LoadReport(matching, mismatch.missing, mismatch.unexpected, list(mismatched.values()))
 
 
-def _find(path: Path) -> Path:
-    if (path / "manifest.json").exists():
+def _find_checkpoint(path: Path) -> Path:
+    if (path / MANIFEST).exists():
         return path
     for directory in (path / "checkpoints", path):
         newest = CheckpointDirectory(directory).latest()
@@ -105,15 +115,18 @@ def _find(path: Path) -> Path:
     raise CheckpointError(f"There is no checkpoint in {path} or {path / 'checkpoints'}.")
 
 
-def _renamed_all(saved: list[str], rename: Mapping[str, str]) -> dict[str, str]:
-    """`{name in the model: name in the checkpoint}`. Raises CheckpointError if two collide."""
+def _saved_names(saved: Sequence[str], rename: Mapping[str, str]) -> dict[str, str]:
+    """Maps names in the model to names in the checkpoint.
+
+    Raises CheckpointError if two variables of the checkpoint get the same name.
+    """
     names: dict[str, str] = {}
     for old in saved:
         new = _renamed(old.removeprefix(_PREFIX), rename)
         if new in names:
             both = f"{names[new].removeprefix(_PREFIX)!r} and {old.removeprefix(_PREFIX)!r}"
             raise CheckpointError(
-                f"rename={dict(rename)!r} gives two variables of the checkpoint, {both}, one "
+                f"rename={dict(rename)!r} gives two variables of the checkpoint, {both}, the same "
                 f"name, {new!r}. Nothing was loaded. Rename one of them to something else."
             )
         names[new] = old
@@ -121,8 +134,8 @@ def _renamed_all(saved: list[str], rename: Mapping[str, str]) -> dict[str, str]:
 
 
 def _renamed(name: str, rename: Mapping[str, str]) -> str:
-    fits = [old for old in rename if name == old or name.startswith(old.rstrip("/") + "/")]
-    if not fits:
+    matches = [old for old in rename if name == old or name.startswith(old.rstrip("/") + "/")]
+    if not matches:
         return name
-    old = max(fits, key=len)
+    old = max(matches, key=len)
     return (rename[old].rstrip("/") + "/" + name[len(old.rstrip("/")) :].lstrip("/")).strip("/")

@@ -1,8 +1,8 @@
-"""What a checkpoint says of itself, and whether its files are still what was written.
+"""The manifest of a checkpoint: what it contains, and the checksums of its files.
 
-`manifest.json` lists every other file with its size and SHA-256, and begins with the SHA-256 of
-all that follows in it, so that no byte of a checkpoint can change unnoticed. Host code, without
-TensorFlow: the `tfloss checkpoints` command is quick.
+`manifest.json` lists every other file with its size and SHA-256. It starts with the SHA-256 of its
+own remaining bytes, so that no byte of a checkpoint can change unnoticed. Host code, without
+TensorFlow, so that the command `tfloss checkpoints` starts fast.
 """
 
 import hashlib
@@ -16,91 +16,121 @@ from tfloss.errors import CheckpointError
 FORMAT = 2
 MANIFEST = "manifest.json"
 _BEGIN, _END = b'{"sha256": "', b'",'
-_REST = len(_BEGIN) + 64 + len(_END)  # where that begins which the checksum is of
+_HEADER = len(_BEGIN) + 64 + len(_END)  # bytes before those that the checksum covers
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Adds the format and the checksums of all files in the folder, and writes `manifest.json`."""
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes `manifest.json` with the format and the checksums of all files in the directory.
+
+    Args:
+      directory: The directory of the checkpoint, with all other files.
+      manifest: The other entries.
+    """
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.iterdir())
+        for path in sorted(directory.iterdir())
     }
     text = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1)
-    rest = text[1:].encode()
-    begin = _BEGIN + hashlib.sha256(rest).hexdigest().encode() + _END
-    (folder / MANIFEST).write_bytes(begin + rest)
+    content = text[1:].encode()
+    header = _BEGIN + hashlib.sha256(content).hexdigest().encode() + _END
+    (directory / MANIFEST).write_bytes(header + content)
 
 
 def load_manifest(path: str | Path) -> dict[str, Any]:
-    """What `manifest.json` of a checkpoint says.
+    """Reads the manifest of a checkpoint.
 
-    Raises CheckpointError if it can't be read, was altered, or is of another format.
+    Args:
+      path: The directory of the checkpoint.
+
+    Returns:
+      The content of `manifest.json`.
+
+    Raises:
+      CheckpointError: The manifest can't be read, was changed, or has another format.
     """
     try:
         return _read(Path(path))
     except ValueError as error:
-        raise CheckpointError(
-            f"The checkpoint {path} is damaged: {error}. To go on from the one before, move it "
-            "away."
-        ) from None
+        raise _corrupt(path, str(error)) from None
 
 
 def load_file(path: str | Path, name: str) -> bytes | None:
-    """The content of one of a checkpoint's `files`; None if it was saved without.
+    """Reads a file that was saved with a checkpoint.
 
-    Raises CheckpointError if it is missing, or not what was written.
+    Args:
+      path: The directory of the checkpoint.
+      name: The name of the file.
+
+    Returns:
+      The content; None if the checkpoint was saved without this file.
+
+    Raises:
+      CheckpointError: The file is missing or was changed.
     """
     entry = load_manifest(path)["files"].get(name)
     if entry is None:
         return None
-    if wrong := _wrong_file(Path(path) / name, entry):
-        raise CheckpointError(
-            f"The checkpoint {path} is damaged: {wrong}. To go on from the one before, move it "
-            "away."
-        )
+    if problem := _file_problem(Path(path) / name, entry):
+        raise _corrupt(path, problem)
     return (Path(path) / name).read_bytes()
 
 
-def problem(path: Path, step: int) -> str | None:
-    """What is wrong with a checkpoint, by file, or None. Reads all of it."""
+def find_problem(path: Path, step: int) -> str | None:
+    """Checks all files of a checkpoint, reading all of them.
+
+    Args:
+      path: The directory of the checkpoint.
+      step: The step that the directory is named after.
+
+    Returns:
+      The first problem, in half a sentence that starts with the name of the file; None if the
+      checkpoint is valid.
+    """
     try:
         manifest = _read(path)
     except ValueError as error:
         return str(error)
     if manifest["step"] != step:
-        return f"{MANIFEST} is that of step {manifest['step']}"
+        return f"{MANIFEST} belongs to step {manifest['step']}"
     for name, entry in manifest["files"].items():
-        if wrong := _wrong_file(path / name, entry):
-            return wrong
+        if problem := _file_problem(path / name, entry):
+            return problem
     return None
 
 
+def _corrupt(path: str | Path, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {path} is corrupt: {problem}. To continue from the checkpoint before it, "
+        "move it away."
+    )
+
+
 def _read(path: Path) -> dict[str, Any]:
-    """The manifest. Raises ValueError, saying what is wrong in half a sentence."""
+    """Reads and checks the manifest. Raises ValueError with the problem in half a sentence."""
     try:
         data = (path / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
     except OSError as error:
         raise ValueError(f"{MANIFEST} can't be read ({error.strerror})") from None
-    begin = _BEGIN + hashlib.sha256(data[_REST:]).hexdigest().encode() + _END
-    if data[:_REST] != begin:
-        raise ValueError(f"{MANIFEST} is not what was written: its checksum differs")
+    header = _BEGIN + hashlib.sha256(data[_HEADER:]).hexdigest().encode() + _END
+    if data[:_HEADER] != header:
+        raise ValueError(f"{MANIFEST} was changed after it was written: its checksum differs")
     manifest = json.loads(data)
     if manifest["format"] != FORMAT:
         raise ValueError(
-            f"{MANIFEST} is of format {manifest['format']}, and this tfloss reads {FORMAT}"
+            f"{MANIFEST} has format {manifest['format']}, but this version of tfloss reads {FORMAT}"
         )
     return manifest
 
 
-def _wrong_file(path: Path, entry: Mapping[str, Any]) -> str | None:
+def _file_problem(path: Path, entry: Mapping[str, Any]) -> str | None:
     try:
         size = path.stat().st_size
         if size != entry["bytes"]:
-            return f"{path.name} has {size:,} bytes, and {entry['bytes']:,} were written"
+            return f"{path.name} has {size:,} bytes, but {entry['bytes']:,} were written"
         if _sha256(path) != entry["sha256"]:
-            return f"{path.name} is not what was written: its checksum differs"
+            return f"{path.name} was changed after it was written: its checksum differs"
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
@@ -110,4 +140,4 @@ def _wrong_file(path: Path, entry: Mapping[str, Any]) -> str | None:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # other threads run meanwhile
+        return hashlib.file_digest(file, "sha256").hexdigest()  # releases the GIL

@@ -1,8 +1,8 @@
-"""Variables' values, to and from the host, whatever each replica has of them. Host code."""
+"""Reads and assigns the values of variables, whatever each replica holds of them. Host code."""
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import keras
@@ -11,25 +11,41 @@ import tensorflow as tf
 
 
 def tf_variable(variable: Any) -> Any:
-    """TensorFlow's variable in a Keras one; itself otherwise."""
+    """Returns TensorFlow's variable inside a Keras one; any other variable as it is.
+
+    Args:
+      variable: A `keras.Variable` or `tf.Variable`.
+    """
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def read(variable: Any) -> np.ndarray:
-    """A copy of the value on the host. Where replicas have values of their own: their mean.
+    """Copies the value of a variable to the host.
 
-    Integers that differ (seed states) are those of replica 0, and so is a variable whose
-    aggregation is "only_first_replica". A variable that is summed when read (a metric's) gives
-    the sum.
+    If the replicas hold different values, the result is their mean. Integers that differ (seed
+    states), and variables with the aggregation "only_first_replica", are read from replica 0. A
+    variable that is summed when it is read (a metric's) gives the sum.
+
+    Args:
+      variable: A `keras.Variable` or `tf.Variable`, distributed or not.
+
+    Returns:
+      The value, with the variable's shape and dtype.
     """
-    return array(read_tensor(variable)).copy()
+    return as_array(read_tensor(variable)).copy()
 
 
 def read_tensor(variable: Any) -> tf.Tensor:
-    """The same as a tensor, which may be the variable's own memory.
+    """Reads a variable as `read` does, but without a copy where possible.
 
-    Use it, and let go of it, before the variable changes (TensorFlow copies the variable then, if
-    someone holds it).
+    The tensor may share memory with the variable. Use it and drop it before the variable changes:
+    TensorFlow copies the whole variable at the next assignment if somebody holds its tensor.
+
+    Args:
+      variable: A `keras.Variable` or `tf.Variable`, distributed or not.
+
+    Returns:
+      The value, as a tensor on the host.
     """
     value = tf_variable(variable)
     if not isinstance(value, tf.distribute.DistributedValues):
@@ -38,19 +54,23 @@ def read_tensor(variable: Any) -> tf.Tensor:
     if aggregation == tf.VariableAggregation.SUM:
         return _on_host(value)
     tensors = [_on_host(one) for one in _replica_values(value)]
-    local = [array(one) for one in tensors]
+    arrays = [as_array(tensor) for tensor in tensors]
     floating = tf.as_dtype(value.dtype).is_floating
     first_only = aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA
-    if first_only or not floating or all(np.array_equal(local[0], one) for one in local[1:]):
+    if first_only or not floating or all(np.array_equal(arrays[0], one) for one in arrays[1:]):
         return tensors[0]
     with tf.device("CPU:0"):
-        mean = np.mean([one.astype(np.float64) for one in local], 0)
-        return tf.constant(mean.astype(local[0].dtype))
+        mean = np.mean([array.astype(np.float64) for array in arrays], 0)
+        return tf.constant(mean.astype(arrays[0].dtype))
 
 
-def array(tensor: tf.Tensor) -> np.ndarray:
-    """What `read_tensor` gave as an array, without copying."""
-    # Which TensorFlow can't for a bfloat16 scalar.
+def as_array(tensor: tf.Tensor) -> np.ndarray:
+    """Returns a tensor on the host as an array, without a copy.
+
+    Args:
+      tensor: The result of `read_tensor`.
+    """
+    # NumPy can't view a bfloat16 scalar of TensorFlow.
     return np.asarray(tensor if tensor.shape.rank else tensor.numpy())
 
 
@@ -60,10 +80,15 @@ def _on_host(variable: Any) -> tf.Tensor:
 
 
 def assign(variable: Any, value: np.ndarray) -> None:
-    """Gives a variable a value on all replicas. `read` then returns exactly this value.
+    """Assigns a value on all replicas. `read` returns exactly this value afterwards.
 
-    TensorFlow divides what is summed when read by the number of replicas: an integer 7 comes
-    back from two as 6, a float from three a little off. Here replica 0 gets all of it.
+    TensorFlow divides the value of a variable that is summed when it is read by the number of
+    replicas. Then an integer 7 is read as 6 on two replicas, and a float is rounded on three. So
+    here replica 0 gets the value, and the others get zero.
+
+    Args:
+      variable: A `keras.Variable` or `tf.Variable`, distributed or not.
+      value: The value, with the variable's shape.
     """
     inner = tf_variable(variable)
     if is_accumulator(inner) and isinstance(inner, tf.distribute.DistributedValues):
@@ -76,7 +101,11 @@ def assign(variable: Any, value: np.ndarray) -> None:
 
 
 def is_accumulator(variable: Any) -> bool:
-    """True for what is summed over replicas when it is read: the variables of a metric."""
+    """Returns whether a variable is summed over replicas when it is read, as a metric's is.
+
+    Args:
+      variable: A `keras.Variable` or `tf.Variable`.
+    """
     if isinstance(variable, keras.Variable):
         return (variable.synchronization, variable.aggregation) == ("on_read", "sum")
     return (
@@ -86,27 +115,32 @@ def is_accumulator(variable: Any) -> bool:
 
 
 @contextlib.contextmanager
-def synced_by_all() -> Iterator[None]:
-    """Inside, `sync_replicas` does nothing: all workers have done it, and one goes on alone."""
-    _synced.append(True)
+def skip_replica_sync() -> Generator[None]:
+    """Inside the `with`, `sync_replicas` does nothing.
+
+    For code that one worker runs alone, after all workers have called `sync_replicas`.
+    """
+    _skipping.append(True)
     try:
         yield
     finally:
-        _synced.pop()
+        _skipping.pop()
 
 
-_synced: list[bool] = []
+_skipping: list[bool] = []
 
 
 def sync_replicas(model: keras.Model, more: Iterable[tf.Variable] = ()) -> None:
-    """Gives every replica the mean of what each has its own value of (BatchNormalization).
+    """Gives every replica the mean of the statistics that each has its own values of.
 
-    All workers must call it.
+    These are floating-point variables that are not trainable, such as BatchNormalization's moving
+    averages. Host code, cross-replica; all workers must call it.
 
     Args:
-      more: other variables that replicas may have their own values of, such as averages.
+      model: A model, created under a strategy or not.
+      more: Other variables that may differ between replicas, such as averages of the weights.
     """
-    if _synced:
+    if _skipping:
         return
     values = [
         tf_variable(variable)
@@ -122,32 +156,32 @@ def sync_replicas(model: keras.Model, more: Iterable[tf.Variable] = ()) -> None:
             assign(value, read(value))
         return
 
-    # As a function, since strategies warn of what they run eagerly. One that is kept: it is traced
-    # once, and not for each checkpoint.
-    known = _averaging.setdefault(model, {})
+    # A tf.function, since strategies warn about a collective that runs eagerly. It is kept, so that
+    # it is traced once, and not for each checkpoint.
+    functions = _sync_functions.setdefault(model, {})
     key = tuple(map(id, values))
-    if key not in known:
-        known[key] = tf.function(lambda: _mean(strategy, values), autograph=False)
-    known[key]()
+    if key not in functions:
+        functions[key] = tf.function(lambda: _assign_mean(strategy, values), autograph=False)
+    functions[key]()
 
 
-_averaging: weakref.WeakKeyDictionary[keras.Model, dict[tuple[int, ...], Any]] = (
+_sync_functions: weakref.WeakKeyDictionary[keras.Model, dict[tuple[int, ...], Any]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def _mean(strategy: tf.distribute.Strategy, variables: list[Any]) -> None:
-    """Traced, cross-replica."""
+def _assign_mean(strategy: tf.distribute.Strategy, variables: list[Any]) -> None:
+    """Assigns the mean over all replicas. Traced, cross-replica."""
 
-    def replica():
+    def replica() -> None:
         context = tf.distribute.get_replica_context()
         mean = tf.distribute.ReduceOp.MEAN
-        found = context.all_reduce(mean, [tf.identity(one) for one in variables])
-        for variable, value in zip(variables, found, strict=True):
+        means = context.all_reduce(mean, [tf.identity(one) for one in variables])
+        for variable, value in zip(variables, means, strict=True):
             variable.assign(value)
 
     strategy.run(replica)
 
 
-def _replica_values(value: Any) -> tuple:
+def _replica_values(value: Any) -> tuple[Any, ...]:
     return value.distribute_strategy.experimental_local_results(value)

@@ -1,8 +1,11 @@
-"""Replacing and locking files so that a killed process leaves nothing half-written. Host code.
+"""Atomic replacement of files and directories, and locks. Host code.
 
-replace_file(path, b"...")        # readers see the old content or the new one
-with locked_file(path): ...       # one process at a time
-sync(path)                        # the content is on the disk, not only in a cache
+A process that is killed leaves nothing half-written.
+
+replace_file(path, b"...")           # readers see the old content or the new one
+replace_directory(new, path, old)    # the same, in two renames
+with locked_file(path): ...          # one process at a time
+sync(path)                           # the content is on the disk, not only in a cache
 """
 
 import contextlib
@@ -43,6 +46,31 @@ def replace_file(path: Path, content: bytes | str) -> None:
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        raise
+
+
+def replace_directory(new: Path, target: Path, aside: Path) -> None:
+    """Renames a complete directory to its final path, after renaming what is there now.
+
+    No single call replaces a directory. A process that is killed between the two renames leaves no
+    `target`, and the old directory as `aside`.
+
+    Args:
+      new: The directory with the new content, on the same file system.
+      target: The final path. It may be missing.
+      aside: The path for the old directory, which must not exist. The caller deletes it.
+
+    Raises:
+      OSError: A rename failed. The old directory is at `target` again.
+    """
+    if not target.exists():
+        os.replace(new, target)
+        return
+    os.replace(target, aside)
+    try:
+        os.replace(new, target)
+    except OSError:
+        os.replace(aside, target)
         raise
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfloss.checkpoint import synced_by_all
+from tfloss.checkpoint import skip_replica_sync
 from tfloss.hooks._watch import Watch
 from tfloss.hooks.base import Hook
 
@@ -75,7 +75,7 @@ class ExportBest(Hook):
             if agreement.workers == 1:
                 self._write()
             elif agreement.chief:
-                with synced_by_all():
+                with skip_replica_sync():
                     self._write()
         self.state = {"best": value, "step": step}
 
