@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tfloss.hooks import Every, Hook
     from tfloss.optimizers.ema import Ema
     from tfloss.optimizers.groups import Group
-    from tfloss.saved_model import export
+    from tfloss.saved_model.export import export
     from tfloss.step.train_step import TrainStep
     from tfloss.trainer.result import TrainResult
     from tfloss.trainer.trainer import Trainer
@@ -43,7 +43,7 @@ _WHERE = {
     "add_loss": "forward.losses",
     "cross_replica_concat": "forward.global_batch",
     "current_step": "forward.context",
-    "export": "saved_model",
+    "export": "saved_model.export",
     "global_mean": "forward.global_batch",
     "global_sum": "forward.global_batch",
     "load_weights": "checkpoint.load_weights",

@@ -105,5 +105,6 @@ def _join(names: list[str]) -> str:
 
 
 def _format_shape(shape: tf.TensorShape) -> str:
-    known = shape != tf.TensorShape(None)
-    return str(shape.as_list()) if known else "of any rank"
+    if shape.rank is None:  # pyright: ignore[reportUnnecessaryComparison] - the stub says int
+        return "of any rank"
+    return str(shape.as_list())

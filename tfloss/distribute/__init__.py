@@ -1,0 +1,1 @@
+"""Strategies, clusters of workers, and what the workers decide together."""

@@ -1,4 +1,7 @@
-"""A signature of an export: named tensors in, the model's batch, named tensors out."""
+"""A signature of an export: from named input tensors to named output tensors.
+
+Host code and, while a signature is traced, traced code.
+"""
 
 import dataclasses
 import keyword
@@ -21,13 +24,13 @@ _RESERVED = {*keyword.kwlist, "self"}
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What the user wrote as `inputs`, taken apart.
+    """The parsed `inputs` of one signature.
 
     Attributes:
-      name: of the signature.
+      name: The name of the signature.
       specs: `{input name: spec}`.
-      form: puts values, in the order of `specs`, into the form that the user described.
-      batch: makes the model's batch of tensors, in the order of `specs`.
+      form: A function from values, in the order of `specs`, to the form that the user described.
+      batch: A function from tensors, in the order of `specs`, to the model's batch.
     """
 
     name: str
@@ -40,30 +43,46 @@ Predict = Callable[[Signature, Sequence[tf.Tensor]], dict[str, tf.Tensor]]
 
 
 def parse(name: str, inputs: Any) -> Signature:
-    """Takes apart the `inputs` of one signature. Raises ExportError, see `tfloss.export`."""
-    given, to_batch = inputs, lambda batch: batch
+    """Parses the `inputs` of one signature.
+
+    Args:
+      name: The name of the signature.
+      inputs: Specs, or specs and a function, see `tfloss.export`.
+
+    Returns:
+      The signature.
+
+    Raises:
+      ExportError: The inputs are empty or no specs, or a name is invalid or given twice.
+    """
+    given: Any = inputs
+    to_batch: Callable[[Any], Any] = _identity
     if isinstance(inputs, tuple) and len(inputs) == 2 and callable(inputs[1]):
         given, to_batch = inputs
     specs, form = _flatten(given)
-    what = f"of signature {name!r}"
+    where = f"of signature {name!r}"
     if not specs:
-        raise ExportError(f"The inputs {what} are empty.")
+        raise ExportError(f"The inputs {where} are empty.")
     for key, spec in specs:
         if not isinstance(spec, tf.TensorSpec):
             raise ExportError(
-                f"Input {key!r} {what} must be a tf.TensorSpec, such as "
+                f"Input {key!r} {where} must be a tf.TensorSpec, such as "
                 f"tf.TensorSpec([None, 28, 28, 1], tf.float32), got {type(spec).__name__}. If the "
                 "model's batch is nested or ragged, pass (specs, function that makes the batch)."
             )
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", str(key)) or key in _RESERVED:
             raise ExportError(
-                f"Input name {key!r} {what} can't be kept by TensorFlow. Use letters, digits and "
-                "_, no word of Python's; to rename for the model, pass (specs, function that makes "
-                "the batch)."
+                f"Input name {key!r} {where} can't be used by TensorFlow. Use letters, digits and "
+                "_, but no Python keyword. To rename it for the model, pass (specs, function that "
+                "makes the batch)."
             )
     if len(dict(specs)) < len(specs):
-        raise ExportError(f"Two inputs {what} have the same name: {[key for key, _ in specs]}.")
+        raise ExportError(f"Two inputs {where} have the same name: {[key for key, _ in specs]}.")
     return Signature(name, dict(specs), form, lambda tensors: to_batch(form(tensors)))
+
+
+def _identity(batch: Any) -> Any:
+    return batch
 
 
 def _flatten(given: Any) -> tuple[list[tuple[str, Any]], Callable[[Sequence[Any]], Any]]:
@@ -81,9 +100,20 @@ def predict(
     outputs: Sequence[str] | Callable[[Any], Any] | None,
     tensors: Sequence[tf.Tensor],
 ) -> dict[str, tf.Tensor]:
-    """The inference forward, eager or traced: `{output name: tensor}`.
+    """Runs the inference forward, eagerly or while it is traced.
 
-    Raises ExportError, see `tfloss.export`.
+    Args:
+      model: The model.
+      signature: The signature.
+      outputs: Names of the predictions to keep, a function from predictions to outputs, or None.
+      tensors: The input tensors, in the order of the signature's specs.
+
+    Returns:
+      `{output name: tensor}`.
+
+    Raises:
+      ExportError: The model reads a key that is not among the inputs, or its predictions can't be
+        the outputs of a signature.
     """
     try:
         batch = signature.batch(tensors)
@@ -100,7 +130,7 @@ def predict(
             f"{error_line(cause)}. Use it only if training (a label), or add it to the inputs."
         ) from error
     named: dict[str, tf.Tensor] = {}
-    _name("", outputs(predictions) if callable(outputs) else predictions, named)
+    _add_outputs("", outputs(predictions) if callable(outputs) else predictions, named)
     if outputs is not None and not callable(outputs):
         if missing := [key for key in outputs if key not in named]:
             raise ExportError(
@@ -113,22 +143,22 @@ def predict(
         if key in signature.specs:
             raise ExportError(
                 f"Output {key!r} has the name of an input of signature {signature.name!r}; "
-                "converters (tf2onnx) take one for the other. Rename or drop it, for instance by "
+                "converters (tf2onnx) confuse the two. Rename or drop it, for instance with "
                 f"outputs=lambda p: {{'new_name': p[{key!r}], ...}}."
             )
     return named
 
 
-def _name(name: str, value: Any, named: dict[str, tf.Tensor]) -> None:
-    """Adds the tensors of a nest of predictions to `named`. None is left out."""
+def _add_outputs(name: str, value: Any, named: dict[str, tf.Tensor]) -> None:
+    """Adds the tensors of nested predictions to `named`, except None."""
     if hasattr(value, "_asdict"):  # a named tuple
         value = value._asdict()
     if isinstance(value, Mapping):
         for key, one in value.items():
-            _name(f"{name}/{key}" if name else str(key), one, named)
+            _add_outputs(f"{name}/{key}" if name else str(key), one, named)
     elif isinstance(value, list | tuple):
         for index, one in enumerate(value):
-            _name(f"{name or 'output'}_{index}", one, named)
+            _add_outputs(f"{name or 'output'}_{index}", one, named)
     elif value is not None:
         name = name or "output"
         if name in named:
@@ -136,7 +166,7 @@ def _name(name: str, value: Any, named: dict[str, tf.Tensor]) -> None:
         if isinstance(value, tf.RaggedTensor | tf.SparseTensor | tf.IndexedSlices):
             raise ExportError(
                 f"Output {name!r} is a {type(value).__name__}, but signatures return tensors. "
-                "Make it one (to_tensor, tf.sparse.to_dense) in the model or by outputs=function."
+                "Convert it (to_tensor, tf.sparse.to_dense) in the model or with outputs=function."
             )
         tensor = tf.convert_to_tensor(value)
         half = tensor.dtype in (tf.float16, tf.bfloat16)

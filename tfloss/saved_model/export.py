@@ -1,0 +1,226 @@
+"""Exports a model as an inference SavedModel, checked before it replaces an earlier one. Host code.
+
+    tfloss.export(model, "runs/digits/export", inputs={"image": tf.TensorSpec([None, 8, 8, 1])})
+
+The SavedModel is a `tf.Module` with the variables and lookup tables that the traced functions use,
+saved by `tf.saved_model.save` with named signatures. Keras's `ExportArchive` would track all of the
+model, and would name the input of a model of dicts `args_0`.
+
+There is no class for a signature in the API. A signature is what `inputs` is: specs, or specs and a
+function. Further signatures are a mapping of the same.
+
+The forward pass is that of `Trainer.evaluate`, outside of training: `tfloss.summary` and
+`tf.summary` do nothing, and `current_step()` is 0.
+"""
+
+import concurrent.futures
+import contextlib
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfloss.checkpoint import sync_replicas
+from tfloss.common.files import replace_directory
+from tfloss.distribute.strategy import is_chief
+from tfloss.errors import ExportError
+from tfloss.saved_model.forbidden_ops import check_ops, uses_half_precision
+from tfloss.saved_model.signature import Inputs, Predict, Signature, parse, predict
+from tfloss.saved_model.verify import verify_signature
+
+_TOLERANCE, _HALF_PRECISION_TOLERANCE = 1e-4, 2e-2
+
+
+def export(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    inputs: Inputs,
+    name: str = "serving_default",
+    outputs: Sequence[str] | Callable[[Any], Any] | None = None,
+    *,
+    signatures: Mapping[str, Inputs] | None = None,
+    example_inputs: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
+    verify: bool = True,
+    overwrite: bool = True,
+) -> Path:
+    """Writes `model(batch, training=False)` as a SavedModel that needs neither tfloss nor Keras.
+
+    Outputs are named by the keys of the model's predictions, joined by "/" if they are nested. A
+    single tensor is `output`; those of a tuple are `output_0`, `output_1`, ... Half precision
+    becomes float32. Statistics that differ between replicas (BatchNormalization's moving averages)
+    are exported as their mean; the model itself doesn't change. With several workers, call it on
+    all of them; the first one writes.
+
+    Args:
+      model: A `keras.Model`, created under a strategy or not.
+      path: A local directory. It is created or replaced atomically, after the export has passed all
+        checks.
+      inputs: Specs in the form in which the model takes its batch, without labels: `{name:
+        tf.TensorSpec}`, one spec, or a tuple of specs. A first dimension of None is the batch.
+        Specs outside of a mapping are named by their own `name`, else `input` or `input_0`,
+        `input_1`, ... Or a pair of such specs and a function that makes the batch from them:
+        `({"png": tf.TensorSpec([None], tf.string)}, decode)`. It is traced without AutoGraph.
+      name: The name of this signature.
+      outputs: Names of the predictions to keep, or a function from the predictions to the outputs,
+        which is traced. None keeps all predictions.
+      signatures: Further signatures of the same model and outputs, `{name: inputs}`.
+      example_inputs: `{signature name: arrays in the form of its specs}` for the comparison with
+        the model, if it can't process generated inputs (encoded images).
+      tolerance: The largest difference from the model that is allowed, as a fraction of the
+        largest magnitude of the output, or of 0.01 if that is larger. None: 1e-4, or 2e-2 if the
+        graph computes in half precision. Integers and strings must always be equal.
+      verify: Whether to compare the loaded export with the model, on batches of 1 and of 3 if the
+        batch is dynamic. Ops and names are always checked.
+      overwrite: Whether to replace an earlier export.
+
+    Returns:
+      The absolute path.
+
+    Raises:
+      ExportError: The path holds something else than an export; the inputs don't make a signature;
+        the inference forward reads a key that is not among the inputs; an output has the name of an
+        input; an op doesn't belong in inference (the message has the line of source code); or the
+        export disagrees with the model. Nothing has changed at the path.
+    """
+    _check_model(model)
+    target = _checked_path(path, overwrite)
+    examples = example_inputs or {}
+    parsed = _parse_all({name: inputs}, signatures or {}, examples)
+
+    def forward(signature: Signature, tensors: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        return predict(model, signature, outputs, tensors)
+
+    if not _is_writer(model):
+        with _replicas_averaged(model):  # a collective of all workers
+            return target
+
+    def write() -> None:
+        traced = {signature.name: _trace(signature, forward) for signature in parsed}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch,
+            _replicas_averaged(model),
+        ):
+            written = Path(scratch) / "export"
+            module: Any = tf.Module()
+            module.state = _captured_state(traced.values())
+            tf.saved_model.save(module, str(written), signatures=traced)
+            loaded = tf.saved_model.load(str(written))
+            for signature in parsed:
+                function = loaded.signatures[signature.name]
+                check_ops(signature.name, function.graph)
+                if verify:
+                    allowed = _tolerance(function.graph) if tolerance is None else tolerance
+                    example = examples.get(signature.name)
+                    verify_signature(signature, function, forward, example, allowed)
+            replace_directory(written, target, Path(scratch) / "earlier")
+
+    if tf.distribute.has_strategy():  # under its scope, loading would make replicated variables
+        with concurrent.futures.ThreadPoolExecutor(1) as other_thread:
+            other_thread.submit(write).result()
+    else:
+        write()
+    return target
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise ExportError(f"model must be a keras.Model, got {type(model).__name__}.")
+
+
+def _checked_path(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    if "://" in os.fspath(path):
+        raise ExportError(
+            f"{os.fspath(path)} is not a local directory, and only a local directory can be "
+            "replaced atomically. Export to a local directory and copy that."
+        )
+    target = Path(os.path.realpath(path))
+    if not target.exists():
+        return target
+    if not (target / "saved_model.pb").is_file():
+        raise ExportError(
+            f"{target} exists and is not an export (it has no saved_model.pb), so it is not "
+            "replaced. Give a path that does not exist yet."
+        )
+    if not overwrite:
+        raise ExportError(f"{target} is an earlier export, and overwrite is False.")
+    return target
+
+
+def _parse_all(
+    main: Mapping[str, Inputs], further: Mapping[str, Inputs], examples: Mapping[str, Any]
+) -> list[Signature]:
+    if duplicates := set(main) & set(further):
+        raise ExportError(f"Two signatures are named {min(duplicates)!r}. Pass another `name`.")
+    parsed = [parse(name, inputs) for name, inputs in {**main, **further}.items()]
+    if unknown := set(examples) - {signature.name for signature in parsed}:
+        names = ", ".join(repr(signature.name) for signature in parsed)
+        raise ExportError(
+            f"example_inputs has an entry {min(unknown)!r}, but its keys are names of signatures: "
+            f"{names}."
+        )
+    return parsed
+
+
+def _trace(signature: Signature, forward: Predict) -> Any:
+    """Traces the concrete function of a signature and checks its ops."""
+    function = tf.function(
+        lambda *tensors: forward(signature, tensors),
+        input_signature=[tf.TensorSpec(s.shape, s.dtype, k) for k, s in signature.specs.items()],
+        autograph=False,
+    )
+    concrete = function.get_concrete_function()
+    check_ops(signature.name, concrete.graph)
+    return concrete
+
+
+def _tolerance(graph: Any) -> float:
+    return _HALF_PRECISION_TOLERANCE if uses_half_precision(graph) else _TOLERANCE
+
+
+def _captured_state(functions: Iterable[Any]) -> list[Any]:
+    """Finds the variables and lookup tables that the functions use.
+
+    A function knows its variables, but only the handles of its tables. A table may be held by the
+    model, a list in it, a module or a closure. The garbage collector knows all of them.
+    """
+    variables = {id(v): v for function in functions for v in function.variables}
+    handles = {id(t) for f in functions for t in f.captured_inputs if t.dtype == tf.resource}
+    tables: list[Any] = []
+    if handles - {id(v.handle) for v in variables.values()}:
+        kind = tf.saved_model.experimental.TrackableResource
+        objects = [one for one in gc.get_objects() if issubclass(type(one), kind)]
+        tables = [one for one in objects if id(one.resource_handle) in handles]
+    return [*variables.values(), *tables]
+
+
+def _is_writer(model: keras.Model) -> bool:
+    """Returns whether this process is the first of the workers that train the model."""
+    for variable in model.variables:
+        if isinstance(variable.value, tf.distribute.DistributedValues):
+            return is_chief(variable.value.distribute_strategy)
+    return True
+
+
+@contextlib.contextmanager
+def _replicas_averaged(model: keras.Model) -> Generator[None]:
+    """Inside the `with`, replicas hold the mean of the variables that differ between them.
+
+    Each replica's own values are restored afterwards, so that an export doesn't change training.
+    """
+    values = [variable.value for variable in model.non_trainable_variables]
+    distributed = [one for one in values if isinstance(one, tf.distribute.DistributedValues)]
+    before = [(copy, copy.numpy()) for one in distributed for copy in one.values]
+    try:
+        if before:
+            sync_replicas(model)
+        yield
+    finally:
+        for copy, array in before:
+            copy.assign(array)
