@@ -1,45 +1,28 @@
-"""Summaries from anywhere in a model's training forward.
+"""Summaries that can be recorded anywhere in a model's training forward.
 
     tfloss.summary.scalar("accuracy", accuracy)
     tfloss.summary.image("inputs", batch["image"], max_outputs=4)
     with tfloss.summary.scope("rpn"):
         tfloss.summary.histogram("scores", scores)        # tag rpn/scores
 
-A tag is the name given, whatever the name scopes, build order or replica. A call records a
-tensor; the step returns it when the trainer's `log_every` is due and the host writes it.
-When not due, nothing is computed. Outside of training (evaluation, export, plain Keras) the
-calls do nothing. All of this module runs at trace time, in replica code.
+The tag is the given name, regardless of name scopes, build order and replica. A call records a
+tensor. When a log is due, the step returns it and the host writes it; otherwise the tensor is not
+computed. Outside of training (evaluation, export, plain Keras) the calls do nothing. All functions
+of this module run traced, in replica code.
 """
 
 import contextlib
 import dataclasses
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator
 from typing import Any, Literal
 
-import numpy as np
 import tensorflow as tf
 
 from tfloss.errors import SummaryError
-from tfloss.forward.context import Recorded, current_context
+from tfloss.forward.context import current_context
+from tfloss.forward.recorded_summaries import RecordedSummary, Summary
 
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """A summary on the host, ready to be written.
-
-    kind and value:
-      "histogram": an array of any shape; options["buckets"] may be an int.
-      "image": [n, height, width, channels], float in [0, 1] or uint8.
-      "text": an array of bytes.
-      "raw": whatever `options["metadata"]` (a SummaryMetadata proto) says, for
-        `tf.summary.write`.
-    """
-
-    name: str
-    kind: str
-    value: np.ndarray
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+__all__ = ["Summary", "draw", "histogram", "image", "scalar", "scope", "text"]
 
 
 def scalar(
@@ -49,56 +32,66 @@ def scalar(
     reduce: Literal["mean", "sum"] = "mean",
     every_step: bool = False,
 ) -> None:
-    """Records a scalar; over several replicas the mean (or sum) is written.
+    """Records a scalar, reduced over the replicas. Runs traced, in replica code.
 
     Args:
-      name: the tag.
-      value: a scalar of any real or bool dtype.
-      reduce: "mean" or "sum" over replicas.
-      every_step: compute it on every step and write the mean over the logging window,
-        as losses are. By default it is the value of the step that is due.
+      name: Tag.
+      value: Scalar of any real or bool dtype.
+      reduce: Whether the mean or the sum over replicas is written.
+      every_step: Whether the scalar is computed at every step, and its mean since the last log is
+        written, as for losses. By default the value of the logged step is written.
 
     Raises:
-      SummaryError: not a scalar, recorded twice in a step, or inside a `tf.cond`, loop or
-        nested `tf.function` that it can't leave.
+      SummaryError: The value is not a scalar, the name was used before in this step, or the call
+        is inside a `tf.cond`, loop or nested `tf.function`, which the tensor can't leave.
     """
     if reduce not in ("mean", "sum"):
         raise SummaryError(f"Summary {name!r}: reduce must be 'mean' or 'sum', got {reduce!r}.")
-    if _wanted(name, every_step):
+    if _is_needed(name, every_step):
         tensor = tf.cast(value, tf.float32)
         if tensor.shape.rank not in (0, None):
             raise SummaryError(
                 f"Summary {name!r} is not a scalar: shape {tensor.shape}. Reduce it first, or "
                 "use tfloss.summary.histogram."
             )
-        _record(Recorded(name, "scalar", tf.ensure_shape(tensor, []), reduce))
+        _record(RecordedSummary(name, "scalar", tf.ensure_shape(tensor, []), reduce))
 
 
 def histogram(name: str, value: Any, *, buckets: int | None = None) -> None:
-    """Records the distribution of a numeric tensor of any shape, over all replicas.
+    """Records the distribution of a tensor over all replicas. Runs traced, in replica code.
 
-    Raises SummaryError as `scalar` does.
+    Args:
+      name: Tag.
+      value: Tensor of any shape and any real or bool dtype.
+      buckets: Number of buckets; that of `tf.summary.histogram` by default.
+
+    Raises:
+      SummaryError: The dtype is not numeric, or for the reasons that `scalar` gives.
     """
-    if _wanted(name):
+    if _is_needed(name):
         tensor = tf.reshape(tf.convert_to_tensor(value), [-1])
         if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
-            raise SummaryError(f"Histogram {name!r} can't show dtype {tensor.dtype.name}.")
+            raise SummaryError(
+                f"Histogram {name!r} must have a numeric dtype, got {tensor.dtype.name}."
+            )
         if tensor.dtype.is_bool or tensor.dtype in (tf.float16, tf.bfloat16):
             tensor = tf.cast(tensor, tf.float32)
-        _record(Recorded(name, "histogram", tensor, options={"buckets": buckets}))
+        _record(RecordedSummary(name, "histogram", tensor, options={"buckets": buckets}))
 
 
 def image(name: str, value: Any, *, max_outputs: int = 3) -> None:
-    """Records up to `max_outputs` images of replica 0.
+    """Records images of the first replica. Runs traced, in replica code.
 
     Args:
-      name: the tag.
-      value: [batch, height, width, channels], 1 to 4 channels, uint8 or float in [0, 1].
-      max_outputs: how many of the batch are kept.
+      name: Tag.
+      value: Images [batch, height, width, channels] with 1 to 4 channels, uint8 or float in
+        [0, 1].
+      max_outputs: Maximum number of images. The first ones of the batch are recorded.
 
-    Raises SummaryError as `scalar` does, and for another rank.
+    Raises:
+      SummaryError: The rank is not 4, or for the reasons that `scalar` gives.
     """
-    if _wanted(name):
+    if _is_needed(name):
         tensor = tf.convert_to_tensor(value)
         if tensor.shape.rank not in (4, None):
             raise SummaryError(
@@ -107,52 +100,66 @@ def image(name: str, value: Any, *, max_outputs: int = 3) -> None:
             )
         if tensor.dtype != tf.uint8:
             tensor = tf.cast(tensor, tf.float32)
-        _record(Recorded(name, "image", tensor[:max_outputs]))
+        _record(RecordedSummary(name, "image", tensor[:max_outputs]))
 
 
 def draw(name: str, function: Callable[..., Any], *tensors: Any) -> None:
-    """Records images that are drawn on the host, by any library.
+    """Records images that are drawn on the host, with any library.
 
         tfloss.summary.draw("detections", drawing.draw_boxes, image[:2], boxes[:2], scores[:2])
 
-    The tensors leave the step like any summary, under XLA too. `function` is called when they are
-    written, never in a step that writes nothing. If it fails, a warning says so, once for each
-    name, and training goes on without the picture.
+    Runs traced, in replica code. The tensors leave the step like those of any summary, under XLA
+    as well. `function` is called when the images are written, so never at a step that logs
+    nothing. If it fails, training continues without the images, with one warning for each name.
 
     Args:
-      name: the tag.
-      function: `(*arrays) -> images`, NumPy arrays [n, height, width, channels], uint8 or float in
-        [0, 1]; all of them are written. Host code.
-      *tensors: what it is given, replica 0's. Take `[:n]` of a batch here: what isn't drawn need
-        not leave the device.
+      name: Tag.
+      function: Function from NumPy arrays to images [n, height, width, channels], uint8 or float
+        in [0, 1]. All images are written. Host code.
+      *tensors: Arguments of the function, those of the first replica. Slice a batch here, such as
+        `image[:2]`, so that unused examples need not leave the device.
 
-    Raises SummaryError as `scalar` does, and without tensors.
+    Raises:
+      SummaryError: There are no tensors, or for the reasons that `scalar` gives.
     """
     if not tensors:
         raise SummaryError(f"Drawing {name!r} has no tensors to draw.")
-    if _wanted(name):
-        # Each tensor travels alone; `on_host` puts them together again.
-        for number, tensor in enumerate(tensors):
-            options = {"draw": function, "more": number + 1 < len(tensors)}
+    if _is_needed(name):
+        # Each tensor is recorded separately; `summaries_on_host` brings them together.
+        for index, tensor in enumerate(tensors):
+            options = {"draw": function, "more": index + 1 < len(tensors)}
             tensor = tf.convert_to_tensor(tensor)
-            _record(Recorded(f"{name}:{number}", "drawing", tensor, options=options))
+            _record(RecordedSummary(name, "drawing", tensor, options=options), f":{index}")
 
 
 def text(name: str, value: Any) -> None:
-    """Records a string tensor of replica 0 (Markdown; rank 1 and 2 become tables).
+    """Records a string tensor of the first replica. Runs traced, in replica code.
 
-    Raises SummaryError as `scalar` does.
+    Args:
+      name: Tag.
+      value: Tensor in Markdown, any shape. Rank 1 and 2 become tables. Other dtypes than string
+        are converted.
+
+    Raises:
+      SummaryError: For the reasons that `scalar` gives.
     """
-    if _wanted(name):
+    if _is_needed(name):
         tensor = tf.convert_to_tensor(value)
         if tensor.dtype != tf.string:
             tensor = tf.strings.as_string(tensor)
-        _record(Recorded(name, "text", tensor))
+        _record(RecordedSummary(name, "text", tensor))
 
 
 @contextlib.contextmanager
-def scope(prefix: str) -> Iterator[None]:
-    """Puts `prefix/` before the tags of the `tfloss.summary` calls inside, in this replica."""
+def scope(prefix: str) -> Generator[None]:
+    """Adds `prefix/` to the tags of `tfloss.summary` calls inside. Runs traced, in replica code.
+
+    Args:
+      prefix: Prefix of the tags.
+
+    Yields:
+      None.
+    """
     context = current_context()
     if context is None:
         yield
@@ -164,58 +171,19 @@ def scope(prefix: str) -> Iterator[None]:
         context.prefixes.pop()
 
 
-def on_host(recorded: Sequence[Recorded], tensors: Sequence[Any]) -> tuple[Summary, ...]:
-    """What a step has recorded, with its tensors' values: drawings are drawn. Host code."""
-    found, parts = [], []
-    for one, tensor in zip(recorded, tensors, strict=True):
-        if one.kind != "drawing":
-            found.append(Summary(one.name, one.kind, tensor.numpy(), one.options))
-            continue
-        parts.append(tensor.numpy())
-        if not one.options["more"]:
-            name = one.name.rpartition(":")[0]
-            images = drawn(name, one.options["draw"], *parts)
-            if images is not None:
-                found.append(Summary(name, "image", images))
-            parts = []
-    return tuple(found)
-
-
-_failed: set[str] = set()  # drawings that were reported, by name
-
-
-def drawn(name: str, function: Callable[..., Any], *values: Any) -> np.ndarray | None:
-    """What `function(*values)` draws, or None with a warning, once a name, if it fails. Host."""
-    try:
-        images = np.asarray(function(*values))
-        if images.ndim != 4:
-            raise ValueError(f"it returned shape {images.shape}, not [n, height, width, channels]")
-        return images
-    except Exception as error:  # a picture is not worth a training run
-        if name not in _failed:
-            _failed.add(name)
-            shapes = tf.nest.map_structure(np.shape, values)
-            warnings.warn(
-                f"Summary {name!r} can't be drawn: {getattr(function, '__name__', function)} fails "
-                f"for arrays of shapes {shapes}: {type(error).__name__}: {error}. Training goes on "
-                "without it.",
-                stacklevel=2,
-            )
-        return None
-
-
-def _wanted(name: str, every_step: bool = False) -> bool:
-    """Whether the tensor is to be made. Misuse is reported on silent steps too."""
+def _is_needed(name: Any, every_step: bool = False) -> bool:
+    """Returns whether to record the tensor. Raises at steps that are not logged as well."""
     context = current_context()
     if context is None:
         return False
     if not isinstance(name, str) or not name:
-        raise SummaryError(f"A summary's name must be a non-empty string, got {name!r}.")
+        raise SummaryError(f"The name of a summary must be a non-empty string, got {name!r}.")
     return context.claim(context.full_name(name)) and (context.recording or every_step)
 
 
-def _record(recorded: Recorded) -> None:
+def _record(recorded: RecordedSummary, part: str = "") -> None:
+    """Records a summary under its full name. `part` tells the tensors of one drawing apart."""
     context = current_context()
-    assert context is not None  # _wanted() said so
+    assert context is not None  # `_is_needed` has returned True
     name = context.full_name(recorded.name)
-    context.summaries[name] = dataclasses.replace(recorded, name=name)
+    context.summaries[name + part] = dataclasses.replace(recorded, name=name)

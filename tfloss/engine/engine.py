@@ -27,11 +27,11 @@ from tfloss.data.stacked_batches import BatchStacker, StepInputs, raised_by_data
 from tfloss.engine.finite_guard import FiniteGuard
 from tfloss.engine.xla_loop import XlaLoop
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
+from tfloss.forward.recorded_summaries import Summary, summaries_on_host
 from tfloss.inspect.determinism import add_determinism_advice
 from tfloss.inspect.xla_compile_errors import add_xla_advice
 from tfloss.step.output import StepOutput
 from tfloss.step.train_step import TrainStep
-from tfloss.summary import Summary, on_host
 
 MODES = ("graph", "step", "loop")
 # What a step that XLA can't compile may fail with.
@@ -160,7 +160,7 @@ class Engine:
             values, waited = self._silent(iterator, tf.constant(steps))
             return values, (), waited
         values, tensors, waited = self._recording(iterator)
-        return values, on_host(self._recorded, tensors), waited
+        return values, summaries_on_host(self._recorded, tensors), waited
 
     def _run_part(
         self, blocks: BatchStacker, steps: int, recording: bool
@@ -171,7 +171,7 @@ class Engine:
         waited = blocks.waited - before
         if recording:
             values, tensors = self._recording_batch(part.batches)
-            return values, on_host(self._recorded, tensors), waited
+            return values, summaries_on_host(self._recorded, tensors), waited
         try:
             if part.block is None:
                 return self._silent_batch(part.batches), (), waited

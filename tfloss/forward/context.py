@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError, SummaryError
+from tfloss.forward.recorded_summaries import RecordedSummary
 from tfloss.inspect.source_lines import caller_line
 
 
@@ -32,22 +33,6 @@ class AddedLoss:
     layer: keras.Layer
     name: str | None
     value: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Recorded:
-    """One summary of one replica, as a tensor of the step.
-
-    kind: "scalar", "histogram", "image", "text", "drawing" (one tensor of it), or "raw" (a plain
-      `tf.summary` call).
-    reduce: how scalars of several replicas become one: "mean" or "sum".
-    """
-
-    name: str
-    kind: str
-    value: tf.Tensor
-    reduce: str = "mean"
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class ForwardContext:
@@ -70,7 +55,7 @@ class ForwardContext:
         self.share = share
         self.normalisers = normalisers
         self.losses: list[AddedLoss] = []
-        self.summaries: dict[str, Recorded] = {}
+        self.summaries: dict[str, RecordedSummary] = {}
         self.prefixes: list[str] = []
         self.pending_name: str | None = None
         self.collecting = True
@@ -122,7 +107,8 @@ class ForwardContext:
     @property
     def dropped(self) -> bool:
         """Whether there were summaries that are not recorded here."""
-        return any(name not in self.summaries for name in self._claimed)
+        recorded = {summary.name for summary in self.summaries.values()}
+        return not recorded.issuperset(self._claimed)
 
     def full_name(self, name: str) -> str:
         """The name with the prefixes of the `tfloss.summary.scope`s around."""
@@ -137,7 +123,9 @@ class ForwardContext:
             value: Any = tensor() if callable(tensor) else tf.convert_to_tensor(tensor)
             plugin = metadata.plugin_data.plugin_name if metadata is not None else ""
             kind = "scalar" if plugin == "scalars" else "raw"
-            self.summaries[name] = Recorded(name, kind, value, options={"metadata": metadata})
+            self.summaries[name] = RecordedSummary(
+                name, kind, value, options={"metadata": metadata}
+            )
         return True
 
     @contextlib.contextmanager

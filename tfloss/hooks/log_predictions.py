@@ -11,9 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss.data.distributed import Data, as_dataset
+from tfloss.forward.recorded_summaries import Summary, draw_images
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
-from tfloss.summary import Summary, drawn
 
 
 class LogPredictions(Hook):
@@ -64,7 +64,7 @@ class LogPredictions(Hook):
         """Predicts, draws and logs the images."""
         self.state["step"] = step
         self.trainer.evaluate(self._first_batch, {"last": self._last}, ema=self.ema)
-        images = drawn(self.name, self.draw, self._last.batch, self._last.predictions)
+        images = draw_images(self.name, self.draw, self._last.batch, self._last.predictions)
         if images is not None:
             self.trainer.log(step, {}, [Summary(self.name, "image", images)])
 

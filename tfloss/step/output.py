@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError, SummaryError
-from tfloss.forward.context import ForwardContext, Recorded
+from tfloss.forward.context import ForwardContext
+from tfloss.forward.recorded_summaries import RecordedSummary
 
 TOTAL = "total"
 
@@ -31,7 +32,7 @@ class StepOutput:
     """
 
     scalars: dict[str, tf.Tensor]
-    summaries: list[Recorded]
+    summaries: list[RecordedSummary]
     dropped: bool = False
     vectors: list[tuple[tf.Tensor, list[tf.Tensor]]] = dataclasses.field(default_factory=list)
 
@@ -71,7 +72,7 @@ class ReplicaReport:
     weighted: tuple[str, ...]
     scalars: tuple[str, ...]
     summed: tuple[str, ...]
-    summaries: dict[str, Recorded]
+    summaries: dict[str, RecordedSummary]
     dropped: bool
     reached: dict[str, tuple[int, ...]]
 
@@ -137,7 +138,7 @@ class StepReport:
     weighted: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     totals: list[tf.Tensor] = dataclasses.field(default_factory=list)
     scalars: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
-    summaries: dict[str, Recorded] = dataclasses.field(default_factory=dict)
+    summaries: dict[str, RecordedSummary] = dataclasses.field(default_factory=dict)
     updates: list[tf.Tensor] = dataclasses.field(default_factory=list)
     applied: list[tf.Tensor] = dataclasses.field(default_factory=list)
     vectors: list[tuple[tf.Tensor, list[tf.Tensor]]] = dataclasses.field(default_factory=list)
