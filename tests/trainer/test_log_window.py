@@ -84,7 +84,7 @@ def test_what_is_left_for_later_is_saved_and_restored():
     list(window.logs(None, complete=True))
     other = LogWindow(10, log_every_step=False)
     other.restore(window.saved())
-    other.go_on(14)
+    other.start(14)
     other.add(_block(14, ("a",), np.arange(14.0, 20.0)[:, None]))
     ((step, scalars),) = other.logs(None, complete=True)
     assert (step, scalars["a"]) == (20, 14.5)

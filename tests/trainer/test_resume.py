@@ -17,7 +17,7 @@ from tfloss import _upstream
 from tfloss.checkpoint import CheckpointDirectory, load_manifest
 from tfloss.errors import CheckpointError, DataError, WorkdirInUseError
 from tfloss.hooks import Every, Hook, SaveCheckpoint
-from tfloss.trainer.workdir_lock import locked
+from tfloss.trainer.workdir import locked
 
 
 def numbers(count=50, seed=0):

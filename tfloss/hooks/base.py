@@ -1,15 +1,15 @@
-"""What a hook is: something that happens beside training, at exactly the steps it asks for.
+"""The base class of hooks: what happens beside training, at exactly the steps it asks for.
 
     class Greet(Hook):
         every = Every(steps=100)
         def after_step(self, step): print(step, self.trainer.model.name)
 
-All of a hook runs on the host, between calls of the training step. What it touches on the
-device there, training waits for.
+All methods of a hook run on the host, between calls of the training step. Training waits while a
+hook reads values from the device.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from tfloss.hooks.every import Every, OnSteps
 from tfloss.hooks.trainer_protocol import TrainerProtocol
@@ -17,25 +17,24 @@ from tfloss.summary import Summary
 
 
 class Hook:
-    """Base of all hooks; every method is optional, and `super()` need not be called.
+    """The base class of hooks. Every method is optional, and `super()` need not be called.
 
-    Hooks are called in the order of their list, in each of the methods. So what produces
-    (Evaluate) comes before what keeps (SaveCheckpoint, whose checkpoint holds the state of
-    all hooks), and writers come last.
+    Each method is called on all hooks in the order of their list. So a hook that produces values
+    (Evaluate) stands before the one that keeps them, and writers come last. Hooks that save
+    checkpoints are called last, because a checkpoint holds the state of every hook.
 
     Attributes:
-      every: when `after_step` is due; None: never.
-      state: what must survive in a checkpoint, as JSON; saved and restored by the trainer,
-        before `before_train`. Keep all that `on_log` and `after_step` remember in it.
-      trainer: set by the trainer before `before_train`. A hook may use its model, optimizer,
-        strategy, workdir, step, run, error, log, stop, save_checkpoint, checkpoints,
-        evaluate, hooks, clock, stopwatch and agreement.
-      time_bucket: what its time is counted as, "hooks" or "checkpoint".
-      async_logs: whether `on_log` may be called up to a second after its step, those of several
-        steps together: it writes or shows, and stops nothing. Where that is so of all hooks that
-        have an `on_log`, a loop of small steps that is compiled whole isn't cut at each log.
-      chief_only: of several workers, only the first calls it: a writer. Other hooks are called
-        on all workers, and must do there together what all must do: evaluate, save.
+      every: When `after_step` is due. None: never.
+      state: JSON values that checkpoints keep. The trainer restores them before `before_train`. Put
+        everything here that `on_log` and `after_step` must remember after a restart.
+      trainer: The trainer, which sets it before `before_train`. `TrainerProtocol` lists what a hook
+        may use.
+      time_bucket: What the hook's time counts as: "hooks" or "checkpoint".
+      async_logs: Whether `on_log` may be called up to a second after its step, for several steps in
+        a row. This suits hooks that write or show values, and never stop training. If all hooks
+        that have an `on_log` allow it, the compiled loop is not interrupted at each log.
+      chief_only: Whether only the first of several workers calls the hook, as writers need. Other
+        hooks are called on all workers, and must do together what all must do: evaluate, save.
     """
 
     every: Every | OnSteps | None = None
@@ -45,27 +44,40 @@ class Hook:
     state: dict[str, Any]
     trainer: TrainerProtocol
 
-    def __new__(cls, *args: Any, **kwargs: Any):
-        # Here, so that a subclass whose __init__ forgets super() doesn't share a state.
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Gives each hook a state of its own, even if its `__init__` does not call `super()`."""
         hook = super().__new__(cls)
         hook.state = {}
         return hook
 
     def before_train(self) -> None:
-        """Host, once a `train`: after a checkpoint was restored, before the first step."""
+        """Runs once in a call of `train`: after restoring a checkpoint, before the first step."""
 
     def after_step(self, step: int) -> None:
-        """Host, at exactly the due steps: `step` updates are done."""
+        """Runs at exactly the due steps.
+
+        Args:
+          step: The number of completed updates.
+        """
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
-        """Host, whenever somebody logs: the values of the `step`-th update, by name.
+        """Runs whenever values are logged.
 
-        With `Trainer(log_every_step=True)`, and with `async_logs`, several steps come one after
-        the other, and the summaries with the last of them.
+        With `Trainer(log_every_step=True)` and with `async_logs` it is called for several steps in
+        a row; the summaries come with the last of them.
+
+        Args:
+          step: The step that the values belong to.
+          scalars: `{tag: value}`.
+          summaries: Other summaries: histograms, images, texts.
         """
 
     def before_save(self, step: int) -> None:
-        """Host, before a checkpoint is written: what was logged so far is to be on the disk."""
+        """Runs before a checkpoint is written. Flush to the disk what was logged so far.
+
+        Args:
+          step: The number of completed updates.
+        """
 
     def after_train(self) -> None:
-        """Host, once a `train`, also after an error: `trainer.error` is that, or None."""
+        """Runs once in a call of `train`, also after an error: `trainer.error` is it, or None."""

@@ -5,13 +5,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """One call of `Trainer.train`.
+    """What a hook can know about one call of `Trainer.train`.
 
     Attributes:
-      start: the step at which this call began.
-      steps: the step to reach.
-      batch_size: global examples a step, or None if unknown.
-      steps_per_epoch: may have a fraction (1437 / 32); None if unknown.
+      start: The step at which the call began.
+      steps: The step to reach.
+      batch_size: Global examples in a step, or None if unknown.
+      steps_per_epoch: Steps in an epoch, maybe with a fraction (1437 / 32); None if unknown.
     """
 
     start: int

@@ -1,9 +1,9 @@
-"""All the state of a training run, by name: what a checkpoint holds.
+"""The variables that a checkpoint of a training run holds, by name.
 
     model/<path>           weights, statistics, seed generators, other variables of the model
     <optimizer>/<path>     slots, by the path of the variable they belong to; iterations
     step                   completed updates
-    ...                    what `TrainStep.extra_variables` adds, under its own names
+    ...                    the variables of `TrainStep.extra_variables`, under their own names
 
 Host code, cross-replica.
 """
@@ -32,13 +32,17 @@ from tfloss.step.train_step import TrainStep
 
 
 class CheckpointedState:
-    """The variables of a `TrainStep`: saved, restored, and seeded."""
+    """The variables of a training step: saved, restored, and seeded.
+
+    Args:
+      train_step: The step.
+    """
 
     def __init__(self, train_step: TrainStep):
         self._step = train_step
 
     def variables(self) -> dict[str, Any]:
-        """`{name: variable}` of everything."""
+        """Returns `{name: variable}` of all variables."""
         found: dict[str, Any] = {"step": self._step.counter}
         for name, variable in named_variables(self._step.model).items():
             found[f"model/{name}"] = variable
@@ -59,14 +63,23 @@ class CheckpointedState:
         background: BackgroundWriter | None = None,
         write: bool = True,
     ) -> Path:
-        """Saves everything, and the hooks' state, as one checkpoint.
+        """Saves all variables and the hooks' states as one checkpoint.
 
-        All workers must call it, to read the variables; those without `write` write nothing.
-        `hooks` are their states by name; `extra`, `files` and `background` are those of
-        `CheckpointDirectory.save`.
+        All workers must call it, because all must read the variables. Statistics that each replica
+        has of its own are replaced by their mean first, so that training continues from exactly the
+        state that is saved.
 
-        Replicas are given the mean of their own statistics first, so that training goes on
-        from the very state that is saved.
+        Args:
+          directory: The directory of the checkpoints.
+          step: The number of completed updates.
+          hooks: The hooks' states, by name.
+          extra: More JSON values; see `CheckpointDirectory.save`.
+          files: More files; see `CheckpointDirectory.save`.
+          background: What writes the checkpoint while training continues, or None.
+          write: Whether this worker writes.
+
+        Returns:
+          The directory of the checkpoint.
         """
         self.sync_replicas()
         extra = {
@@ -81,21 +94,29 @@ class CheckpointedState:
     def restore(
         self, directory: CheckpointDirectory, path: Path
     ) -> tuple[int, dict[str, dict[str, Any]]]:
-        """Restores a checkpoint. Returns its step, and the hooks' states for `set_hook_states`.
+        """Restores a checkpoint.
 
-        A constant learning rate is configuration: the optimizer keeps the one it has, and a
-        difference is reported.
+        A constant learning rate is configuration: the optimizer keeps the one that it has, and a
+        warning reports the difference.
 
-        Raises CheckpointError, before anything is changed, if the names or shapes differ; if
-        the optimizer is another one, it says that.
+        Args:
+          directory: The directory of the checkpoints.
+          path: The checkpoint.
+
+        Returns:
+          The step of the checkpoint, and the hooks' states for `set_hook_states`.
+
+        Raises:
+          CheckpointError: Names or shapes differ, or the optimizer is another one. Nothing has been
+            changed then.
         """
         variables = self.variables()
         manifest = load_manifest(path)
         saved, states = manifest["variables"], manifest["extra"].get("hooks", {})
         if not isinstance(states, dict) or not all(isinstance(v, dict) for v in states.values()):
             raise CheckpointError(
-                f"The hooks' states in {path} are damaged. To go on from the checkpoint before, "
-                f"move {path} away."
+                f"The hooks' states in {path} are corrupt. To resume from an earlier "
+                f"checkpoint, move {path} away."
             )
         self._check_optimizers(path, saved, variables)
         rates = {name: variables.pop(name) for name in list(variables) if self._is_rate(name)}
@@ -106,21 +127,25 @@ class CheckpointedState:
         return int(self._step.counter.numpy()), states
 
     def seed(self, seed: int) -> None:
-        """Sets every seed generator of the model to a state that follows from `seed`."""
+        """Sets every seed generator of the model to a state that depends only on `seed`."""
         set_seed(self._step.model, seed)
         split_seeds(self._step.model, self._step.strategy)
 
     def sync_replicas(self) -> None:
-        """Gives every replica the mean of variables that each has its own value of."""
+        """Replaces variables that differ between replicas by their mean, on every replica."""
         if self._step.strategy.num_replicas_in_sync > 1:
             averages = self._step.averages
             more = averages.variables().values() if averages is not None else ()
             sync_replicas(self._step.model, more)
 
     def save_for_replay(self, path: Path, *, write: bool = True) -> None:
-        """Saves the model, whatever its values, for a step to be run again.
+        """Saves the model, with values that may not be finite, so that a step can be replayed.
 
-        And whether this process runs a script; notebooks, prompts and `python -c` have none.
+        The path of the running script is saved too; notebooks, prompts and `python -c` have none.
+
+        Args:
+          path: The directory of the kept step.
+          write: Whether this worker writes.
         """
         model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
         step = int(self._step.counter.numpy())
@@ -131,7 +156,12 @@ class CheckpointedState:
         )
 
     def restore_for_replay(self, path: Path, replica: int = 0) -> None:
-        """Restores what `save_for_replay` saved, with the random states of one replica."""
+        """Restores what `save_for_replay` saved, with the random states of one replica.
+
+        Args:
+          path: The directory of the kept step.
+          replica: Number of the replica.
+        """
         directory = CheckpointDirectory(path / "state")
         model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
         newest = directory.latest()
@@ -141,14 +171,14 @@ class CheckpointedState:
             state.assign(state.numpy() + np.array([replica * STRIDE, 0]))
 
     def _is_rate(self, name: str) -> bool:
-        """Whether a name is that of a constant learning rate. A schedule has none."""
+        """Whether this is the name of a constant learning rate. A schedule has no variable."""
         optimizer = next((o for o in self._step.optimizers if name.startswith(f"{o}/")), None)
         return optimizer is not None and name.endswith("/learning_rate")
 
     def _check_optimizers(self, path: Path, saved: Collection[str], here: Collection[str]) -> None:
-        """Raises CheckpointError if an optimizer keeps other things than the one that was saved.
+        """Raises CheckpointError if an optimizer has other kinds of variables than the saved one.
 
-        Of a model that has changed it says nothing: what some optimizers keep depends on it.
+        A model that has changed is not checked here: what some optimizers keep depends on it.
         """
         if _of_model(saved) != _of_model(here):
             return
@@ -159,11 +189,12 @@ class CheckpointedState:
                     f"The checkpoint {path} was written with another optimizer. There {name!r} "
                     f"keeps {', '.join(sorted(before))}; this one ({type(optimizer).__name__}) "
                     f"keeps {', '.join(sorted(now))}. Nothing was restored. Resume with the same "
-                    "optimizer and the same options of it, or start in a new workdir, with "
+                    "optimizer and the same optimizer options, or start in a new workdir and use "
                     "tfloss.load_weights(model, path) for the weights."
                 )
 
     def _report_rates(self, path: Path, rates: Mapping[str, Any]) -> None:
+        """Warns of constant learning rates that differ from the checkpoint's."""
         saved = load_manifest(path)["variables"]
         values = load_values(path, [name for name in rates if name in saved])
         for name, value in values.items():
@@ -177,22 +208,24 @@ class CheckpointedState:
 
 
 def _of_model(names: Collection[str]) -> set[str]:
+    """The names of the model's variables."""
     return {name for name in names if name.startswith("model/")}
 
 
 def _kept(optimizer: str, names: Collection[str]) -> set[str]:
-    """What an optimizer keeps: kinds of slots ("momentum"), and names of what is not a slot."""
+    """What an optimizer keeps: kinds of slots ("momentum"), and names of other variables."""
     own = [n.removeprefix(f"{optimizer}/") for n in names if n.startswith(f"{optimizer}/")]
     kinds = {n.rpartition("/")[2].partition("#")[0] if _is_slot(n, names) else n for n in own}
     return {kind for kind in kinds if not kind.endswith("learning_rate")}
 
 
 def _is_slot(name: str, names: Collection[str]) -> bool:
+    """Whether a variable of an optimizer belongs to a variable of the model."""
     return f"model/{name.rpartition('/')[0]}" in names
 
 
 def warn_if_unrestored(directory: CheckpointDirectory | None) -> None:
-    """Warns that a checkpoint is there which the weights to be evaluated are not from."""
+    """Warns that there is a checkpoint, and that the weights to be evaluated are not from it."""
     newest = directory.latest() if directory is not None else None
     if newest is not None:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""The hooks that a trainer has without being asked. Host code."""
+"""The hooks that a trainer adds by itself. Host code."""
 
 from collections.abc import Sequence
 
@@ -15,19 +15,25 @@ class DefaultHooks:
     """`NaNGuard` and `Progress`; with a workdir also checkpoints and writers.
 
     Args:
-      wanted: whether there are any.
-      workdir: whether there is a place to write.
+      enabled: Whether there are any default hooks.
+      workdir: Whether there is a workdir to write to.
     """
 
-    def __init__(self, wanted: bool, workdir: bool):
-        self._hooks: list[Hook] = [NaNGuard(), Progress()] if wanted else []
-        if wanted and workdir:
+    def __init__(self, enabled: bool, workdir: bool):
+        self._hooks: list[Hook] = [NaNGuard(), Progress()] if enabled else []
+        if enabled and workdir:
             self._hooks[1:1] = [SaveCheckpoint(Every(seconds=600)), TensorBoard(), MetricsFile()]
 
     def after(self, given: Sequence[Hook]) -> list[Hook]:
-        """The given hooks, then those of other classes: what produces is before what keeps it.
+        """Returns the given hooks, then the default ones of other classes.
 
-        Raises ValueError or TypeError for a hook whose trigger is none.
+        Hooks that produce values stand before those that write or save them.
+
+        Args:
+          given: The user's hooks.
+
+        Raises:
+          ValueError, TypeError: The trigger of a hook is not valid.
         """
         for hook in given:
             check_trigger(hook.every, type(hook).__name__)

@@ -1,4 +1,4 @@
-"""The steps since the last log, and what is logged of them. Host code."""
+"""The steps since the last log, and the values that are logged for them. Host code."""
 
 import dataclasses
 import io
@@ -15,15 +15,15 @@ from tfloss.trainer.stopwatch import Stopwatch
 
 
 class LogWindow:
-    """Gathers blocks of steps until they are logged: as means, or step by step.
+    """Gathers the logs of steps until they are due: as means, or step by step.
 
     Args:
-      log_every: steps between logs, which are of the steps up to its multiples.
-      log_every_step: log every step's values, not their mean.
-      clock: seconds; injectable for tests.
+      log_every: Steps between logs. A log covers the steps up to a multiple of it.
+      log_every_step: Whether every step's values are logged, and not their means.
+      clock: A function that returns the time in seconds; injectable for tests.
 
     Attributes:
-      stopwatch: where the time goes; started with the run.
+      stopwatch: Where the time goes; started with the run.
     """
 
     def __init__(
@@ -35,25 +35,26 @@ class LogWindow:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what it has and starts the clock."""
+        """Drops all steps and starts the clock."""
         self._blocks: list[StepLogs] = []
         self._earlier = 0  # steps before the clock started
         self._began = self._clock()
         self._spent = self.stopwatch.seconds()
 
     def __bool__(self) -> bool:
+        """Whether there are steps that are not logged yet."""
         return bool(self._blocks)
 
     def add(self, block: StepLogs) -> None:
-        """Takes the values of some more steps; they stay on the device for now."""
-        while (room := self._log_every - block.first % self._log_every) < block.steps:
-            self._blocks.append(dataclasses.replace(block, values=block.values[:room]))
-            first = block.first + room
-            block = dataclasses.replace(block, first=first, values=block.values[room:], waited=0.0)
+        """Adds the values of some more steps; they stay on the device for now."""
+        while (left := self._log_every - block.first % self._log_every) < block.steps:
+            self._blocks.append(dataclasses.replace(block, values=block.values[:left]))
+            first = block.first + left
+            block = dataclasses.replace(block, first=first, values=block.values[left:], waited=0.0)
         self._blocks.append(block)
 
     def saved(self) -> bytes:
-        """The steps that are not logged yet, for a checkpoint."""
+        """Returns the steps that are not logged yet, for a checkpoint."""
         heads = [{"first": one.first, "names": one.names} for one in self._blocks]
         arrays: dict[str, Any] = {str(i): one.rows() for i, one in enumerate(self._blocks)}
         file = io.BytesIO()
@@ -61,14 +62,17 @@ class LogWindow:
         return file.getvalue()
 
     def restore(self, saved: bytes) -> None:
-        """Takes what was `saved`."""
+        """Restores what `saved` returned."""
         self.restart()
         with np.load(io.BytesIO(saved)) as arrays:
             for index, head in enumerate(json.loads(str(arrays["heads"]))):
                 self.add(StepLogs(head["first"], tuple(head["names"]), arrays[str(index)]))
 
-    def go_on(self, step: int) -> None:
-        """Starts the clock. What is not logged yet stays, if it is of the steps before `step`."""
+    def start(self, step: int) -> None:
+        """Starts the clock, at `step` completed updates.
+
+        Steps that are not logged yet stay if they end at `step`.
+        """
         blocks = self._blocks
         self.restart()
         if blocks and blocks[-1].first + blocks[-1].steps == step:
@@ -77,22 +81,25 @@ class LogWindow:
     def logs(
         self, batch_size: int | None, *, complete: bool = False
     ) -> Iterator[tuple[int, dict[str, float]]]:
-        """`(step, {tag: value})` of what is to be logged, in order; then restarts.
+        """Returns what is to be logged, in order, and restarts.
 
-        The last one of each log also has the speed since the last restart, and where the time
-        went. Values that not every step reports (a summary that is only due now) are means over
-        those that do.
+        The last entry of each log also has the speed since the last restart, and where the time
+        went. A value that not every step reports, such as a summary that is only due now, is the
+        mean over the steps that report it.
 
         Args:
-          batch_size: global examples a step, or None.
-          complete: leave steps after the last multiple of `log_every` for later.
+          batch_size: Global examples in a step, or None.
+          complete: Whether steps after the last multiple of `log_every` are left for later.
+
+        Yields:
+          `(step, {tag: value})`.
         """
         every = self._log_every
         found = [dataclasses.replace(block, values=block.rows()) for block in self._blocks]
         for block in found:
             self.stopwatch.waited(float(block.waited))
         logs = [list(x) for _, x in itertools.groupby(found, lambda one: one.first // every)]
-        rest = []
+        rest: list[StepLogs] = []
         if complete and (logs[-1][-1].first + logs[-1][-1].steps) % every:
             rest = logs.pop()
         speed = self._speed(sum(block.steps for block in found), batch_size)
@@ -108,24 +115,27 @@ class LogWindow:
         self._keep(rest)
 
     def _keep(self, blocks: list[StepLogs]) -> None:
-        """Of steps whose time is accounted for."""
+        """Keeps steps whose time has been counted."""
         self._blocks = [dataclasses.replace(block, waited=0.0) for block in blocks]
         self._earlier = sum(block.steps for block in blocks)
 
     def _speed(self, steps: int, batch_size: int | None) -> dict[str, float]:
+        """The speed since the last restart, and the fractions of the time."""
         seconds = max(self._clock() - self._began, 1e-9)
         found = {"steps_per_second": (steps - self._earlier) / seconds}
         if batch_size is not None:
             found["examples_per_second"] = found["steps_per_second"] * batch_size
-        share = self.stopwatch.fractions(self._spent)
-        found["input/wait_fraction"] = share["input"]
-        return found | {f"time/{kind}_fraction": share[kind] for kind in ("hooks", "checkpoint")}
+        fractions = self.stopwatch.fractions(self._spent)
+        found["input/wait_fraction"] = fractions["input"]
+        return found | {
+            f"time/{kind}_fraction": fractions[kind] for kind in ("hooks", "checkpoint")
+        }
 
 
 def _means(blocks: list[StepLogs]) -> dict[str, float]:
-    """Of what the last block reports, in double precision. Their values are on the host.
+    """The mean of each value that the last steps report, in double precision.
 
-    However the steps were cut into blocks, the same values are summed in the same order.
+    The same values are summed in the same order, however the steps were split into calls.
     """
     reports: dict[tuple[str, ...], list[np.ndarray]] = {}
     for block in blocks:

@@ -1,4 +1,4 @@
-"""What a call of `Trainer.train` ends with. Host code."""
+"""The result of a call of `Trainer.train`. Host code."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ from tfloss.step.output import TOTAL
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a call of `Trainer.train` ended with.
+    """The result of a call of `Trainer.train`.
 
     Attributes:
-      step: the number of completed updates.
+      step: The number of completed updates.
       losses: `{name: value}` of the last step, and `total`; empty if no step was run.
-      reason: why it stopped before the step that was asked for, or None.
+      reason: Why training stopped before the step that was asked for, or None.
     """
 
     step: int

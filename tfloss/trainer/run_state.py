@@ -63,7 +63,7 @@ class RunState:
     def start_clock(self) -> None:
         """Starts to measure: the hooks have begun, and the first step follows."""
         self.stopwatch.start()
-        self.window.go_on(self.step)
+        self.window.start(self.step)
 
     def stop(self, reason: str) -> None:
         """Asks the loop to end after the current step. The first reason counts."""

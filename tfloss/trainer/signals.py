@@ -4,9 +4,9 @@
         ...
         if "SIGINT" in came: ...
 
-Python runs its handlers between two of its own instructions, and TensorFlow may compile for minutes
-within one. So a thread watches too: it says at once that a signal has come, and it ends a script
-that a second Ctrl-C doesn't get through to.
+Python runs signal handlers between two of its own instructions, and TensorFlow may compile for
+minutes within one instruction. So a thread watches the signals too. It reports a signal at once,
+and it ends a script that does not react to a second Ctrl-C.
 """
 
 import contextlib
@@ -16,38 +16,44 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tfloss.errors import Aborted
 
-PATIENCE = 1.0  # seconds that a second Ctrl-C waits for Python
+PATIENCE = 1.0  # seconds that Python has to react to a second Ctrl-C
 
 
 class Caught:
-    """Which signals have come.
+    """The signals that have come.
 
     Attributes:
-      names: those that were caught so far.
+      names: Names of the signals that were caught so far.
     """
 
     def __init__(self) -> None:
         self.names: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
+        """Whether the signal of this name has come."""
         return name in self.names
 
 
 @contextlib.contextmanager
 def caught(*names: str, first: Callable[[str], None] = lambda name: None) -> Iterator[Caught]:
-    """Inside, the first of each of these signals is only noted; a second one does what it did.
+    """Inside the `with` the first of each of these signals is only noted.
 
-    A second SIGINT raises `tfloss.errors.Aborted` where it comes. Where it doesn't get through
-    within a second, because TensorFlow is busy, it ends the process with exit code 130, except from
-    a prompt or a notebook. What is ignored stays ignored. Outside of the main thread nothing is
-    caught: Python lets no other thread do it.
+    A second signal has its usual effect. A second SIGINT raises `tfloss.errors.Aborted` in the main
+    thread. If Python does not get to raise it within a second, because TensorFlow is busy, the
+    process ends with exit code 130; a prompt or a notebook continues. Ignored signals stay ignored.
+    Outside of the main thread nothing is caught, because Python allows it in no other thread.
 
     Args:
-      *names: "SIGTERM", ...
-      first: called with the name of each signal as it comes first, in another thread.
+      *names: Names of signals, such as "SIGTERM".
+      first: A function that is called in another thread with the name of each signal when it comes
+        for the first time.
+
+    Yields:
+      The signals that have come.
     """
     found = Caught()
     if threading.current_thread() is not threading.main_thread():
@@ -60,30 +66,30 @@ def caught(*names: str, first: Callable[[str], None] = lambda name: None) -> Ite
     read, write = socket.socketpair()
     write.setblocking(False)
 
-    def note(number, frame):
+    def note(number: int, frame: Any) -> None:
         found.names.add(signal.Signals(number).name)
         aborted = aborts and number == signal.SIGINT
         signal.signal(number, abort if aborted else before[number])
         if taken:
             write.send(bytes([number]))
 
-    def abort(number, frame):
+    def abort(number: int, frame: Any) -> None:
         through.set()
         raise Aborted
 
-    def watch():
-        seen = []
-        while said := read.recv(1):
-            number = said[0]
+    def watch() -> None:
+        seen: list[int] = []
+        while received := read.recv(1):
+            number = received[0]
             if number in before and number not in seen:
                 first(signal.Signals(number).name)
             elif number == signal.SIGINT and aborts and not through.wait(PATIENCE):
                 _exit_now()
             seen.append(number)
 
-    # The interpreter writes there as soon as a signal comes, whatever Python is waiting for.
+    # The interpreter writes to it as soon as a signal comes, whatever Python is waiting for.
     others = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-    taken = others != -1  # an event loop's, of a notebook, say
+    taken = others != -1  # an event loop has set it, for instance a notebook's
     if taken:
         signal.set_wakeup_fd(others)
     watcher = threading.Thread(target=watch, name="tfloss-signals", daemon=True)
@@ -103,8 +109,8 @@ def caught(*names: str, first: Callable[[str], None] = lambda name: None) -> Ite
 
 
 def _exit_now() -> None:
-    """Ends a script without asking anybody; a prompt or a notebook goes on."""
-    if hasattr(sys, "ps1"):  # which Python has where it is interactive
+    """Ends a script at once, without cleaning up; a prompt or a notebook continues."""
+    if hasattr(sys, "ps1"):  # set where Python is interactive
         return
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -8,13 +8,13 @@ KINDS = ("input", "step", "hooks", "checkpoint")
 
 
 class Stopwatch:
-    """Splits the time since it was started.
+    """Splits the time since it was started into input, step, hooks and checkpoint.
 
-    What is neither waiting for data nor measured by `during` is the step's. On several workers
-    the time is this worker's.
+    Time that is neither spent waiting for data nor measured by `during` counts as the step's. With
+    several workers it is the time of this worker.
 
     Args:
-      clock: seconds; injectable for tests.
+      clock: A function that returns the time in seconds; injectable for tests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -22,18 +22,25 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Forgets what it has measured."""
+        """Starts at zero."""
         self._began = self._clock()
         self._spent: dict[str, float] = {kind: 0.0 for kind in KINDS}
         self._inside = False
 
     def waited(self, seconds: float) -> None:
-        """So long did steps wait for their batches."""
+        """Adds time that steps spent waiting for their batches."""
         self._spent["input"] += seconds
 
     @contextlib.contextmanager
     def during(self, kind: str) -> Iterator[None]:
-        """What happens inside is "hooks" or "checkpoint"; the outermost says which."""
+        """Counts the time inside the `with` as that of one kind. The outermost `with` counts.
+
+        Args:
+          kind: "hooks" or "checkpoint".
+
+        Yields:
+          Nothing.
+        """
         if self._inside:
             yield
             return
@@ -45,13 +52,17 @@ class Stopwatch:
             self._spent[kind] += self._clock() - began
 
     def seconds(self) -> dict[str, float]:
-        """`{kind: seconds}` since the start; they sum to all of it."""
+        """Returns `{kind: seconds}` since the start. They sum to the whole time."""
         spent = dict(self._spent)
         spent["step"] = max(self._clock() - self._began - sum(spent.values()), 0.0)
         return spent
 
     def fractions(self, since: dict[str, float] | None = None) -> dict[str, float]:
-        """`{kind: fraction}` of the time since the start, or since an earlier `seconds()`."""
+        """Returns `{kind: fraction}` of the time.
+
+        Args:
+          since: An earlier result of `seconds()`. None: since the start.
+        """
         now = self.seconds()
         spent = {kind: now[kind] - (since[kind] if since else 0.0) for kind in KINDS}
         total = max(sum(spent.values()), 1e-9)

@@ -42,8 +42,7 @@ from tfloss.trainer.loop import Loop
 from tfloss.trainer.result import TrainResult
 from tfloss.trainer.resume import Resume
 from tfloss.trainer.run_state import RunState
-from tfloss.trainer.workdir import writable
-from tfloss.trainer.workdir_lock import locked
+from tfloss.trainer.workdir import locked, writable
 
 
 class Trainer:

@@ -13,13 +13,13 @@ import warnings
 import pytest
 
 from tfloss.errors import WorkdirInUseError
-from tfloss.trainer import workdir_lock as lock
+from tfloss.trainer import workdir as lock
 
 fcntl = pytest.importorskip("fcntl")
 
 HOLD = """
 import os, sys, time
-from tfloss.trainer.workdir_lock import locked
+from tfloss.trainer.workdir import locked
 with locked(sys.argv[1]):
     fork = sys.argv[2:] == ["fork"]
     if not fork or os.fork() == 0:
