@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data.batches import count, leaves, split
+from tfloss.data.batches import count, named_leaves, split
 from tfloss.data.distributed import Data, as_dataset
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
@@ -275,7 +275,7 @@ class Evaluators:
 
 def _check_predictions(predictions: Any) -> None:
     """Raises ModelError for a scalar: a batch cut in two has two of it, and no examples."""
-    for path, leaf in leaves(predictions):
+    for path, leaf in named_leaves(predictions):
         if isinstance(leaf, tf.Tensor) and leaf.shape.rank == 0:
             raise ModelError(
                 f"The prediction {path or 'of the model'} is a scalar. Every tensor that "

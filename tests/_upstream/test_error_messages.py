@@ -58,3 +58,38 @@ def test_concatenating_unequal_shapes_names_the_op():
     assert _upstream.caused_by_unequal_shapes_in_concat(e.value)
     other = tf.errors.InvalidArgumentError(None, None, "another error")
     assert not _upstream.caused_by_unequal_shapes_in_concat(other)
+
+
+def test_the_message_of_a_graph_tells_whether_the_iterator_failed():
+    def read(i):
+        return tf.strings.to_number(tf.where(i == 2, "corrupt", tf.strings.as_string(i)))
+
+    @tf.function(autograph=False)
+    def step(iterator, most):
+        value = next(iterator)
+        tf.debugging.assert_less(value, most)
+        return value
+
+    for bad, most, expected in ((True, 9.0, True), (False, 2.0, False)):
+        data = tf.data.Dataset.range(5)
+        iterator = iter(data.map(read) if bad else data.map(lambda i: tf.cast(i, tf.float32)))
+        with pytest.raises(tf.errors.InvalidArgumentError) as e:
+            for _ in range(5):
+                step(iterator, tf.constant(most))
+        assert _upstream.raised_by_iterator(e.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("[[{{node StringToNumber}}]]\n\t [[while/body/_1/while/IteratorGetNext]]", True),
+        ("[[{{node IteratorGetNext_2}}]]", True),
+        ("[[{{node MultiDeviceIteratorGetNextFromShard}}]]", True),
+        ("[[{{node net/embedding_lookup}}]]\n\t [[IteratorGetNext/_4]]", False),
+        ("[x (IteratorGetNext:0) = ] [2]\n\t [[{{node assert_less/Assert}}]]", False),
+        ("[[{{node net/embedding_lookup}}]]", False),
+    ],
+)
+def test_a_tensor_of_an_iterator_is_not_the_iterator(named, expected):
+    error = tf.errors.InvalidArgumentError(None, None, named)
+    assert _upstream.raised_by_iterator(error) == expected

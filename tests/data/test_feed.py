@@ -67,6 +67,6 @@ def test_what_a_tpu_can_not_be_given_is_named():
         check_tpu_spec(data.batch(4).element_spec)
     message = str(error.value)
     assert "batch['image'] has shape (None, 3)" in message
-    assert "batch['name'] is of strings" in message and "drop_remainder=True" in message
+    assert "batch['name'] holds strings" in message and "drop_remainder=True" in message
     assert "batch['boxes'] is a RaggedTensor" in message
     check_tpu_spec(tf.TensorSpec([4, 3]))

@@ -1,32 +1,73 @@
-"""What a block is pulled by: it adapts to how quickly batches come."""
+"""One block is read ahead; reading can be paused, resumed and stopped."""
 
-import time
-
+import pytest
 import tensorflow as tf
 
-from tfloss.data.read_ahead import Pull
+from tfloss.data.read_ahead import ReadAhead
 
 
-def test_data_that_become_quick_are_pulled_quickly():
-    """Once: four batches at the start decided for the whole run, and a cold pipeline failed."""
+@pytest.fixture(autouse=True)
+def _no_time_limit(monkeypatch):
+    """On a busy machine a block would be cut short by the clock."""
+    monkeypatch.setattr("tfloss.data.pull_block.MAX_SECONDS", float("inf"))
 
-    def late(i):
-        return tf.numpy_function(lambda j: (time.sleep(0.05 * (j < 20)), j)[1], [i], tf.int64)
 
-    data = tf.data.Dataset.range(10**6).map(lambda i: tf.ensure_shape(late(i), [])).repeat()
-    iterator = iter(data)
-    pull = Pull(iterator, next(iterator), 50, aligned=True, endless=True)
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 4
-    blocks = tf.data.Dataset.range(100).map(lambda _: pull()).with_options(options)
-    found, quick, seen = [], [], 0
-    for block, _, (count, odd, ended) in blocks:
-        assert not odd and not ended
-        found.append(int(count))
-        quick.append(bool(pull.quick.numpy()))
-        assert block.numpy()[:count].tolist() == list(range(seen + 1, seen + 1 + int(count)))
-        seen += int(count)
-        if len(found) > 4 and quick[-2]:
-            break
-    assert found[0] < 50 and not quick[0]
-    assert quick[-1] and found[-1] == 50 and seen % 50 == 0
+def _read_ahead(dataset, size):
+    iterator = iter(dataset)
+    return ReadAhead(iterator, next(iterator), size), iterator
+
+
+def _numbers(pulled):
+    return pulled.block.numpy()[: pulled.count].tolist()
+
+
+def test_blocks_come_in_order_to_the_end():
+    ahead, _ = _read_ahead(tf.data.Dataset.range(10), 4)
+    found = [ahead.next() for _ in range(3)]
+    assert [_numbers(one) for one in found] == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]
+    assert [one.ended for one in found] == [False, False, True]
+    assert all(one and one.remainder is None for one in found)
+
+
+def test_a_smaller_batch_ends_its_block():
+    data = tf.data.Dataset.range(7).batch(2).repeat(2)
+    ahead, _ = _read_ahead(data, 5)
+    first, second = ahead.next(), ahead.next()
+    assert _numbers(first) == [[2, 3], [4, 5]]
+    assert first.remainder.numpy().tolist() == [6]
+    assert _numbers(second) == [[0, 1], [2, 3], [4, 5]]
+    assert second.remainder.numpy().tolist() == [6]
+
+
+def test_while_it_is_paused_others_may_use_the_iterator():
+    ahead, iterator = _read_ahead(tf.data.Dataset.range(10_000), 4)
+    seen = _numbers(ahead.next())
+    ahead.pause()
+    while pulled := ahead.next():
+        seen += _numbers(pulled)
+    assert seen == list(range(1, len(seen) + 1))
+    assert int(next(iterator)) == len(seen) + 1
+    ahead.resume()
+    while not (pulled := ahead.next()):
+        pass
+    assert _numbers(pulled) == list(range(len(seen) + 2, len(seen) + 6))
+
+
+def test_an_error_costs_its_block_and_the_next_call_continues():
+    def read(i):
+        text = tf.where(tf.equal(i, 6), "corrupt", tf.strings.as_string(i))
+        return tf.strings.to_number(text, tf.int64)
+
+    ahead, _ = _read_ahead(tf.data.Dataset.range(20).map(read), 4)
+    assert _numbers(ahead.next()) == [1, 2, 3, 4]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
+        ahead.next()
+    assert _numbers(ahead.next()) == [7, 8, 9, 10]
+
+
+def test_nothing_is_pulled_after_a_stop():
+    ahead, iterator = _read_ahead(tf.data.Dataset.range(10_000), 4)
+    ahead.next()
+    ahead.stop()
+    here = int(next(iterator))
+    assert [int(next(iterator)) for _ in range(5)] == list(range(here + 1, here + 6))

@@ -234,7 +234,7 @@ def test_shards_together_are_the_batch(shards, options):
         for step, batch in enumerate(whole):
             size = len(batch["x"])
             for shard in range(shards):
-                low, high = batches.bounds(size, shards, shard)
+                low, high = batches.split_bounds(size, shards, shard)
                 assert len(parts[shard][step]["x"]) == high - low
             joined = tf.nest.map_structure(
                 lambda *leaves: np.concatenate(leaves), *[part[step] for part in parts]
@@ -407,10 +407,14 @@ def test_identity_is_json_and_names_what_the_order_depends_on():
         (arrays(3), {"seed": True}, "seed must be an integer"),
         (arrays(3), {"epochs": 0}, "epochs must be an integer of at least 1"),
         (arrays(3), {"batch_size": 4, "epochs": 1, "drop_remainder": True}, "No batch is left"),
-        ([{"x": 1}, {"y": 1}], {}, r"Item 1 has another structure .* \['y'\], that one \['x'\]"),
+        (
+            [{"x": 1}, {"y": 1}],
+            {},
+            r"Item 1 has another structure .* \['y'\], the first has \['x'\]",
+        ),
         ([{"x": 1}, {"x": 1.5}], {}, r"Item 1\['x'\] is float64 \[\], but should be int64"),
         (iter([1]), {}, "got list_iterator"),
-        (tf.data.Dataset.range(3), {}, "give the trainer the data set itself"),
+        (tf.data.Dataset.range(3), {}, "Pass it to the trainer directly"),
     ],
 )
 def test_bad_input_is_refused_at_once(examples, options, message):

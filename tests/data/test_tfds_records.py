@@ -232,7 +232,7 @@ def test_damaged_files_are_named(path: Path):
     for damaged in (whole[:-1], whole[:30], whole + b"\0", whole[:-1016], b"", _longer(whole)):
         path.write_bytes(damaged)
         with pytest.raises(
-            DataError, match=r"a\.tfrecord is damaged or cut off: it should hold 4 records"
+            DataError, match=r"a\.tfrecord is corrupt or truncated: it should hold 4 records"
         ):
             RecordFiles([Instruction(str(path), 4)])
     path.unlink()

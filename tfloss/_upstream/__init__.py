@@ -10,6 +10,7 @@ from tfloss._upstream.error_messages import (
     caused_by_unequal_shapes_in_concat,
     failed_numerics_check,
     find_cause,
+    raised_by_iterator,
 )
 from tfloss._upstream.input_pipelines import (
     dataset_graphs,
@@ -96,6 +97,7 @@ __all__ = [
     "ops_without_xla_kernel",
     "optimizer_built_for",
     "optimizer_slots",
+    "raised_by_iterator",
     "replaced",
     "seed_states",
     "intercept_tf_summary",

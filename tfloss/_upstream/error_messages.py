@@ -4,6 +4,7 @@ TensorFlow has one Python class for each status code and raises it for many reas
 None for errors of a `tf.function`, so that only the text of the message tells the reason.
 """
 
+import re
 import traceback
 from typing import Any
 
@@ -45,6 +46,16 @@ def caused_by_missing_deterministic_kernel(error: tf.errors.OpError) -> bool:
     Each kernel words its own message; all contain "deterministic" or "determinism".
     """
     return "determinis" in error.message.lower()
+
+
+def raised_by_iterator(error: Exception) -> bool:
+    """Returns whether a `tf.data` iterator raised an error of a graph, rather than another op.
+
+    The message names the ops that failed, such as `{{node IteratorGetNext}}`. `IteratorGetNext:0`
+    and `IteratorGetNext/_4` are only tensors, which the message of another op may name: what an
+    assertion has checked, and what another device receives.
+    """
+    return re.search(r"IteratorGetNext\w*(?!\w|:\d|/_\d)", str(error)) is not None
 
 
 def failed_numerics_check(error: Exception) -> tuple[list[str], list[Any]]:

@@ -1,7 +1,7 @@
-"""A batch as any nest: how many examples it has, and its parts. On the host or traced.
+"""Counts, cuts and names the tensors of a batch, which is any nest. Host code, or traced.
 
-The examples of a batch lie along the first dimension of every tensor in it; scalars (a seed, a
-temperature) belong to all of them.
+The examples of a batch lie along the first dimension of each of its tensors. Scalars, such as a
+seed or a temperature, belong to all examples.
 """
 
 from collections.abc import Mapping
@@ -12,23 +12,30 @@ import tensorflow as tf
 from tfloss.errors import DataError
 
 
-class MicroBatches(list):
-    """The batches of one step that accumulates gradients, in order. Only passed on."""
+class MicroBatches(list[Any]):
+    """The batches of one step that accumulates gradients, in order."""
 
 
 def count(batch: Any) -> Any:
-    """The number of examples: an int where it is known statically, else an int32 scalar.
+    """Returns the number of examples in a batch.
 
-    None if no tensor has a first dimension. Raises DataError if static sizes disagree.
+    Args:
+      batch: Nest of tensors.
+
+    Returns:
+      An int if the number is known statically, else an int32 scalar. None if no tensor has a first
+      dimension.
+
+    Raises:
+      DataError: The static first dimensions differ.
     """
     leaves = [leaf for leaf in tf.nest.flatten(batch) if not _is_scalar(leaf)]
     static = {size for size in map(_static_count, leaves) if size is not None}
     if len(static) > 1:
         found = ", ".join(map(str, sorted(static)))
         raise DataError(
-            "Can't tell how many examples a batch has: the first dimensions of its tensors "
-            f"are {found}. Every tensor of a batch must have the batch as first dimension, or "
-            "be a scalar."
+            "The number of examples in a batch is unclear: the first dimensions of its tensors are "
+            f"{found}. Give every tensor the batch as its first dimension, or make it a scalar."
         )
     if not leaves:
         return None
@@ -42,10 +49,16 @@ def count(batch: Any) -> Any:
     return tf.shape(first)[0]
 
 
-def part(batch: Any, start: Any, stop: Any) -> Any:
-    """The examples from `start` to `stop`; scalars as they are."""
+def slice_examples(batch: Any, start: Any, stop: Any) -> Any:
+    """Returns the examples from `start` up to, but not including, `stop`. Scalars are kept.
 
-    def cut(leaf):
+    Args:
+      batch: Nest of tensors.
+      start: Index of the first example, an int or an int32 scalar.
+      stop: Index after the last example.
+    """
+
+    def cut(leaf: Any) -> Any:
         if _is_scalar(leaf):
             return leaf
         if isinstance(leaf, tf.SparseTensor):
@@ -58,8 +71,16 @@ def part(batch: Any, start: Any, stop: Any) -> Any:
     return tf.nest.map_structure(cut, batch)
 
 
-def bounds(size: Any, parts: int, index: Any) -> tuple[Any, Any]:
-    """Where part `index` of `parts` begins and ends: equal sizes, the first ones one more."""
+def split_bounds(size: Any, parts: int, index: Any) -> tuple[Any, Any]:
+    """Returns start and stop of one part of a batch that is split evenly.
+
+    The first `size % parts` parts have one example more than the others.
+
+    Args:
+      size: Number of examples, an int or an int32 scalar.
+      parts: Number of parts.
+      index: Index of the part, an int or an int32 scalar.
+    """
     each, more = size // parts, size % parts
     if isinstance(size, int) and isinstance(index, int):
         return index * each + min(index, more), (index + 1) * each + min(index + 1, more)
@@ -69,10 +90,10 @@ def bounds(size: Any, parts: int, index: Any) -> tuple[Any, Any]:
     )
 
 
-def with_count(batch: Any, size: int) -> Any:
-    """The batch, its dense tensors with `size` as their static first dimension."""
+def with_static_count(batch: Any, size: int) -> Any:
+    """Returns the batch with `size` as the static first dimension of its dense tensors."""
 
-    def ensure(leaf):
+    def ensure(leaf: Any) -> Any:
         dense = isinstance(leaf, tf.Tensor) and leaf.shape.rank
         return tf.ensure_shape(leaf, [size, *leaf.shape[1:]]) if dense else leaf
 
@@ -80,28 +101,44 @@ def with_count(batch: Any, size: int) -> Any:
 
 
 def split(batch: Any, parts: int) -> list[Any]:
-    """A batch on the host in parts; one with fewer examples than parts is not split.
+    """Splits a batch evenly. Host code.
 
-    Raises DataError if its tensors disagree about their number, or none has one.
+    Args:
+      batch: Nest of tensors.
+      parts: Number of parts. A batch with fewer examples is not split.
+
+    Returns:
+      The parts, in order.
+
+    Raises:
+      DataError: The first dimensions differ, or all tensors are scalars.
     """
     size = count(batch)
     if size is None:
-        raise DataError("Can't tell how many examples a batch has: it holds only scalars.")
+        raise DataError(
+            "The number of examples in a batch is unclear: it holds only scalars. Give at least "
+            "one tensor the batch as its first dimension."
+        )
     parts = parts if size >= parts else 1
-    return [part(batch, *bounds(int(size), parts, index)) for index in range(parts)]
+    return [slice_examples(batch, *split_bounds(int(size), parts, index)) for index in range(parts)]
 
 
-def leaves(nest: Any, path: str = "") -> list[tuple[str, Any]]:
-    """`(path['key'][0], leaf)` of everything in a nest."""
+def named_leaves(nest: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Returns `(path, leaf)` of each leaf in dicts, lists and tuples.
+
+    Args:
+      nest: Any nest.
+      path: Prefix of the paths. A path looks like `batch['boxes'][0]`.
+    """
     if isinstance(nest, Mapping):
-        return [x for k, v in nest.items() for x in leaves(v, f"{path}[{k!r}]")]
+        return [x for k, v in nest.items() for x in named_leaves(v, f"{path}[{k!r}]")]
     if isinstance(nest, tuple | list):
-        return [x for i, v in enumerate(nest) for x in leaves(v, f"{path}[{i}]")]
+        return [x for i, v in enumerate(nest) for x in named_leaves(v, f"{path}[{i}]")]
     return [(path, nest)]
 
 
 def _is_scalar(leaf: Any) -> bool:
-    if leaf is None:  # tf.data lets it through
+    if leaf is None:  # tf.data allows None in a batch
         return True
     return not isinstance(leaf, tf.RaggedTensor | tf.SparseTensor) and leaf.shape.rank == 0
 

@@ -1,7 +1,7 @@
-"""A data set cut over the replicas of a strategy. Host code, but for what `tf.data` runs."""
+"""Splits the batches of a data set over the replicas of a strategy. Host code."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -10,16 +10,22 @@ from tfloss.data.source import Source
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError
 
-Data = tf.data.Dataset | Source | Callable[[tf.distribute.InputContext], tf.data.Dataset]
+Dataset: TypeAlias = "tf.data.Dataset[Any]"
+# What `Trainer.train` and `Evaluator` accept.
+Data: TypeAlias = "Dataset | Source | Callable[[tf.distribute.InputContext], Dataset]"
 
 
-def as_dataset(
-    data: Any, strategy: tf.distribute.Strategy, *, per_worker: bool = False
-) -> tf.data.Dataset:
-    """The `tf.data.Dataset` that `data` is or makes. Raises DataError if it is neither.
+def as_dataset(data: Any, strategy: tf.distribute.Strategy, *, per_worker: bool = False) -> Dataset:
+    """Returns the `tf.data.Dataset` that `data` is or creates.
 
     Args:
-      per_worker: a function is asked for this worker's share, not for all of the data.
+      data: Data set of batches, `Source`, or function of a `tf.distribute.InputContext` that
+        returns a data set.
+      strategy: Strategy that the input context describes.
+      per_worker: Whether a function is asked for this worker's batches only, not for all batches.
+
+    Raises:
+      DataError: `data` is nothing of these.
     """
     if isinstance(data, Source):
         return data.dataset()
@@ -34,19 +40,19 @@ def as_dataset(
         )
     if not isinstance(data, tf.data.Dataset):
         raise DataError(
-            f"data must be a tf.data.Dataset of batches, a tfloss.data.Source, or a function of an "
-            f"InputContext that returns a data set; got {type(data).__name__}. For arrays use "
+            "data must be a tf.data.Dataset of batches, a tfloss.data.Source, or a function of an "
+            f"InputContext that returns a data set; got {type(data).__name__}. For arrays, use "
             "tfloss.data.Source(arrays, batch_size=...)."
         )
     return data
 
 
-def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same data set, unless its user has switched the autotuner on.
+def without_autotune(dataset: Dataset) -> Dataset:
+    """Returns the data set with the autotuner off, unless its user has set the option.
 
-    Closing an iterator waits for the next wake-up of the autotuner's thread, whose period grows up
-    to a minute: so long would the end of `train`, and of the process, be delayed. Without it,
-    `AUTOTUNE` means as many parallel calls as there are cores.
+    Closing an iterator waits until the autotuner's thread wakes up, which may take a minute. That
+    would delay the end of `train` and of the process. Without the autotuner, `AUTOTUNE` means as
+    many parallel calls as there are cores.
     """
     if dataset.options().autotune.enabled is not None:
         return dataset
@@ -56,36 +62,43 @@ def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def check_tpu_spec(spec: Any) -> None:
-    """Raises DataError, naming them, for tensors that a TPU can't be given.
+    """Checks that batches fit a TPU, whose programs are compiled for static shapes.
 
-    They must be dense, not strings, and of static shapes: a TPU's program is compiled for them.
+    Args:
+      spec: Nest of `tf.TypeSpec`s of a batch.
+
+    Raises:
+      DataError: Tensors are ragged, sparse, strings or of unknown shape. The message names them.
     """
     bad = []
-    for path, one in batches.leaves(spec, "batch"):
+    for path, one in batches.named_leaves(spec, "batch"):
         if not isinstance(one, tf.TensorSpec):
             bad.append(f"{path} is a {type(one).__name__.removesuffix('Spec')}")
         elif one.dtype == tf.string:
-            bad.append(f"{path} is of strings")
+            bad.append(f"{path} holds strings")
         elif not one.shape.is_fully_defined():
             bad.append(f"{path} has shape {one.shape}")
     if bad:
         raise DataError(
-            "A TPU needs dense numbers of static shapes: "
+            "A TPU needs dense numeric tensors of static shapes, but "
             + ", ".join(bad)
-            + ". Batch with drop_remainder=True, pad what varies, and leave strings out."
+            + ". Batch with drop_remainder=True, pad dimensions that vary, and remove strings."
         )
 
 
 def distribute(
-    dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, *, per_worker: bool = False
+    dataset: Dataset, strategy: tf.distribute.Strategy, *, per_worker: bool = False
 ) -> Any:
-    """Yields each global batch, cut into one part for each replica, in order.
-
-    The data set itself where there is one replica. Otherwise a distributed data set, whose
-    iterator gives PerReplica parts; static shapes stay static where the batch divides.
+    """Splits each global batch into one part for each replica, in order.
 
     Args:
-      per_worker: the batches are this worker's; they are cut over its own replicas.
+      dataset: Data set of batches.
+      strategy: Strategy whose replicas take the parts.
+      per_worker: Whether the batches are this worker's, to be split over its own replicas.
+
+    Returns:
+      The data set itself for one replica. Otherwise a distributed data set of `PerReplica` parts,
+      with static shapes if the number of replicas divides the batch size.
     """
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
@@ -95,29 +108,29 @@ def distribute(
     first = 0 if per_worker else here * index
     replicas = here if per_worker else replicas
     each = _part_size(dataset.element_spec, replicas)
-    # Known beforehand to never end, TensorFlow need not ask all workers at each step.
+    # If the data are known to never end, TensorFlow needn't ask all workers at each step.
     endless = dataset.cardinality() == tf.data.INFINITE_CARDINALITY
     if per_worker and not endless:
-        each = None  # there may be none
+        each = None  # a worker's data may have ended before
 
-    def parts(_: tf.distribute.InputContext) -> tf.data.Dataset:
+    def parts(_: tf.distribute.InputContext) -> Dataset:
 
-        def cut(*elements: Any) -> tf.data.Dataset:
-            # tf.data hands the parts of a tuple over one by one.
+        def split(*elements: Any) -> Dataset:
+            # tf.data passes the items of a tuple as separate arguments.
             spec = dataset.element_spec
             batch = tf.nest.pack_sequence_as(spec, tf.nest.flatten(elements))
             number = batches.count(batch)
-            if number is None:  # only scalars: for everybody
+            if number is None:  # only scalars, which all replicas get
                 return tf.data.Dataset.from_tensors(batch).repeat(here)
 
-            def one(index: tf.Tensor) -> Any:
-                start, stop = batches.bounds(number, replicas, tf.cast(index, tf.int32))
-                found = batches.part(batch, start, stop)
-                return found if each is None else batches.with_count(found, each)
+            def part(index: tf.Tensor) -> Any:
+                start, stop = batches.split_bounds(number, replicas, tf.cast(index, tf.int32))
+                found = batches.slice_examples(batch, start, stop)
+                return found if each is None else batches.with_static_count(found, each)
 
-            return tf.data.Dataset.range(first, first + here).map(_plain(one))
+            return tf.data.Dataset.range(first, first + here).map(_plain(part))
 
-        found = dataset.flat_map(_plain(cut))
+        found = dataset.flat_map(_plain(split))
         if endless:
             found = found.apply(
                 tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
@@ -128,21 +141,25 @@ def distribute(
 
 
 def _part_size(spec: Any, replicas: int) -> int | None:
-    """Examples of each replica, if that is known and the same for all."""
+    """The number of examples on each replica, or None if it is unknown or differs."""
     size = static_batch_size(spec)
     return size // replicas if size is not None and size % replicas == 0 else None
 
 
 def replica_spec(spec: Any, strategy: tf.distribute.Strategy) -> Any:
-    """The spec of one replica's part of a batch, of any number of examples.
+    """Returns the spec of one replica's part of a batch, with any number of examples.
 
     The number is left open because a model is built outside of the replicas, where
-    `cross_replica_concat` has nobody else's rows to add.
+    `cross_replica_concat` adds no rows of other replicas.
+
+    Args:
+      spec: Nest of `tf.TypeSpec`s of a global batch.
+      strategy: Strategy whose replicas take the parts.
     """
     if strategy.num_replicas_in_sync == 1:
         return spec
 
-    def cut(one: Any) -> Any:
+    def open_count(one: Any) -> Any:
         if not one.shape.rank:
             return one
         rest = one.shape[1:]
@@ -156,13 +173,14 @@ def replica_spec(spec: Any, strategy: tf.distribute.Strategy) -> Any:
             return tf.SparseTensorSpec([None, *rest], one.dtype)
         return tf.TensorSpec([None, *rest], one.dtype, one.name)
 
-    return tf.nest.map_structure(cut, spec)
+    return tf.nest.map_structure(open_count, spec)
 
 
 _plain = tf.autograph.experimental.do_not_convert
 
 
 def static_batch_size(spec: Any) -> int | None:
+    """Returns the first dimension of the first tensor that has one; None if it is unknown."""
     for one in tf.nest.flatten(spec):
         shape = getattr(one, "shape", None)
         if shape is not None and shape.rank:

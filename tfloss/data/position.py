@@ -1,13 +1,7 @@
-"""Where in its data a run is: what a checkpoint keeps of that, and how it is found again.
+"""The state of an iterator, saved for a checkpoint and restored. Host code.
 
-Three ways, by what the data are:
-
-- "seek": a `Source` is read from its n-th batch on.
-- "iterator": TensorFlow saves the state of an iterator (shuffle buffers and all), on one replica.
-- "skip": anything else is read again from its beginning, up to there. That is exact if reading it
-  again gives the same batches.
-
-What counts is what was trained on. Batches that were read ahead are read again. Host code.
+The position in the data counts the batches that were trained on. An iterator that is read ahead is
+past it, so an earlier state is saved, and the batches between the two are read again.
 """
 
 import functools
@@ -22,25 +16,31 @@ import tensorflow as tf
 
 from tfloss.common.logger import ChiefLogger
 
-MAX_STATE_BYTES = 64 * 2**20  # of an iterator's state; reading the data again is better than more
+MAX_STATE_BYTES = 64 * 2**20  # of an iterator's state; if it is larger, reading again is better
 _NAME = "iterator"
 _CHUNK = 256  # batches that are read past in one call
-_TELL_SECONDS = 10.0
+_LOG_SECONDS = 10.0
 
 
 class IteratorStates:
-    """States of an iterator from before now: it may be ahead of what was trained on.
+    """States of one iterator at several positions.
 
     Args:
-      batches: where the iterator is now.
-      files: its state; none at the beginning of the data.
+      batches: Position of the iterator now, in batches from the beginning of the data.
+      files: State of the iterator now. None stands for the beginning of the data.
     """
 
     def __init__(self, batches: int = 0, files: Mapping[str, bytes] | None = None):
+        """Starts with one state."""
         self._known: list[tuple[int, dict[str, bytes]]] = [(batches, dict(files or {}))]
 
     def add(self, batches: int, files: Mapping[str, bytes]) -> None:
-        """The state at a number of batches from the beginning."""
+        """Adds a state.
+
+        Args:
+          batches: Position of the iterator, not before that of the last state.
+          files: State of the iterator.
+        """
         if self._known[-1][0] == batches:
             self._known.pop()
         self._known.append((batches, dict(files)))
@@ -49,7 +49,7 @@ class IteratorStates:
         """Finds the newest state that is not after a position.
 
         Args:
-          batches: Position: the number of batches from the beginning of the data.
+          batches: Position in batches from the beginning of the data.
           forget_older: Whether to drop the states before that one. Pass False if training has not
             reached `batches` yet.
 
@@ -63,28 +63,39 @@ class IteratorStates:
         return files, batches - there
 
 
-def iterator_files(iterator: Any, most: float = math.inf) -> dict[str, bytes] | str:
-    """The state of a `tf.data` iterator, as files by name; or why there is none to save.
+def iterator_files(iterator: Any, max_bytes: float = math.inf) -> dict[str, bytes] | str:
+    """Saves the state of a `tf.data` iterator.
 
     Args:
-      most: bytes that it may take.
+      iterator: Iterator of a `tf.data.Dataset`.
+      max_bytes: Upper bound on the size of the state.
+
+    Returns:
+      The contents of the state's files by name; or a string that says why there are none.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
             tf.train.Checkpoint(iterator=iterator).write(f"{folder}/{_NAME}")
-        except tf.errors.OpError as error:  # Python functions and others have no state to save
+        except tf.errors.OpError as error:  # such as Python functions, whose state can't be saved
             return error.message.splitlines()[0].partition(" [Op:")[0].rpartition("}} ")[2]
         files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     size = sum(map(len, files.values()))
-    if size > most:
-        return f"its buffers take {size / 2**20:,.0f} MB"
+    if size > max_bytes:
+        return f"the iterator's state takes {size / 2**20:,.0f} MB"
     return files
 
 
 def restore_iterator(iterator: Any, files: Mapping[str, bytes]) -> None:
-    """Brings an iterator of the same data set to a saved state.
+    """Moves an iterator of the same data set to a saved state.
 
-    Raises tf.errors.OpError, ValueError or AssertionError if it is that of other data.
+    Args:
+      iterator: Iterator of a `tf.data.Dataset`.
+      files: What `iterator_files` returned.
+
+    Raises:
+      tf.errors.OpError: The state belongs to another data set.
+      ValueError: The state belongs to another data set.
+      AssertionError: The state belongs to another data set.
     """
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
@@ -99,27 +110,29 @@ def read_past(
     logger: ChiefLogger | None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Takes so many elements from an iterator, plain or distributed, and drops them.
+    """Takes batches from an iterator, plain or distributed, and drops them.
 
     Args:
-      count: how many; None: all.
+      iterator: Iterator to read.
+      count: Number of batches. None reads all.
       logger: Receives the progress every ten seconds. None: nothing is logged.
+      clock: Returns the time in seconds.
 
-    Raises tf.errors.OutOfRangeError if there are not so many.
+    Raises:
+      tf.errors.OutOfRangeError: The data end before `count` batches.
     """
-
-    told, done = clock(), 0
+    logged, done = clock(), 0
     while count is None or done < count:
-        many = _CHUNK if count is None else min(_CHUNK, count - done)
+        number = _CHUNK if count is None else min(_CHUNK, count - done)
         try:
-            _past(iterator, tf.constant(many))
+            _drop(iterator, tf.constant(number))
         except tf.errors.OutOfRangeError:
             if count is None:
                 return
             raise
-        done += many
-        if clock() - told > _TELL_SECONDS:
-            told = clock()
+        done += number
+        if clock() - logged > _LOG_SECONDS:
+            logged = clock()
             if logger is not None:
                 logger.info(
                     f"read past {done:,}{'' if count is None else f' of {count:,}'} batches"
@@ -127,10 +140,10 @@ def read_past(
 
 
 @functools.partial(tf.function, autograph=False)
-def _past(iterator: Any, many: tf.Tensor) -> tf.Tensor:
-    def body(i):
+def _drop(iterator: Any, number: tf.Tensor) -> tf.Tensor:
+    def body(i: tf.Tensor) -> Any:
         taken = tf.nest.flatten(next(iterator), expand_composites=True)
         with tf.control_dependencies([x for x in taken if isinstance(x, tf.Tensor)]):
             return i + 1
 
-    return tf.while_loop(lambda i: i < many, body, [0], parallel_iterations=1)[0]
+    return tf.while_loop(lambda i: i < number, body, [0], parallel_iterations=1)[0]

@@ -1,14 +1,14 @@
-"""Input that knows where it is: an order of batches that is a function of (seed, position).
+"""Input with random access: the order of batches is a function of (seed, position).
 
-A data set that shuffles through a buffer can't be started in its middle; an order that is computed
-can. So a run that is stopped anywhere reads on exactly where it stopped, with the same shuffle and
-the same augmentation, and nothing but a number has to be stored.
+A data set that shuffles through a buffer can't start in the middle; a computed order can. So a
+resumed run continues exactly where the last one stopped, with the same shuffle and the same
+augmentation, and a checkpoint stores only a number.
 """
 
 import inspect
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -18,46 +18,51 @@ from tfloss.errors import DataError
 
 _plain = tf.autograph.experimental.do_not_convert
 
-# Positions whose order is computed in one go: enough to make the ops' own cost small, and few
-# enough that the first batch is there after some milliseconds.
+# Number of positions whose order is computed at once: enough to make the overhead of the ops small,
+# and few enough that the first batch takes only milliseconds.
 CHUNK = 4096
 _ENDLESS = 2**62  # batches
 
+Dataset: TypeAlias = "tf.data.Dataset[Any]"
+
 
 class Source:
-    """Batches of shuffled examples, from any position on, as an ordinary `tf.data.Dataset`.
+    """Batches of shuffled examples as a `tf.data.Dataset` that can start at any batch. Host code.
 
         source = tfloss.data.Source({"image": images, "label": labels}, batch_size=32, map=augment)
         source.dataset(start=1_000)  # from batch 1,000 on
 
-    Each epoch has an order of its own, and has each example once.
+    Each epoch has its own order and contains each example once.
 
     Args:
-      examples: arrays with the same first dimension, in any nest of dicts and tuples; or any
-        sequence (`__len__`, `__getitem__`, and `__getitems__` where there is one) whose items are
-        nests of numpy values, see `tfloss.data.examples.Items`; or
+      examples: Arrays with the same first dimension, in any nest of dicts and tuples; or any
+        sequence (`__len__`, `__getitem__`, and optionally `__getitems__`) whose items are nests of
+        numpy values, see `tfloss.data.examples.SequenceExamples`; or
         `tfloss.data.tfds_records.Records`.
-      batch_size: examples in a (global) batch.
-      seed: any integer: of the order and of the seeds that `map` and `batch_map` get.
-      shuffle: False keeps the order of the examples.
-      epochs: None is without end. Batches run over the ends of epochs, so that all have the same
-        size; with a number of epochs only the last is smaller, unless `drop_remainder`.
-      drop_remainder: leaves that last batch out.
-      map: `map(example)` or `map(example, seed)`: what becomes of one example. Traced.
-      batch_map: `batch_map(batch)` or `batch_map(batch, seed)`: of a whole batch, after `map`.
-        Traced. Each `seed`, int32 [2], is for `tf.random.stateless_*`: it belongs to the position
-        of the example, or to the batch, in the endless order, so it differs between epochs.
-      num_parallel_calls: of what is read and mapped; it doesn't change the order.
+      batch_size: Number of examples in a global batch.
+      seed: Integer seed of the order, and of the seeds for `map` and `batch_map`.
+      shuffle: Whether to shuffle. False keeps the order of the examples.
+      epochs: Number of epochs; None repeats without end. Batches cross the ends of epochs, so
+        all have the same size. Only the last one may be smaller.
+      drop_remainder: Whether to drop the last batch if it is smaller.
+      map: Function `map(example)` or `map(example, seed)` that transforms one example. Traced.
+      batch_map: Function `batch_map(batch)` or `batch_map(batch, seed)` that transforms a batch,
+        after `map`. Traced. Each `seed`, int32 [2], is meant for `tf.random.stateless_*`. It
+        depends on the position of the example or batch over all epochs, so it differs between
+        epochs.
+      num_parallel_calls: Number of parallel calls for reading and mapping. It doesn't change the
+        order.
 
     Attributes:
-      batch_size: as given.
-      element_spec: of a batch; with a static batch size where all batches have the same.
-      steps_per_epoch: examples / batch_size, a float.
-      cardinality: number of batches, or `tf.data.INFINITE_CARDINALITY`.
+      batch_size: The argument.
+      element_spec: Nest of `tf.TypeSpec`s of a batch, with a static batch size if all batches have
+        the same size.
+      steps_per_epoch: Number of examples divided by the batch size, a float.
+      cardinality: Number of batches, or `tf.data.INFINITE_CARDINALITY`.
 
     Raises:
-      DataError: arrays of different lengths, items of different structures, no examples at all,
-        a batch size below 1, a seed that is no integer, a function with other arguments.
+      DataError: Arrays have different lengths, items have different structures, there are no
+        examples, an argument is out of range, or a function takes other arguments.
     """
 
     def __init__(
@@ -73,9 +78,10 @@ class Source:
         batch_map: Callable[..., Any] | None = None,
         num_parallel_calls: int | None = tf.data.AUTOTUNE,
     ):
-        self.batch_size = _integer("batch_size", batch_size, least=1)
+        """Checks the arguments, and reads the first example."""
+        self.batch_size = _integer("batch_size", batch_size, minimum=1)
         self._seed = _integer("seed", seed)
-        self._epochs = None if epochs is None else _integer("epochs", epochs, least=1)
+        self._epochs = None if epochs is None else _integer("epochs", epochs, minimum=1)
         self._shuffle = bool(shuffle)
         self._drop_remainder = bool(drop_remainder)
         self._map, self._batch_map = map, batch_map
@@ -84,20 +90,21 @@ class Source:
         self._calls = num_parallel_calls
         self._examples = as_examples(examples)
         if not len(self):
-            raise DataError("The source is empty: it has no example at all.")
+            raise DataError("The source is empty: it has no examples. Give it at least one.")
         self.steps_per_epoch = len(self) / self.batch_size
         self.cardinality: int = int(tf.data.INFINITE_CARDINALITY)
-        self._full, self._short = _ENDLESS, 0  # batches, and examples in one after them
+        # Number of full batches, and of examples in a smaller batch after them.
+        self._full, self._short = _ENDLESS, 0
         if self._epochs is not None:
             self._full, rest = divmod(self._epochs * len(self), self.batch_size)
             self._short = 0 if self._drop_remainder else rest
             self.cardinality = self._full + bool(self._short)
             if not self.cardinality:
                 raise DataError(
-                    f"No batch is left of {len(self)} examples: batches of {self.batch_size} with "
-                    "drop_remainder=True. Make batches smaller, or keep the remainder."
+                    f"No batch is left of {len(self)} examples with batch_size={self.batch_size} "
+                    "and drop_remainder=True. Choose a smaller batch size, or keep the remainder."
                 )
-        # Traced once, not at every start.
+        # Traced once, not for each data set.
         self._order = tf.function(
             self._ordered, input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False
         )
@@ -114,10 +121,18 @@ class Source:
         decoders: Any = None,
         **options: Any,
     ) -> "Source":
-        """A source of a TFDS data set, read by number from its files as they are. Host code.
+        """Returns a source of a TFDS data set, which is read by index from its files. Host code.
 
-        The arguments before `options`, which are those of `Source`, and what is raised are
-        described at `tfloss.data.tfds_records.open_tfds`.
+        Args:
+          name_or_builder: Name as for `tfds.load`, such as "mnist" or "coco/2017"; or a builder.
+          split: Split as TFDS understands it, such as "train[:80%]".
+          data_dir: Directory of the prepared data set; None is TFDS's default.
+          download: Whether to download and prepare the data set if needed.
+          decoders: Decoders as for `tfds.load`.
+          **options: Other arguments of `Source`.
+
+        Raises:
+          DataError: The data set isn't prepared, or can't be read by index.
         """
         from tfloss.data.tfds_records import open_tfds
 
@@ -125,11 +140,11 @@ class Source:
         return cls(open_tfds(name_or_builder, split, **where), **options)
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Returns the number of examples."""
         return len(self._examples)
 
     def identity(self) -> dict[str, Any]:
-        """What the order depends on, JSON-able: two sources of which it is equal have the same."""
+        """Returns what the order depends on, as JSON values. It is equal for equal orders."""
         return {
             "examples": len(self),
             "batch_size": self.batch_size,
@@ -140,22 +155,23 @@ class Source:
             **self._examples.identity(),
         }
 
-    def dataset(self, start: int = 0, *, shard: int = 0, shards: int = 1) -> tf.data.Dataset:
-        """The batches `start`, `start + 1`, ... Host code; takes the same time for any `start`.
+    def dataset(self, start: int = 0, *, shard: int = 0, shards: int = 1) -> Dataset:
+        """Returns the batches `start`, `start + 1`, ... It takes the same time for any `start`.
 
         Args:
-          start: number of the first batch. There is none left at `cardinality` or after it.
-          shard: which part of each batch.
-          shards: into how many parts each batch is cut, in order, of sizes that differ by at most
-            one. A part may be empty. With a `batch_map` each makes the whole batch, then cuts it.
+          start: Index of the first batch. The data set is empty from `cardinality` on.
+          shard: Index of the part of each batch to return.
+          shards: Number of parts into which each batch is split, in order. Their sizes differ by at
+            most one, and a part may be empty. With a `batch_map`, each shard creates the full batch
+            and then cuts its part.
 
         Raises:
-          DataError: start is negative, or shard not in 0 to shards - 1.
+          DataError: `start` is negative, or `shard` is not in 0 to `shards` - 1.
         """
-        start = _integer("start", start, least=0)
-        shards = _integer("shards", shards, least=1)
+        start = _integer("start", start, minimum=0)
+        shards = _integer("shards", shards, minimum=1)
         if not 0 <= _integer("shard", shard) < shards:
-            raise DataError(f"shard must be 0 to {shards - 1}, as there are {shards}; got {shard}.")
+            raise DataError(f"shard must be 0 to {shards - 1} with shards={shards}; got {shard}.")
         if self._batch_map is None:
             found = self._parts(start, shard, shards)
         else:
@@ -167,10 +183,10 @@ class Source:
         rest = self.cardinality if self._epochs is None else max(0, self.cardinality - start)
         return found.apply(tf.data.experimental.assert_cardinality(rest))
 
-    def _parts(self, start: int, shard: int, shards: int) -> tf.data.Dataset:
-        """This shard's part of each batch, before `batch_map`."""
-        low, high = batches.bounds(self.batch_size, shards, shard)
-        short_low, short_high = batches.bounds(self._short, shards, shard)
+    def _parts(self, start: int, shard: int, shards: int) -> Dataset:
+        """Returns this shard's part of each batch, before `batch_map`."""
+        low, high = batches.split_bounds(self.batch_size, shards, shard)
+        short_low, short_high = batches.split_bounds(self._short, shards, shard)
         chunk = max(1, CHUNK // self.batch_size)
 
         @_plain
@@ -179,12 +195,12 @@ class Source:
             parts = tf.range(first, last)[:, tf.newaxis] * self.batch_size
             return tf.reshape(parts + tf.range(low, high, dtype=tf.int64), [-1])
 
-        def nothing(times: int) -> tf.data.Dataset:
+        def empty(times: int) -> Dataset:
             one = self._batches(tf.data.Dataset.from_tensors(tf.zeros([1], tf.int64)), 1)
             return one.map(lambda *batch: _part(one.element_spec, batch, 1, 2)).repeat(times)
 
         if low == high:
-            return nothing(-1 if self._epochs is None else max(0, self.cardinality - start))
+            return empty(-1 if self._epochs is None else max(0, self.cardinality - start))
         pieces = tf.data.Dataset.range(start, self._full, chunk).map(positions)
         short = self._short > 0 and start <= self._full
         if short and short_low < short_high:
@@ -192,20 +208,22 @@ class Source:
             last = tf.range(end + short_low, end + short_high, dtype=tf.int64)
             pieces = pieces.concatenate(tf.data.Dataset.from_tensors(last))
         found = self._batches(pieces, high - low, static=not self._short)
-        return found.concatenate(nothing(1)) if short and short_low == short_high else found
+        return found.concatenate(empty(1)) if short and short_low == short_high else found
 
-    def _batches(
-        self, pieces: tf.data.Dataset, size: int, *, static: bool = False
-    ) -> tf.data.Dataset:
-        """Batches of the examples at positions that come in pieces, int64 [m].
+    def _batches(self, pieces: Dataset, size: int, *, static: bool = False) -> Dataset:
+        """Returns batches of the examples at given positions.
 
-        m is a multiple of `size`, or smaller in the last piece, unless all are `static`.
+        Args:
+          pieces: Data set of positions, int64 [m]. m is a multiple of `size`; without `static` it
+            may be anything in the last piece.
+          size: Number of examples in a batch.
+          static: Whether all batches have that size.
         """
         examples = self._examples
-        # The next piece is computed while this one is used.
+        # The order of the next piece is computed while this one is used.
         pieces = pieces.map(self._order).prefetch(1)
         slices = tf.data.Dataset.from_tensor_slices
-        if examples.alone and self._map is not None:
+        if examples.reads_single and self._map is not None:
 
             def from_index(index: tf.Tensor, *seed: tf.Tensor) -> Any:
                 return self._made(examples.take(index), *seed)
@@ -214,29 +232,29 @@ class Source:
             return self._mapped(singles, from_index).batch(size, drop_remainder=static)
 
         @_plain
-        def rows(*order: tf.Tensor) -> tf.data.Dataset:
+        def rows(*order: tf.Tensor) -> Dataset:
             each = tf.minimum(tf.size(order[0]), size)
             return slices(tuple(tf.reshape(x, [-1, each, *x.shape[1:]]) for x in order))
 
         @_plain
         def take(indices: tf.Tensor, *seeds: tf.Tensor) -> Any:
             found = examples.take(tf.ensure_shape(indices, [size if static else None]))
-            return {"example": found, "seed": seeds} if one_by_one else found
+            return {"example": found, "seed": seeds} if per_example else found
 
-        one_by_one = examples.decode is not None or self._map is not None
+        per_example = examples.decode is not None or self._map is not None
         found = self._mapped(pieces.flat_map(rows), take)
-        if not one_by_one:
+        if not per_example:
             return found
         found = found.unbatch()
         found = self._mapped(found, lambda both: self._made(both["example"], *both["seed"]))
         return found.batch(size, drop_remainder=static)
 
-    def _mapped(self, dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
-        ordered = None if self._calls is None else True  # TensorFlow warns of what has no effect
+    def _mapped(self, dataset: Dataset, function: Callable[..., Any]) -> Dataset:
+        ordered = None if self._calls is None else True  # TensorFlow warns if it has no effect
         return dataset.map(function, self._calls, deterministic=ordered)
 
     def _ordered(self, positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Which examples are at these positions, and the seeds of `map` if it takes them."""
+        """Returns the indices of the examples at these positions, and the seeds for `map`."""
         if self._shuffle:
             indices = permutation.shuffled(positions, len(self), self._seed)
         else:
@@ -244,7 +262,7 @@ class Source:
         seeds = (permutation.seeds(positions, self._seed),) if self._map_seeded else ()
         return (indices, *seeds)
 
-    # Autograph looks into the two below for the sake of the functions that they call.
+    # Autograph converts the next two methods, so that it reaches the user's functions.
 
     def _made(self, example: Any, *seed: tf.Tensor) -> Any:
         if self._examples.decode is not None:
@@ -253,32 +271,36 @@ class Source:
 
     def _map_batch(self, number: tf.Tensor, batch: Any) -> Any:
         assert self._batch_map is not None
-        # Batches count downwards, so that none has the seed of an example.
+        # Batches use negative positions, so that none has the seed of an example.
         seed = (permutation.seeds(-1 - number, self._seed),) if self._batch_map_seeded else ()
         return self._batch_map(batch, *seed)
 
 
 @_plain
-def _part(spec: Any, elements: tuple, shard: int, shards: int) -> Any:
-    # tf.data hands the parts of a tuple over one by one.
+def _part(spec: Any, elements: tuple[Any, ...], shard: int, shards: int) -> Any:
+    # tf.data passes the items of a tuple as separate arguments.
     batch = tf.nest.pack_sequence_as(spec, tf.nest.flatten(elements))
     size = batches.count(batch)
-    return batches.part(batch, *batches.bounds(size, shards, shard))
+    return batches.slice_examples(batch, *batches.split_bounds(size, shards, shard))
 
 
-def _integer(name: str, value: Any, *, least: int | None = None) -> int:
+def _integer(name: str, value: Any, *, minimum: int | None = None) -> int:
     try:
         found = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         found = None
-    if found is None or (least is not None and found < least):
-        bound = "" if least is None else f" of at least {least}"
+    if found is None or (minimum is not None and found < minimum):
+        bound = "" if minimum is None else f" of at least {minimum}"
         raise DataError(f"{name} must be an integer{bound}; got {value!r}.")
     return found
 
 
 def _takes_seed(name: str, what: str, function: Callable[..., Any] | None) -> bool:
-    """Whether it takes a seed beside its example. Raises DataError if neither fits."""
+    """Returns whether a function takes a seed beside its example.
+
+    Raises:
+      DataError: It takes other arguments.
+    """
     if function is None:
         return False
     try:

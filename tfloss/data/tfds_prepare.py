@@ -1,9 +1,9 @@
-"""Prepares a TFDS data set once, however many processes of a machine or cluster want it."""
+"""Prepares a TFDS data set once, even if several processes of a machine need it. Host code."""
 
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 def prepared(
     make: "Callable[[], tfds.core.DatasetBuilder]", *, download: bool = True
 ) -> "tfds.core.DatasetBuilder":
-    """A builder whose data set lies in its data_dir; made there now if it didn't. Host code.
+    """Returns a builder whose data set is prepared in its data_dir, and prepares it if needed.
 
-    Two workers that prepare the same data set write over each other's files, and both fail. Here
-    the first one does it, and the others wait. (On a remote file system such as gs:// nobody waits:
-    prepare the data set beforehand.)
+    Two workers that prepare the same data set overwrite each other's files, and both fail. Here the
+    first one prepares it, and the others wait. (On a remote file system such as gs:// no worker
+    waits: prepare the data set beforehand.)
 
         builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir="data"))
         train = builder.as_dataset(split="train")
 
     Args:
-      make: makes the builder; called again once the data set is there.
-      download: False for data sets that nobody wants to download by accident.
+      make: Function that returns the builder; called again once the data set is prepared.
+      download: Whether the data set may be downloaded.
 
     Raises:
-      DataError: it isn't there, and making it would download it with `download=False`.
+      DataError: The data set would have to be downloaded, but `download` is False.
     """
     builder = make()
     if builder.data_path.exists():
@@ -42,7 +42,7 @@ def prepared(
         full = builder.info.full_name
         root = str(builder.data_dir).removesuffix(full).rstrip("/")
         raise DataError(
-            f"The data set {full} is not in {root!r}, and is not downloaded from here. Prepare it "
+            f"The data set {full} is not in {root!r}, and must not be downloaded here. Prepare it "
             f"with: tfds build {full.rpartition('/')[0]} --data_dir={root}"
         )
     with _locked(str(builder.data_dir)):
@@ -53,9 +53,11 @@ def prepared(
 
 
 @contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """TFDS draws the names of temporary files from Python's generator, as Keras does the seeds of
-    initial weights: the run that prepares a data set would begin with others than all later ones.
+def _random_states_kept() -> Generator[None]:
+    """Restores the random states of Python and NumPy at the end of the `with`.
+
+    TFDS draws the names of temporary files from Python's generator, and Keras the seeds of initial
+    weights. So the run that prepares a data set would start from other weights than later runs.
     """
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -66,8 +68,8 @@ def _random_states_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(data_dir: str) -> Iterator[None]:
-    """Waits for the other processes that are in here. The lock goes when its process does."""
+def _locked(data_dir: str) -> Generator[None]:
+    """Allows one process at a time inside the `with`. The lock ends with its process."""
     if "://" in data_dir or os.name != "posix":
         yield
         return

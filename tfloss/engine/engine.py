@@ -23,7 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data.stacked_batches import BatchStacker, StepInputs, raised_by_data
+from tfloss.data.batch_queue import StepInputs
+from tfloss.data.stacked_batches import BatchStacker, raised_by_data
 from tfloss.engine.finite_guard import FiniteGuard
 from tfloss.engine.xla_loop import XlaLoop
 from tfloss.errors import LossError, NonFiniteLossError, TflossError

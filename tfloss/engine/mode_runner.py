@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from tfloss.common.logger import ChiefLogger
 from tfloss.data.batch_reader import BatchReader
+from tfloss.data.block_size import MAX_BLOCK_BYTES, MIN_BLOCK_STEPS, reason_not_to_stack
 from tfloss.data.feed import Feed
-from tfloss.data.stacked_batches import MAX_BLOCK_BYTES, MIN_BLOCK_STEPS, reason_not_to_stack
 from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.engine import Engine, StepLogs

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss._upstream import xla_random as _xla_random
-from tfloss.data.stacked_batches import StepInputs, batch_at
+from tfloss.data.batch_queue import StepInputs, batch_at
 from tfloss.errors import NonFiniteLossError
 from tfloss.step.output import StepOutput
 from tfloss.step.train_step import MOST_SKIPPED, TrainStep

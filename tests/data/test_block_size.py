@@ -1,0 +1,89 @@
+"""Which shape is stacked, and how many steps fit in a block."""
+
+import re
+
+import pytest
+import tensorflow as tf
+
+from tfloss.data.block_size import (
+    MAX_BLOCK_BYTES,
+    MAX_BLOCK_STEPS,
+    BlockSize,
+    reason_not_to_stack,
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"x": tf.TensorSpec([None, 3])}, None),
+        ((tf.TensorSpec([8, 3]), tf.TensorSpec([], tf.int64)), None),
+        ({"x": tf.TensorSpec([None, None, 3])}, r"shape \(None, None, 3\)"),
+        ({"x": tf.TensorSpec([8], tf.string)}, "strings"),
+        ({"x": tf.RaggedTensorSpec([8, None])}, "RaggedTensor"),
+    ],
+)
+def test_what_can_not_be_stacked(spec, reason):
+    found = reason_not_to_stack(spec)
+    if reason is None:
+        assert found is None
+    else:
+        assert re.search(reason, found)
+
+
+def _adopted(batch, batches_per_step=1, alignment=1):
+    size = BlockSize(batches_per_step, alignment)
+    size.adopt(batch)
+    return size
+
+
+def test_before_the_first_batch_nothing_is_known():
+    size = BlockSize(1, 1)
+    assert size.template is None and size.steps == size.batches == 0
+
+
+@pytest.mark.parametrize(("batches_per_step", "steps"), [(1, 6), (3, 2), (7, 1)])
+def test_a_block_is_bounded_in_bytes(batches_per_step, steps):
+    batch = tf.zeros([2**20])  # 4 MiB
+    size = _adopted(batch, batches_per_step)
+    assert size.steps == steps and size.batches == steps * batches_per_step
+    assert steps == 1 or size.batches * 4 * 2**20 <= MAX_BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("alignment", "steps", "aligned"),
+    [(1, MAX_BLOCK_STEPS, True), (30, 390, True), (400, 400, True), (500, 400, False)],
+)
+def test_a_block_holds_a_multiple_of_the_alignment_if_it_fits(alignment, steps, aligned):
+    size = _adopted(tf.zeros([2]), alignment=alignment)
+    assert (size.steps, size.aligned) == (steps, aligned)
+
+
+def test_a_shape_that_repeats_is_adopted_and_the_next_one_later():
+    size = _adopted(tf.zeros([3]))
+
+    def needed(batch):
+        count = 1
+        while not size.should_change(batch):
+            count += 1
+        size.adopt(batch)
+        return count
+
+    assert needed(tf.zeros([2])) == 3
+    assert needed(tf.zeros([3])) == 6
+    assert needed(tf.zeros([2])) == 12
+
+
+def test_the_stacked_shape_need_not_change():
+    size = _adopted(tf.zeros([3]))
+    assert not any(size.should_change(tf.zeros([3])) for _ in range(10))
+
+
+def test_only_consecutive_batches_count():
+    size = _adopted(tf.zeros([3]))
+    for _ in range(5):
+        assert not size.should_change(tf.zeros([2]))
+        assert not size.should_change(tf.zeros([2]))
+        size.count_block()
+        assert not size.should_change(tf.zeros([2]))
+        assert not size.should_change(tf.zeros([1]))

@@ -1,0 +1,32 @@
+"""What a block is pulled by: it adapts to how untimedly batches come."""
+
+import time
+
+import tensorflow as tf
+
+from tfloss.data.pull_block import PullBlock
+
+
+def test_data_that_become_untimed_are_pulled_untimedly():
+    """Once: four batches at the start decided for the whole run, and a cold pipeline failed."""
+
+    def late(i):
+        return tf.numpy_function(lambda j: (time.sleep(0.05 * (j < 20)), j)[1], [i], tf.int64)
+
+    data = tf.data.Dataset.range(10**6).map(lambda i: tf.ensure_shape(late(i), [])).repeat()
+    iterator = iter(data)
+    pull = PullBlock(iterator, next(iterator), 50, aligned=True, endless=True)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 4
+    blocks = tf.data.Dataset.range(100).map(lambda _: pull()).with_options(options)
+    found, untimed, seen = [], [], 0
+    for block, _, (count, odd, ended) in blocks:
+        assert not odd and not ended
+        found.append(int(count))
+        untimed.append(bool(pull.untimed.numpy()))
+        assert block.numpy()[:count].tolist() == list(range(seen + 1, seen + 1 + int(count)))
+        seen += int(count)
+        if len(found) > 4 and untimed[-2]:
+            break
+    assert found[0] < 50 and not untimed[0]
+    assert untimed[-1] and found[-1] == 50 and seen % 50 == 0

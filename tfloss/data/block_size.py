@@ -1,0 +1,96 @@
+"""Which batches are stacked in blocks, and how many steps a block holds. Host code."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfloss.data.batch_queue import batch_shapes
+
+MAX_BLOCK_BYTES = 24 * 2**20  # three blocks exist at a time
+MAX_BLOCK_STEPS = 400
+MIN_BLOCK_STEPS = 8  # shorter loops gain nothing from XLA
+# The blocks' shape changes after this many consecutive batches of another shape; the number
+# doubles with each change, since each shape may be a program to compile.
+_BATCHES_BEFORE_CHANGE = 3
+
+
+def reason_not_to_stack(spec: Any) -> str | None:
+    """Returns why batches can't be stacked for XLA, or None if they can be.
+
+    All tensors must be dense and numeric, with shapes that are static but for the number of
+    examples.
+
+    Args:
+      spec: Nest of `tf.TypeSpec`s of a batch.
+    """
+    for one in tf.nest.flatten(spec):
+        if not isinstance(one, tf.TensorSpec):
+            return f"a batch holds a {type(one).__name__.removesuffix('Spec')}"
+        if one.dtype == tf.string:
+            return "a batch holds strings"
+        shape: Any = one.shape
+        if shape.rank is None or not shape[1:].is_fully_defined():
+            return f"a batch holds a tensor of shape {shape}, which isn't static"
+    return None
+
+
+class BlockSize:
+    """Decides on the shape of the batches in a block and on the number of steps.
+
+    Args:
+      batches_per_step: Number of batches in a step.
+      alignment: Number of steps, of which a block should hold a multiple, if it fits.
+
+    Attributes:
+      template: A batch of the shape that is stacked; None before the first batch.
+      steps: Number of steps in a full block; 0 before the first batch.
+    """
+
+    def __init__(self, batches_per_step: int, alignment: int):
+        """Waits for the first batch, which decides."""
+        self._batches_per_step, self._alignment = batches_per_step, alignment
+        self.template: Any = None
+        self.steps = 0
+        self._last_shapes: list[tf.TensorShape] = []  # of the last single batch
+        self._repeats, self._needed = 0, _BATCHES_BEFORE_CHANGE
+
+    @property
+    def batches(self) -> int:
+        """Number of batches in a full block."""
+        return self.steps * self._batches_per_step
+
+    @property
+    def aligned(self) -> bool:
+        """Whether a block holds a multiple of `alignment` steps."""
+        return self._alignment <= self.steps
+
+    @property
+    def shapes(self) -> list[tf.TensorShape]:
+        """Shapes of the tensors of a batch that is stacked."""
+        return batch_shapes(self.template)
+
+    def adopt(self, batch: Any) -> None:
+        """Makes the shape of a batch the one that is stacked from now on."""
+        self.template = batch
+        size = sum(x.dtype.size * int(tf.size(x)) for x in tf.nest.flatten(batch))
+        fitting = MAX_BLOCK_BYTES // max(1, size * self._batches_per_step)
+        self.steps = max(1, min(MAX_BLOCK_STEPS, fitting))
+        if self._alignment < self.steps:
+            self.steps -= self.steps % self._alignment
+
+    def should_change(self, batch: Any) -> bool:
+        """Takes a single batch into account. Returns whether its shape should be adopted.
+
+        It should after several consecutive single batches of one shape.
+        """
+        shapes = batch_shapes(batch)
+        self._repeats = self._repeats + 1 if shapes == self._last_shapes else 1
+        self._last_shapes = shapes
+        if self._repeats < self._needed or shapes == self.shapes:
+            return False
+        self._needed *= 2
+        return True
+
+    def count_block(self) -> None:
+        """Takes a block into account: the next single batch follows no other."""
+        self._repeats = 0
