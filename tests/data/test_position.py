@@ -287,7 +287,7 @@ def test_data_that_end_before_are_refused():
         )
 
     state, files, _ = trained(make, 10)
-    with pytest.raises(DataError, match="at batch 10 of the data, but the data end before"):
+    with pytest.raises(DataError, match="at batch 10 of the data, but the data end earlier"):
         resumed(lambda: make(4), state, files)
 
 
