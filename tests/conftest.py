@@ -1,17 +1,18 @@
-"""What every test gets: a quiet CPU-only TensorFlow with 8 logical devices, and a fixed seed.
+"""Settings for all tests: TensorFlow on the CPU with 8 logical devices, quiet, with a fixed seed.
 
-Iterators have no autotuner, unless a test asks for it: closing one, which may happen in any
-later test, waits for its thread, up to a minute.
+Data set iterators run without the autotuner, unless a test requests the fixture `autotuner`:
+to close an iterator means to wait for the autotuner's thread, which can sleep for a minute.
 """
 
 import os
 
-# TensorFlow reads these once, when it is imported, so they come before it.
+# TensorFlow reads these variables once, when it is imported.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 
 import keras
@@ -19,6 +20,11 @@ import pytest
 import tensorflow as tf
 
 from tfloss.data.distributed import without_autotune
+
+# A shell starts background jobs with SIGINT ignored, and their children inherit that. Tests send
+# SIGINT to themselves and to scripts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOGICAL_CPUS = 8
 
@@ -34,7 +40,7 @@ tf.data.Dataset.__iter__ = lambda dataset: _iterator(without_autotune(dataset))
 
 @pytest.fixture
 def autotuner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Iterators are as TensorFlow makes them."""
+    """Leaves the autotuner of data set iterators on, as TensorFlow does."""
     monkeypatch.setattr(tf.data.Dataset, "__iter__", _iterator)
 
 
@@ -52,21 +58,21 @@ def messages() -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True)
 def fresh_keras() -> None:
-    """Layer names count from nothing again and every random state starts at seed 0."""
-    keras.utils.clear_session(free_memory=False)  # collecting garbage costs 0.1 s a test
+    """Resets the counters of layer names, and seeds every random state with 0."""
+    keras.utils.clear_session(free_memory=False)  # garbage collection takes 0.1 s
     keras.utils.set_random_seed(0)
 
 
 @pytest.fixture
 def replicas() -> Callable[[int], tf.distribute.Strategy]:
-    """`replicas(n)`: the default strategy for n = 1, else a mirrored one over n logical CPUs."""
+    """`replicas(n)` returns the default strategy for n = 1, else one over n logical CPUs."""
 
     def make(count: int) -> tf.distribute.Strategy:
         if not 1 <= count <= LOGICAL_CPUS:
-            raise ValueError(f"The tests have 1 to {LOGICAL_CPUS} replicas. Received: {count}")
+            raise ValueError(f"count must be 1 to {LOGICAL_CPUS}. Received: {count}")
         if count == 1:
             return tf.distribute.get_strategy()
-        # Collective ops refuse groups of different sizes in one process.
+        # Within one process, collective ops reject groups of different sizes.
         return tf.distribute.MirroredStrategy(
             [f"CPU:{index}" for index in range(count)],
             cross_device_ops=tf.distribute.ReductionToOneDevice(),

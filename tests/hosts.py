@@ -1,8 +1,8 @@
-"""A training script that tests run as one process, or as several workers.
+"""A training script that tests run in one process, or in several workers.
 
     python tests/hosts.py OUT '{"steps": 20, ...}'
 
-Each worker leaves OUT/worker_<index>.json: what `run` returns.
+Each worker writes the result of `run` to OUT/worker_<index>.json.
 """
 
 import json
@@ -14,8 +14,16 @@ from pathlib import Path
 
 
 def run(out: Path, options: dict) -> dict:
-    """Trains a small model; what is asked of it stands in `options`, with these defaults."""
-    given = {
+    """Trains a small model.
+
+    Args:
+      out: The folder for the files of the test.
+      options: Values that replace the defaults below.
+
+    Returns:
+      The results that a test checks, JSON-able.
+    """
+    defaults = {
         "strategy": "multi_worker",
         "steps": 20,
         "batch": 16,
@@ -26,20 +34,20 @@ def run(out: Path, options: dict) -> dict:
         "save_every": None,
         "input_fn": False,
         "evaluate": False,
-        "sleep": 0.0,  # seconds a step
-        "kill": None,  # [worker, step, signal], once
+        "sleep": 0.0,  # seconds per step
+        "kill": None,  # [worker, step, signal]: the worker kills itself there, once
         "nan_at": None,
-        "stop": None,  # [worker, step]
-        "secs": None,  # save every so many seconds
+        "stop": None,  # [worker, step]: the worker requests the end of training
+        "save_seconds": None,  # seconds between checkpoints
         "repeat": True,
-        "shuffle": None,  # None, or the way in which workers read another order: "own"
+        "shuffle": None,  # "own": each worker reads the data in its own order
         "dropout": 0.0,
-        "own_workdirs": None,  # of each worker
-        "slow_save": 0.0,  # seconds
+        "own_workdirs": None,  # one for each worker
+        "slow_save": 0.0,  # seconds that a write takes longer
     }
-    unknown = set(options) - set(given)
+    unknown = set(options) - set(defaults)
     assert not unknown, unknown
-    o = given | options
+    o = defaults | options
 
     import keras
     import numpy as np
@@ -66,11 +74,11 @@ def run(out: Path, options: dict) -> dict:
     if o["slow_save"]:
         write = CheckpointDirectory.write
 
-        def slow(*arguments, **options):
+        def write_slowly(*arguments, **options):
             time.sleep(o["slow_save"])
             return write(*arguments, **options)
 
-        CheckpointDirectory.write = slow
+        CheckpointDirectory.write = write_slowly
 
     class Net(keras.Model):
         def __init__(self):
@@ -101,22 +109,22 @@ def run(out: Path, options: dict) -> dict:
         "y": np.stack([x.sum(1), x[:, 0] ** 2], 1),
         "mask": (np.arange(o["examples"]) % 7 < 3).astype("float32"),
     }
-    if o["nan_at"] is not None:  # the last example of that step's batch
+    if o["nan_at"] is not None:  # the last example of this step's batch
         data["x"][o["nan_at"] * o["batch"] - 1] = np.nan
-    whole = tf.data.Dataset.from_tensor_slices(data)
+    examples = tf.data.Dataset.from_tensor_slices(data)
     if o["shuffle"] is not None:
-        whole = whole.shuffle(100, seed=me if o["shuffle"] == "own" else None)
+        examples = examples.shuffle(100, seed=me if o["shuffle"] == "own" else None)
 
     def repeated(dataset):
         return dataset.repeat() if o["repeat"] else dataset
 
     def input_fn(context):
         many, mine = context.num_input_pipelines, context.input_pipeline_id
-        # Of each global batch, in the order of the workers.
+        # The workers take their parts of each global batch in order.
         size = context.get_per_replica_batch_size(o["batch"]) * (
             context.num_replicas_in_sync // many
         )
-        return repeated(whole.batch(size, drop_remainder=True).shard(many, mine))
+        return repeated(examples.batch(size, drop_remainder=True).shard(many, mine))
 
     class Watch(Hook):
         every = tfloss.Every(steps=1)
@@ -143,11 +151,13 @@ def run(out: Path, options: dict) -> dict:
     if o["sleep"] or o["kill"] or o["stop"]:
         hooks.append(Watch())
     if o["evaluate"]:
-        hooks.append(Evaluate(whole.batch(7), metrics, every=tfloss.Every(steps=10), losses=True))
+        hooks.append(
+            Evaluate(examples.batch(7), metrics, every=tfloss.Every(steps=10), losses=True)
+        )
     if o["save_every"]:
         hooks.append(SaveCheckpoint(tfloss.Every(steps=o["save_every"])))
-    if o["secs"]:
-        hooks.append(SaveCheckpoint(tfloss.Every(seconds=o["secs"]), keep_last=None))
+    if o["save_seconds"]:
+        hooks.append(SaveCheckpoint(tfloss.Every(seconds=o["save_seconds"]), keep_last=None))
     trainer = tfloss.Trainer(
         model,
         optimizer,
@@ -160,7 +170,7 @@ def run(out: Path, options: dict) -> dict:
     if o["input_fn"]:
         feed = input_fn
     else:
-        feed = repeated(whole.batch(o["batch"], drop_remainder=o["repeat"]))
+        feed = repeated(examples.batch(o["batch"], drop_remainder=o["repeat"]))
     result = trainer.train(feed, o["steps"], hooks=hooks)
     found = {
         "worker": me,
@@ -172,7 +182,7 @@ def run(out: Path, options: dict) -> dict:
         "batch_size": trainer.run.batch_size,
     }
     if o["evaluate"]:
-        found["results"] = trainer.evaluate(whole.batch(7), metrics, losses=True)
+        found["results"] = trainer.evaluate(examples.batch(7), metrics, losses=True)
     return found
 
 
@@ -183,5 +193,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores SIGINT
     main()

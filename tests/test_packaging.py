@@ -1,9 +1,8 @@
-"""What is installed is what is declared, importing it is light, and CI runs the README."""
+"""What is installed is what is declared, and CI runs the README."""
 
 import ast
 import importlib.metadata
 import importlib.resources
-import json
 import re
 import runpy
 import subprocess
@@ -76,30 +75,6 @@ def test_what_single_modules_need_is_only_in_extras():
     assert not names & requirements()
     assert names <= requirements("examples") & requirements("test")
     assert requirements("detection") == {"pycocotools", "pillow"}
-
-
-def test_importing_tfloss_is_light():
-    """What only some runs need is imported by the functions that need it."""
-    heavy = [
-        "tensorflow_datasets",
-        "tensorboard",
-        "rich",
-        "ml_collections",
-        "sklearn",
-        "matplotlib",
-        "PIL",
-        "pycocotools",
-    ]
-    program = (
-        "import json, sys, tensorflow, keras\n"
-        "before = set(sys.modules)\n"
-        "import tfloss\n"
-        "print(json.dumps(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/"
-    )
-    assert not set(json.loads(done.stdout)) & set(heavy)
 
 
 GOOD = """\

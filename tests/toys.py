@@ -1,4 +1,4 @@
-"""Small models and data whose numbers can be worked out by hand."""
+"""Small models and data sets, with results that can be computed by hand."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,9 @@ from tfloss.step.train_step import TrainStep
 
 
 class Line(keras.Model):
-    """y = w x with w = 1 at the start; its training forward is given as a function.
+    """y = w x, with w = 1 at the start.
 
-    `report(model, batch, y)` returns what the training forward returns.
+    In training, the forward pass returns `report(model, batch, y)`: the mean of y by default.
     """
 
     def __init__(self, report: Callable[..., Any] | None = None, name: str = "line"):
@@ -30,7 +30,7 @@ class Line(keras.Model):
 
 
 def rows(values: Any, batch: int, key: str = "x") -> tf.data.Dataset:
-    """`{"x": float32}` in batches of a fixed size, for ever."""
+    """Repeats `{key: values}` (float32) for ever, in batches of a fixed size."""
     values = np.asarray(values, np.float32)
     dataset = tf.data.Dataset.from_tensor_slices({key: values})
     return dataset.batch(batch, drop_remainder=True).repeat()
@@ -44,7 +44,7 @@ def make_step(
     step: type[TrainStep] = TrainStep,
     **options: Any,
 ) -> tuple[TrainStep, Any]:
-    """A built step and an iterator over the data set, distributed if need be."""
+    """Returns a built training step, and an iterator over the data set for its replicas."""
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         train_step = step(make_model(), optimizer(), **options)
@@ -60,13 +60,17 @@ def run(
     recording: bool = False,
     **options: Any,
 ) -> tuple[TrainStep, dict[str, float], StepLogs]:
-    """Runs some steps; returns the step, the values of the last one, and its block."""
+    """Trains for some steps.
+
+    Returns:
+      The training step, the scalars of the last step by name, and the logs of the last call.
+    """
     train_step, iterator = make_step(make_model, dataset, **options)
     engine = Engine(train_step)
     if recording:
         for _ in range(steps - 1):
             engine.run(iterator, 1)
-        block = engine.run(iterator, 1, recording=True)
+        logs = engine.run(iterator, 1, recording=True)
     else:
-        block = engine.run(iterator, steps)
-    return train_step, dict(zip(block.names, block.rows()[-1].tolist(), strict=True)), block
+        logs = engine.run(iterator, steps)
+    return train_step, dict(zip(logs.names, logs.rows()[-1].tolist(), strict=True)), logs

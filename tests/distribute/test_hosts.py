@@ -104,7 +104,7 @@ def test_a_workdir_that_not_all_see_is_refused(tmp_path):
 @pytest.mark.slow
 def test_one_workers_wish_and_clock_count_for_all(tmp_path):
     workdir = tmp_path / "run"
-    options = {"workdir": str(workdir), "stop": [1, 12], "secs": 0.3, "sleep": 0.1}
+    options = {"workdir": str(workdir), "stop": [1, 12], "save_seconds": 0.3, "sleep": 0.1}
 
     code, output, results = _launch(tmp_path / "two", **options)
 

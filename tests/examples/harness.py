@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,43 +12,44 @@ import numpy as np
 import tensorflow as tf
 
 import tfloss
+from tests.fork import run_script
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(script: str, config: str, workdir: Path, *arguments: str) -> str:
-    """What `examples/<script>` prints with `configs/<config>.py`; it must end well."""
-    command = [sys.executable, str(ROOT / "examples" / script)]
-    command += [f"--config={ROOT / 'configs' / config}.py", f"--workdir={workdir}", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    """Runs `examples/SCRIPT` with `configs/CONFIG.py` and returns what it prints."""
+    flags = [f"--config={ROOT / 'configs' / config}.py", f"--workdir={workdir}", *arguments]
+    path = {"PYTHONPATH": str(ROOT)}
+    done = run_script(ROOT / "examples" / script, *flags, environment=path)
     assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-6_000:]
     return done.stdout
 
 
 def train_resume_and_export(
-    script: str, config: str, tmp_path: Path, overrides: Sequence[str]
+    script: str, config: str, tmp_path: Path, overrides: Sequence[str], steps: int = 1
 ) -> tuple[Path, dict[str, float]]:
-    """Two steps on one replica; then on two replicas it goes on to step 4, evaluates, exports.
+    """Trains on one replica, resumes on two, evaluates and exports, in three processes.
 
     Args:
-      script: under `examples/`, such as "digits/train.py".
-      config: a recipe's name.
-      tmp_path: for what is written.
-      overrides: flags that make it small: `--config.name=value`.
+      script: The script's path under `examples/`, such as "digits/train.py".
+      config: The recipe's name.
+      tmp_path: A folder for all files that are written.
+      overrides: Flags that make the run small: `--config.name=value`.
+      steps: Updates of each of the two training runs.
 
     Returns:
-      The exported SavedModel of step 4, and the results that were printed (`test/...`).
+      The exported SavedModel, and the results that the script printed (`test/...`).
     """
-    workdir = tmp_path / "run"
-    run(script, config, workdir, "--mode=train", "--max_steps=2", *overrides)
-    two = ["--strategy=mirrored", "--replicas=2", "--max_steps=4"]
+    workdir, last = tmp_path / "run", 2 * steps
+    run(script, config, workdir, "--mode=train", f"--max_steps={steps}", *overrides)
+    two = ["--strategy=mirrored", "--replicas=2", f"--max_steps={last}"]
     printed = run(script, config, workdir, *two, *overrides)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    steps = {row["step"] for row in rows if "losses/total" in row}
-    assert steps == {2, 4}, steps  # it began at step 0 once, and went on from 2
+    logged = [row["step"] for row in rows if "losses/total" in row]
+    assert logged == [steps, last]  # the second run resumed; it didn't start again at step 0
     run(script, config, workdir, "--mode=export", *overrides)
-    return workdir / "export_step_4", results(printed)
+    return workdir / f"export_step_{last}", results(printed)
 
 
 def results(printed: str) -> dict[str, float]:
@@ -64,28 +62,19 @@ def results(printed: str) -> dict[str, float]:
     }
 
 
-_LOAD = """
-import json, sys
-import tensorflow as tf
-loaded = tf.saved_model.load(sys.argv[1])
-inputs = {k: tf.zeros(shape, dtype) for k, (shape, dtype) in json.loads(sys.argv[2]).items()}
-found = loaded.signatures["serving_default"](**inputs)
-assert "tfloss" not in sys.modules, "the SavedModel needs more than TensorFlow"
-print(json.dumps({k: v.shape.as_list() for k, v in found.items()}))
-"""
-
-
 def load_without_tfloss(
     path: Path, inputs: Mapping[str, tuple[Sequence[int], str]]
 ) -> dict[str, list[int]]:
-    """The shapes that a SavedModel gives for zeros, in a process with TensorFlow alone.
+    """Runs a SavedModel on zeros, in a process that has not imported tfloss.
 
     Args:
-      path: the SavedModel.
-      inputs: `{name: (shape, dtype)}`.
+      path: The SavedModel.
+      inputs: The shape and dtype of each input.
+
+    Returns:
+      The shape of each output.
     """
-    command = [sys.executable, "-c", _LOAD, str(path), json.dumps(inputs)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=300)
+    done = run_script(Path(__file__).parent / "load_saved_model.py", str(path), json.dumps(inputs))
     assert done.returncode == 0, done.stderr[-4_000:]
     return json.loads(done.stdout.splitlines()[-1])
 

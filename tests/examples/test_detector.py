@@ -56,34 +56,39 @@ def _data(steps: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(stacked)
 
 
+@pytest.fixture(scope="module")
+def on_one_replica():
+    """The losses and weights after three steps on one replica; no test changes them."""
+    return train_a_little(_make(), _data(3), tf.distribute.get_strategy())
+
+
+# The operations of the detector are compared with and without XLA in tests/detection.
 @pytest.mark.parametrize(
     ("count", "jit"),
     [
         (2, False),
-        (1, True),
+        pytest.param(1, True, marks=pytest.mark.slow),
         pytest.param(4, False, marks=pytest.mark.slow),
         pytest.param(2, True, marks=pytest.mark.slow),
     ],
 )
-def test_losses_and_weights_are_those_of_one_replica(count, jit, replicas):
-    one = train_a_little(_make(), _data(3), replicas(1))
+def test_losses_and_weights_are_those_of_one_replica(count, jit, replicas, on_one_replica):
     other = train_a_little(_make(), _data(3), replicas(count), jit=jit)
-    assert set(one[0]) == {
+    assert set(on_one_replica[0]) == {
         "rpn/objectness", "rpn/box", "box/class", "box/box", "mask/mask", "total",
     }  # fmt: skip
-    assert_same(one, other)
+    assert_same(on_one_replica, other)
 
 
-def test_losses_and_weights_are_those_of_a_loop_by_hand(replicas):
-    """Of one that says the step: samples follow it, so that at step 0 throughout they part."""
-    tfloss_s = train_a_little(_make(), _data(3), replicas(1))
+def test_losses_and_weights_are_those_of_a_loop_by_hand(on_one_replica):
+    """Sampling depends on the step, so a loop that stays at step 0 gives other weights."""
 
-    def by_hand(says_the_step: bool):
+    def by_hand(counts_steps: bool):
         keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(1)
         model, optimizer = _make()(), keras.optimizers.SGD(0.05)
         for step, batch in enumerate(_data(3)):
-            seen = tf.constant(step if says_the_step else 0, tf.int64)
+            seen = tf.constant(step if counts_steps else 0, tf.int64)
             with tf.GradientTape() as tape, forward_context(seen, recording=False):
                 losses = model(batch, training=True)
                 total = sum(tf.nest.flatten(losses))
@@ -93,9 +98,9 @@ def test_losses_and_weights_are_those_of_a_loop_by_hand(replicas):
         named = {name: float(v) for name, v in flat.items()}
         return {**named, "total": float(total)}, [w.numpy() for w in model.weights]
 
-    assert_same(tfloss_s, by_hand(says_the_step=True))
+    assert_same(on_one_replica, by_hand(counts_steps=True))
     with pytest.raises(AssertionError):
-        assert_same(tfloss_s, by_hand(says_the_step=False))
+        assert_same(on_one_replica, by_hand(counts_steps=False))
 
 
 def test_hard_examples_are_the_same_on_two_replicas(replicas):
@@ -259,17 +264,34 @@ def test_coco_is_resized_padded_and_cut(tmp_path):
 # The script
 
 
+def test_one_run_trains_evaluates_and_exports(tmp_path):
+    """The quick sibling of `test_from_start_to_saved_model`."""
+    flags = [f"--config.data_dir={tmp_path / 'data'}", "--config.model.width=16", "--max_steps=1"]
+
+    printed = run("detector/train.py", "detector", tmp_path / "run", *flags)
+
+    _assert_complete(results(printed), tmp_path / "run" / "export")
+
+
+@pytest.mark.slow
 def test_from_start_to_saved_model(tmp_path):
     small = [f"--config.data_dir={tmp_path / 'data'}", "--config.model.width=16"]
 
-    path, found = train_resume_and_export("detector/train.py", "detector", tmp_path, small)
+    path, found = train_resume_and_export("detector/train.py", "detector", tmp_path, small, 2)
 
+    _assert_complete(found, path)
+
+
+def _assert_complete(found, path):
+    """Results have boxes and masks, and the SavedModel at `path` runs on three images."""
     assert {"test/coco/box/AP50", "test/coco/mask/AP50"} < set(found)
     shapes = load_without_tfloss(path, {"image": ([3, 64, 64, 1], "float32")})
     assert shapes["boxes"] == [3, 20, 4] and shapes["masks"] == [3, 20, 14, 14]
 
 
+@pytest.mark.slow
 def test_coco_trains(tmp_path):
+    """Quick siblings: the test of one run above, and `test_coco_is_resized_padded_and_cut`."""
     _coco(tmp_path / "data")
     small = [f"--config.data_dir={tmp_path / 'data'}", "--config.dataset=coco/2017"]
     small += ["--config.model.image_size=(64, 64)", "--config.model.width=16"]

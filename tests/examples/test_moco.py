@@ -26,7 +26,7 @@ def _data(steps=5, n=8):
     return tf.data.Dataset.from_tensor_slices({"query": views[0], "key": views[1]})
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_weights_queue_and_momentum_encoder_are_those_of_one_replica(count, replicas):
     one = train_a_little(_make(), _data(), replicas(1), steps=5)
     assert_same(one, train_a_little(_make(), _data(), replicas(count), steps=5))

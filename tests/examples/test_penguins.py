@@ -54,7 +54,9 @@ def _data(steps=4, n=8):
 
 
 @pytest.mark.parametrize("uncertainty", [False, True])
-@pytest.mark.parametrize(("count", "jit"), [(2, False), (4, False), (2, True)])
+@pytest.mark.parametrize(
+    ("count", "jit"), [(2, False), (2, True), pytest.param(4, False, marks=pytest.mark.slow)]
+)
 def test_losses_and_weights_are_those_of_one_replica(count, jit, uncertainty, replicas):
     # What is hidden for the reconstruction is each replica's own.
     make = _make(tasks=("species", "sex", "mass", "isotopes"), uncertainty=uncertainty)

@@ -29,7 +29,9 @@ def _quantizer(**options):
     return quantizer
 
 
-@pytest.mark.parametrize(("count", "jit"), [(2, False), (4, False), (1, True)])
+@pytest.mark.parametrize(
+    ("count", "jit"), [(2, False), (1, True), pytest.param(4, False, marks=pytest.mark.slow)]
+)
 def test_weights_and_codes_are_those_of_one_replica(count, jit, replicas):
     module = load("vqvae/model.py")
 

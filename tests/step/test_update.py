@@ -194,7 +194,7 @@ def _poisoned(bad_rows, kind):
 
 
 @pytest.mark.promise(3, 15)
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_bad_update_on_one_replica_changes_nothing_anywhere(count, kind, replicas):
     model, dataset = _poisoned([15], kind)  # the last replica's, in the second step
@@ -263,8 +263,18 @@ def test_many_bad_gradients_of_good_losses_are_a_failure_too(mode):
 
 
 @pytest.mark.promise(9)
-@pytest.mark.parametrize("count", [2, 4, 8])
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    ("count", "jit"),
+    [
+        (2, False),
+        (2, True),
+        (8, False),  # more replicas than examples
+        *(
+            pytest.param(*slow, marks=pytest.mark.slow)
+            for slow in ((4, False), (4, True), (8, True))
+        ),
+    ],
+)
 def test_batches_that_do_not_divide_count_every_example_once(count, jit, replicas):
     def uneven(strategy, **options):
         keras.utils.clear_session(free_memory=False)

@@ -130,5 +130,5 @@ def test_a_second_one_ends_a_script_that_python_can_not_interrupt():
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10  # on a busy machine
     assert err == "tfloss: ended at once by a second Ctrl-C.\n"
