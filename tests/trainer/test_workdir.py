@@ -100,7 +100,9 @@ def test_in_one_process_one_after_the_other(tmp_path):
 def test_a_message_without_what_the_file_should_say(tmp_path):
     with lock.locked(tmp_path):
         (tmp_path / ".lock").write_text("{")
-        with pytest.raises(WorkdirInUseError, match="in use by another trainer. Wait for it"):
+        with pytest.raises(
+            WorkdirInUseError, match="in use by another trainer. Wait until it ends"
+        ):
             with lock.locked(tmp_path):
                 pass
 
