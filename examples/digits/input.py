@@ -1,4 +1,4 @@
-"""The digits as batches: shuffled and moved about a little for training, as they are for tests."""
+"""The digits in batches: shuffled and augmented for training, unchanged for evaluation."""
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -9,10 +9,15 @@ from tfloss.datasets.digits import Digits
 
 
 def batches(data_dir: str, batch_size: int, seed: int) -> tuple[Source, tf.data.Dataset]:
-    """Endless training batches of 1,437 digits, and 360 test digits once.
+    """Makes the data sets. The builder prepares the digits on first use.
 
-    The data set is prepared in `data_dir` on first use. The order of the training digits and
-    the way they are moved depend on the seed and the position alone.
+    Args:
+      data_dir: The directory of TFDS.
+      batch_size: The number of examples in a batch.
+      seed: The seed of the training order and of the augmentation.
+
+    Returns:
+      Endless training batches of 1,437 digits, and the 360 test digits once.
     """
     tfds.disable_progress_bar()
     builder = prepared(lambda: Digits(data_dir=data_dir))
@@ -21,12 +26,20 @@ def batches(data_dir: str, batch_size: int, seed: int) -> tuple[Source, tf.data.
 
 
 def move(batch: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-    """The batch, each picture turned by up to 9 degrees and moved by up to half a pixel."""
+    """Augments a batch: rotates each image by up to 9 degrees, shifts it by up to half a pixel.
+
+    Args:
+      batch: A batch with `"image"`, float32 [n, 8, 8, 1].
+      seed: The seed of this batch, int64 [2].
+
+    Returns:
+      The batch with new images.
+    """
     image = batch["image"]
     draw = tf.random.stateless_uniform([3, tf.shape(image)[0]], seed, -1.0, 1.0)
     cos, sin = tf.cos(0.15 * draw[0]), tf.sin(0.15 * draw[0])
     x, y = 0.5 * draw[1], 0.5 * draw[2]
-    middle = 3.5  # pixels are turned about the centre of the picture, not its corner
+    middle = 3.5  # the transform is about the centre of the image, not its corner
     x += middle * (1 - cos + sin)
     y += middle * (1 - cos - sin)
     none = tf.zeros_like(x)

@@ -1,5 +1,7 @@
 """A small conv net for 8x8 digits that owns its loss."""
 
+from collections.abc import Mapping
+
 import keras
 import tensorflow as tf
 
@@ -7,11 +9,14 @@ import tfloss
 
 
 class Classifier(keras.Model):
-    """Tells which digit a picture shows.
+    """Classifies images of digits.
 
-    A batch is `{"image": float32 [n, 8, 8, 1] in [0, 1], "label": int64 [n]}`. In training
-    the model returns its loss, otherwise `{"probabilities": float32 [n, 10]}`, and then it
-    needs no label.
+    A batch is `{"image": float32 [n, 8, 8, 1] in [0, 1], "label": int64 [n]}`. Inference needs no
+    label and returns `{"probabilities": float32 [n, 10]}`.
+
+    Args:
+      width: The number of channels of the first block.
+      dropout: The dropout rate before the last layer.
     """
 
     def __init__(self, width: int = 32, dropout: float = 0.3):
@@ -22,7 +27,8 @@ class Classifier(keras.Model):
             [*blocks, keras.layers.Dropout(dropout), keras.layers.Dense(10)]
         )
 
-    def call(self, batch, training=False):
+    def call(self, batch: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the loss in training, and predictions in inference."""
         logits = self.net(batch["image"], training=training)
         if training:
             tfloss.summary.scalar("accuracy", accuracy(batch["label"], logits))
@@ -31,14 +37,14 @@ class Classifier(keras.Model):
         return {"probabilities": tf.nn.softmax(logits)}
 
 
-def cross_entropy(label, logits):
-    """The mean over the batch, a scalar."""
+def cross_entropy(label: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Computes the mean cross entropy of a batch, a scalar."""
     each = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
     return tf.reduce_mean(each)
 
 
-def accuracy(label, logits):
-    """The fraction of the batch where the largest logit is the label's, a scalar."""
+def accuracy(label: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Computes the fraction of examples whose largest logit is the label's, a scalar."""
     return tf.reduce_mean(tf.cast(tf.argmax(logits, -1) == label, tf.float32))
 
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as TFDS has it, in batches. The model chooses what it makes of the labels."""
+"""Fashion-MNIST in batches, as TFDS stores it. The model chooses its own form of the labels."""
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -7,10 +7,16 @@ from tfloss.data.tfds_prepare import prepared
 
 
 def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Endless training batches of 60,000 pictures, and 10,000 test pictures once.
+    """Makes the data sets. TFDS downloads 30 MB on first use.
 
-    A batch is `{"image": uint8 [n, 28, 28, 1], "label": int64 [n]}`. TFDS downloads 30 MB on
-    first use. The order depends on the seed alone.
+    Args:
+      data_dir: The directory of TFDS.
+      batch_size: The number of examples in a training batch.
+      seed: The seed of the training order.
+
+    Returns:
+      Endless training batches of 60,000 images, and the 10,000 test images once. A batch is
+      `{"image": uint8 [n, 28, 28, 1], "label": int64 [n]}`.
     """
     tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))

@@ -1,4 +1,7 @@
-"""Plain classification: a net, and a head that owns its loss and its form of the labels."""
+"""Plain classification: any backbone, and a head that owns its loss and the form of its labels."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -9,20 +12,23 @@ layers = keras.layers
 
 
 class Classifier(keras.Model):
-    """Tells which garment a picture shows.
+    """Classifies images of garments.
 
-    A batch is `{"image": uint8 [n, h, w, 1], "label": int [n]}`. In inference the model takes
-    the image and returns `{"probabilities": float32 [n, classes]}`.
+    A batch is `{"image": uint8 [n, h, w, 1], "label": int [n]}`. Inference needs no label and
+    returns `{"probabilities": float32 [n, classes]}`.
 
     Args:
-      net: pictures in [0, 1] to features; any Keras model or layer.
-      classes: how many there are.
-      representation: "sparse" labels, or "one_hot": pictures are mixed in pairs, and so are
-        their labels (mixup, Zhang et al. 2018, arXiv:1710.09412), which integers can't be.
-        Nothing outside of this class depends on it.
+      net: The backbone, any Keras layer: images float32 [n, h, w, 1] in [0, 1] to features [n, k].
+      classes: The number of classes.
+      representation: "sparse" for integer labels. "one_hot" for one-hot labels with mixup (Zhang
+        et al. 2018, arXiv:1710.09412), which mixes images and labels in pairs. No code outside of
+        this class depends on the choice.
+
+    Raises:
+      ValueError: `representation` is neither.
     """
 
-    def __init__(self, net, classes: int = 10, representation: str = "sparse"):
+    def __init__(self, net: keras.Layer, classes: int = 10, representation: str = "sparse"):
         super().__init__(name="classifier")
         if representation not in ("sparse", "one_hot"):
             raise ValueError(f"representation is 'sparse' or 'one_hot', got {representation!r}.")
@@ -30,7 +36,8 @@ class Classifier(keras.Model):
         self.head = layers.Dense(classes, dtype="float32")
         self.random = keras.random.SeedGenerator(seed=1)
 
-    def call(self, batch, training=False):
+    def call(self, batch: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the loss in training, and predictions in inference."""
         image = tf.cast(batch["image"], tf.float32) / 255.0
         if not training:
             return {"probabilities": tf.nn.softmax(self.head(self.net(image)))}
@@ -47,8 +54,16 @@ class Classifier(keras.Model):
         tfloss.summary.scalar("accuracy", tf.reduce_mean(tf.cast(right, tf.float32)))
         return {"cross_entropy": tf.reduce_mean(each)}
 
-    def mixed(self, image, target):
-        """Each picture with up to half of its neighbour's in the batch, and labels alike."""
+    def mixed(self, image: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mixes three in ten images with up to half of their neighbour in the batch (mixup).
+
+        Args:
+          image: Images [n, h, w, 1].
+          target: One-hot labels [n, classes].
+
+        Returns:
+          Images and labels, mixed in the same proportions.
+        """
         part = keras.random.uniform([tf.shape(image)[0]], 0.0, 0.5, seed=self.random)
         part *= tf.cast(keras.random.uniform(tf.shape(part), seed=self.random) < 0.3, tf.float32)
         other, to = part[:, tf.newaxis, tf.newaxis, tf.newaxis], part[:, tf.newaxis]
@@ -57,20 +72,37 @@ class Classifier(keras.Model):
 
 
 def small_net(width: int = 32, dropout: float = 0.3) -> keras.Model:
-    """Pictures [n, 28, 28, 1] -> features [n, 4 * width]: four convolutions."""
-    blocks = []
+    """Makes a backbone of five convolutions: [n, 28, 28, 1] -> [n, 4 * width].
+
+    Args:
+      width: The number of channels of the first block.
+      dropout: The dropout rate of the features.
+
+    Returns:
+      The backbone.
+    """
+    blocks: list[keras.Layer] = []
     for filters in (width, 2 * width):
         blocks += [*_block(filters), *_block(filters), layers.MaxPooling2D()]
     blocks += [*_block(4 * width), layers.GlobalAveragePooling2D(), layers.Dropout(dropout)]
     return keras.Sequential(blocks, name="net")
 
 
-def application(name: str, side: int, **options) -> keras.Model:
-    """A model of `keras.applications`, unchanged, behind a resize to side x side x 3.
+def application(name: str, side: int, **options: Any) -> keras.Model:
+    """Makes a backbone of an unchanged model of `keras.applications`.
 
-    Pictures come in [0, 1] and the model gets -1 to 1 or 0 to 255, as it is made for. In a short
-    run from scratch mind the momentum of its BatchNormalizations: MobileNet's is 0.99, but V2's and
-    V3's 0.999, so that for thousands of steps the averages used in inference lag behind.
+    It resizes images to side x side x 3 and scales them from [0, 1] to the range that the model
+    expects, -1 to 1 or 0 to 255. In short runs from scratch prefer models whose
+    BatchNormalization has a momentum of 0.99, such as MobileNet. In MobileNetV2 and V3 it is 0.999,
+    so that the moving averages that inference uses lag behind for thousands of steps.
+
+    Args:
+      name: The name of the function in `keras.applications`.
+      side: The height and width of the images that the model gets, in pixels.
+      **options: Further arguments of the function.
+
+    Returns:
+      The backbone: [n, h, w, 1] -> [n, k].
     """
     backbone = getattr(keras.applications, name)(
         include_top=False, input_shape=(side, side, 3), pooling="avg", **options
@@ -78,7 +110,7 @@ def application(name: str, side: int, **options) -> keras.Model:
     image = keras.Input([None, None, 1])
     x = layers.Resizing(side, side)(image)
     x = layers.Concatenate()([x, x, x])
-    scales_itself = name.startswith(("MobileNetV3", "EfficientNet"))  # from 0 to 255
+    scales_itself = name.startswith(("MobileNetV3", "EfficientNet"))  # it expects 0 to 255
     x = layers.Rescaling(255.0)(x) if scales_itself else layers.Rescaling(2.0, -1.0)(x)
     return keras.Model(image, backbone(x), name="net")
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST in [-1, 1], without labels; with each test picture a latent vector to draw from."""
+"""Fashion-MNIST in [-1, 1], without labels. Each test image comes with a latent vector."""
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -9,9 +9,17 @@ from tfloss.data.tfds_prepare import prepared
 def batches(
     data_dir: str, batch_size: int, latent: int, seed: int
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Endless training batches, and 5,000 test pictures with latent vectors, the same each time.
+    """Makes the data sets. TFDS downloads 30 MB on first use.
 
-    `{"image": float32 [n, 28, 28, 1]}`, and `{"image", "latent": float32 [n, latent]}`.
+    Args:
+      data_dir: The directory of TFDS.
+      batch_size: The number of images in a training batch.
+      latent: The length of a latent vector.
+      seed: The seed of the training order.
+
+    Returns:
+      Endless training batches `{"image": float32 [n, 28, 28, 1]}`; and 5,000 test images once, with
+      the same latent vectors each time: `{"image": ..., "latent": float32 [n, latent]}`.
     """
     tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
@@ -24,5 +32,5 @@ def batches(
     return train, test.map(lambda one, z: {**one, "latent": z}).batch(250).cache()
 
 
-def _scaled(example):
+def _scaled(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {"image": tf.cast(example["image"], tf.float32) / 127.5 - 1.0}

@@ -1,12 +1,15 @@
-"""A generative adversarial net that owns both of its losses and its penalty.
+"""A generative adversarial network that owns both of its losses and its penalty.
 
     latent ─▶ generator ─▶ image ─┐
                                   ├─▶ discriminator ─▶ logit ─▶ generator/*, discriminator/*
-                      real image ─┘        └─▶ its gradient in real images ─▶ discriminator/r1
+                      real image ─┘        └─▶ gradient at real images ─▶ discriminator/r1
 
 Goodfellow et al. 2014 (arXiv:1406.2661), with the non-saturating loss; R1 by Mescheder et al. 2018
-(arXiv:1801.04406). Losses named after a group of variables train that group only.
+(arXiv:1801.04406). A loss whose name starts with the name of a group trains that group only.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,15 +21,15 @@ layers = keras.layers
 
 
 class Gan(keras.Model):
-    """Draws pictures from latent vectors.
+    """Generates images from latent vectors.
 
-    A training batch is `{"image": float32 [n, 28, 28, 1] in [-1, 1]}`. In inference it takes
-    `{"latent": [n, latent]}` and returns `{"image": [n, 28, 28, 1]}`.
+    A training batch is `{"image": float32 [n, 28, 28, 1] in [-1, 1]}`. Inference takes
+    `{"latent": float32 [n, latent]}` and returns `{"image": [n, 28, 28, 1]}`.
 
     Args:
-      latent: length of a latent vector.
-      width: channels of the largest pictures.
-      r1: weight of the penalty, gamma / 2 in the paper.
+      latent: The length of a latent vector.
+      width: The number of channels at the highest resolution.
+      r1: The weight of the R1 penalty, gamma / 2 in the paper.
     """
 
     def __init__(self, latent: int = 64, width: int = 32, r1: float = 1.0):
@@ -36,23 +39,24 @@ class Gan(keras.Model):
         self.discriminator = _discriminator(width)
         self.random = keras.random.SeedGenerator(seed=1)
 
-    def call(self, batch, training=False):
+    def call(self, batch: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, Any]:
+        """Returns the losses of both groups in training, and images in inference."""
         if not training:
             return {"image": self.generator(batch["latent"])}
         self.show()
-        # Both at once, from the same pictures. `AlternatingStep` calls them one by one.
+        # Both losses use the same fake images. `AlternatingStep` computes them in turn.
         fake = self.generator(self.draw(batch), training=True)
         return {
             "generator": self.fool(fake),
             "discriminator": self.judge(batch["image"], fake),
         }
 
-    def fool(self, fake):
-        """The generator wants its pictures to be taken for real ones."""
+    def fool(self, fake: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Computes the generator's loss: the discriminator should take fake images for real."""
         return {"fool": tf.reduce_mean(tf.nn.softplus(-self.discriminator(fake, training=True)))}
 
-    def judge(self, real, fake):
-        """The discriminator wants to tell them apart, and to be flat at real ones."""
+    def judge(self, real: tf.Tensor, fake: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Computes the discriminator's losses: tell real from fake, with R1 at real images."""
         with tf.GradientTape() as tape:
             tape.watch(real)
             logits = self.discriminator(real, training=True)
@@ -66,20 +70,21 @@ class Gan(keras.Model):
             "r1": self.r1 * tf.reduce_mean(tf.reduce_sum(slope**2, [1, 2, 3])),
         }
 
-    def draw(self, batch):
-        """Latent vectors, as many as there are pictures."""
+    def draw(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Draws a latent vector for each image of the batch."""
         return keras.random.normal([tf.shape(batch["image"])[0], self.latent], seed=self.random)
 
-    def show(self):
-        """What the generator makes of the same 64 latent vectors, whenever summaries are due."""
+    def show(self) -> None:
+        """Records images of 64 fixed latent vectors, at steps that record summaries."""
         latent = tf.random.stateless_normal([64, self.latent], [1, 2])
         tfloss.summary.draw("samples", grid, self.generator(latent))
 
 
 class AlternatingStep(tfloss.TrainStep):
-    """First the discriminator; then the generator against the new discriminator."""
+    """Updates the discriminator first, and then the generator against the new discriminator."""
 
-    def step(self, batch):
+    def step(self, batch: Any) -> dict[str, tf.Tensor]:
+        """Runs both updates. Cross-replica, traced."""
         gan = self.model
         judged = self.minimize(self.judge, batch, group="discriminator")
         fooled = self.minimize(
@@ -89,14 +94,22 @@ class AlternatingStep(tfloss.TrainStep):
         )
         return {**judged, **fooled}
 
-    def judge(self, batch):
+    def judge(self, batch: Any) -> dict[str, tf.Tensor]:
+        """Computes the discriminator's losses of a batch. Replica, traced."""
         gan = self.model
         gan.show()
         return gan.judge(batch["image"], gan.generator(gan.draw(batch), training=True))
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """64 pictures [64, h, w, c] in [-1, 1] as one, [1, 8 h, 8 w, c] in [0, 1]."""
+    """Arranges images in a square grid.
+
+    Args:
+      images: Images [n^2, h, w, c] in [-1, 1].
+
+    Returns:
+      One image [1, n h, n w, c] in [0, 1].
+    """
     n, height, width, channels = images.shape
     side = int(n**0.5)
     rows = images.reshape(side, side, height, width, channels).transpose(0, 2, 1, 3, 4)

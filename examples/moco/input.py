@@ -1,4 +1,4 @@
-"""Two views of each picture of Fashion-MNIST, and the labelled pictures of a linear probe."""
+"""Two augmented views of each Fashion-MNIST image, and the labelled images of a linear probe."""
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -7,11 +7,17 @@ from tfloss.data.tfds_prepare import prepared
 
 
 def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Endless training batches of views, and what the probe is trained and tested on.
+    """Makes the data sets. TFDS downloads 30 MB on first use.
 
-    `{"query": float32 [n, 28, 28, 1], "key": the same}`: no labels. The probe's batches are
-    `{"image": float32 [n, 28, 28, 1], "label": int64 [n], "tests": bool [n]}`: 10,000 training
-    pictures, and all 10,000 test pictures. Order and views depend on the seed alone.
+    Args:
+      data_dir: The directory of TFDS.
+      batch_size: The number of images in a training batch.
+      seed: The seed of the training order and of the views.
+
+    Returns:
+      Endless training batches without labels, `{"query": float32 [n, 28, 28, 1], "key": the same}`;
+      and the batches of the linear probe, `{"image": float32 [n, 28, 28, 1], "label": int64 [n],
+      "tests": bool [n]}`: 10,000 training images and all 10,000 test images.
     """
     tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
@@ -28,7 +34,7 @@ def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset,
     return train.prefetch(tf.data.AUTOTUNE), probe.batch(500).cache()
 
 
-def _probe(examples, tests: bool):
+def _probe(examples: tf.data.Dataset, tests: bool) -> tf.data.Dataset:
     return examples.map(
         lambda one: {
             "image": tf.cast(one["image"], tf.float32) / 255.0,
@@ -38,8 +44,16 @@ def _probe(examples, tests: bool):
     )
 
 
-def view(image, seed):
-    """Each picture cropped, stretched, mirrored, made brighter or darker, and partly erased."""
+def view(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Augments each image: random crop, aspect ratio, flip, brightness, and erasing.
+
+    Args:
+      image: Images [n, 28, 28, 1] in [0, 1].
+      seed: The seed, int64 [2].
+
+    Returns:
+      Images of the same shape and range.
+    """
     n = tf.shape(image)[0]
     draw = tf.unstack(tf.random.stateless_uniform([9, n], seed))
     side = 0.45 + 0.55 * draw[0]

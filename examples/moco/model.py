@@ -1,13 +1,16 @@
-"""MoCo: learning what pictures have in common, without a label.
+"""MoCo: representations of images, learned without labels.
 
     query view ─▶ encoder ──────▶ projection ─▶ q ─┐
-                     │ slowly follows               ├─▶ which key is q's own?
+                     │ moving average               ├─▶ which key is q's own?
     key view ───▶ momentum encoder ──────────▶ k ─┤
                                                     └─▶ queue of earlier keys: the wrong answers
 
 He et al. 2020 (arXiv:1911.05722), with the projection of Chen et al. 2020 (arXiv:2003.04297). No
-layer mixes the examples of a batch, so nothing leaks from a key to its query.
+layer mixes the examples of a batch, so no information leaks from a key to its query.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,17 +21,17 @@ layers = keras.layers
 
 
 class Moco(keras.Model):
-    """An encoder that is trained by telling views of one picture from those of others.
+    """An encoder, trained to tell views of one image from views of others.
 
-    A training batch is `{"query": float32 [n, 28, 28, 1], "key": the same}`. In inference it
-    takes `{"image": [n, 28, 28, 1]}` and returns `{"features": [n, 4 * width]}`.
+    A training batch is `{"query": float32 [n, 28, 28, 1], "key": the same}`. Inference takes
+    `{"image": float32 [n, 28, 28, 1]}` and returns `{"features": [n, 4 * width]}`.
 
     Args:
-      width: channels of the first convolution.
-      size: of a key.
-      queue: how many keys are kept; a multiple of the batches' size.
-      momentum: how slowly the momentum encoder follows, in each step.
-      temperature: of the softmax over keys.
+      width: The number of channels of the first convolution.
+      size: The length of a key.
+      queue: The number of keys in the queue, a multiple of the global batch size.
+      momentum: The momentum of the moving average in each step.
+      temperature: The temperature of the softmax over keys.
     """
 
     def __init__(
@@ -53,7 +56,8 @@ class Moco(keras.Model):
         )
         self.follow(momentum=0.0)
 
-    def call(self, batch, training=False):
+    def call(self, batch: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the loss in training, and features in inference."""
         if not training:
             return {"features": self.encoder(batch["image"])}
         self.follow(self.momentum)
@@ -66,8 +70,16 @@ class Moco(keras.Model):
         tfloss.summary.image("views", tf.concat([batch["query"], batch["key"]], 2), max_outputs=6)
         return {"contrast": loss}
 
-    def contrast(self, q, k):
-        """InfoNCE: the cross entropy of q's own key among those of the queue (eq. 1)."""
+    def contrast(self, q: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Computes InfoNCE: the cross entropy of q's own key among the queue's keys (eq. 1).
+
+        Args:
+          q: Queries [n, size] of length 1.
+          k: Their keys [n, size] of length 1.
+
+        Returns:
+          The loss, and the fraction of queries whose own key is the nearest; both are scalars.
+        """
         own = tf.reduce_sum(q * k, -1, keepdims=True)
         logits = tf.concat([own, q @ tf.transpose(self.queue)], 1) / self.temperature
         first = tf.zeros([tf.shape(q)[0]], tf.int32)
@@ -75,14 +87,14 @@ class Moco(keras.Model):
         right = tf.cast(tf.argmax(logits, -1, tf.int32) == first, tf.float32)
         return tf.reduce_mean(each), tf.reduce_mean(right)
 
-    def enqueue(self, keys):
-        """Puts the keys of all replicas in the place of the oldest."""
+    def enqueue(self, keys: tf.Tensor) -> None:
+        """Replaces the oldest keys of the queue by those of all replicas."""
         places = (self.next + tf.range(tf.shape(keys)[0])) % self.queue.shape[0]
         self.queue.assign(tf.tensor_scatter_nd_update(self.queue, places[:, tf.newaxis], keys))
         self.next.assign((self.next + tf.shape(keys)[0]) % self.queue.shape[0])
 
-    def follow(self, momentum):
-        """Moves the momentum encoder towards the encoder (eq. 2)."""
+    def follow(self, momentum: float) -> None:
+        """Updates the momentum encoder, a moving average of the encoder (eq. 2)."""
         for fast, slow in (
             (self.encoder, self.slow_encoder),
             (self.projection, self.slow_projection),
@@ -92,8 +104,8 @@ class Moco(keras.Model):
 
 
 def _encoder(width: int) -> keras.Model:
-    """Pictures [n, 28, 28, 1] -> features [n, 4 * width]."""
-    blocks = [keras.Input([28, 28, 1])]
+    """Images [n, 28, 28, 1] -> features [n, 4 * width]."""
+    blocks: list[Any] = [keras.Input([28, 28, 1])]
     for filters in (width, 2 * width, 4 * width):
         blocks += [
             layers.Conv2D(filters, 3, strides=2, padding="same"),
@@ -109,5 +121,5 @@ def _projection(features: int, size: int) -> keras.Model:
     )
 
 
-def _directions(shape, dtype):
+def _directions(shape: Sequence[int], dtype: Any) -> tf.Tensor:
     return tf.math.l2_normalize(tf.random.stateless_normal(shape, [1, 2], dtype=dtype), -1)

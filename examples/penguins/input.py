@@ -1,4 +1,4 @@
-"""The penguins as batches, with what is missing left missing."""
+"""The penguins in batches. Missing values stay missing."""
 
 import numpy as np
 import tensorflow as tf
@@ -11,15 +11,22 @@ from tfloss.datasets.penguins import PenguinsPalmer
 def batches(
     data_dir: str, batch_size: int, seed: int
 ) -> tuple[tf.data.Dataset, tf.data.Dataset, dict[str, tuple[list[float], list[float]]]]:
-    """Endless training batches of 275 penguins, the 69 others once, and means and deviations.
+    """Makes the data sets. The builder prepares them on first use.
 
-    The statistics are those of the training penguins: `{"mass": ([4200.0], [800.0]), ...}`.
+    Args:
+      data_dir: The directory of TFDS.
+      batch_size: The number of examples in a batch.
+      seed: The seed of the training order.
+
+    Returns:
+      Endless training batches of 275 penguins; the 69 test penguins once; and the means and
+      standard deviations of the training penguins, `{"mass": ([4200.0], [800.0]), ...}`.
     """
     tfds.disable_progress_bar()
     builder = prepared(lambda: PenguinsPalmer(data_dir=data_dir))
     train, test = builder.as_dataset(split=["train", "test"])
     penguins = list(train.as_numpy_iterator())
-    statistics = {}
+    statistics: dict[str, tuple[list[float], list[float]]] = {}
     for name in ("measurements", "mass", "isotopes"):
         values = np.stack([one[name] for one in penguins]).reshape(len(penguins), -1)
         statistics[name] = (np.nanmean(values, 0).tolist(), np.nanstd(values, 0).tolist())

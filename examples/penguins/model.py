@@ -12,17 +12,23 @@ TASKS = ("species", "sex", "mass", "isotopes", "reconstruction")
 
 
 class Penguins(keras.Model):
-    """What can be told of a penguin from its bill, its flipper and its island.
+    """Predicts properties of a penguin from its bill, its flipper and its island.
 
     A batch is `{"measurements": float32 [n, 3], "island": int [n], "species": int [n], "sex": int
-    [n], "mass": float32 [n], "isotopes": float32 [n, 2]}`; NaN and -1 mean: not known. In
-    inference the first two are enough, and it returns `{"species": [n, 3], "sex": [n, 2]}`
-    probabilities, `{"mass": [n]}` in g, `{"isotopes": [n, 2]}`: those of its tasks.
+    [n], "mass": float32 [n], "isotopes": float32 [n, 2]}`; unknown values are NaN or -1. Inference
+    needs the first two only. It returns the predictions of its tasks: probabilities `"species"`
+    [n, 3] and `"sex"` [n, 2], `"mass"` [n] in g, and `"isotopes"` [n, 2] in per mille.
 
     Args:
-      statistics: (means, deviations) of "measurements", "mass" and "isotopes".
-      tasks: some of TASKS.
-      uncertainty: weigh the tasks by learned variances (Kendall et al. 2018, arXiv:1705.07115).
+      statistics: The (means, standard deviations) of "measurements", "mass" and "isotopes".
+      tasks: The tasks to train, some of TASKS.
+      uncertainty: Whether to weight the losses by learned variances (Kendall et al. 2018,
+        arXiv:1705.07115).
+      width: The number of units of the trunk's layers.
+      hidden: The fraction of measurements to hide in training, for the reconstruction task.
+
+    Raises:
+      ValueError: A task is unknown.
     """
 
     def __init__(
@@ -47,7 +53,8 @@ class Penguins(keras.Model):
                 name = f"log_variance_{task}"
                 self.log_variance[task] = self.add_weight(shape=(), initializer="zeros", name=name)
 
-    def call(self, batch, training=False):
+    def call(self, batch: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the losses of all tasks in training, and predictions in inference."""
         sizes = self.standard("measurements", batch["measurements"])
         known = ~tf.math.is_nan(sizes)
         seen = known
@@ -63,7 +70,7 @@ class Penguins(keras.Model):
                 -1,
             )
         )
-        out = {}  # losses in training, predictions otherwise
+        out: dict[str, tf.Tensor] = {}  # losses in training, predictions in inference
 
         if "species" in self.tasks:
             logits = self.heads["species"](code)
@@ -87,36 +94,38 @@ class Penguins(keras.Model):
                 if training
                 else self.original("isotopes", isotopes)
             )
-        if "reconstruction" in self.tasks and training:  # of what was hidden: nobody predicts it
+        if "reconstruction" in self.tasks and training:  # has no predictions
             guess = self.heads["reconstruction"](code)
             out["reconstruction"] = squared_error(tf.where(seen, float("nan"), sizes), guess)
 
-        return self.weighed(out) if training else out
+        return self.weighted(out) if training else out
 
-    def weighed(self, losses):
-        """exp(-s) * loss + s / 2, with s the logarithm of a learned variance (eq. 7 and 10)."""
+    def weighted(self, losses: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns exp(-s) loss + s / 2 for each task, s = log of a learned variance (eq. 7, 10)."""
         for task, s in self.log_variance.items():
             losses[task] = tf.exp(-s) * losses[task] + s / 2
             tfloss.summary.scalar(f"deviation/{task}", tf.exp(s / 2))
         return losses
 
-    def standard(self, name, values):
+    def standard(self, name: str, values: tf.Tensor) -> tf.Tensor:
+        """Standardises values to mean 0 and standard deviation 1."""
         mean, deviation = self.statistics[name]
         return (values - mean) / deviation
 
-    def original(self, name, values):
+    def original(self, name: str, values: tf.Tensor) -> tf.Tensor:
+        """Converts standardised values to their original unit."""
         mean, deviation = self.statistics[name]
         return values * deviation + mean
 
 
-def cross_entropy(label, logits):
-    """The mean over the known labels of the global batch."""
+def cross_entropy(label: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Computes the mean cross entropy over the known labels of the global batch."""
     known = label >= 0
     each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(known, label, 0), logits)
     return tfloss.global_mean(each, known)
 
 
-def squared_error(target, guess):
-    """The mean over the known values of the global batch."""
+def squared_error(target: tf.Tensor, guess: tf.Tensor) -> tf.Tensor:
+    """Computes the mean squared error over the known values of the global batch."""
     known = ~tf.math.is_nan(target)
     return tfloss.global_mean((guess - tf.where(known, target, guess)) ** 2, known)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST pictures in [0, 1], without labels."""
+"""Fashion-MNIST images in [0, 1], without labels."""
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -7,7 +7,17 @@ from tfloss.data.tfds_prepare import prepared
 
 
 def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Endless training batches, and the 10,000 test pictures once: `{"image": [n, 28, 28, 1]}`."""
+    """Makes the data sets. TFDS downloads 30 MB on first use.
+
+    Args:
+      data_dir: The directory of TFDS.
+      batch_size: The number of images in a training batch.
+      seed: The seed of the training order.
+
+    Returns:
+      Endless training batches, and the 10,000 test images once. A batch is
+      `{"image": float32 [n, 28, 28, 1]}`.
+    """
     tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
     train, test = builder.as_dataset(split=["train", "test"])
@@ -16,5 +26,5 @@ def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset,
     return train, test.map(_scaled).batch(500).cache()
 
 
-def _scaled(example):
+def _scaled(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {"image": tf.cast(example["image"], tf.float32) / 255.0}

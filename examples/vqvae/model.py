@@ -9,6 +9,8 @@ VQ-VAE: van den Oord et al. 2017 (arXiv:1711.00937). Beta-VAE: Higgins et al. 20
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -19,15 +21,15 @@ layers = keras.layers
 
 
 class Autoencoder(keras.Model):
-    """Puts pictures through a bottleneck.
+    """Reconstructs images through a bottleneck.
 
-    A batch is `{"image": float32 [n, 28, 28, 1] in [0, 1]}`. In training it returns the
-    reconstruction's loss, and its bottleneck adds its own; in inference it returns
-    `{"reconstruction": [n, 28, 28, 1]}` and, with codes, `{"codes": int32 [n, 7, 7]}`.
+    A batch is `{"image": float32 [n, 28, 28, 1] in [0, 1]}`. In training the model returns the loss
+    of the reconstruction, and its bottleneck adds another one. Inference returns
+    `{"reconstruction": [n, 28, 28, 1]}` and, with a `Quantizer`, `{"codes": int32 [n, 7, 7]}`.
 
     Args:
-      bottleneck: a `Quantizer` or a `Gaussian`.
-      width: channels of the largest pictures.
+      bottleneck: The bottleneck, a `Quantizer` or a `Gaussian`.
+      width: The number of channels at the highest resolution.
     """
 
     def __init__(self, bottleneck: keras.Layer, width: int = 32):
@@ -50,7 +52,8 @@ class Autoencoder(keras.Model):
             ]
         )
 
-    def call(self, batch, training=False):
+    def call(self, batch: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the reconstruction loss in training, and predictions in inference."""
         image = batch["image"]
         z, extra = self.bottleneck(self.encoder(image), training=training)
         found = self.decoder(z)
@@ -61,17 +64,18 @@ class Autoencoder(keras.Model):
 
 
 class Quantizer(layers.Layer):
-    """The nearest of k codes; the codes are running means of what was nearest to them.
+    """Replaces each vector by the nearest of k codes.
 
-    `[n, h, w, channels] -> [n, h, w, channels]`, and `{"codes": int32 [n, h, w]}`.
+    `[n, h, w, channels] -> [n, h, w, channels]`, and `{"codes": int32 [n, h, w]}`. A code is the
+    moving average of the vectors that it was nearest to.
 
     Args:
-      codes: k.
-      channels: length of a code.
-      decay: of the running sums (appendix A.1), which are those of the global batch.
-      commitment: weight of the encoder's distance to its codes (beta, eq. 3).
-      revive: a code that on average fewer vectors than this were nearest to in a batch is put
-        where one of them is (as in Jukebox, Dhariwal et al. 2020, arXiv:2005.00341).
+      codes: The number of codes, k.
+      channels: The length of a code.
+      decay: The decay of the moving averages, over global batches (appendix A.1).
+      commitment: The weight of the encoder's distance to its codes (beta, eq. 3).
+      revive: The smallest moving average of the number of vectors per batch. A code with fewer is
+        moved to one of the vectors (Jukebox, Dhariwal et al. 2020, arXiv:2005.00341).
     """
 
     def __init__(
@@ -86,8 +90,10 @@ class Quantizer(layers.Layer):
         self.codes, self.channels = codes, channels
         self.decay, self.commitment, self.revive = decay, commitment, revive
 
-    def build(self, shape):
-        def state(name, shape, initializer):
+    def build(self, shape: Sequence[int | None]) -> None:
+        """Creates the codebook."""
+
+        def state(name: str, shape: list[int], initializer: Any) -> keras.Variable:
             return self.add_weight(shape=shape, initializer=initializer, trainable=False, name=name)
 
         spread = keras.initializers.RandomNormal(stddev=0.5, seed=1)
@@ -95,7 +101,8 @@ class Quantizer(layers.Layer):
         self.counts = state("counts", [self.codes], "ones")
         self.sums = state("sums", [self.codes, self.channels], "zeros")
 
-    def call(self, z, training=False):
+    def call(self, z: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Returns the codes' vectors, and their indices by name."""
         flat = tf.reshape(z, [-1, self.channels])
         distance = tf.reduce_sum(self.book**2, 1) - 2.0 * flat @ tf.transpose(self.book)
         nearest = tf.argmin(distance, 1, tf.int32)  # |z|^2 is the same for all codes
@@ -109,8 +116,13 @@ class Quantizer(layers.Layer):
         codes = tf.reshape(nearest, tf.shape(z)[:-1])
         return tf.reshape(straight, tf.shape(z)), {"codes": codes}
 
-    def learn(self, flat, nearest):
-        """Moves each code to the mean of its vectors, over all replicas (eq. 6 to 8)."""
+    def learn(self, flat: tf.Tensor, nearest: tf.Tensor) -> None:
+        """Updates the codes' moving averages over all replicas (eq. 6 to 8).
+
+        Args:
+          flat: The vectors of this replica [m, channels].
+          nearest: The index of the nearest code of each vector, int32 [m].
+        """
         flat = tfloss.cross_replica_concat(flat)
         whose = tf.one_hot(tfloss.cross_replica_concat(nearest), self.codes)
         part = tf.reduce_mean(whose, 0)
@@ -119,7 +131,7 @@ class Quantizer(layers.Layer):
 
         counts = self.decay * self.counts + (1 - self.decay) * tf.reduce_sum(whose, 0)
         sums = self.decay * self.sums + (1 - self.decay) * tf.transpose(whose) @ flat
-        # Vectors at even distances; another set in each step.
+        # Equally spaced vectors, others in each step.
         offset = tf.cast(tfloss.current_step() % 997, tf.int32)
         places = (tf.range(self.codes) * 7919 + offset) % tf.shape(flat)[0]
         dead = (counts < self.revive)[:, tf.newaxis]
@@ -129,15 +141,15 @@ class Quantizer(layers.Layer):
 
 
 class Gaussian(layers.Layer):
-    """A sample of a normal distribution, kept near the standard one by an annealed KL term.
+    """Samples from a normal distribution, with an annealed KL divergence from the standard one.
 
-    `[n, h, w, 2 * size] -> [n, h, w, size]`: mean and log-variance of each number. Its mean is
-    what is decoded in inference.
+    `[n, h, w, 2 * size] -> [n, h, w, size]`: the input has means and log-variances. Inference uses
+    the means.
 
     Args:
-      size: numbers in each place.
-      beta: weight of the divergence in the end, per pixel of the picture.
-      anneal: after so many steps; it grows from 0 in a straight line.
+      size: The number of latent variables at each position.
+      beta: The final weight of the divergence per pixel of the image.
+      anneal: The number of steps in which the weight grows linearly from 0 to `beta`.
     """
 
     def __init__(self, size: int = 4, beta: float = 0.01, anneal: int = 1_000):
@@ -145,7 +157,8 @@ class Gaussian(layers.Layer):
         self.channels, self.beta, self.anneal = 2 * size, beta, anneal
         self.random = keras.random.SeedGenerator(seed=1)
 
-    def call(self, z, training=False):
+    def call(self, z: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Returns a sample in training and the mean in inference, and no further predictions."""
         mean, log_variance = tf.split(z, 2, axis=-1)
         if not training:
             return mean, {}

@@ -105,7 +105,7 @@ def test_uncertainty_by_hand():
     model = _make(tasks=("mass",), uncertainty=True)()
     model(_batch(8), training=True)
     model.log_variance["mass"].assign(math.log(4.0))
-    plain = model.weighed({"mass": tf.constant(3.0)})["mass"]
+    plain = model.weighted({"mass": tf.constant(3.0)})["mass"]
     np.testing.assert_allclose(plain, 3 / 4 + math.log(4) / 2, rtol=1e-6)
 
 
