@@ -1,4 +1,4 @@
-"""Handwritten digits, 1,797 real pictures of 8x8: the first thing to run.
+"""A small conv net on 1,797 real images of handwritten digits, 8x8: the first example to run.
 
     python examples/digits/train.py --config=configs/digits.py --workdir=runs/digits
 
@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The recipe. Any value can be changed with --config.name=value."""
+    """Returns the config. --config.name=value overrides a value."""
     config = ConfigDict()
-    config.data_dir = "data"  # where TFDS prepares the digits, once
+    config.data_dir = "data"  # directory of TFDS; the digits are prepared there once
     config.batch_size = 64
     config.steps = 1_000
     config.eval_every = 250

@@ -2,9 +2,10 @@
 
     python examples/fashion/train.py --config=configs/fashion_mobilenet.py --workdir=runs/mobilenet
 
-From scratch; `--config.application.weights=imagenet` begins with weights that Keras downloads.
+It trains from scratch. `--config.application.weights=imagenet` starts from weights that Keras
+downloads.
 
-Result: 81.7 % of the test pictures (seeds 0 to 2: 81.1 to 82.2 %).
+Result: 81.7 % of the test images (seeds 0 to 2: 81.1 to 82.2 %).
 Time: 2.2 minutes on 2 CPU cores.
 """
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """The recipe. Any value can be changed with --config.name=value."""
+    """Returns the config. --config.name=value overrides a value."""
     config = ConfigDict()
     config.data_dir = "data"
     config.batch_size = 64

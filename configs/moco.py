@@ -1,8 +1,8 @@
 """MoCo on Fashion-MNIST: an encoder trained without labels.
 
-python examples/moco/train.py --config=configs/moco.py --workdir=runs/moco
+    python examples/moco/train.py --config=configs/moco.py --workdir=runs/moco
 
-Result: linear probe 83.3 % (seeds 0 to 2: 83.0 to 83.5 %), 79.1 % on random weights.
+Result: linear probe 83.3 % (seeds 0 to 2: 83.0 to 83.5 %), 79.1 % with random weights.
 Time: 2 minutes on 2 CPU cores.
 """
 
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The recipe. Any value can be changed with --config.name=value."""
+    """Returns the config. --config.name=value overrides a value."""
     config = ConfigDict()
     config.data_dir = "data"
     config.batch_size = 128

@@ -1,10 +1,10 @@
-"""The detector on tree crowns in aerial pictures, drawn by hand: real data, and little of it.
+"""The detector on tree crowns in aerial images, a small data set annotated by hand.
 
     pip install --no-deps --target build/deepforest deepforest==2.1.0
     PYTHONPATH=build/deepforest python examples/detector/train.py --config=configs/tree_crowns.py \
         --workdir=runs/tree_crowns
 
-Result: AP50 0.281 (seeds 0 to 2: 0.260 to 0.313) on 72 tiles of another place.
+Result: AP50 0.281 (seeds 0 to 2: 0.260 to 0.313) on 72 tiles of another site.
 Time: 4.7 minutes on 2 CPU cores.
 """
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The recipe. Any value can be changed with --config.name=value."""
+    """Returns the config. --config.name=value overrides a value."""
     config = ConfigDict()
     config.dataset = "tree_crowns"
     config.data_dir = "data"
@@ -21,8 +21,8 @@ def get_config() -> ConfigDict:
     config.eval_every = 250
     config.max_boxes = 16
     config.cache = True
-    config.mirror = ("columns", "rows", "diagonal")  # from above there is no up
-    config.jitter = 1.0  # the places were seen by other light, and not as sharply
+    config.mirror = ("columns", "rows", "diagonal")  # aerial images have no up
+    config.jitter = 1.0  # lighting and sharpness differ between the sites
     config.model = ConfigDict()
     config.model.image_size = (128, 128)
     config.model.anchor_sizes = ((14, 20), (28, 40), (56, 80))

@@ -1,10 +1,10 @@
-"""VQ-VAE on Fashion-MNIST: pictures as 7x7 of 128 codes, 343 bits in place of 6,272.
+"""VQ-VAE on Fashion-MNIST: images as 7x7 of 128 codes, 343 bits instead of 6,272.
 
     python examples/vqvae/train.py --config=configs/vqvae.py --workdir=runs/vqvae
 
 `--config.bottleneck=gaussian` makes it a beta-VAE with an annealed KL term.
 
-Result: squared error 0.0057 of test pictures in [0, 1] (seeds 0 to 2: 0.0056 to 0.0058).
+Result: squared error 0.0057 on test images in [0, 1] (seeds 0 to 2: 0.0056 to 0.0058).
 Time: 2 minutes on 2 CPU cores.
 """
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The recipe. Any value can be changed with --config.name=value."""
+    """Returns the config. --config.name=value overrides a value."""
     config = ConfigDict()
     config.data_dir = "data"
     config.batch_size = 64

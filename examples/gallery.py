@@ -1,10 +1,10 @@
 """Trains every example with several seeds and writes the table of examples/README.md.
 
-    python examples/gallery.py                   # 3 seeds, all examples: about 40 minutes
+    python examples/gallery.py                   # 3 seeds of all examples: about 40 minutes
     python examples/gallery.py digits gan --seeds=1
 
-Runs lie in runs/gallery. One that is done is not trained again, so that the command goes on where
-it was interrupted; delete the folder to begin anew.
+It writes to runs/gallery and skips runs that are complete, so the same command continues after an
+interruption. Delete the directory to train everything again.
 """
 
 import argparse
@@ -23,20 +23,30 @@ BEGIN, END = "<!-- gallery: written by gallery.py -->", "<!-- end of gallery -->
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A script, its recipe, and which of its results are shown: name, format."""
+    """An example of the table.
+
+    Attributes:
+      folder: The directory of the script, under examples/.
+      what: A short description.
+      shown: The results to show, `{name: format}`.
+      config_name: The name of the config, if it differs from the directory.
+      picture: The name of the image under docs/, without suffix.
+    """
 
     folder: str
     what: str
     shown: dict[str, str]
-    recipe: str = ""
+    config_name: str = ""
     picture: str = ""
 
     @property
     def config(self) -> str:
-        return self.recipe or self.folder
+        """The name of the config."""
+        return self.config_name or self.folder
 
     @property
     def command(self) -> str:
+        """The command that trains the example."""
         config = f"--config=configs/{self.config}.py --workdir=runs/{self.config}"
         return f"python examples/{self.folder}/train.py {config}"
 
@@ -54,7 +64,7 @@ EXAMPLES = [
         "fashion",
         "A model of `keras.applications`, unchanged, from scratch",
         {"accuracy": PERCENT},
-        recipe="fashion_mobilenet",
+        config_name="fashion_mobilenet",
     ),
     Example(
         "detector",
@@ -64,25 +74,39 @@ EXAMPLES = [
     ),
     Example(
         "detector",
-        "The same on tree crowns in aerial pictures",
+        "The same on tree crowns in aerial images",
         {"coco/box/AP50": "{:.3f}"},
-        recipe="tree_crowns",
+        config_name="tree_crowns",
         picture="examples/tree_crowns",
     ),
     Example(
         "penguins",
-        "Five optional tasks, labels missing",
+        "Five optional tasks with missing labels",
         {"species_accuracy": PERCENT, "sex_accuracy": PERCENT, "mass_error": "{:.0f} g"},
         picture="examples/penguins",
     ),
-    Example("gan", "A GAN with R1", {"frechet": "{:.2f}"}, picture="examples/gan"),
-    Example("moco", "Learning without labels", {"probe": PERCENT}, picture="examples/moco"),
-    Example("vqvae", "Pictures as codes", {"squared_error": "{:.5f}"}, picture="examples/vqvae"),
+    Example("gan", "A GAN with R1 penalty", {"frechet": "{:.2f}"}, picture="examples/gan"),
+    Example("moco", "Self-supervised learning (MoCo)", {"probe": PERCENT}, picture="examples/moco"),
+    Example(
+        "vqvae",
+        "Images as discrete codes (VQ-VAE)",
+        {"squared_error": "{:.5f}"},
+        picture="examples/vqvae",
+    ),
 ]
 
 
 def train(example: Example, seed: int, flags: list[str]) -> dict[str, float]:
-    """The results of one run, `{"accuracy": ..., "seconds": ...}`; kept beside it."""
+    """Trains an example, unless this run is complete.
+
+    Args:
+      example: The example.
+      seed: The seed of the run.
+      flags: Further flags of the script.
+
+    Returns:
+      The results, `{"accuracy": ..., "seconds": ...}`.
+    """
     workdir = ROOT / "runs" / "gallery" / f"{example.config}_{seed}"
     kept = workdir / "gallery.json"
     if not kept.exists():
@@ -101,7 +125,15 @@ def train(example: Example, seed: int, flags: list[str]) -> dict[str, float]:
 
 
 def line(example: Example, found: list[dict[str, float]]) -> str:
-    """The row of an example: mean, and in brackets the least and the most of its runs."""
+    """Formats the row of an example.
+
+    Args:
+      example: The example.
+      found: The results of its runs.
+
+    Returns:
+      The row in Markdown: the mean of each result, and its minimum and maximum in brackets.
+    """
     shown = []
     for name, form in example.shown.items():
         values = [one[name] for one in found]
@@ -119,8 +151,9 @@ def line(example: Example, found: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("examples", nargs="*", help="recipes' names; all by default")
+    """Trains the examples and rewrites the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("examples", nargs="*", help="names of configs; all by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data_dir", default="data")
     flags = parser.parse_args()
@@ -138,7 +171,7 @@ def main() -> None:
     text = README.read_text()
     before, rest = text.split(BEGIN)
     old, after = rest.split(END)
-    for row in old.splitlines():  # rows that were not asked for stay
+    for row in old.splitlines():  # other rows stay as they are
         name = row.removeprefix("| [").partition("]")[0]
         if row.startswith("| [") and name not in rows:
             rows[name] = row

@@ -1,12 +1,14 @@
-"""The same training without `tfloss.Trainer`: a loop of one's own, from the same parts.
+"""Training without `tfloss.Trainer`: a custom loop, made of the same parts.
 
     python examples/plain_loop.py
 
-For loops that nobody foresaw. `TrainStep` is what one update is; everything else here is
-plain TensorFlow. `tests/equivalence/test_levels.py` shows that it ends with the very same weights.
+For loops that `Trainer` can't do. `TrainStep` makes one update; everything else here is plain
+TensorFlow. `tests/equivalence/test_levels.py` shows that the weights are identical in the end.
 """
 
 import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,13 +18,14 @@ import tfloss
 
 
 class Regression(keras.Model):
-    """Fits a line through noisy points; reports the error and a penalty on the slope."""
+    """Fits a line to noisy points. It reports the error and a penalty on the slope."""
 
     def __init__(self):
         super().__init__(name="regression")
         self.dense = keras.layers.Dense(1)
 
-    def call(self, batch, training=False):
+    def call(self, batch: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the losses in training, and predictions in inference."""
         y = self.dense(batch["x"])
         if training:
             error = tf.reduce_mean((y - batch["y"]) ** 2)
@@ -32,7 +35,14 @@ class Regression(keras.Model):
 
 
 def points(batch_size: int = 16) -> tf.data.Dataset:
-    """y = 3 x + 1 with noise, in endless batches."""
+    """Makes endless batches of points y = 3 x + 1 with noise.
+
+    Args:
+      batch_size: The number of points in a batch.
+
+    Returns:
+      Batches `{"x": float32 [n, 1], "y": float32 [n, 1]}`.
+    """
     random = np.random.RandomState(0)
     x = random.uniform(-1, 1, [256, 1]).astype(np.float32)
     y = 3 * x + 1 + 0.1 * random.randn(256, 1).astype(np.float32)
@@ -40,8 +50,20 @@ def points(batch_size: int = 16) -> tf.data.Dataset:
     return data.batch(batch_size, drop_remainder=True).repeat()
 
 
-def train(strategy: tf.distribute.Strategy, steps: int, logdir: str, log_every: int = 50):
-    """Trains for `steps` updates and returns the model and its last losses."""
+def train(
+    strategy: tf.distribute.Strategy, steps: int, logdir: str, log_every: int = 50
+) -> tuple[keras.Model, dict[str, float]]:
+    """Trains a model.
+
+    Args:
+      strategy: The distribution strategy.
+      steps: The number of updates.
+      logdir: The directory for TensorBoard.
+      log_every: The number of updates between two logs.
+
+    Returns:
+      The model, and the losses and scalar summaries of the last logged update.
+    """
     with strategy.scope():
         model = Regression()
         step = tfloss.TrainStep(model, keras.optimizers.Adam(0.05))
@@ -51,14 +73,14 @@ def train(strategy: tf.distribute.Strategy, steps: int, logdir: str, log_every: 
     writer = tf.summary.create_file_writer(logdir)
 
     @tf.function(autograph=False)
-    def silent(iterator, count):  # the model's summaries are not even computed
+    def silent(iterator: Iterator[Any], count: tf.Tensor) -> None:  # computes no summaries
         tf.while_loop(lambda i: i < count, lambda i: (step(next(iterator)), i + 1)[1:], [0])
 
     @tf.function(autograph=False)
-    def logged(iterator):
+    def logged(iterator: Iterator[Any]) -> dict[str, tf.Tensor]:
         return step(next(iterator), recording=True).scalars
 
-    scalars = {}
+    scalars: dict[str, float] = {}
     for last in range(log_every, steps + 1, log_every):
         silent(iterator, tf.constant(log_every - 1))
         scalars = {name: float(value) for name, value in logged(iterator).items()}

@@ -1,4 +1,7 @@
-"""Any TFDS detection data set with the features of coco/2017, as batches of static shapes."""
+"""Any TFDS detection data set with the features of coco/2017, in batches of static shapes."""
+
+from collections.abc import Callable, Collection
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -8,12 +11,19 @@ import tfloss.datasets.tree_crowns  # noqa: F401
 from tfloss.data.tfds_prepare import prepared
 
 
-def batches(config, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset, list[str]]:
-    """Endless training batches, test batches once, and the names of the classes.
+def batches(config: Any, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset, list[str]]:
+    """Makes the data sets.
 
     Images keep their aspect ratio: they are resized to fit `config.model.image_size` and padded
-    with 0 below and to the right; boxes are in pixels of the result. Order and augmentation depend
-    on the seed alone. `Detector` says what a batch holds.
+    with 0 below and to the right. Boxes are in pixels of the result.
+
+    Args:
+      config: The config of the run (`configs/detector.py`).
+      seed: The seed of the training order and of the augmentation.
+
+    Returns:
+      Endless training batches and the test batches once, as `Detector` describes them; and the
+      names of the classes, in label order.
     """
     tfds.disable_progress_bar()
     builder = prepared(
@@ -40,8 +50,8 @@ def batches(config, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset, list[s
     return train, test.batch(config.batch_size), builder.info.features["objects"]["label"].names
 
 
-def _fit(example, size: tuple[int, int], places: int):
-    """One example of `Detector`'s batch: resized, objects in `places` places."""
+def _fit(example: dict[str, Any], size: tuple[int, int], max_boxes: int) -> dict[str, Any]:
+    """Resizes an example's image to (height, width), and pads its objects to `max_boxes`."""
     image = tf.cast(example["image"], tf.float32) / 255.0
     before = tf.cast(tf.shape(image)[:2], tf.float32)
     after = before * tf.reduce_min(tf.constant(size, tf.float32) / before)
@@ -52,34 +62,40 @@ def _fit(example, size: tuple[int, int], places: int):
     fitted = {
         "image": tf.ensure_shape(image, [*size, example["image"].shape[-1]]),
         "id": example["image/id"],
-        "boxes": _places(objects["bbox"] * tf.tile(after, [2]), places, 0.0),
-        "labels": _places(objects["label"], places, -1),
-        "crowd": _places(objects["is_crowd"], places, False),
+        "boxes": _padded(objects["bbox"] * tf.tile(after, [2]), max_boxes, 0.0),
+        "labels": _padded(objects["label"], max_boxes, -1),
+        "crowd": _padded(objects["is_crowd"], max_boxes, False),
     }
     if "polygon" in objects:
-        fitted["polygons"] = _places(objects["polygon"] * after, places, 0.0)
+        fitted["polygons"] = _padded(objects["polygon"] * after, max_boxes, 0.0)
     return fitted
 
 
-def _places(values, places: int, padding):
-    """The first `places` values, padded to as many."""
-    values = values[:places]
-    missing = tf.fill([places - tf.shape(values)[0], *values.shape[1:]], padding)
+def _padded(values: tf.Tensor, length: int, padding: float) -> tf.Tensor:
+    """Cuts or pads values to a length."""
+    values = values[:length]
+    missing = tf.fill([length - tf.shape(values)[0], *values.shape[1:]], padding)
     return tf.ensure_shape(
-        tf.concat([values, tf.cast(missing, values.dtype)], 0), [places, *values.shape[1:]]
+        tf.concat([values, tf.cast(missing, values.dtype)], 0), [length, *values.shape[1:]]
     )
 
 
-def _augmented(example, seed, config):
+def _augmented(example: dict[str, Any], seed: tf.Tensor, config: Any) -> dict[str, Any]:
     draw = tf.random.stateless_uniform([10], seed)
     example = mirror(example, draw[:3] < 0.5, config.mirror)
     return {**example, "image": jitter(example["image"], draw[3:], config.jitter)}
 
 
-def jitter(image, draw, strength: float):
-    """The image as another camera and light would have it: other colours, contrast, sharpness.
+def jitter(image: tf.Tensor, draw: tf.Tensor, strength: float) -> tf.Tensor:
+    """Varies colours, contrast and sharpness, as another camera and light would.
 
-    draw: [7] numbers in [0, 1). strength: 0 changes nothing, 1 is a lot.
+    Args:
+      image: An image [h, w, c] in [0, 1].
+      draw: Seven random numbers in [0, 1).
+      strength: The strength of the changes; 0 changes nothing, 1 is strong.
+
+    Returns:
+      An image of the same shape and range.
     """
     if not strength:
         return image
@@ -90,37 +106,45 @@ def jitter(image, draw, strength: float):
     kernel = tf.tile((row[:, tf.newaxis] * row)[:, :, tf.newaxis, tf.newaxis], [1, 1, channels, 1])
     wide = tf.pad(image[tf.newaxis], [[0, 0], [2, 2], [2, 2], [0, 0]], "SYMMETRIC")
     soft = tf.nn.depthwise_conv2d(wide, kernel, [1, 1, 1, 1], "VALID")[0]
-    # From twice as sharp to fully smoothed.
+    # The sharpness varies between doubled and fully smoothed.
     image += strength * (2.0 * draw[5] - 1.0) * (soft - image)
     return tf.clip_by_value(image, 0.0, 1.0)
 
 
-def mirror(example, coins, allowed):
-    """The example, mirrored in each of the allowed ways whose coin shows True.
+def mirror(example: dict[str, Any], coins: tf.Tensor, allowed: Collection[str]) -> dict[str, Any]:
+    """Flips an example along each of the allowed axes whose coin is True.
 
-    "columns" changes left and right, "rows" above and below, "diagonal" rows and columns, for
-    square images. With all three, an image is seen in all of a square's eight positions.
+    Args:
+      example: An example with `"image"` and `"boxes"`.
+      coins: Three booleans, for "columns", "rows" and "diagonal".
+      allowed: Some of these names. "columns" flips left and right, "rows" flips top and bottom,
+        "diagonal" transposes square images. All three together give the eight symmetries of a
+        square.
+
+    Returns:
+      The flipped example.
     """
-    for coin, way in zip(tf.unstack(coins, 3), ("columns", "rows", "diagonal"), strict=True):
-        if way in allowed:
-            turned = _mirrored(example, way)
-            example = {k: tf.where(coin, v, example[k]) for k, v in turned.items()}
+    for coin, axis in zip(tf.unstack(coins, 3), ("columns", "rows", "diagonal"), strict=True):
+        if axis in allowed:
+            flipped = _flipped(example, axis)
+            example = {k: tf.where(coin, v, example[k]) for k, v in flipped.items()}
     return example
 
 
-def _mirrored(example, way: str):
-    """Corners (y, x) are mirrored as pixels are; a box is its two corners, put in order again."""
+def _flipped(example: dict[str, Any], axis: str) -> dict[str, Any]:
+    """Flips pixels and corners (y, x) in the same way, and sorts the two corners of a box again."""
     image = example["image"]
     height, width = image.shape[:2]
-    picture, place = {
+    flips: dict[str, tuple[Any, Callable[[Any], Any]]] = {
         "columns": (image[:, ::-1], lambda corner: [0.0, width] + corner * [1.0, -1.0]),
         "rows": (image[::-1], lambda corner: [height, 0.0] + corner * [-1.0, 1.0]),
         "diagonal": (tf.transpose(image, [1, 0, 2]), lambda corner: corner[..., ::-1]),
-    }[way]
-    corners = place(tf.reshape(example["boxes"], [-1, 2, 2]))
+    }
+    pixels, flip = flips[axis]
+    corners = flip(tf.reshape(example["boxes"], [-1, 2, 2]))
     boxes = tf.concat([tf.reduce_min(corners, 1), tf.reduce_max(corners, 1)], 1)
-    there = tf.reduce_any(example["boxes"] > 0, -1, keepdims=True)
-    turned = {"image": picture, "boxes": tf.where(there, boxes, 0.0)}  # padding stays 0
+    real = tf.reduce_any(example["boxes"] > 0, -1, keepdims=True)
+    flipped = {"image": pixels, "boxes": tf.where(real, boxes, 0.0)}  # padding stays 0
     if "polygons" in example:
-        turned["polygons"] = place(example["polygons"])
-    return {**example, **turned}
+        flipped["polygons"] = flip(example["polygons"])
+    return {**example, **flipped}

@@ -3,6 +3,9 @@
 python examples/detector/train.py --config=configs/detector.py --workdir=runs/detector
 """
 
+from pathlib import Path
+from typing import Any
+
 import tfloss
 from tfloss import app
 
@@ -29,14 +32,14 @@ def main(run: app.Run) -> None:
         optimizer = keras.optimizers.AdamW(rate, config.optimizer.weight_decay)
     every = tfloss.Every(steps=config.eval_every)
 
-    def export(model, path):
+    def export(model: keras.Model, path: Path) -> None:
         spec = tf.TensorSpec([None, *test.element_spec["image"].shape[1:]])
         tfloss.export(model, path, inputs={"image": spec})
 
-    def draw(batch, found):
-        found = [found[key][:4] for key in ("boxes", "scores", "labels", "masks") if key in found]
+    def draw(batch: dict[str, Any], found: dict[str, Any]) -> Any:
+        shown = [found[key][:4] for key in ("boxes", "scores", "labels", "masks") if key in found]
         return drawing.draw_boxes(
-            batch["image"][:4], *found, class_names=names, score_threshold=0.3
+            batch["image"][:4], *shown, class_names=names, score_threshold=0.3
         )
 
     run.train_and_evaluate(

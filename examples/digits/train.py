@@ -3,6 +3,8 @@
 python examples/digits/train.py --config=configs/digits.py --workdir=runs/digits
 """
 
+from pathlib import Path
+
 import tfloss
 from tfloss import app
 
@@ -28,7 +30,7 @@ def main(run: app.Run) -> None:
             lambda batch, predictions: (batch["label"], predictions["probabilities"]),
         )
 
-    def export(model, path):
+    def export(model: keras.Model, path: Path) -> None:
         tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 8, 8, 1])})
 
     run.train_and_evaluate(

@@ -3,6 +3,8 @@
 python examples/fashion/train.py --config=configs/fashion.py --workdir=runs/fashion
 """
 
+from pathlib import Path
+
 import tfloss
 from tfloss import app
 
@@ -29,7 +31,7 @@ def main(run: app.Run) -> None:
             lambda batch, predictions: (batch["label"], predictions["probabilities"]),
         )
 
-    def export(model, path):
+    def export(model: keras.Model, path: Path) -> None:
         tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 28, 28, 1], tf.uint8)})
 
     run.train_and_evaluate(

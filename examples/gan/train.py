@@ -3,6 +3,8 @@
 python examples/gan/train.py --config=configs/gan.py --workdir=runs/gan
 """
 
+from pathlib import Path
+
 import tfloss
 from tfloss import app
 
@@ -28,7 +30,7 @@ def main(run: app.Run) -> None:
     step = AlternatingStep if config.alternating else tfloss.TrainStep
     metrics = {"frechet": Frechet(classifier(run.workdir / "scorer.keras", config.data_dir))}
 
-    def export(model, path):
+    def export(model: keras.Model, path: Path) -> None:
         tfloss.export(model, path, inputs={"latent": tf.TensorSpec([None, config.model.latent])})
 
     run.train_and_evaluate(

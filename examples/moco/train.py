@@ -3,6 +3,8 @@
 python examples/moco/train.py --config=configs/moco.py --workdir=runs/moco
 """
 
+from pathlib import Path
+
 import tfloss
 from tfloss import app
 
@@ -25,7 +27,7 @@ def main(run: app.Run) -> None:
         )
         optimizer = keras.optimizers.AdamW(rate, config.optimizer.weight_decay)
 
-    def export(model, path):
+    def export(model: keras.Model, path: Path) -> None:
         tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 28, 28, 1])})
 
     run.train_and_evaluate(

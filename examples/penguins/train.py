@@ -3,6 +3,8 @@
 python examples/penguins/train.py --config=configs/penguins.py --workdir=runs/penguins
 """
 
+from pathlib import Path
+
 import tfloss
 from tfloss import app
 
@@ -27,7 +29,7 @@ def main(run: app.Run) -> None:
     fade = keras.optimizers.schedules.PolynomialDecay(1.0, config.steps // 2, 0.0)
     weights = {"reconstruction": fade} if "reconstruction" in model.tasks else None
 
-    def export(model, path):
+    def export(model: keras.Model, path: Path) -> None:
         island = tf.TensorSpec([None], tf.int64)
         inputs = {"measurements": tf.TensorSpec([None, 3]), "island": island}
         tfloss.export(model, path, inputs=inputs)

@@ -3,6 +3,8 @@
 python examples/vqvae/train.py --config=configs/vqvae.py --workdir=runs/vqvae
 """
 
+from pathlib import Path
+
 import tfloss
 from tfloss import app
 
@@ -27,7 +29,7 @@ def main(run: app.Run) -> None:
             lambda batch, predictions: (batch["image"], predictions["reconstruction"]),
         )
 
-    def export(model, path):
+    def export(model: keras.Model, path: Path) -> None:
         tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 28, 28, 1])})
 
     run.train_and_evaluate(
