@@ -240,12 +240,12 @@ CONTENDERS = {
     "tfloss, XLA loop": lambda work: Tfloss(work, jit="loop"),
     "fit": Fit,
     "fit, jit": lambda work: Fit(work, jit_compile=True),
-    "fit, many a call": lambda work: Fit(work, steps_per_execution=work.loop),
-    "fit, many a call, jit": lambda work: Fit(
+    "fit, many steps/call": lambda work: Fit(work, steps_per_execution=work.loop),
+    "fit, many steps/call, jit": lambda work: Fit(
         work, steps_per_execution=work.loop, jit_compile=True
     ),
     "Orbit": Orbit,
-    "hand, one a call": lambda work: Hand(work, "call"),
+    "hand, one step/call": lambda work: Hand(work, "call"),
     "hand, loop": lambda work: Hand(work, "range"),
     "hand, loop of XLA steps": lambda work: Hand(work, "steps"),
     "hand, XLA loop": lambda work: Hand(work, "whole"),

@@ -21,8 +21,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 RESULT = HERE.parents[1] / "runs" / "speed.json"
 NAMES = ("mlp", "small", "cnn", "transformer", "tasks", "detector")
-TUNED = ("fit, jit", "fit, many a call", "fit, many a call, jit")
-HAND = ("hand, loop", "hand, one a call", "hand, loop of XLA steps", "hand, XLA loop")
+TUNED = ("fit, jit", "fit, many steps/call", "fit, many steps/call, jit")
+HAND = ("hand, loop", "hand, one step/call", "hand, loop of XLA steps", "hand, XLA loop")
 CONTENDERS = (*HAND, "fit", *TUNED, "Orbit", "tfloss")
 # Who begins at once, and in how much memory: in the same mode as by hand.
 STARTED = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))

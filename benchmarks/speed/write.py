@@ -86,7 +86,7 @@ def ratios(result: dict) -> list[str]:
 
 def checks(result: dict) -> list[str]:
     """Losses, times to the first call, memory."""
-    columns = ["first step, s", "peak memory, MB", "the same, XLA loop"]
+    columns = ["first step, s", "peak memory, MB", "XLA loop: peak memory, MB"]
     lines = [
         "| | loss of the first steps | " + " | ".join(columns) + " |",
         "| --- |" + " --- |" * 4,
@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--written", action="store_true", help="don't measure again")
     if not parser.parse_args().written:
-        some = [f"--only={name}" for name in ("fit", "fit, many a call", "Orbit", "tfloss")]
+        some = [f"--only={name}" for name in ("fit", "fit, many steps/call", "Orbit", "tfloss")]
         measure = [sys.executable, str(HERE / "measure.py")]
         subprocess.run([*measure, *(n for n in NAMES if n != "detector")], check=True)
         subprocess.run([*measure, "detector", *some], check=True)

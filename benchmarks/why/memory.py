@@ -101,7 +101,7 @@ def measured(model_name: str, form: str, mode: str) -> int:
 
 def table() -> str:
     """In Markdown: MB, and how much more the split form needs."""
-    rows = ["| | | one forward | model + losses | more |", "| --- | --- | --: | --: | --: |"]
+    rows = ["| | | one forward | model + losses | difference |", "| --- | --- | --: | --: | --: |"]
     for model_name, title in MODELS.items():
         for mode in MODES:
             found = {form: [] for form in FORMS}

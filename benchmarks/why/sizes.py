@@ -97,7 +97,7 @@ def crossing(name: str, form: str) -> tuple[int, int]:
 def table() -> str:
     """In Markdown."""
     rows = [
-        "| | | functions | lines | decisions on a task | tensors that cross | their bytes |",
+        "| | | functions | lines | decisions on a task | tensors that cross | size in bytes |",
         "| --- | --- | --: | --: | --: | --: | --: |",
     ]
     for (name, kind), form in FORMS.items():
