@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tfloss.checkpoint.load_weights import load_weights
     from tfloss.distribute.strategy import make_strategy
     from tfloss.engine.engine import Engine
-    from tfloss.evaluation import metric
+    from tfloss.evaluation.metrics import metric
     from tfloss.forward.context import current_step
     from tfloss.forward.global_batch import cross_replica_concat, global_mean, global_sum
     from tfloss.forward.losses import add_loss
@@ -48,7 +48,7 @@ _WHERE = {
     "global_sum": "forward.global_batch",
     "load_weights": "checkpoint.load_weights",
     "make_strategy": "distribute.strategy",
-    "metric": "evaluation",
+    "metric": "evaluation.metrics",
 }
 _MODULES = ("adapters", "app", "data", "errors", "hooks", "replay", "summary")
 

@@ -57,7 +57,7 @@ def test_weights_broadcast_and_half_precision_is_summed_in_float32():
 
 
 def test_integers_are_refused():
-    with pytest.raises(LossError, match="need floats, got int32"):
+    with pytest.raises(LossError, match="need floating-point values, got int32"):
         global_mean(tf.constant([1, 2]))
 
 

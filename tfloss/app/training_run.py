@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tfloss.data import Source
     from tfloss.data.distributed import Data
-    from tfloss.evaluation import BoundMetric, HostMetric
+    from tfloss.evaluation.metrics import BoundMetric, HostMetric
     from tfloss.hooks import Every, Hook, OnSteps
     from tfloss.trainer.trainer import Trainer
 

@@ -1,20 +1,20 @@
-"""What code inside a model can reach while it is being trained: the forward context.
+"""The forward context: what code inside a model can reach while the model is trained.
 
     with forward_context(step, recording=True) as context:    # replica, traced
         returned = model(batch, training=True)
     context.losses, context.summaries
 
-One context belongs to one replica and one forward pass. It is opened inside the function
-given to `strategy.run`, since replicas run in threads of their own where nothing set in the
-main thread is visible. Outside of it `tfloss.summary.*` does nothing and `add_loss` is
-Keras's own.
+A context belongs to one replica and one forward pass. It is opened inside the function that
+`strategy.run` calls, because each replica runs in its own thread and does not see what the main
+thread has set. Outside of a context `tfloss.summary.*` does nothing and `add_loss` is that of
+Keras.
 """
 
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
@@ -28,31 +28,69 @@ from tfloss.inspect.source_lines import caller_line
 
 @dataclasses.dataclass(frozen=True)
 class AddedLoss:
-    """One value given to `layer.add_loss`, with the name given by `tfloss.add_loss` or None."""
+    """One value passed to `layer.add_loss`. Replica code, traced.
+
+    Attributes:
+      layer: Layer whose `add_loss` was called.
+      name: Name passed to `tfloss.add_loss`, or None.
+      value: The loss, as it was passed.
+    """
 
     layer: keras.Layer
     name: str | None
     value: Any
 
 
-class ForwardContext:
-    """The losses and summaries of one replica's forward pass, and its step.
+class Normalisers(Protocol):
+    """Where `global_mean` takes its global sums from; see `tfloss.forward.global_batch`."""
 
-    share: what this forward pass counts in the objective, its fraction of the examples of the
-      step; the shares of all replicas and micro-batches sum to 1.
-    normalisers: how `global_mean` finds its global sums here; None: by reducing over replicas.
+    def mean(self, total: tf.Tensor, weight: tf.Tensor, example_weight: Any) -> tf.Tensor:
+        """Returns the local part of a global mean. Replica code, traced.
+
+        Args:
+          total: Local weighted sum of the values, float32 scalar.
+          weight: Local sum of the weights, float32 scalar.
+          example_weight: Weight of this forward pass in the objective.
+        """
+        ...
+
+
+class ForwardContext:
+    """The step, losses and summaries of one replica's forward pass. Replica code, traced.
+
+    Attributes:
+      step: Number of completed updates, int64 scalar tensor.
+      recording: Whether summaries are recorded.
+      example_weight: Weight of this forward pass in the objective.
+      normalisers: Where `global_mean` takes its global sums from, or None.
+      losses: The values passed to `add_loss` so far.
+      summaries: The summaries recorded so far. The key is the name, with a suffix for each tensor
+        of a drawing.
+      prefixes: Prefixes of the open `tfloss.summary.scope`s.
+      pending_name: Name that `tfloss.add_loss` gives to the next loss, or None.
+      collecting: Whether losses and summaries are accepted.
     """
 
     def __init__(
         self,
         step: tf.Tensor,
         recording: bool,
-        share: "float | tf.Tensor" = 1.0,
-        normalisers: Any = None,
+        example_weight: "float | tf.Tensor" = 1.0,
+        normalisers: Normalisers | None = None,
     ):
+        """Creates an empty context that belongs to the current graph.
+
+        Args:
+          step: Number of completed updates, int64 scalar tensor.
+          recording: Whether to record summaries.
+          example_weight: Weight of this forward pass in the objective: its fraction of the
+            examples of the step. The weights of all replicas and micro-batches sum to 1.
+          normalisers: Where `global_mean` takes its global sums from. If None, it reduces over the
+            replicas.
+        """
         self.step = step
         self.recording = recording
-        self.share = share
+        self.example_weight = example_weight
         self.normalisers = normalisers
         self.losses: list[AddedLoss] = []
         self.summaries: dict[str, RecordedSummary] = {}
@@ -63,7 +101,18 @@ class ForwardContext:
         self._claimed: dict[str, str] = {}
 
     def add_loss(self, layer: keras.Layer, value: Any) -> bool:
-        """Takes one `layer.add_loss(value)`. Returns False where Keras should have it."""
+        """Collects a call of `layer.add_loss(value)`.
+
+        Args:
+          layer: Layer whose `add_loss` was called.
+          value: Scalar tensor, or a nest of them.
+
+        Returns:
+          Whether the value was taken. If not, Keras should get it.
+
+        Raises:
+          LossError: The value can't leave the current graph, or its gradient would be lost.
+        """
         if not self.collecting or _upstream.in_scratch_graph():
             return False
         label = layer.path or layer.name
@@ -75,17 +124,26 @@ class ForwardContext:
         if not _upstream.gradient_is_recorded():
             raise LossError(
                 f"Layer {label!r} calls add_loss inside tf.recompute_grad or keras.remat "
-                f"({caller_line()}), where its value would count but its gradient would be lost. "
-                "Return the loss from the rematerialised block and add it outside."
+                f"({caller_line()}). The loss would be counted, but its gradient would be lost. "
+                "Return the loss from the rematerialised block and call add_loss outside."
             )
         for one in tf.nest.flatten(value):
             self.losses.append(AddedLoss(layer, self.pending_name, one))
         return True
 
     def claim(self, name: str) -> bool:
-        """Whether a summary of this full name may be recorded here; misuse raises.
+        """Reserves the name of a summary.
 
-        It is checked on steps that record nothing too, so that a mistake shows at step 1.
+        This runs at steps that record nothing too, so that a mistake shows at step 1.
+
+        Args:
+          name: Full name of the summary.
+
+        Returns:
+          Whether the summary may be recorded here.
+
+        Raises:
+          SummaryError: The name was used before, or the summary can't leave the current graph.
         """
         if not self.collecting or _upstream.in_scratch_graph():
             return False
@@ -106,31 +164,47 @@ class ForwardContext:
 
     @property
     def dropped(self) -> bool:
-        """Whether there were summaries that are not recorded here."""
+        """Whether the forward pass has summaries that were not recorded."""
         recorded = {summary.name for summary in self.summaries.values()}
         return not recorded.issuperset(self._claimed)
 
     def full_name(self, name: str) -> str:
-        """The name with the prefixes of the `tfloss.summary.scope`s around."""
+        """Returns a name with the prefixes of the open `tfloss.summary.scope`s."""
         return "/".join([*self.prefixes, name])
 
     def write(self, tag: str, tensor: Any, metadata: Any) -> bool:
-        """Takes one plain `tf.summary` call; returns False where TensorFlow should have it."""
+        """Collects a plain `tf.summary` call.
+
+        Args:
+          tag: Tag, with the path of the layer being called.
+          tensor: Tensor, or a function that returns it.
+          metadata: SummaryMetadata proto, or None.
+
+        Returns:
+          Whether the summary was taken. If not, TensorFlow should get it.
+
+        Raises:
+          SummaryError: The summary can't leave the current graph.
+        """
         if not self.collecting or _upstream.in_scratch_graph():
             return False
-        name = unique_name(tag, self._claimed)  # as TensorFlow does; tfloss.summary refuses
+        # TensorFlow makes tags unique too. tfloss.summary raises an error instead.
+        name = unique_name(tag, self._claimed)
         if self.claim(name) and self.recording:
             value: Any = tensor() if callable(tensor) else tf.convert_to_tensor(tensor)
             plugin = metadata.plugin_data.plugin_name if metadata is not None else ""
             kind = "scalar" if plugin == "scalars" else "raw"
-            self.summaries[name] = RecordedSummary(
-                name, kind, value, options={"metadata": metadata}
-            )
+            options = {"metadata": metadata}
+            self.summaries[name] = RecordedSummary(name, kind, value, options=options)
         return True
 
     @contextlib.contextmanager
-    def silent(self) -> Iterator[None]:
-        """Inside, what is reported is dropped: the inference forward reports nothing."""
+    def silent(self) -> Generator[None]:
+        """Drops the losses and summaries of the code inside, as for an inference forward.
+
+        Yields:
+          None.
+        """
         self.collecting = False
         try:
             yield
@@ -138,11 +212,14 @@ class ForwardContext:
             self.collecting = True
 
     @contextlib.contextmanager
-    def backward(self) -> Iterator[None]:
-        """Inside, the step is still known but what is reported is dropped.
+    def backward(self) -> Generator[None]:
+        """Makes the context current for a backward pass, and drops losses and summaries.
 
-        The backward pass runs rematerialised blocks again: they must see the same
-        `current_step()` and must not report twice.
+        The backward pass runs rematerialised blocks again. They must see the same `current_step()`
+        and must not report twice.
+
+        Yields:
+          None.
         """
         with self.silent(), _entered(self):
             yield
@@ -162,18 +239,21 @@ _local = threading.local()
 
 
 def current_context() -> ForwardContext | None:
-    """The context of the forward pass that this thread is in, or None."""
+    """Returns the context of this thread's forward pass, or None. Replica code, traced."""
     stack = getattr(_local, "stack", None)
     return stack[-1] if stack else None
 
 
 def current_step() -> tf.Tensor:
-    """The global step as a scalar int64 tensor, for annealing inside a model.
+    """Returns the global step, for annealing inside a model. Replica code, traced.
 
-    It counts completed updates, like the step a learning-rate schedule sees: 0 in the first
-    forward pass, right on every step of a multi-step call, the same for all micro-steps of
-    an update. In `Trainer.evaluate` it is the trainer's step. Where nobody trains (export,
-    plain Keras) it is 0. Called at trace time; its value changes every step.
+    The step counts completed updates, as a learning-rate schedule does: it is 0 in the first
+    forward pass, correct at every step of a multi-step call, and the same for all micro-batches of
+    an update. In `Trainer.evaluate` it is the trainer's step. Outside of tfloss (export, plain
+    Keras) it is 0.
+
+    Returns:
+      The step, int64 scalar tensor. Its value differs at every step.
     """
     context = current_context()
     return tf.constant(0, tf.int64) if context is None else context.step
@@ -183,18 +263,22 @@ def current_step() -> tf.Tensor:
 def forward_context(
     step: tf.Tensor,
     recording: bool,
-    share: "float | tf.Tensor" = 1.0,
-    normalisers: Any = None,
-) -> Iterator[ForwardContext]:
-    """Opens the context of one forward pass in this thread. Replica code, trace time.
+    example_weight: "float | tf.Tensor" = 1.0,
+    normalisers: Normalisers | None = None,
+) -> Generator[ForwardContext]:
+    """Opens the context of one forward pass in this thread. Replica code, traced.
 
     Args:
-      step: scalar int64 tensor, the number of completed updates.
-      recording: whether summaries are wanted. If not, their tensors are dropped, so that
-        the graph doesn't compute them.
-      share, normalisers: see `ForwardContext`.
+      step: Number of completed updates, int64 scalar tensor.
+      recording: Whether to record summaries. If False, their tensors are dropped, so that the
+        graph does not compute them.
+      example_weight: See `ForwardContext`.
+      normalisers: See `ForwardContext`.
+
+    Yields:
+      The context.
     """
-    context = ForwardContext(step, recording, share, normalisers)
+    context = ForwardContext(step, recording, example_weight, normalisers)
     with (
         _upstream.intercept_add_loss(_observe_add_loss),
         _upstream.intercept_tf_summary(_observe_write),
@@ -205,7 +289,7 @@ def forward_context(
 
 
 @contextlib.contextmanager
-def _entered(context: ForwardContext) -> Iterator[None]:
+def _entered(context: ForwardContext) -> Generator[None]:
     if not hasattr(_local, "stack"):
         _local.stack = []
     _local.stack.append(context)

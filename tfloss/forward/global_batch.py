@@ -1,15 +1,16 @@
-"""Reductions over the whole global batch, from inside a model's training forward.
+"""Reductions over the whole global batch, called inside a model's training forward.
 
     loss = tfloss.global_mean(per_box_loss, is_positive)
 
-A loss that is divided by something which differs between replicas (positives, valid pixels,
-tokens) is not the mean of the replicas' own quotients. These functions divide by the global
-count, so that 1, 2 and 8 replicas compute the same loss and the same gradient. On one
-replica, and outside of training, they are the plain local formulas. Replica code, traced.
+A loss may be divided by a number that differs between replicas, such as positives, valid pixels or
+tokens. The mean over replicas of such quotients is not the quotient of the global batch. These
+functions divide by the global count, so that 1, 2 and 8 replicas compute the same loss and the same
+gradient. On one replica, and outside of training, they are the plain local formulas. Replica code,
+traced.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -20,66 +21,83 @@ from tfloss.forward.context import current_context
 
 
 def global_mean(values: Any, weights: Any = None) -> tf.Tensor:
-    """`sum(values * weights) / sum(weights)`, both over the global batch.
+    """Computes `sum(values * weights) / sum(weights)`, with both sums over the global batch.
 
-    The global batch is everything that one update sees: all replicas and all micro-batches.
+    The global batch is everything one update uses: all replicas and all micro-batches. Runs
+    traced, in replica code.
 
     Args:
-      values: floating-point tensor of any shape, on each replica its own.
-      weights: None, or a tensor that broadcasts against `values`: a mask, counts. An element
-        of weight 0 takes no part, even if its value is NaN or infinite. (Its gradient is 0,
-        but what computed the value multiplies that by its own: mask the argument of a
-        logarithm or a root, not only the result.)
+      values: Floating-point tensor of any shape, different on each replica.
+      weights: Mask, counts or other weights that broadcast against `values`, or None. Values with
+        weight 0 are ignored, even if they are NaN or infinite. Their gradient is 0, but the
+        gradient of the code that computed them multiplies this 0 by its own factor. So mask the
+        argument of a logarithm or a root, not only the result.
 
     Returns:
-      A float32 scalar on each replica. Their mean over replicas (weighted by the examples that
-      each has), which is what a `TrainStep` minimises and logs, is the global mean, and so is
-      its gradient. It is 0, with gradient 0, where the sum of weights is 0: on one replica or
-      on all.
+      A float32 scalar on each replica. The mean of these over replicas, weighted by their numbers
+      of examples, is the global mean; the same holds for the gradients. `TrainStep` minimises and
+      logs this mean. It is 0, with gradient 0, if the sum of all weights is 0.
 
     Raises:
-      LossError: values that are not floating-point; inside a loop, branch or `tf.function`.
+      LossError: The values are not floating-point, or the call is inside a loop, a branch or a
+        nested `tf.function`.
     """
     total, weight = _local_sums(values, weights)
     context = current_context()
     if context is not None and context.normalisers is not None:
-        return context.normalisers.mean(total, weight, context.share)
-    return tf.math.divide_no_nan(total, _times(_all_reduce_sum(weight), _share()))
+        return context.normalisers.mean(total, weight, context.example_weight)
+    return tf.math.divide_no_nan(total, _times(_all_reduce_sum(weight), _example_weight()))
 
 
 def global_sum(values: Any, weights: Any = None) -> tf.Tensor:
-    """`sum(values * weights)` over the global batch; arguments and result as `global_mean`."""
-    total, share = _local_sums(values, weights)[0], _share()
-    return total if _is_one(share) else tf.math.divide_no_nan(total, share)
+    """Computes `sum(values * weights)` over the global batch. Runs traced, in replica code.
+
+    Args:
+      values: Floating-point tensor of any shape, different on each replica.
+      weights: As for `global_mean`.
+
+    Returns:
+      A float32 scalar on each replica. The mean of these over replicas, weighted by their numbers
+      of examples, is the global sum; the same holds for the gradients.
+
+    Raises:
+      LossError: The values are not floating-point.
+    """
+    total, example_weight = _local_sums(values, weights)[0], _example_weight()
+    return total if _is_one(example_weight) else tf.math.divide_no_nan(total, example_weight)
 
 
 def cross_replica_concat(tensor: Any) -> tf.Tensor:
-    """The replicas' tensors, concatenated along the first dimension, in order of replicas.
+    """Concatenates the tensors of all replicas. Runs traced, in replica code.
 
-    For contrastive losses that take everybody's embeddings as negatives. The gradient flows
-    to the replica that a row came from, from the losses of all replicas.
+    This is for contrastive losses that use the embeddings of all replicas as negatives. The
+    gradient of a row, summed over the losses of all replicas, flows back to the replica that the
+    row comes from.
 
     Args:
-      tensor: [n, ...] of a numeric dtype, the same shape on every replica.
+      tensor: Tensor [n, ...] of a numeric dtype, with the same shape on every replica.
 
     Returns:
-      [n * replicas, ...] on each replica.
+      Tensor [n * replicas, ...] on each replica, in the order of the replicas.
 
     Raises:
-      LossError: under XLA on several replicas.
+      LossError: The call is compiled by XLA on several replicas, or is inside a loop, a branch or
+        a nested `tf.function`.
     """
     tensor = tf.convert_to_tensor(tensor)
-    context = _context()
+    context = _replica_context()
     if context is None:
         return tensor
-    with _refused_under_xla("cross_replica_concat"):
+    with _merge_call_errors_explained("cross_replica_concat"):
         return context.all_gather(tensor, axis=0)
 
 
 def _local_sums(values: Any, weights: Any) -> tuple[tf.Tensor, tf.Tensor]:
     values = tf.convert_to_tensor(values)
     if not values.dtype.is_floating:
-        raise LossError(f"global_mean and global_sum need floats, got {values.dtype.name}.")
+        raise LossError(
+            f"global_mean and global_sum need floating-point values, got {values.dtype.name}."
+        )
     values = tf.cast(values, tf.float32)
     if weights is None:
         return tf.reduce_sum(values), tf.cast(tf.size(values), tf.float32)
@@ -90,36 +108,36 @@ def _local_sums(values: Any, weights: Any) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.reduce_sum(values * weights), tf.reduce_sum(weights)
 
 
-def _context() -> Any:
-    """The replica context, if there are several replicas."""
+def _replica_context() -> Any:
+    """Returns the replica context, or None if there is only one replica."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return None
     return context
 
 
-def _share() -> "float | tf.Tensor":
-    """What this replica's loss counts in the objective."""
+def _example_weight() -> "float | tf.Tensor":
+    """Returns the weight of this replica's loss in the objective."""
     context = current_context()
     if context is not None:
-        return context.share
-    replicas = _context()
+        return context.example_weight
+    replicas = _replica_context()
     return 1.0 if replicas is None else 1.0 / replicas.num_replicas_in_sync
 
 
-def _is_one(share: Any) -> bool:
-    return isinstance(share, float) and share == 1.0
+def _is_one(example_weight: Any) -> bool:
+    return isinstance(example_weight, float) and example_weight == 1.0
 
 
-def _times(value: tf.Tensor, share: Any) -> tf.Tensor:
-    return value if _is_one(share) else value * share
+def _times(value: tf.Tensor, example_weight: Any) -> tf.Tensor:
+    return value if _is_one(example_weight) else value * example_weight
 
 
 def _all_reduce_sum(value: tf.Tensor) -> tf.Tensor:
-    context = _context()
+    context = _replica_context()
     if context is None:
         return value
-    with _refused_under_xla("global_mean"):
+    with _merge_call_errors_explained("global_mean"):
         return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
@@ -130,8 +148,8 @@ _NESTED = (
 
 
 @contextlib.contextmanager
-def _refused_under_xla(name: str) -> Iterator[None]:
-    """TensorFlow can't synchronise replicas inside a compiled (nested) function."""
+def _merge_call_errors_explained(name: str) -> Generator[None]:
+    """Explains why replicas can't be synchronised inside a nested or compiled function."""
     try:
         yield
     except RuntimeError as error:
@@ -143,25 +161,45 @@ def _refused_under_xla(name: str) -> Iterator[None]:
 
 
 class CountingNormalisers:
-    """Notes the local sums of every `global_mean` of a forward pass that is run for them only.
+    """Collects the local sums of every `global_mean` of a forward pass. Replica code, traced.
 
-    What can't be reduced in the middle of a forward pass (compiled by XLA; before the other
-    micro-batches have run) is found by this pass beforehand. TensorFlow prunes from it what the
-    sums don't need: usually they need the labels only.
+    Some forward passes can't be synchronised in the middle: those compiled by XLA, and those
+    before other micro-batches have run. An additional pass with this object finds their sums in
+    advance. TensorFlow removes from it everything that the sums don't need. Usually they need only
+    the labels.
 
-    Args:
-      reaches: whether a tensor depends on a trainable variable. Weights that do have a
-        gradient, for which the sum of the values is needed as well.
+    Attributes:
+      sums: Sum of values and sum of weights of each `global_mean`, float32 [2].
+      learned: Whether the weights of each `global_mean` have a gradient.
     """
 
     def __init__(self, reaches: Callable[[tf.Tensor], bool]):
+        """Creates an object for one forward pass in the current graph.
+
+        Args:
+          reaches: Returns whether a tensor depends on a trainable variable. Weights that do have a
+            gradient, which needs the sum of the values too.
+        """
         self._reaches = reaches
-        self._graph = _graph()
-        self.sums: list[tf.Tensor] = []  # float32 [2]: sum of values, sum of weights
+        self._graph = _current_graph()
+        self.sums: list[tf.Tensor] = []
         self.learned: list[bool] = []
 
-    def mean(self, total: tf.Tensor, weight: tf.Tensor, share: Any) -> tf.Tensor:
-        if _graph() is not self._graph:
+    def mean(self, total: tf.Tensor, weight: tf.Tensor, example_weight: Any) -> tf.Tensor:
+        """Collects the sums of one `global_mean`.
+
+        Args:
+          total: Local weighted sum of the values, float32 scalar.
+          weight: Local sum of the weights, float32 scalar.
+          example_weight: Not used.
+
+        Returns:
+          The local mean, float32 scalar, for code that depends on it.
+
+        Raises:
+          LossError: The call is inside a loop, a branch or a nested `tf.function`.
+        """
+        if _current_graph() is not self._graph:
             raise LossError(_NESTED.format("global_mean"))
         learned = self._reaches(weight)
         self.learned.append(learned)
@@ -170,31 +208,45 @@ class CountingNormalisers:
 
 
 class GivenNormalisers:
-    """Gives every `global_mean` the global sums that a counting pass found, in order.
-
-    Args:
-      sums: float32 [n, 2], the sums over replicas and micro-batches.
-      learned: for each, whether its weights have a gradient.
-    """
+    """Passes the sums that a counting pass found to every `global_mean`. Replica code, traced."""
 
     def __init__(self, sums: tf.Tensor, learned: Sequence[bool]):
+        """Creates an object for one forward pass.
+
+        Args:
+          sums: Sums over replicas and micro-batches, float32 [n, 2], in the order of the calls.
+          learned: Whether the weights of each call have a gradient.
+        """
         self._sums, self._learned = sums, learned
         self._next = 0
 
-    def mean(self, total: tf.Tensor, weight: tf.Tensor, share: Any) -> tf.Tensor:
+    def mean(self, total: tf.Tensor, weight: tf.Tensor, example_weight: Any) -> tf.Tensor:
+        """Computes one `global_mean` with the next pair of sums.
+
+        Args:
+          total: Local weighted sum of the values, float32 scalar.
+          weight: Local sum of the weights, float32 scalar.
+          example_weight: Weight of this forward pass in the objective.
+
+        Returns:
+          The local part of the global mean, float32 scalar.
+
+        Raises:
+          LossError: There are more calls than in the counting pass.
+        """
         if self._next >= len(self._learned):
             raise LossError(
-                "The training forward called tfloss.global_mean more often than when its "
-                "global sums were counted. Call it equally often in every forward pass."
+                "The training forward called tfloss.global_mean more often than in the pass that "
+                "counted its global sums. Call it the same number of times in every forward pass."
             )
         index, self._next = self._next, self._next + 1
         all_total, all_weight = tf.unstack(self._sums[index])
         if self._learned[index]:
-            # d(S/W) = dS/W - S/W^2 dW: of value 0, with the gradient of the second term.
+            # d(S/W) = dS/W - S/W^2 dW. The added term is 0 and has the gradient of the second one.
             mean = tf.math.divide_no_nan(all_total, all_weight)
             total -= mean * (weight - tf.stop_gradient(weight))
-        return tf.math.divide_no_nan(total, _times(all_weight, share))
+        return tf.math.divide_no_nan(total, _times(all_weight, example_weight))
 
 
-def _graph() -> Any:
+def _current_graph() -> Any:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()

@@ -1,7 +1,7 @@
-"""One replica's loss report: what a training forward reports, collected, named, checked.
+"""The losses of one replica's forward pass: collected, named, checked and weighted.
 
-A model reports losses by returning a scalar or a (nested) mapping of scalars, by `add_loss`
-in any layer, or both:
+A model reports losses by returning a scalar or a (nested) mapping of scalars, by `add_loss` in any
+layer, or both:
 
     returned {"rpn": {"box": b}}         rpn/box
     returned a bare scalar               loss
@@ -9,14 +9,14 @@ in any layer, or both:
     tfloss.add_loss(layer, kl=v)         path/kl
     weight regularizers                  regularization (their sum)
 
-A tensor that is both returned and added counts once, under the returned name. All values
-are float32 scalars here, whatever the model's precision. Replica code, trace time.
+A tensor that is both returned and added counts once, under the returned name. All losses are
+converted to float32 scalars, whatever the precision of the model. Replica code, traced.
 """
 
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -31,13 +31,14 @@ REGULARIZATION = "regularization"
 
 
 def add_loss(layer: keras.Layer, **losses: Any) -> None:
-    """Adds named losses of a layer: `tfloss.add_loss(self, kl=kl)` is named `<path>/kl`.
+    """Adds named losses of a layer: `tfloss.add_loss(self, kl=kl)` adds `<path>/kl`.
 
-    Plain Keras sees an ordinary `layer.add_loss(value)`. Runs at trace time, in `call`.
+    Call it in `Layer.call`. It runs traced, in replica code. Plain Keras gets an ordinary
+    `layer.add_loss(value)`.
 
     Args:
-      layer: the layer that reports (usually `self`).
-      **losses: name = scalar float tensor.
+      layer: Layer that adds the losses, usually `self`.
+      **losses: Losses by name, floating-point scalar tensors.
     """
     context = current_context()
     for name, value in losses.items():
@@ -53,19 +54,20 @@ def add_loss(layer: keras.Layer, **losses: Any) -> None:
 def collect(
     returned: Any, context: ForwardContext, variables: Iterable[Any] = ()
 ) -> dict[str, tf.Tensor]:
-    """The named losses of one forward pass, in order: returned, added, regularization.
+    """Collects the named losses of one forward pass. Runs traced, in replica code.
 
     Args:
-      returned: what the training forward returned.
-      context: the context it ran in.
-      variables: the variables being trained, for their weight regularizers.
+      returned: Value that the training forward returned.
+      context: Context in which it ran.
+      variables: Trained variables, for their weight regularizers.
 
     Returns:
-      `{name: float32 scalar}`, at least one.
+      `{name: float32 scalar}` with at least one loss, in this order: returned, added,
+      regularization.
 
     Raises:
-      LossError: no loss, a loss that is not a floating-point scalar, or something else
-        returned.
+      LossError: There is no loss, a loss is not a floating-point scalar, or the forward pass
+        returned something else.
     """
     named = _flatten(returned)
     losses = {name: _checked(name, value) for name, value in named.items()}
@@ -89,20 +91,24 @@ def collect(
 
 
 def returned_names(returned: Any) -> list[str]:
-    """The names of the losses that a forward pass returned."""
+    """Returns the names of the losses that a forward pass returned.
+
+    Args:
+      returned: Scalar or (nested) mapping of scalars.
+    """
     return list(_flatten(returned))
 
 
 def _flatten(returned: Any, prefix: str = "") -> dict[str, Any]:
-    """`{joined/name: value}` of a returned scalar or nested mapping."""
+    """Flattens a scalar or a nested mapping to `{joined/name: value}`."""
     if returned is None and not prefix:
         return {}
     if isinstance(returned, Mapping):
-        flat = {}
-        for key, value in returned.items():
+        flat: dict[str, Any] = {}
+        for key, value in cast(Mapping[Any, Any], returned).items():
             if not isinstance(key, str) or not key:
                 raise LossError(
-                    f"A loss's name must be a non-empty string, got {key!r} in the mapping "
+                    f"The name of a loss must be a non-empty string, got {key!r} in the mapping "
                     "returned by the training forward."
                 )
             for name, one in _flatten(value, f"{prefix}/{key}" if prefix else key).items():
@@ -112,9 +118,9 @@ def _flatten(returned: Any, prefix: str = "") -> dict[str, Any]:
         return flat
     if isinstance(returned, float | keras.KerasTensor) or tf.is_tensor(returned):
         return {prefix or "loss": returned}
-    what = f"under {prefix!r} " if prefix else ""
+    where = f"under {prefix!r} " if prefix else ""
     raise LossError(
-        f"The training forward returned {_describe(returned)} {what}where a scalar loss or a "
+        f"The training forward returned {_describe(returned)} {where}where a scalar loss or a "
         "mapping {name: scalar} is expected. Predictions belong to the inference forward: "
         "return them only when `training` is False."
     )
@@ -122,25 +128,26 @@ def _flatten(returned: Any, prefix: str = "") -> dict[str, Any]:
 
 def _describe(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)}"
+        return f"a {type(value).__name__} of {len(cast(Sequence[Any], value))}"
     return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
 
 
 def _checked(name: str, value: Any) -> tf.Tensor:
-    """The loss as a float32 scalar; raises LossError with its name if it isn't one."""
+    """Converts a loss to a float32 scalar. Raises LossError with its name if it is not one."""
     tensor = tf.convert_to_tensor(value)
-    if tensor.shape.rank not in (0, None):
+    rank: Any = tensor.shape.rank
+    if rank not in (0, None):
         raise LossError(
-            f"Loss {name!r} is not a scalar: shape {tensor.shape}. Reduce it (tf.reduce_mean "
-            "over the examples, for instance). If these are predictions, return them only "
-            "when `training` is False."
+            f"Loss {name!r} is not a scalar: shape {tensor.shape}. Reduce it, for example with "
+            "tf.reduce_mean over the examples. If these are predictions, return them only when "
+            "`training` is False."
         )
     if not tensor.dtype.is_floating:
         raise LossError(
-            f"Loss {name!r} has dtype {tensor.dtype.name}, which has no gradient. Cast what it "
-            "is computed from to a floating-point type first."
+            f"Loss {name!r} has dtype {tensor.dtype.name}, which has no gradient. Cast the tensors "
+            "it is computed from to a floating-point type first."
         )
-    if tensor.shape.rank is None:  # the op costs as much as a small loss
+    if rank is None:  # only then, since the op takes as long as a small loss
         tensor = tf.ensure_shape(tensor, [])
     return tf.cast(tensor, tf.float32)
 
@@ -153,14 +160,19 @@ def _added_name(added: AddedLoss) -> str:
 class LossWeights:
     """The weights of named losses: `{name or glob: float or callable of the step}`.
 
-    An exact name goes before a glob. A callable (a Keras `LearningRateSchedule`, for
-    instance) gets the number of completed updates as an int64 tensor, on every step.
-
-    Raises:
-      LossError: a weight that is neither number nor callable.
+    An exact name takes precedence over a glob. A callable, such as a Keras `LearningRateSchedule`,
+    gets the number of completed updates as an int64 tensor, at every step.
     """
 
     def __init__(self, patterns: Mapping[str, Weight] | None):
+        """Creates the weights.
+
+        Args:
+          patterns: Weights by name or glob.
+
+        Raises:
+          LossError: A weight is neither a number nor a callable.
+        """
         self._patterns = dict(patterns or {})
         for pattern, weight in self._patterns.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
@@ -170,14 +182,18 @@ class LossWeights:
                     f"got {weight!r}."
                 )
 
-    def signature(self) -> tuple:
-        """Something that differs when the weights do; a step traced before is then stale."""
+    def signature(self) -> tuple[Any, ...]:
+        """Returns a value that differs if the weights do, so that a step must be traced again."""
         return tuple((k, id(v) if callable(v) else v) for k, v in self._patterns.items())
 
     def of(self, name: str) -> Weight:
-        """The weight of a loss, 1.0 if no pattern matches.
+        """Returns the weight of a loss, or 1.0 if no pattern matches.
 
-        Raises LossError if several globs match.
+        Args:
+          name: Name of the loss.
+
+        Raises:
+          LossError: Several globs match.
         """
         if name in self._patterns:
             return self._patterns[name]
@@ -185,12 +201,19 @@ class LossWeights:
         if len(found) > 1:
             raise LossError(
                 f"Loss {name!r} matches several patterns of loss_weights: "
-                f"{', '.join(map(repr, found))}. Give its weight under its own name."
+                f"{', '.join(map(repr, found))}. Add an entry with its exact name."
             )
         return self._patterns[found[0]] if found else 1.0
 
     def check_all_used(self, names: Sequence[str]) -> None:
-        """Raises LossError for a pattern that matches none of the step's losses."""
+        """Checks that every pattern matches a loss.
+
+        Args:
+          names: Names of the losses of a step.
+
+        Raises:
+          LossError: A pattern matches none.
+        """
         for pattern in self._patterns:
             if pattern not in names and not fnmatch.filter(names, pattern):
                 near = difflib.get_close_matches(pattern, names, 1)
@@ -200,8 +223,16 @@ class LossWeights:
                 )
 
     def apply(self, losses: Mapping[str, tf.Tensor], step: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`{name: weight * loss}`; a loss whose weight is exactly 1.0 is the tensor itself."""
-        weighted = {}
+        """Multiplies losses by their weights. Runs traced, in replica code.
+
+        Args:
+          losses: Losses by name, float32 scalars.
+          step: Number of completed updates, int64 scalar tensor.
+
+        Returns:
+          `{name: weight * loss}`. A loss with a weight of exactly 1.0 is the same tensor.
+        """
+        weighted: dict[str, tf.Tensor] = {}
         for name, value in losses.items():
             weight = self.of(name)
             if callable(weight):
@@ -214,11 +245,19 @@ class LossWeights:
 def check_reaches_variables(
     losses: Mapping[str, tf.Tensor], returned: Any, variables: Iterable[Any]
 ) -> None:
-    """Raises LossError naming each loss from which no gradient can reach a variable.
+    """Checks that each loss has a gradient for some variable. Runs traced, in replica code.
 
-    Walks the traced graph from the loss back through floating-point tensors that a gradient
-    can pass; exact gradients of each loss would cost a backward trace each. Nothing is
-    checked in eager mode. A loss returned as a Python float is meant as a constant.
+    It walks the traced graph from the loss back through floating-point tensors that a gradient
+    can pass. Exact gradients of each loss would cost one backward trace for each. In eager mode
+    nothing is checked. A loss returned as a Python float is meant to be a constant.
+
+    Args:
+      losses: Losses by name.
+      returned: Value that the training forward returned.
+      variables: Trained variables.
+
+    Raises:
+      LossError: The gradient of a loss reaches no variable.
     """
     if tf.executing_eagerly():
         return
@@ -229,15 +268,22 @@ def check_reaches_variables(
             raise LossError(
                 f"The gradient of loss {name!r} reaches no trainable variable. Is its input "
                 "behind tf.stop_gradient, an integer cast or argmax, or are all layers that "
-                "it depends on frozen (trainable=False)? Report it with "
-                "tfloss.summary.scalar if it is only to be watched."
+                "it depends on frozen (trainable=False)? If you only want to log it, use "
+                "tfloss.summary.scalar."
             )
 
 
-def reach(variables: Iterable[Any]) -> Callable[[tf.Tensor], bool]:
-    """Tells whether a gradient of a tensor of the current graph can reach one of the variables.
+def gradient_reaches(variables: Iterable[Any]) -> Callable[[tf.Tensor], bool]:
+    """Returns a function that tells whether a tensor's gradient can reach one of the variables.
 
-    Ask for it outside of the model's `call`: in there, autocasting shows tensors for variables.
+    Call this outside of `Model.call`; inside, Keras autocasting replaces variables by tensors.
+    Runs traced, in replica code.
+
+    Args:
+      variables: Variables of Keras or TensorFlow.
+
+    Returns:
+      Function of a tensor of the current graph.
     """
     targets = _handles(variables)
     return lambda tensor: _reaches(tensor, targets)
@@ -247,13 +293,14 @@ _NO_GRADIENT = {"StopGradient", "PreventGradient", "Round", "Rint", "Floor", "Ce
 
 
 def _handles(variables: Iterable[Any]) -> set[str]:
+    """Returns the names of the tensors that stand for the variables in the current graph."""
     values = [v.value if isinstance(v, keras.Variable) else v for v in variables]
     return {_upstream.captured_here(value.handle).name for value in values}
 
 
 def _reaches(tensor: tf.Tensor, targets: set[str]) -> bool:
     seen: set[str] = set()
-    todo = [tensor]
+    todo: list[Any] = [tensor]
     while todo:
         one = todo.pop()
         if one.name in targets:

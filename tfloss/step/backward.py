@@ -21,7 +21,7 @@ from tfloss.forward.losses import (
     LossWeights,
     check_reaches_variables,
     collect,
-    reach,
+    gradient_reaches,
     returned_names,
 )
 from tfloss.optimizers.groups import split_losses
@@ -156,7 +156,7 @@ class Backward:
         """
 
         def compute(batch, step, seeds):
-            counting = CountingNormalisers(reach(self._all))
+            counting = CountingNormalisers(gradient_reaches(self._all))
             states = [state for _, state in _upstream.seed_states(self._model)]
             scope = keras.StatelessScope(state_mapping=list(zip(states, seeds, strict=True)))
             with scope, _upstream.inputs_untouched(self._model):

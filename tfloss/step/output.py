@@ -113,13 +113,13 @@ class ReplicaReport:
         )
         values = [*losses.values(), *changed.values(), *(v.value for v in scalars.values()), total]
         vector = tf.stack(values)
-        if not isinstance(context.share, float):
+        if not isinstance(context.example_weight, float):
             # An empty replica's means are NaN, and count nothing.
-            vector = tf.where(context.share > 0, vector, 0.0)
-        if not (isinstance(context.share, float) and context.share == 1.0):
+            vector = tf.where(context.example_weight > 0, vector, 0.0)
+        if not (isinstance(context.example_weight, float) and context.example_weight == 1.0):
             before = len(report.losses) + len(report.weighted)
             summed = [False] * before + [k in report.summed for k in report.scalars] + [False]
-            vector = tf.where(summed, vector, vector * context.share)
+            vector = tf.where(summed, vector, vector * context.example_weight)
         return report, vector, {k: v.value for k, v in others.items()}
 
     def watched(self, vector: tf.Tensor) -> tf.Tensor:

@@ -27,7 +27,8 @@ from tfloss.distribute.agreement import Agreement
 from tfloss.distribute.strategy import check_strategy
 from tfloss.engine.mode_runner import ModeRunner
 from tfloss.errors import Aborted, CheckpointError
-from tfloss.evaluation import BoundMetric, Evaluators, HostMetric
+from tfloss.evaluation.evaluator_cache import EvaluatorCache
+from tfloss.evaluation.metrics import BoundMetric, HostMetric
 from tfloss.hooks import Hook, NaNGuard
 from tfloss.hooks.run_info import RunInfo
 from tfloss.inspect.determinism import enable_op_determinism
@@ -174,7 +175,7 @@ class Trainer:
         self._defaults = DefaultHooks(default_hooks, self.workdir is not None)
         self.hooks = list(self._own_hooks)
         self._hook_list = HookList(self.hooks, self._run, self)
-        self._evaluators = Evaluators(self.model, self.train_step.loss_weights, self.strategy)
+        self._evaluators = EvaluatorCache(self.model, self.train_step.loss_weights, self.strategy)
 
     # The state of the run, which `RunState` owns.
 
@@ -337,7 +338,7 @@ class Trainer:
           metrics: `{name: tfloss.metric(keras_metric, arguments)}`, or objects with
             `update(batch, predictions)` and `result()`.
           losses: Whether to return validation losses too, as `losses/<name>`. No state changes. See
-            `tfloss.evaluation.Evaluator.run` for what Dropout and BatchNormalization do.
+            `tfloss.evaluation.evaluator.Evaluator.run` for what Dropout and BatchNormalization do.
           ema: Whether to evaluate the moving averages of the weights (`Trainer(ema=...)`).
 
         Returns:
@@ -353,7 +354,7 @@ class Trainer:
             warn_if_unrestored(self.checkpoints)  # once
         if not self.model.built:
             self.train_step.build(as_dataset(data, self.strategy).element_spec)
-        evaluator = self._evaluators.of(metrics, losses, self.train_step.signature())
+        evaluator = self._evaluators.get(metrics, losses, self.train_step.signature())
         self.state.sync_replicas()
         with self.averaged() if ema else contextlib.nullcontext():
             # All workers use the first one's values, so that rounding makes none decide otherwise.
