@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tfloss.distribute.launch import _free_ports
+from tfloss.distribute.launch import free_ports
 
 pytestmark = [pytest.mark.upstream, pytest.mark.slow]
 
@@ -56,7 +56,7 @@ def worker(index, ports, code):
 
 @pytest.mark.promise(17)
 def test_an_absent_worker_is_waited_for_and_sigterm_ignored():
-    with worker(0, _free_ports(2), STRATEGY) as process:
+    with worker(0, free_ports(2), STRATEGY) as process:
         assert process.stdout.readline() == "begins\n"
         time.sleep(5.0)
         assert process.poll() is None
@@ -67,7 +67,7 @@ def test_an_absent_worker_is_waited_for_and_sigterm_ignored():
 
 @pytest.mark.promise(18)
 def test_fit_fails():
-    ports = _free_ports(2)
+    ports = free_ports(2)
     with worker(0, ports, FIT) as one, worker(1, ports, FIT) as other:
         for process in (one, other):
             assert process.wait(120.0) != 0

@@ -93,7 +93,7 @@ def test_one_that_fails_ends_all(start):
     assert code == 7
     assert error == [
         *("[0] told to stop", "[2] told to stop"),
-        "tfloss launch: worker 1 ended with exit code 7; all have ended",
+        "tfloss: worker 1 ended with exit code 7; all workers have ended",
     ]
 
 
@@ -183,7 +183,7 @@ def test_all_start_again_when_one_is_killed(start, tmp_path):
     ports = [re.findall(r"127.0.0.1:(\d+)", line) for line in (lines[0], out[0])]
     assert len(ports[0]) == 2 and not set(ports[0]) & set(ports[1])  # new ones
     assert error == [
-        "tfloss launch: worker 1 was killed by SIGKILL; starting all 2 again (restart 1 of 2)"
+        "tfloss: worker 1 was killed by SIGKILL; restarting all 2 workers (restart 1 of 2)"
     ]
 
 
@@ -193,9 +193,9 @@ def test_restarts_end(start):
     assert code == 5
     # Either worker may be the first to fail.
     assert sorted(re.sub("worker [01]", "worker *", line) for line in error) == [
-        "tfloss launch: worker * ended with exit code 5; all have ended",
-        "tfloss launch: worker * ended with exit code 5; starting all 2 again (restart 1 of 2)",
-        "tfloss launch: worker * ended with exit code 5; starting all 2 again (restart 2 of 2)",
+        "tfloss: worker * ended with exit code 5; all workers have ended",
+        "tfloss: worker * ended with exit code 5; restarting all 2 workers (restart 1 of 2)",
+        "tfloss: worker * ended with exit code 5; restarting all 2 workers (restart 2 of 2)",
     ]
 
 
@@ -212,7 +212,7 @@ def test_a_reader_that_goes_away_ends_the_workers(start):
 def test_a_program_that_is_not_there(capsys):
     assert launch.run(["no-such-program"], workers=2, max_restarts=5) == 127
     assert capsys.readouterr().err == (
-        "tfloss launch: can't start 'no-such-program': No such file or directory\n"
+        "tfloss: can't start 'no-such-program': No such file or directory\n"
     )
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as before
 
@@ -230,7 +230,7 @@ def test_a_program_that_is_not_there(capsys):
 def test_the_gpus_are_shared_out(visible, shares, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
-    found = launch._shares_of_gpus(2)
+    found = launch._gpu_variables(2)
 
     assert [variables.get("CUDA_VISIBLE_DEVICES") for variables in found] == shares
     assert ("2 workers can't share 1 GPUs" in capsys.readouterr().err) == (visible == "5")
@@ -269,6 +269,5 @@ def test_tensorflow_workers_start_again_when_one_is_killed(start, tmp_path):
 
     assert (code, out) == (0, ["[0] total 2.0", "[1] total 2.0"]), error
     assert (
-        "tfloss launch: worker 1 was killed by SIGKILL; starting all 2 again (restart 1 of 1)"
-        in error
+        "tfloss: worker 1 was killed by SIGKILL; restarting all 2 workers (restart 1 of 1)" in error
     )

@@ -1,30 +1,27 @@
-"""Who the workers are, from the environment. Host code, without TensorFlow.
+"""Reads the workers of a run from the environment variables. Host code, without TensorFlow.
 
-The first of these that is set counts:
+The first of these variables that is set is used:
 
 - `TF_CONFIG`: TensorFlow's own form, set by hand, by `tfloss launch` or by Kubeflow's TFJob:
   `{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}`.
-- `TFLOSS_WORKERS`, `a:2222,b:2222`, the same for all, and `JOB_COMPLETION_INDEX`, which is
-  this worker's place in it: Kubernetes sets the latter in the pods of an indexed Job.
-- `SLURM_STEP_NODELIST`, `SLURM_STEP_TASKS_PER_NODE`, `SLURM_STEP_NUM_TASKS` and `SLURM_PROCID`,
-  which `srun` sets in each of its tasks. The ports follow from the numbers of job and step.
+- `TFLOSS_WORKERS`, `a:2222,b:2222`, the same for all workers, with `JOB_COMPLETION_INDEX`, the
+  index of this worker. Kubernetes sets the latter in the pods of an indexed Job.
+- `SLURM_STEP_NODELIST` and others, which `srun` sets (`tfloss/distribute/slurm.py`).
 
-A cluster that is named halfway, or wrongly, is refused: a worker that misreads it would train
-alone, or wait for what never comes.
+An invalid or incomplete description is an error. A worker that misread it would train alone, or
+would wait for workers that don't exist.
 """
 
 import dataclasses
 import json
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tfloss.distribute.slurm import slurm_workers
 from tfloss.errors import ClusterError
 
-# Below the ports that Linux gives to outgoing connections (32768 and up).
-_SLURM_PORTS = (15000, 31000)
-_LISTED = re.compile(r"(?P<prefix>[^\[\],\s]*)(?:\[(?P<ranges>[\d,-]+)\](?P<suffix>[^\[\],\s]*))?")
+_MakeError = Callable[[str], ClusterError]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +29,10 @@ class Cluster:
     """The workers of a run, and which of them this process is.
 
     Attributes:
-      jobs: the addresses, `host:port`, by the kind of task: "chief" (at most one) and "worker".
-      task: the kind of this process.
-      index: its place among the addresses of its kind.
-      source: the variable that says so.
+      jobs: The addresses, `host:port`, by type of task: "chief" (at most one) and "worker".
+      task: The type of this process's task.
+      index: The index of this process among the tasks of its type.
+      source: The variable that describes the cluster.
     """
 
     jobs: dict[str, tuple[str, ...]]
@@ -45,28 +42,31 @@ class Cluster:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Those of all workers, the chief's first: TensorFlow counts workers in this order."""
+        """The addresses of all workers, the chief's first, in TensorFlow's order."""
         return self.jobs.get("chief", ()) + self.jobs.get("worker", ())
 
     @property
     def rank(self) -> int:
-        """The place of this process in `addresses`; the worker of rank 0 writes the files."""
+        """The index of this process in `addresses`. The worker of rank 0 writes the files."""
         return self.index + (len(self.jobs.get("chief", ())) if self.task == "worker" else 0)
 
     def tf_config(self) -> str:
-        """The same as a value of the variable TF_CONFIG, which TensorFlow reads."""
+        """Returns the cluster as a value of the variable TF_CONFIG, which TensorFlow reads."""
         cluster = {job: list(addresses) for job, addresses in self.jobs.items()}
         return json.dumps({"cluster": cluster, "task": {"type": self.task, "index": self.index}})
 
 
 def find_cluster(environ: Mapping[str, str] | None = None) -> Cluster | None:
-    """The cluster that the environment names, or None if it names none.
+    """Reads the cluster from the environment variables.
 
     Args:
-      environ: the environment variables; this process's own by default.
+      environ: The environment variables. None: those of this process.
+
+    Returns:
+      The cluster; None if no variable describes one.
 
     Raises:
-      ClusterError: a variable is wrong, or one that belongs to it is missing.
+      ClusterError: A variable is invalid, or a variable that belongs to it is missing.
     """
     environ = os.environ if environ is None else environ
     for find in (_from_tf_config, _from_workers, _from_slurm):
@@ -75,18 +75,25 @@ def find_cluster(environ: Mapping[str, str] | None = None) -> Cluster | None:
     return None
 
 
-def why_none(environ: Mapping[str, str] | None = None) -> str:
-    """What to do where `find_cluster` finds none and one is asked for: one or two sentences."""
+def no_cluster_advice(environ: Mapping[str, str] | None = None) -> str:
+    """Explains how to describe the cluster, for an error where `find_cluster` returns None.
+
+    Args:
+      environ: The environment variables. None: those of this process.
+
+    Returns:
+      One or two sentences.
+    """
     environ = os.environ if environ is None else environ
     if "SLURM_JOB_ID" in environ:
         return (
-            f"Slurm job {environ['SLURM_JOB_ID']} starts one worker for each task of srun, and "
-            "this process isn't one (SLURM_STEP_NODELIST is not set). Start it with srun."
+            f"Slurm job {environ['SLURM_JOB_ID']} runs one worker for each task of srun, but this "
+            "process is not a task (SLURM_STEP_NODELIST is not set). Start it with srun."
         )
     if "JOB_COMPLETION_INDEX" in environ:
         return (
-            "JOB_COMPLETION_INDEX is set, but not TFLOSS_WORKERS. Set it to the addresses of all "
-            "pods, in order: TFLOSS_WORKERS=train-0.train:2222,train-1.train:2222."
+            "JOB_COMPLETION_INDEX is set, but TFLOSS_WORKERS is not. Set it to the addresses of "
+            "all pods, in order: TFLOSS_WORKERS=train-0.train:2222,train-1.train:2222."
         )
     return (
         "Start the workers with `tfloss launch --workers 2 -- python train.py ...` on this "
@@ -100,62 +107,67 @@ def _from_tf_config(environ: Mapping[str, str]) -> Cluster | None:
     if not text or not text.strip():
         return None
 
-    def wrong(reason: str) -> ClusterError:
-        return ClusterError(f"The variable TF_CONFIG is wrong: {reason}. It is: {text}")
+    def error(problem: str) -> ClusterError:
+        return ClusterError(f"The variable TF_CONFIG is invalid: {problem}. Its value: {text}")
 
     try:
         config = json.loads(text)
-    except ValueError as error:
-        raise wrong(f"it is not JSON ({error})") from None
+    except ValueError as cause:
+        raise error(f"it is not JSON ({cause})") from None
     if not isinstance(config, dict) or not isinstance(config.get("cluster", {}), dict):
-        raise wrong('it must be {"cluster": {"worker": [...]}, "task": {...}}')
+        raise error('it must be {"cluster": {"worker": [...]}, "task": {...}}')
     if not config.get("cluster"):
         if config.get("task"):
-            raise wrong('it has a "task" but no "cluster"')
+            raise error('it has a "task" but no "cluster"')
         return None
-    jobs = {}
-    for job, addresses in config["cluster"].items():
-        if job not in ("chief", "worker"):
-            raise wrong(_why_not(job))
-        if not isinstance(addresses, list) or not all(isinstance(a, str) for a in addresses):
-            raise wrong(f'"{job}" must be a list of "host:port"')
-        if addresses:
-            jobs[job] = tuple(addresses)
-    if len(jobs.get("chief", ())) > 1:
-        raise wrong(f'there can be one "chief", and it names {len(jobs["chief"])}')
-    task, index = _task(config.get("task"), wrong)
+    jobs = _jobs(config["cluster"], error)
+    task, index = _task(config.get("task"), error)
     if task not in jobs:
-        raise wrong(
+        raise error(
             f"this process is task {task!r}, which is not in the cluster ({', '.join(jobs)})"
             if task in ("chief", "worker")
-            else f"this process is task {task!r}; {_why_not(task)}"
+            else f"this process is task {task!r}; {_unknown_job(task)}"
         )
     if not 0 <= index < len(jobs[task]):
-        raise wrong(
+        raise error(
             f"this process is {task} {index}, but the cluster has {_count(jobs[task], task)}, "
-            "which count from 0"
+            "numbered from 0"
         )
-    _check_addresses([a for addresses in jobs.values() for a in addresses], wrong)
     return Cluster(jobs, task, index, "TF_CONFIG")
 
 
-def _task(task: Any, wrong) -> tuple[str, int]:
+def _jobs(cluster: Mapping[str, Any], error: _MakeError) -> dict[str, tuple[str, ...]]:
+    jobs: dict[str, tuple[str, ...]] = {}
+    for job, addresses in cluster.items():
+        if job not in ("chief", "worker"):
+            raise error(_unknown_job(job))
+        if not isinstance(addresses, list) or not all(isinstance(a, str) for a in addresses):
+            raise error(f'"{job}" must be a list of "host:port"')
+        if addresses:
+            jobs[job] = tuple(map(str, addresses))
+    if len(jobs.get("chief", ())) > 1:
+        raise error(f'there can be only one "chief", but it has {len(jobs["chief"])}')
+    _check_addresses([a for addresses in jobs.values() for a in addresses], error)
+    return jobs
+
+
+def _task(task: Any, error: _MakeError) -> tuple[str, int]:
     if not isinstance(task, dict) or "type" not in task or "index" not in task:
-        raise wrong('it does not say which worker this is ("task": {"type": ..., "index": ...})')
+        raise error('it does not say which worker this is ("task": {"type": ..., "index": ...})')
     try:
         if isinstance(task["index"], bool | float):
             raise ValueError
         return str(task["type"]), int(task["index"])
     except (ValueError, TypeError):
-        raise wrong(f"the task's index {task['index']!r} is not a whole number") from None
+        raise error(f"the index {task['index']!r} of the task is not an integer") from None
 
 
-def _why_not(job: str) -> str:
+def _unknown_job(job: str) -> str:
     return {
         "ps": '"ps": tfloss trains without parameter servers',
-        "evaluator": '"evaluator": tfloss evaluates on the workers, and needs none',
+        "evaluator": '"evaluator": tfloss evaluates on the workers, so it needs no evaluator',
         "master": '"master": TensorFlow 2 calls it "chief"',
-    }.get(job, f'"{job}": tfloss knows "chief" and "worker"')
+    }.get(job, f'"{job}": the types of tasks are "chief" and "worker"')
 
 
 def _from_workers(environ: Mapping[str, str]) -> Cluster | None:
@@ -163,135 +175,47 @@ def _from_workers(environ: Mapping[str, str]) -> Cluster | None:
     if not text or not text.strip():
         return None
 
-    def wrong(reason: str) -> ClusterError:
-        return ClusterError(f"The variable TFLOSS_WORKERS is wrong: {reason}. It is: {text}")
+    def error(problem: str) -> ClusterError:
+        return ClusterError(f"The variable TFLOSS_WORKERS is invalid: {problem}. Its value: {text}")
 
     addresses = [address.strip() for address in text.split(",")]
-    _check_addresses(addresses, wrong)
+    _check_addresses(addresses, error)
     index = environ.get("JOB_COMPLETION_INDEX")
     if index is None:
         raise ClusterError(
-            "TFLOSS_WORKERS is set, but not JOB_COMPLETION_INDEX, which says which of "
-            f"{_count(addresses)} this is. Kubernetes sets it in the pods of a Job with "
+            "TFLOSS_WORKERS is set, but JOB_COMPLETION_INDEX is not. It says which of the "
+            f"{_count(addresses)} this process is. Kubernetes sets it in the pods of a Job with "
             "completionMode: Indexed."
         )
     if not index.isdecimal() or int(index) >= len(addresses):
         raise ClusterError(
-            f"The variable JOB_COMPLETION_INDEX is {index!r}, but TFLOSS_WORKERS names "
-            f"{_count(addresses)}, which count from 0: {text}"
+            f"The variable JOB_COMPLETION_INDEX is {index!r}, but TFLOSS_WORKERS has "
+            f"{_count(addresses)}, numbered from 0: {text}"
         )
     return Cluster({"worker": tuple(addresses)}, "worker", int(index), "TFLOSS_WORKERS")
 
 
 def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
-    """The tasks of a Slurm step, as workers in the order of their ranks.
-
-    TensorFlow's SlurmClusterResolver sorts the hosts by name, so that n10 comes before n2 while
-    Slurm counts its tasks the other way round, and it can't work without a GPU.
-    """
-    if "SLURM_STEP_NODELIST" not in environ:
+    workers = slurm_workers(environ)
+    if workers is None:
         return None
-
-    def need(name: str) -> str:
-        if name not in environ:
-            raise ClusterError(
-                f"SLURM_STEP_NODELIST is set, but not {name}. Both are set by srun: start the "
-                "workers with it and pass its environment on."
-            )
-        return environ[name]
-
-    def number(name: str) -> int:
-        value = need(name)
-        if not value.isdecimal():
-            raise ClusterError(f"The variable {name} is {value!r}, which is not a number.")
-        return int(value)
-
-    hosts = expand_hosts(environ["SLURM_STEP_NODELIST"])
-    counts = _expand_counts(need("SLURM_STEP_TASKS_PER_NODE"))
-    if len(hosts) != len(counts):
-        raise ClusterError(
-            f"SLURM_STEP_NODELIST names {len(hosts)} hosts "
-            f"({environ['SLURM_STEP_NODELIST']}), but SLURM_STEP_TASKS_PER_NODE has the tasks "
-            f"of {len(counts)} ({environ['SLURM_STEP_TASKS_PER_NODE']})."
-        )
-    tasks, rank = number("SLURM_STEP_NUM_TASKS"), number("SLURM_PROCID")
-    if sum(counts) != tasks:
-        raise ClusterError(
-            f"SLURM_STEP_NUM_TASKS is {tasks}, but SLURM_STEP_TASKS_PER_NODE has "
-            f"{sum(counts)} ({environ['SLURM_STEP_TASKS_PER_NODE']})."
-        )
-    if rank >= tasks:
-        raise ClusterError(f"SLURM_PROCID is {rank}, but the step has {tasks} tasks, from 0.")
-    places = [(node, local) for node, count in enumerate(counts) for local in range(count)]
-    node, local = places[rank]
-    for name, expected in (("SLURMD_NODENAME", hosts[node]), ("SLURM_LOCALID", str(local))):
-        if environ.get(name, expected) != expected:
-            raise ClusterError(
-                f"{name} is {environ[name]}, where task {rank} of {environ['SLURM_STEP_NODELIST']} "
-                f"with {environ['SLURM_STEP_TASKS_PER_NODE']} tasks should have {expected}: the "
-                "tasks are not laid out host by host. Start them with srun --distribution=block."
-            )
-    first = _slurm_port(environ, number, max(counts))
-    addresses = tuple(f"{hosts[node]}:{first + local}" for node, local in places)
+    addresses, rank = workers
     return Cluster({"worker": addresses}, "worker", rank, "SLURM_STEP_NODELIST")
 
 
-def _slurm_port(environ: Mapping[str, str], number, needed: int) -> int:
-    """The port of the first task of each host: another one for jobs that may share a host."""
-    job, step = number("SLURM_JOB_ID"), environ.get("SLURM_STEP_ID", "0")
-    low, high = _SLURM_PORTS
-    step = int(step) if step.isdecimal() else 0
-    return low + (64 * job + 16 * step) % (high - low - needed)
-
-
-def expand_hosts(text: str) -> list[str]:
-    """The hosts of a Slurm list such as `gpu[01-03,7],login`, in its order.
-
-    Raises:
-      ClusterError: it can't be read.
-    """
-    hosts = []
-    for part in re.split(r",(?![^\[]*\])", text):
-        match = _LISTED.fullmatch(part)
-        if not part or not match:
-            raise ClusterError(f"The variable SLURM_STEP_NODELIST can't be read: {text}")
-        if match["ranges"] is None:
-            hosts.append(part)
-            continue
-        for piece in match["ranges"].split(","):
-            ends = piece.split("-")
-            if len(ends) > 2 or not all(ends):
-                raise ClusterError(f"The variable SLURM_STEP_NODELIST can't be read: {text}")
-            for value in range(int(ends[0]), int(ends[-1]) + 1):
-                digits = str(value).zfill(len(ends[0]))
-                hosts.append(f"{match['prefix']}{digits}{match['suffix'] or ''}")
-    return hosts
-
-
-def _expand_counts(text: str) -> list[int]:
-    """The tasks of each host of a Slurm list such as `2(x3),1`."""
-    counts = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if not match:
-            raise ClusterError(f"The variable SLURM_STEP_TASKS_PER_NODE can't be read: {text}")
-        counts += [int(match[1])] * int(match[2] or 1)
-    return counts
-
-
-def _check_addresses(addresses: list[str], wrong) -> None:
+def _check_addresses(addresses: Sequence[str], error: _MakeError) -> None:
     for address in addresses:
         host, colon, port = address.rpartition(":")
         if not colon or not port.isdecimal():
-            raise wrong(f"address {address!r} has no port (host:port)")
+            raise error(f"address {address!r} has no port (host:port)")
         if not host or "/" in host or (":" in host and not host.startswith("[")):
-            raise wrong(f"address {address!r} is not host:port (an IPv6 one is [address]:port)")
+            raise error(f"address {address!r} is not host:port (an IPv6 one is [address]:port)")
         if not 0 < int(port) < 65536:
-            raise wrong(f"the port of address {address!r} is not between 1 and 65535")
+            raise error(f"the port of address {address!r} is not between 1 and 65535")
     for address in addresses:
         if addresses.count(address) > 1:
-            raise wrong(f"address {address!r} is there {addresses.count(address)} times")
+            raise error(f"address {address!r} is listed {addresses.count(address)} times")
 
 
-def _count(addresses, job: str = "worker") -> str:
+def _count(addresses: Sequence[str], job: str = "worker") -> str:
     return f"{len(addresses)} {job}{'s' * (len(addresses) != 1)}"

@@ -1,16 +1,17 @@
-"""`tfloss launch`: a cluster of workers on this machine, started and ended together. Host code.
+"""Runs a cluster of workers on this machine: the command `tfloss launch`. Host code.
 
     tfloss launch --workers 2 -- python train.py --config=... --workdir=...
 
-Each worker is a process with a free port of 127.0.0.1 and a TF_CONFIG of its own, so that
-`make_strategy("auto")` finds the others. What it prints comes out line by line behind its number.
-The GPUs of this machine are shared out evenly.
+Each worker is a process with its own port of 127.0.0.1 and its own TF_CONFIG, so that
+`make_strategy("auto")` finds the others. Its output is printed line by line, with its number in
+front. Each worker gets the same number of GPUs.
 
-TensorFlow can't let a worker that died back into a running cluster, so one that fails ends all,
-and a restart is one of all. Nothing here imports TensorFlow.
+TensorFlow can't add a restarted worker to a running cluster. So if one worker fails, all are ended,
+and a restart starts all of them. Without TensorFlow.
 """
 
 import dataclasses
+import logging
 import os
 import random
 import signal
@@ -24,53 +25,55 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any
 
+from tfloss.common.logger import logger
 from tfloss.distribute.cluster import Cluster
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PORTS = range(15000, 32000)  # those above are given to outgoing connections, at any time
-_LAST_LINES = 2.0  # seconds for what a worker that has ended left in its pipe
+_PORTS = range(15000, 32000)  # Linux gives the ports above to outgoing connections
+_LAST_LINES_SECONDS = 2.0  # to read the last lines of a worker that has ended
 
 
 def run(command: Sequence[str], workers: int, max_restarts: int = 0, grace: float = 30.0) -> int:
-    """Runs the command as that many workers and returns the exit code. In the main thread.
+    """Runs a command as several workers. Call it in the main thread.
 
-    SIGINT, SIGTERM and SIGHUP are passed on to all workers; those that have not ended `grace`
-    seconds later, or at a second such signal, are killed. When a worker fails, the others get
-    SIGTERM and the same time.
+    SIGINT, SIGTERM and SIGHUP are forwarded to all workers. Workers that are still running `grace`
+    seconds later, or at a second signal, are killed. If a worker fails, the others get SIGTERM, and
+    are killed after the same time.
 
     Args:
-      command: the program and its arguments.
-      workers: how many processes.
-      max_restarts: how often all workers are started again after one has failed. Not after a
-        signal to this process.
-      grace: seconds between SIGTERM and SIGKILL.
+      command: The program and its arguments.
+      workers: The number of workers.
+      max_restarts: The maximum number of restarts of all workers after one has failed. There is no
+        restart after a signal to this process.
+      grace: Seconds between SIGTERM and SIGKILL.
 
     Returns:
-      0 if all workers ended with 0, else the code of the first that failed: 128 + n if signal n
-      killed it, 127 if there is no such program.
+      The exit code: 0 if all workers ended with 0, else the code of the first one that failed,
+      which is 128 + n if signal n killed it; 127 if the program can't be started.
     """
     events: SimpleQueue[Any] = SimpleQueue()
     before = {}
     for signum in _FORWARDED:
-        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
-            # A SimpleQueue, and only it, may be put to in a handler.
+        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            # SimpleQueue is the only queue whose `put` is safe in a signal handler.
             before[signum] = signal.signal(signum, lambda number, _: events.put(number))
     try:
         restarts = 0
         while True:
             group = _Group(command, workers, events, grace)
             code = group.run()
-            if not code or group.told or restarts >= max_restarts:
-                if code and not group.told:
-                    _say(f"{group.failure}; all have ended")
+            if not code or group.signalled or restarts >= max_restarts:
+                if code and not group.signalled:
+                    _log(logging.ERROR, f"{group.failure}; all workers have ended")
                 return code
             restarts += 1
-            _say(
-                f"{group.failure}; starting all {workers} again "
-                f"(restart {restarts} of {max_restarts})"
+            _log(
+                logging.WARNING,
+                f"{group.failure}; restarting all {workers} workers "
+                f"(restart {restarts} of {max_restarts})",
             )
-    except OSError as error:  # of Popen
-        _say(f"can't start {command[0]!r}: {error.strerror}")
+    except OSError as error:  # raised by Popen
+        _log(logging.ERROR, f"can't start {command[0]!r}: {error.strerror}")
         return 127
     finally:
         for signum, handler in before.items():
@@ -79,24 +82,39 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, grace: floa
 
 @dataclasses.dataclass(frozen=True)
 class _Ended:
+    """The event that a worker has ended."""
+
     group: "_Group"
     worker: int
     code: int
 
 
 class _Group:
-    """One start of all workers, on new ports, until the last has ended."""
+    """One start of all workers, on new ports, until the last one has ended.
 
-    def __init__(self, command: Sequence[str], workers: int, events: SimpleQueue, grace: float):
-        self.told = False
+    Args:
+      command: The program and its arguments.
+      workers: The number of workers.
+      events: The queue for signals (their numbers) and for workers that have ended.
+      grace: Seconds between SIGTERM and SIGKILL.
+
+    Attributes:
+      signalled: Whether this process has got a signal.
+      failure: A description of the first failure, or "".
+    """
+
+    def __init__(
+        self, command: Sequence[str], workers: int, events: SimpleQueue[Any], grace: float
+    ):
+        self.signalled = False
         self.failure = ""
         self._events, self._grace = events, grace
         self._code = 0
         self._deadline: float | None = None
-        self._processes: list[subprocess.Popen] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._readers: list[threading.Thread] = []
-        addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(workers))
-        gpus = _shares_of_gpus(workers)
+        addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(workers))
+        gpus = _gpu_variables(workers)
         try:
             for index in range(workers):
                 cluster = Cluster({"worker": addresses}, "worker", index, "tfloss launch")
@@ -106,7 +124,11 @@ class _Group:
             raise
 
     def run(self) -> int:
-        """Waits until all have ended; the code of the first that failed, or 0."""
+        """Waits until all workers have ended.
+
+        Returns:
+          The code of the first worker that failed, or 0.
+        """
         running = set(range(len(self._processes)))
         while running:
             try:
@@ -121,10 +143,10 @@ class _Group:
                     running.discard(event.worker)
                     if event.code and not self._code:
                         self._fail(event)
-            elif self.told:
+            elif self.signalled:
                 self._send(signal.SIGKILL)
             else:
-                self.told = True
+                self.signalled = True
                 self._send(event)
                 self._deadline = time.monotonic() + self._grace
         self._finish()
@@ -137,11 +159,11 @@ class _Group:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # else a terminal's Ctrl-C comes twice
+            start_new_session=True,  # else a Ctrl-C in a terminal reaches the worker twice
         )
         self._processes.append(process)
         for pipe, out in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-            reader = threading.Thread(target=_copy, args=(index, pipe, out), daemon=True)
+            reader = threading.Thread(target=_copy_lines, args=(index, pipe, out), daemon=True)
             reader.start()
             self._readers.append(reader)
 
@@ -167,22 +189,22 @@ class _Group:
                 process.send_signal(signum)
 
     def _finish(self) -> None:
-        """Kills what the workers started and left behind, and waits for their last lines."""
+        """Kills processes that the workers left behind, and waits for their last lines."""
         for process in self._processes:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
                 pass
-        until = time.monotonic() + _LAST_LINES
+        deadline = time.monotonic() + _LAST_LINES_SECONDS
         for reader in self._readers:
-            reader.join(max(until - time.monotonic(), 0.0))
+            reader.join(max(deadline - time.monotonic(), 0.0))
 
 
 _printing = threading.Lock()
 
 
-def _copy(index: int, pipe: IO[bytes], out: Any) -> None:
-    """Prints a worker's lines, until it closes them or nobody reads these any more."""
+def _copy_lines(index: int, pipe: IO[bytes], out: Any) -> None:
+    """Prints a worker's lines until the worker, or the reader of this output, closes its end."""
     prefix = f"[{index}] ".encode()
     with pipe:
         for line in pipe:
@@ -191,13 +213,12 @@ def _copy(index: int, pipe: IO[bytes], out: Any) -> None:
                     out.buffer.write(prefix + line.removesuffix(b"\n") + b"\n")
                     out.flush()
             except OSError:
-                return  # and the worker learns it as it would have without a launcher
+                return  # closes the pipe: the worker gets the same error as without a launcher
 
 
-def _say(text: str) -> None:
+def _log(level: int, message: str) -> None:
     with _printing:
-        sys.stderr.write(f"tfloss launch: {text}\n")
-        sys.stderr.flush()
+        logger.log(level, message)
 
 
 def _signal_name(number: int) -> str:
@@ -207,34 +228,51 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _free_ports(count: int) -> list[int]:
-    found = []
+def free_ports(count: int) -> list[int]:
+    """Finds ports of this machine that no process uses now, in random order.
+
+    Args:
+      count: The number of ports.
+
+    Returns:
+      The ports, below those that Linux gives to outgoing connections.
+
+    Raises:
+      OSError: There are not enough free ports.
+    """
+    ports: list[int] = []
     for port in random.sample(_PORTS, len(_PORTS)):
-        if len(found) == count:
-            return found
+        if len(ports) == count:
+            return ports
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))
             except OSError:
                 continue
-            found.append(port)
+            ports.append(port)
     raise OSError(None, f"this machine has no {count} free ports between 15000 and 32000")
 
 
-def _shares_of_gpus(workers: int) -> list[dict[str, str]]:
-    """The variables that give each worker GPUs of its own: two can't work on the same one."""
+def _gpu_variables(workers: int) -> list[dict[str, str]]:
+    """Returns the environment variables that give each worker its own GPUs.
+
+    Two workers can't use the same GPU.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        # A container has the files of its own GPUs only.
+        # A container has device files only for its own GPUs.
         gpus = [str(n) for n in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     else:
         gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
     if not gpus:
         return [{}] * workers
-    share = len(gpus) // workers
-    if not share:
-        _say(f"{workers} workers can't share {len(gpus)} GPUs; they run on the CPU")
+    each = len(gpus) // workers
+    if not each:
+        _log(
+            logging.WARNING,
+            f"{workers} workers can't share {len(gpus)} GPUs; they run on the CPU",
+        )
     return [
-        {"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share]) or "-1"}
+        {"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * each : (i + 1) * each]) or "-1"}
         for i in range(workers)
     ]

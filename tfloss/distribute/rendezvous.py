@@ -1,18 +1,18 @@
-"""Waits until all workers of a cluster are there, for so long and no longer. Host code.
+"""Waits until all workers of a cluster have connected, with a timeout. Host code, no TensorFlow.
 
-TensorFlow itself waits for an absent worker for ever, says nothing and can't be ended by SIGTERM.
-So before TensorFlow starts, the workers meet here, each at its own address:
+TensorFlow waits forever for a worker that does not start. It prints nothing, and SIGTERM can't end
+it. So the workers connect here before TensorFlow starts, each on its own address:
 
-1. Each listens at its port, and calls all others until they answer. A call and its answer are
-   one line each, with the caller's rank and list of workers, so that a worker of another run,
-   one with another list, or two that both think they are worker 0 are told apart.
-2. Who has been answered by all others says `ready` on those same connections. Who has been
-   answered by all, and has heard `ready` from all, closes its port and goes on: everybody has
-   seen everybody then, and nobody will call again.
+1. Each worker listens on its port, and connects to all others until they answer. A request and its
+   answer are one line each, with the rank and the list of workers. They reveal a worker of another
+   run, a worker with another list, and two workers with the same rank.
+2. A worker that all others have answered sends `ready` on the same connections. A worker that all
+   others have answered, and that has received `ready` from all, closes its port and returns. Then
+   every worker has reached every other, and none will connect again.
 
-A worker that dies and is started again in the meantime is met again. There is no leader, so each
-worker can name those that *it* can't reach, and the connections are the ones that TensorFlow's
-collectives will need between each two workers. TensorFlow takes the port over (SO_REUSEADDR).
+A worker that dies and is restarted in the meantime connects again. There is no leader, so each
+worker can name those that *it* can't reach. The connections are the same that TensorFlow's
+collectives need, between each pair of workers. TensorFlow reuses the port (SO_REUSEADDR).
 """
 
 import contextlib
@@ -20,56 +20,56 @@ import json
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+from tfloss.common.logger import logger
 from tfloss.errors import MissingWorkersError
 
-_RETRY = 0.2  # seconds between two calls
-_ANSWER = 10.0  # seconds within which a connected worker must say its line
-_REMIND = 30.0  # seconds between two lines about who is missing
-_LONGEST_LINE = 1_000_000
+_RETRY_SECONDS = 0.2  # between two attempts to connect
+_ANSWER_SECONDS = 10.0  # for a connected worker to send its line
+_LOG_SECONDS = 30.0  # between two messages about missing workers
+_MAX_LINE_BYTES = 1_000_000
 
 
 def wait_for_workers(addresses: Sequence[str], rank: int, timeout: float) -> None:
-    """Returns when all workers have called it, each with these same addresses.
+    """Waits until all workers have called this function with the same addresses.
 
-    SIGTERM ends the wait with `SystemExit(143)`, in the main thread. Every 30 seconds a line
-    on standard error says who is missing.
+    A message every 30 seconds names the workers that are missing.
 
     Args:
-      addresses: those of all workers, `host:port`, in the same order for all.
-      rank: which of them this process is.
-      timeout: seconds to wait.
+      addresses: The addresses of all workers, `host:port`, in the same order on all workers.
+      rank: The index of this worker's address.
+      timeout: Seconds to wait.
 
     Raises:
-      MissingWorkersError: some have not, in this time; it names their addresses.
+      MissingWorkersError: Some workers did not connect in time. It has their addresses.
+      SystemExit: SIGTERM arrived during the wait, in the main thread. The code is 143.
     """
-    meeting = _Meeting(list(addresses), rank)
-    begun = time.monotonic()
-    reminded = begun
-    with _sigterm_ends(meeting), meeting:
-        while not meeting.wait(0.1):
+    rendezvous = _Rendezvous(list(addresses), rank)
+    start = time.monotonic()
+    logged = start
+    with _exit_on_sigterm(rendezvous), rendezvous:
+        while not rendezvous.wait(0.1):
             now = time.monotonic()
-            if now - begun >= timeout:
+            if now - start >= timeout:
                 raise MissingWorkersError(
                     f"After {timeout:g} s worker {rank} ({addresses[rank]}) still waits for "
-                    f"{meeting.missing()}. Are they started, with the same list of workers, and "
-                    "may hosts connect to each other's ports? TFLOSS_CONNECT_TIMEOUT=SECONDS "
-                    "waits longer."
+                    f"{rendezvous.missing()}. Have these workers been started, with the same list "
+                    "of workers? Can the hosts connect to each other's ports? To wait longer, set "
+                    "TFLOSS_CONNECT_TIMEOUT=SECONDS."
                 )
-            if now - reminded >= _REMIND:
-                reminded = now
-                sys.stderr.write(f"tfloss: waiting for {meeting.missing()}\n")
+            if now - logged >= _LOG_SECONDS:
+                logged = now
+                logger.info(f"waiting for {rendezvous.missing()}")
 
 
 @contextlib.contextmanager
-def _sigterm_ends(meeting: "_Meeting") -> Iterator[None]:
+def _exit_on_sigterm(rendezvous: "_Rendezvous") -> Generator[None]:
     def end(signum: int, frame: Any) -> None:
-        sys.stderr.write(f"tfloss: ended by SIGTERM while waiting for {meeting.missing()}\n")
+        logger.info(f"ended by SIGTERM while waiting for {rendezvous.missing()}")
         raise SystemExit(128 + signum)
 
     if threading.current_thread() is not threading.main_thread():
@@ -79,41 +79,51 @@ def _sigterm_ends(meeting: "_Meeting") -> Iterator[None]:
     try:
         yield
     finally:
-        # None: set by native code, which can't be put back; the default ends the program too.
+        # None is a handler of native code, which can't be restored. The default ends the program.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-class _Meeting:
-    """The calls of one worker. A thread for each connection, so that slow names hold up nobody.
+class _Rendezvous:
+    """The connections of one worker, inside a `with`.
 
-    A worker that is started again has the same rank, but another life.
+    Each connection has its own thread, so that a slow name server delays no other worker. A worker
+    that is restarted has the same rank, but another incarnation.
+
+    Args:
+      addresses: The addresses of all workers.
+      rank: The index of this worker's address.
     """
 
     def __init__(self, addresses: list[str], rank: int):
         self._addresses, self._rank = addresses, rank
         self._others = [other for other in range(len(addresses)) if other != rank]
-        line = {"tfloss": "worker", "rank": rank, "workers": addresses, "life": secrets.token_hex()}
+        line = {
+            "tfloss": "worker",
+            "rank": rank,
+            "workers": addresses,
+            "incarnation": secrets.token_hex(),
+        }
         self._line = json.dumps(line).encode() + b"\n"
         self._changed = threading.Condition()
-        self._over = False
+        self._closed = False
         self._sockets: set[socket.socket] = set()
-        self._problems = dict.fromkeys(self._others, "not called yet")
+        self._problems = dict.fromkeys(self._others, "not tried yet")
         self._own_problem = ""
-        # Each of these maps the rank of another worker to its life.
-        self._callers: dict[int, str] = {}  # those that have called
-        self._answered: dict[int, str] = {}  # those that have answered
-        self._told: dict[int, str] = {}  # those that know that all have answered this worker
-        self._ready: dict[int, str] = {}  # those that say that all have answered them
+        # Each of these maps the rank of another worker to its incarnation.
+        self._callers: dict[int, str] = {}  # workers that have connected to this one
+        self._answered: dict[int, str] = {}  # workers that have answered this one
+        self._ready_sent: dict[int, str] = {}  # workers that this one has sent `ready`
+        self._ready_received: dict[int, str] = {}  # workers that have sent this one `ready`
 
-    def __enter__(self) -> "_Meeting":
+    def __enter__(self) -> "_Rendezvous":
         self._listening = self._start(self._listen)
         for other in self._others:
-            self._start(self._call, other)
+            self._start(self._connect, other)
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            self._over = True
+            self._closed = True
             self._changed.notify_all()
             for sock in self._sockets:
                 with contextlib.suppress(OSError):
@@ -121,23 +131,32 @@ class _Meeting:
         self._listening.join()  # then the port is free
 
     def wait(self, seconds: float) -> bool:
-        """Whether everybody has seen everybody; waits for it so long."""
-        everybody = len(self._others)
+        """Waits until every worker has reached every other.
+
+        Args:
+          seconds: The longest time to wait.
+
+        Returns:
+          Whether every worker has reached every other.
+        """
+        count = len(self._others)
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._complete() and len(self._told) == len(self._ready) == everybody,
+                lambda: (
+                    self._complete() and len(self._ready_sent) == len(self._ready_received) == count
+                ),
                 seconds,
             )
 
     def missing(self) -> str:
-        """Who is missing, and why, for a message."""
+        """Describes the missing workers, with the reasons, for a message."""
         with self._changed:
             found = [self._own_problem] if self._own_problem else []
             for other in self._others:
                 if other not in self._answered:
                     problem = self._problems[other]
-                elif other not in self._ready:
-                    problem = "it is there, but not all others have answered it; see its output"
+                elif other not in self._ready_received:
+                    problem = "it is running, but some workers have not answered it; see its output"
                 else:
                     continue
                 found.append(f"worker {other} ({self._addresses[other]}: {problem})")
@@ -152,12 +171,12 @@ class _Meeting:
         return thread
 
     @contextlib.contextmanager
-    def _kept(self, sock: socket.socket) -> Iterator[None]:
-        """Closes the socket at the end of the block, which the end of the meeting brings about."""
+    def _registered(self, sock: socket.socket) -> Generator[None]:
+        """Closes the socket at the end of the block. `__exit__` ends the block early."""
         with sock:
             with self._changed:
-                if self._over:
-                    raise ConnectionAbortedError("the meeting is over")
+                if self._closed:
+                    raise ConnectionAbortedError("the rendezvous is closed")
                 self._sockets.add(sock)
             try:
                 yield
@@ -165,109 +184,111 @@ class _Meeting:
                 with self._changed:
                     self._sockets.discard(sock)
 
-    def _call(self, other: int) -> None:
-        """Calls another worker until it answers, and again if it goes away too early."""
-        while not self._over:
+    def _connect(self, other: int) -> None:
+        """Connects to another worker until it answers, and again if it ends too early."""
+        while not self._closed:
             try:
-                problem = self._one_call(other)
-            except (OSError, UnicodeError) as error:  # the latter of a name no host can have
-                problem = _in_words(error)
+                problem = self._try_to_connect(other)
+            except (OSError, UnicodeError) as error:  # UnicodeError: not a valid name of a host
+                problem = _describe(error)
             with self._changed:
-                # One that has been told may be done and gone, unless it calls in another life.
+                # A worker that got `ready` may have returned, unless it connects again, restarted.
                 self._changed.wait_for(
                     lambda: (
-                        self._over
-                        or other not in self._told
-                        or self._callers.get(other, self._told[other]) != self._told[other]
+                        self._closed
+                        or other not in self._ready_sent
+                        or self._callers.get(other, self._ready_sent[other])
+                        != self._ready_sent[other]
                     )
                 )
-                self._told.pop(other, None)
+                self._ready_sent.pop(other, None)
                 self._answered.pop(other, None)
                 self._problems[other] = problem
-                self._changed.wait_for(lambda: self._over, _RETRY)
+                self._changed.wait_for(lambda: self._closed, _RETRY_SECONDS)
 
-    def _one_call(self, other: int) -> str:
+    def _try_to_connect(self, other: int) -> str:
+        """Connects once, and stays connected as long as possible. Returns what went wrong."""
         host, _, port = self._addresses[other].rpartition(":")
-        sock = socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER)
-        with self._kept(sock), sock.makefile("rb") as lines:
+        sock = socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS)
+        with self._registered(sock), sock.makefile("rb") as lines:
             sock.sendall(self._line)
             found = _read(lines)
-            if problem := self._objection(found, other):
+            if problem := self._mismatch(found, other):
                 return problem
             with self._changed:
-                self._answered[other] = found["life"]
+                self._answered[other] = found["incarnation"]
                 self._changed.notify_all()
-            self._start(self._tell, other, sock)
-            # Nothing comes from here on but the end, which may take as long as the slowest.
+            self._start(self._send_ready, other, sock)
+            # The other worker sends nothing more. It closes the connection when it returns.
             sock.settimeout(None)
             lines.readline()
-        return "it answered, and went away"
+        return "it answered, then closed the connection"
 
-    def _tell(self, other: int, sock: socket.socket) -> None:
-        """Says `ready` to another worker once all have answered, unless it is gone before."""
+    def _send_ready(self, other: int, sock: socket.socket) -> None:
+        """Sends `ready` to another worker once all have answered, unless it ends before."""
         with self._changed, contextlib.suppress(OSError):
-            life = self._answered.get(other)
+            incarnation = self._answered.get(other)
             self._changed.wait_for(
-                lambda: self._over or self._complete() or self._answered.get(other) != life
+                lambda: self._closed or self._complete() or self._answered.get(other) != incarnation
             )
-            if life and self._complete() and self._answered[other] == life:
+            if incarnation and self._complete() and self._answered[other] == incarnation:
                 sock.sendall(b"ready\n")
-                self._told[other] = life
+                self._ready_sent[other] = incarnation
                 self._changed.notify_all()
 
     def _listen(self) -> None:
         port = int(self._addresses[self._rank].rpartition(":")[2])
-        while not self._over:
+        while not self._closed:
             try:
                 listener = _listener(port)
             except OSError as error:
-                self._own_problem = f"its own port {port} ({_in_words(error)})"
-                time.sleep(_RETRY)
+                self._own_problem = f"its own port {port} ({_describe(error)})"
+                time.sleep(_RETRY_SECONDS)
                 continue
             self._own_problem = ""
-            with contextlib.suppress(OSError), self._kept(listener):
-                listener.settimeout(_RETRY)
-                while not self._over:
+            with contextlib.suppress(OSError), self._registered(listener):
+                listener.settimeout(_RETRY_SECONDS)
+                while not self._closed:
                     with contextlib.suppress(TimeoutError):
                         self._start(self._answer, listener.accept()[0])
 
     def _answer(self, sock: socket.socket) -> None:
-        """Answers a caller, and waits until it is ready."""
-        with contextlib.suppress(OSError), self._kept(sock), sock.makefile("rb") as lines:
-            sock.settimeout(_ANSWER)
+        """Answers a worker that has connected, and waits until it sends `ready`."""
+        with contextlib.suppress(OSError), self._registered(sock), sock.makefile("rb") as lines:
+            sock.settimeout(_ANSWER_SECONDS)
             found = _read(lines)
             if not found:
                 return
-            sock.sendall(self._line)  # also to one that doesn't belong here, so that it can say so
+            sock.sendall(self._line)  # to a worker of another run, too, so that it can report it
             other = found.get("rank")
-            if other not in self._others or self._objection(found, other):
+            if other not in self._others or self._mismatch(found, other):
                 return
             with self._changed:
-                self._callers[other] = found["life"]
-                self._ready.pop(other, None)
+                self._callers[other] = found["incarnation"]
+                self._ready_received.pop(other, None)
                 self._changed.notify_all()
             sock.settimeout(None)
             if lines.readline() != b"ready\n":
                 return
             with self._changed:
-                self._ready[other] = found["life"]
+                self._ready_received[other] = found["incarnation"]
                 self._changed.notify_all()
 
-    def _objection(self, found: dict[str, Any], expected: int) -> str:
-        """Why a line isn't that of the worker that is expected, or nothing."""
+    def _mismatch(self, found: dict[str, Any], expected: int) -> str:
+        """Describes why a line is not from the expected worker; "" if it is."""
         if not found:
-            return "something answers that is not a worker of tfloss"
+            return "another program answers, not a worker of tfloss"
         if found.get("workers") != self._addresses:
-            return f"its list of workers is another one: {found.get('workers')}"
+            return f"it has another list of workers: {found.get('workers')}"
         if found.get("rank") != expected:
-            return f"it says that it is worker {found.get('rank')}"
+            return f"it reports that it is worker {found.get('rank')}"
         return ""
 
 
 def _listener(port: int) -> socket.socket:
-    # All interfaces, as TensorFlow does: the name of a host need not be that of an interface.
+    # All interfaces, as in TensorFlow: the name of a host may not belong to an interface.
     if socket.has_dualstack_ipv6():
-        with contextlib.suppress(OSError):  # compiled in, but switched off on this machine
+        with contextlib.suppress(OSError):  # IPv6 is compiled in, but disabled on this machine
             return socket.create_server(
                 ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512
             )
@@ -275,19 +296,19 @@ def _listener(port: int) -> socket.socket:
 
 
 def _read(lines: Any) -> dict[str, Any]:
-    """The line of another worker; empty for anything else."""
+    """Reads the line of another worker. Returns {} for anything else."""
     try:
-        found = json.loads(lines.readline(_LONGEST_LINE))
+        found = json.loads(lines.readline(_MAX_LINE_BYTES))
     except ValueError:
         return {}
     return (
         found
-        if isinstance(found, dict) and found.get("tfloss") == "worker" and "life" in found
+        if isinstance(found, dict) and found.get("tfloss") == "worker" and "incarnation" in found
         else {}
     )
 
 
-def _in_words(error: OSError | UnicodeError) -> str:
+def _describe(error: OSError | UnicodeError) -> str:
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, socket.gaierror):

@@ -1,4 +1,4 @@
-"""A distribution strategy from a name, and what tfloss must know about one. Host code.
+"""Makes distribution strategies by name, and answers questions about them. Host code.
 
 strategy = tfloss.make_strategy("mirrored", replicas=2)
 with strategy.scope():
@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfloss.distribute.cluster import Cluster, find_cluster, why_none
+from tfloss.distribute.cluster import Cluster, find_cluster, no_cluster_advice
 from tfloss.distribute.rendezvous import wait_for_workers
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
 from tfloss.errors import ClusterError
@@ -26,44 +26,46 @@ _REFUSED = (
     tf.compat.v1.distribute.experimental.ParameterServerStrategy,
     tf.distribute.experimental.CentralStorageStrategy,
 )
-
-
-CONNECT_TIMEOUT = 300.0
-_LEAST_START = 60.0  # seconds that TensorFlow gets to start once all workers are there
+_DEFAULT_CONNECT_TIMEOUT = 300.0  # seconds
+_MIN_START_SECONDS = 60.0  # for TensorFlow to connect, once all workers are there
 
 
 def make_strategy(
     name: str = "auto", replicas: int | None = None, connect_timeout: float | None = None
 ) -> tf.distribute.Strategy:
-    """A strategy from its name. Call it before anything else uses TensorFlow's devices.
+    """Makes a strategy. Call it before anything else uses TensorFlow's devices.
 
-    With several workers it returns when all of them have called it
-    (`tfloss.distribute.rendezvous`).
+    With several workers, it returns when all of them have called it (see
+    `tfloss.distribute.rendezvous`).
 
     Args:
-      name: one of
-        "auto": multi_worker where the environment names several workers, mirrored with several
-          GPUs or `replicas` > 1, else one;
-        "one": TensorFlow's default strategy: one replica, on the GPU if there is one;
-        "mirrored": a replica on each GPU of this machine, or on each of `replicas` logical
-          CPU devices, which are made here, if it has no GPU;
-        "multi_worker": the replicas of all workers that the environment names: TF_CONFIG,
-          TFLOSS_WORKERS with JOB_COMPLETION_INDEX, or Slurm's variables
-          (`tfloss.distribute.cluster`).
-          TF_CONFIG is set then, for TensorFlow, and Python, NumPy and TensorFlow are seeded
-          alike on all of them, so that a data set that nobody seeds is shuffled alike;
-        "tpu": the TPU named by the variable TPU_NAME, or this machine's own.
-      replicas: how many replicas, for "auto", "one" and "mirrored". None: one for each GPU,
-        or one for each logical CPU device configured so far.
-      connect_timeout: seconds to wait for the other workers. None: those of the variable
+      name: One of these:
+        "auto": "multi_worker" if the environment variables describe several workers, "mirrored" if
+          there are several GPUs or `replicas` is more than 1, else "one".
+        "one": TensorFlow's default strategy: one replica, on the GPU if there is one.
+        "mirrored": A replica on each GPU of this machine. Without a GPU, a replica on each of
+          `replicas` logical CPU devices, which are created.
+        "multi_worker": The replicas of all workers that the environment variables describe:
+          TF_CONFIG, TFLOSS_WORKERS with JOB_COMPLETION_INDEX, or Slurm's variables (see
+          `tfloss.distribute.cluster`). It sets TF_CONFIG for TensorFlow. It also seeds Python,
+          NumPy and TensorFlow with the same number on all workers, so that a shuffle without a seed
+          gives the same order on all of them.
+        "tpu": The TPU that the variable TPU_NAME names, or this machine's own.
+      replicas: The number of replicas, for "auto", "one" and "mirrored". None: one for each GPU, or
+        one for each logical CPU device that is already configured.
+      connect_timeout: Seconds to wait for the other workers. None: the value of the variable
         TFLOSS_CONNECT_TIMEOUT, or 300.
 
+    Returns:
+      The strategy.
+
     Raises:
-      ValueError: an unknown name, a number of replicas that the machine can't give, or
-        devices that are not there.
-      ClusterError: a ValueError: the environment names the workers wrongly, halfway or not.
-      MissingWorkersError: other workers have not come in time; it names their addresses.
-      SystemExit: SIGTERM while it waits for them.
+      ValueError: The name is unknown, the machine doesn't have that many replicas, or TensorFlow
+        has started already.
+      ClusterError: The variables that describe the workers are invalid, incomplete or missing. It
+        is a ValueError.
+      MissingWorkersError: Other workers did not connect in time. It has their addresses.
+      SystemExit: SIGTERM arrived during the wait for other workers.
     """
     if replicas is not None and replicas < 1:
         raise ValueError(f"replicas must be at least 1, got {replicas}.")
@@ -73,7 +75,7 @@ def make_strategy(
     if name in ("multi_worker", "tpu") and replicas is not None:
         raise ValueError(
             f"replicas={replicas} can't be chosen with strategy {name!r}: it has one replica "
-            "for each accelerator. Leave it out."
+            "for each accelerator. Leave replicas out."
         )
     if name == "one":
         if replicas not in (None, 1):
@@ -84,7 +86,7 @@ def make_strategy(
     if name == "mirrored":
         return _mirrored(replicas)
     if name == "multi_worker":
-        if os.environ.get("TFLOSS_REPLAY"):  # `tfloss replay` runs one replica after the other
+        if os.environ.get("TFLOSS_REPLAY"):  # `tfloss replay` runs the replicas one by one
             return tf.distribute.get_strategy()
         return _multi_worker(cluster, connect_timeout)
     if name == "tpu":
@@ -93,7 +95,14 @@ def make_strategy(
 
 
 def check_strategy(strategy: tf.distribute.Strategy) -> None:
-    """Raises ValueError for a strategy whose updates are not those of one global batch."""
+    """Refuses a strategy whose updates differ from those of one global batch.
+
+    Args:
+      strategy: The strategy of a run.
+
+    Raises:
+      ValueError: The strategy has parameter servers or central storage.
+    """
     if isinstance(strategy, _REFUSED):
         raise ValueError(
             f"tfloss does not train under {type(strategy).__name__}: its replicas do not keep "
@@ -103,19 +112,24 @@ def check_strategy(strategy: tf.distribute.Strategy) -> None:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes files: always, unless there are several."""
+    """Returns whether this process is the first worker, which writes files, or the only one.
+
+    Args:
+      strategy: The strategy of a run.
+    """
     return worker_position(strategy)[0] == 0
 
 
 def worker_position(strategy: tf.distribute.Strategy) -> tuple[int, int]:
-    """This worker's number among those that train, and how many there are: (0, 1) for one.
+    """Returns the index of this worker and the number of workers; (0, 1) for a single process.
 
-    A task "chief" comes before the tasks "worker".
+    Args:
+      strategy: The strategy of a run. A task "chief" comes before the tasks "worker".
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 0, 1
     resolver: Any = strategy.cluster_resolver
-    cluster = resolver.cluster_spec().as_dict() if resolver is not None else {}
+    cluster: dict[str, Any] = resolver.cluster_spec().as_dict() if resolver is not None else {}
     tasks = [(job, i) for job in ("chief", "worker") for i in range(len(cluster.get(job, ())))]
     mine = resolver and (resolver.task_type, resolver.task_id)
     return (tasks.index(mine), len(tasks)) if mine in tasks else (0, 1)
@@ -147,7 +161,7 @@ def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
             )
         except RuntimeError:
             raise ValueError(
-                f"TensorFlow has started already, with {configured} logical CPU "
+                f"TensorFlow has already started, with {configured} logical CPU "
                 f"device{'s' * (configured > 1)}, so there can't be {replicas} replicas. Make the "
                 "strategy first, before any tensor, variable, model or data set."
             ) from None
@@ -156,39 +170,39 @@ def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
 
 def _multi_worker(cluster: Cluster | None, connect_timeout: float | None) -> tf.distribute.Strategy:
     if cluster is None:
-        raise ClusterError(f"Strategy 'multi_worker' finds no workers. {why_none()}")
-    if cluster.source.startswith("SLURM") and len(cluster.addresses) == 1:
+        raise ClusterError(f"Strategy 'multi_worker' found no workers. {no_cluster_advice()}")
+    if cluster.source == "SLURM_STEP_NODELIST" and len(cluster.addresses) == 1:
         raise ClusterError(
-            "Strategy 'multi_worker' finds one worker: SLURM_STEP_NUM_TASKS is 1. Ask for more "
+            "Strategy 'multi_worker' found only one worker: SLURM_STEP_NUM_TASKS is 1. Start more "
             "(srun --ntasks=2), or use 'mirrored' for the GPUs of one host."
         )
     if connect_timeout is None:
         connect_timeout = _connect_timeout()
-    if _tensorflow_has_started():  # said before the others wait for this worker
+    if _tensorflow_has_started():  # checked before the others wait for this worker
         raise ValueError(
-            "TensorFlow has started already, too late to connect to other workers. Make the "
+            "TensorFlow has already started, so it can't connect to other workers. Make the "
             "strategy first, before any tensor, variable, model or data set."
         )
     os.environ["TF_CONFIG"] = cluster.tf_config()
     wait_for_workers(cluster.addresses, cluster.rank, connect_timeout)
-    strategy = _tensorflow_connects_the_workers(max(connect_timeout, _LEAST_START))
-    # All read the same data set, so it must be shuffled alike, also where nobody seeds it.
+    strategy = _connect_tensorflow(max(connect_timeout, _MIN_START_SECONDS))
+    # All workers read the same data set, so a shuffle without a seed must give the same order.
     keras.utils.set_random_seed(zlib.crc32(repr(cluster.addresses).encode()))
     return strategy
 
 
-def _tensorflow_connects_the_workers(timeout: float) -> tf.distribute.Strategy:
+def _connect_tensorflow(timeout: float) -> tf.distribute.Strategy:
     """Makes the strategy, or ends the program with a traceback that shows this function.
 
-    A worker that dies between the meeting and here would be waited for without end, and with
-    Python locked: no exception, thread or signal handler could stop it.
+    TensorFlow would wait forever for a worker that dies after the rendezvous. It holds Python's
+    lock meanwhile, so no exception, thread or signal handler could end the wait.
     """
     faulthandler.dump_traceback_later(timeout, exit=True, file=2)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     finally:
         faulthandler.cancel_dump_traceback_later()
-        # TensorFlow puts a handler of its own in, which only takes notice; Python doesn't know it.
+        # TensorFlow installs its own handler, which only sets a flag. Python doesn't know it.
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -198,20 +212,22 @@ def _tensorflow_has_started() -> bool:
     threads = tf.config.threading.get_inter_op_parallelism_threads()
     try:
         tf.config.threading.set_inter_op_parallelism_threads(threads + 1)
-    except RuntimeError:  # what can only be set before the start shows it
+    except RuntimeError:  # the number can only be set before the start
         return True
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     return False
 
 
 def _connect_timeout() -> float:
-    text = os.environ.get("TFLOSS_CONNECT_TIMEOUT") or str(CONNECT_TIMEOUT)
+    text = os.environ.get("TFLOSS_CONNECT_TIMEOUT") or str(_DEFAULT_CONNECT_TIMEOUT)
     try:
         if (seconds := float(text)) >= 0 and math.isfinite(seconds):
             return seconds
     except ValueError:
         pass
-    raise ClusterError(f"The variable TFLOSS_CONNECT_TIMEOUT must be seconds, and is {text!r}.")
+    raise ClusterError(
+        f"The variable TFLOSS_CONNECT_TIMEOUT must be a number of seconds, got {text!r}."
+    )
 
 
 def _tpu() -> tf.distribute.Strategy:
