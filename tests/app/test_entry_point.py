@@ -271,7 +271,7 @@ def test_max_minutes_saves_a_checkpoint_and_exits_with_124(interrupted, tmp_path
     with interrupted(1000000000, "--max_minutes=0.02") as process:
         _, err = process.communicate(timeout=100)
     assert process.returncode == 124 and "Traceback" not in err, err
-    step = int(re.search(r"0.02 minutes are over at step (\d+): saving", err)[1])
+    step = int(re.search(r"0.02 minutes are over at step (\d+)\. Saving", err)[1])
     (saved_at,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert saved_at.name == f"step_{step:08d}"
     with interrupted(step + 2, "--max_minutes=10") as again:

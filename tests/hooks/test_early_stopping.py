@@ -37,7 +37,7 @@ def test_it_stops_after_patience_evaluations_without_improvement(
     assert hook.state.get("best") == best
 
 
-def test_the_reason_says_what_stood_still(make_trainer):
+def test_the_reason_names_metric_best_value_and_patience(make_trainer):
     hook = EarlyStopping("val/losses/total", patience=2, min_delta=0.1)
     trainer = trainer_of(make_trainer, [0.5, 0.45, 0.5], hook, "losses/total")
     trainer.train(3)
@@ -47,13 +47,13 @@ def test_the_reason_says_what_stood_still(make_trainer):
     )
 
 
-def test_an_improving_run_goes_on(make_trainer):
+def test_an_improving_run_continues(make_trainer):
     trainer = trainer_of(make_trainer, [0.1, 0.2, 0.3], EarlyStopping("val/accuracy", patience=1))
     trainer.train(3)
     assert (trainer.step, trainer.stopped) == (3, None)
 
 
-def test_a_resumed_run_stops_where_an_undisturbed_one_does(make_trainer):
+def test_a_resumed_run_stops_where_an_uninterrupted_one_does(make_trainer):
     values = [0.5, 0.7, 0.6, 0.65, 0.6, 0.9]
     whole = trainer_of(make_trainer, values, EarlyStopping("val/accuracy", patience=3))
     whole.train(6)
@@ -66,7 +66,7 @@ def test_a_resumed_run_stops_where_an_undisturbed_one_does(make_trainer):
     assert whole.hooks[1].state == second.hooks[1].state
 
 
-def test_a_run_out_of_patience_does_not_start_again_unless_it_is_raised(make_trainer):
+def test_a_run_out_of_patience_starts_again_only_if_patience_is_raised(make_trainer):
     values = [0.5, 0.4, 0.3, 0.2]
     first = trainer_of(make_trainer, values, EarlyStopping("val/accuracy", patience=1))
     first.train(4)
@@ -78,12 +78,12 @@ def test_a_run_out_of_patience_does_not_start_again_unless_it_is_raised(make_tra
         assert again.step == stop
 
 
-def test_a_name_that_nobody_logs_is_reported(make_trainer):
+def test_a_name_that_is_never_logged_is_reported(make_trainer):
     trainer = trainer_of(make_trainer, [0.5, 0.4], EarlyStopping("val/acuracy", patience=1))
     with pytest.warns(UserWarning) as caught:
         trainer.train(2)
     first, last = [str(one.message) for one in caught]
-    assert "what was logged at step 1 lacks it. Did you mean 'val/accuracy'?" in first
+    assert "which is missing in the log of step 1. Did you mean 'val/accuracy'?" in first
     assert "'val/acuracy' was never logged. Did you mean 'val/accuracy'?" in last
 
 
@@ -95,6 +95,6 @@ def test_a_name_that_nobody_logs_is_reported(make_trainer):
         ({"patience": 1, "min_delta": -1.0}, "min_delta must be at least 0"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         EarlyStopping("val/accuracy", **options)

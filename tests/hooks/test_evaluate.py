@@ -56,7 +56,7 @@ def test_a_stopped_run_is_evaluated_where_it_stopped(make_trainer):
     assert [step for step, _ in trainer.logged] == [2, 4]
 
 
-def test_two_of_one_name_are_refused(make_trainer):
+def test_two_hooks_with_the_same_name_are_refused(make_trainer):
     trainer = make_trainer([Evaluate("a", {}), Evaluate("b", {})])
     with pytest.raises(ValueError, match="under the name 'val'.*name='test'"):
         trainer.begin(1)

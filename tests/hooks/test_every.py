@@ -6,7 +6,7 @@ from tfloss.hooks import Every, OnSteps, RunInfo
 
 
 def due_steps(every, run, first=None):
-    """All due steps of a run, asked for one by one and also by jumping."""
+    """All due steps of a run, found step by step and by next_step."""
     every.start(run)
     start = run.start if first is None else first
     asked = [step for step in range(start + 1, run.steps + 1) if every.due(step)]
@@ -59,11 +59,11 @@ def test_percent_with_fractional_periods():
     assert due_steps(Every(percent=Fraction(100, 3)), RunInfo(0, 10)) == [4, 7, 10]
 
 
-def test_a_period_below_one_step_is_every_step():
+def test_a_period_shorter_than_a_step_is_due_at_every_step():
     assert due_steps(Every(percent=1), RunInfo(0, 4)) == [1, 2, 3, 4]
 
 
-def test_percent_of_a_run_of_no_steps_is_never_due():
+def test_percent_of_a_run_of_0_steps_is_never_due():
     assert due_steps(Every(percent=10), RunInfo(0, 0)) == []
 
 
@@ -81,13 +81,13 @@ def test_examples():
         lambda: Every(examples=1000),
     ],
 )
-def test_a_run_resumed_at_137_is_due_where_an_undisturbed_one_is(every):
-    whole = due_steps(every(), RunInfo(0, 500, 32, 1437 / 32))
+def test_a_resumed_run_is_due_at_the_steps_of_an_uninterrupted_one(every):
+    uninterrupted = due_steps(every(), RunInfo(0, 500, 32, 1437 / 32))
     resumed = due_steps(every(), RunInfo(137, 500, 32, 1437 / 32))
-    assert resumed == [step for step in whole if step > 137]
+    assert resumed == [step for step in uninterrupted if step > 137]
 
 
-def test_secs_re_arm_when_due(clock):
+def test_seconds_start_again_when_due(clock):
     every = Every(seconds=10, clock=clock)
     every.start(RunInfo(0, 100))
     assert every.next_step(0) is None
@@ -99,7 +99,7 @@ def test_secs_re_arm_when_due(clock):
     assert due == [1010.0, 1023.0, 1033.0]
 
 
-def test_secs_count_from_the_start_of_a_run(clock):
+def test_seconds_count_from_the_start_of_a_run(clock):
     every = Every(seconds=10, clock=clock)
     clock.now += 60  # building the model
     every.start(RunInfo(0, 100))
@@ -111,27 +111,27 @@ def test_secs_count_from_the_start_of_a_run(clock):
     [
         ({}, r"Every\(\): give exactly one of steps, seconds, epochs, examples, percent"),
         ({"steps": 5, "seconds": 2}, r"Every\(steps=5, seconds=2\): give exactly one"),
-        ({"steps": 0}, r"Every\(steps=0\): steps must be more than 0"),
-        ({"seconds": -1}, r"Every\(seconds=-1\): seconds must be more than 0"),
-        ({"epochs": float("nan")}, r"epochs must be more than 0, and finite"),
-        ({"epochs": float("inf")}, r"epochs must be more than 0, and finite"),
-        ({"steps": 2.5}, r"steps must be a whole number"),
+        ({"steps": 0}, r"Every\(steps=0\): steps must be positive"),
+        ({"seconds": -1}, r"Every\(seconds=-1\): seconds must be positive"),
+        ({"epochs": float("nan")}, r"epochs must be positive and finite"),
+        ({"epochs": float("inf")}, r"epochs must be positive and finite"),
+        ({"steps": 2.5}, r"steps must be an integer"),
         ({"examples": "1000"}, r"Every\(examples='1000'\): examples must be a number"),
         ({"steps": True}, r"steps must be a number"),
         ({"percent": 101}, r"percent must be at most 100"),
     ],
 )
-def test_impossible_periods_are_refused_by_name(arguments, message):
+def test_invalid_periods_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         Every(**arguments)
 
 
-def test_a_number_without_a_unit_is_told_what_to_write():
+def test_the_error_for_a_number_without_a_unit_says_what_to_write():
     with pytest.raises(ValueError, match=r"^Every\(5\): 5 of what\? Write Every\(steps=5\)\.$"):
         Every(5)
 
 
-def test_whole_numbers_may_be_written_as_floats():
+def test_integers_may_be_written_as_floats():
     assert due_steps(Every(steps=1e2), RunInfo(0, 200)) == [100, 200]
 
 
@@ -142,30 +142,32 @@ def test_whole_numbers_may_be_written_as_floats():
         (Every(examples=10), "batch_size. Use"),
     ],
 )
-def test_what_the_run_does_not_know_is_named(every, missing):
-    with pytest.raises(ValueError, match=rf"does not know its {missing} Every\(steps="):
+def test_the_error_names_what_the_run_does_not_know(every, missing):
+    with pytest.raises(ValueError, match=rf"doesn't know its {missing} Every\(steps="):
         every.start(RunInfo(0, 100))
 
 
 def test_an_empty_epoch_is_refused():
-    with pytest.raises(ValueError, match="steps_per_epoch must be more than 0, got 0.0"):
+    with pytest.raises(ValueError, match="steps_per_epoch must be positive, got 0.0"):
         Every(epochs=1).start(RunInfo(0, 100, 32, 0.0))
 
 
-def test_asking_before_the_start_is_an_error(clock):
-    with pytest.raises(RuntimeError, match=r"Every\(epochs=1\) was asked .* before start"):
+def test_a_trigger_must_be_started_first(clock):
+    with pytest.raises(
+        RuntimeError, match=r"Every\(epochs=1\).next_step\(\) was called before start"
+    ):
         Every(epochs=1).next_step(0)
     with pytest.raises(RuntimeError, match=r"Every\(seconds=2.5\).due\(\) was called before start"):
         Every(seconds=2.5, clock=clock).due(1)
 
 
-def test_at_is_due_at_the_given_steps_only():
+def test_on_steps_is_due_at_the_given_steps_only():
     assert due_steps(OnSteps(110, 100), RunInfo(0, 200)) == [100, 110]
     assert due_steps(OnSteps(100, 110), RunInfo(105, 200)) == [110]
     assert OnSteps(100, 110).next_step(110) is None
 
 
 @pytest.mark.parametrize("step", [0, -1, 1.5, True])
-def test_at_refuses_what_is_no_step(step):
-    with pytest.raises(ValueError, match="whole number, at least 1"):
+def test_on_steps_refuses_other_values(step):
+    with pytest.raises(ValueError, match="integer of at least 1"):
         OnSteps(step)

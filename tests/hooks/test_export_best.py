@@ -33,7 +33,7 @@ class Exports:
         ("max", [float("nan"), 0.4, float("inf"), 0.5, 0.1], [2, 4]),
     ],
 )
-def test_it_exports_at_each_improvement_and_the_best_lies_there(
+def test_it_exports_at_each_improvement_and_keeps_the_best(
     make_trainer, tmp_path, mode, values, steps
 ):
     export = Exports()
@@ -59,7 +59,7 @@ def test_a_resumed_run_keeps_a_better_export(make_trainer, tmp_path):
         assert export.steps == called
 
 
-def test_a_failing_export_leaves_the_last_one_whole(make_trainer, tmp_path):
+def test_a_failing_export_leaves_the_last_one_intact(make_trainer, tmp_path):
     def export(model, path):
         path.write_text("first") if trainer.step == 1 else path.write_text("ha")
         if trainer.step == 2:
@@ -89,7 +89,7 @@ def test_an_export_that_writes_elsewhere_is_an_error(make_trainer, tmp_path):
     assert "wrote nothing at its path" in str(trainer.error)
 
 
-def test_it_needs_a_place(make_trainer, tmp_path):
-    with pytest.raises(ValueError, match="give the Trainer a workdir"):
+def test_it_needs_a_path(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="Give the Trainer a workdir"):
         make_trainer([ExportBest("val/accuracy")]).begin(1)
     make_trainer([ExportBest("val/accuracy", path=tmp_path)]).begin(1)

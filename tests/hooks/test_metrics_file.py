@@ -9,7 +9,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_line_for_each_log_on_disk_at_once(make_trainer, tmp_path, clock):
+def test_each_log_is_a_line_readable_at_once(make_trainer, tmp_path, clock):
     trainer = make_trainer([MetricsFile(clock=clock)], workdir=tmp_path)
     trainer.begin(10)
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -26,7 +26,7 @@ def test_a_line_for_each_log_on_disk_at_once(make_trainer, tmp_path, clock):
     ]
 
 
-def test_what_is_not_finite_is_a_string_that_float_reads(make_trainer, tmp_path):
+def test_values_that_are_not_finite_are_strings_that_float_reads(make_trainer, tmp_path):
     trainer = make_trainer([MetricsFile(tmp_path / "sub/m.jsonl")])
     trainer.begin(1)
     trainer.log(1, {"a": float("nan"), "b": float("inf"), "c": -float("inf")})
@@ -35,7 +35,7 @@ def test_what_is_not_finite_is_a_string_that_float_reads(make_trainer, tmp_path)
     assert float(record["c"]) == -float("inf")
 
 
-def test_a_resumed_run_repeats_no_line_and_loses_none(make_trainer, tmp_path):
+def test_a_resumed_run_has_each_line_once(make_trainer, tmp_path):
     path = tmp_path / "metrics.jsonl"
     trainer = make_trainer([MetricsFile()], workdir=tmp_path)
     trainer.begin(4)
@@ -58,7 +58,7 @@ def test_a_resumed_run_repeats_no_line_and_loses_none(make_trainer, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl"]
 
 
-def test_a_run_from_the_beginning_keeps_what_another_left(make_trainer, tmp_path):
+def test_a_run_from_step_0_keeps_the_logs_of_older_ones(make_trainer, tmp_path):
     for _ in range(3):
         trainer = make_trainer([MetricsFile()], workdir=tmp_path)
         trainer.begin(1)
@@ -77,19 +77,19 @@ def test_logs_of_later_hooks_at_the_end_are_written(make_trainer, tmp_path):
     assert hooks[0]._file is None
 
 
-def test_its_own_fields_can_not_be_logged_over(make_trainer, tmp_path):
+def test_its_own_fields_cannot_be_logged(make_trainer, tmp_path):
     trainer = make_trainer([MetricsFile()], workdir=tmp_path)
     trainer.begin(1)
     with pytest.raises(ValueError, match="named 'time'.*'my_time'"):
         trainer.log(1, {"time": 1.0})
 
 
-def test_it_needs_a_place(make_trainer):
-    with pytest.raises(ValueError, match=r"give the Trainer a workdir, or MetricsFile\(path\)"):
+def test_it_needs_a_path(make_trainer):
+    with pytest.raises(ValueError, match=r"Give the Trainer a workdir, or use MetricsFile\(path\)"):
         make_trainer([MetricsFile()]).begin(1)
 
 
-def test_steps_logged_in_a_row_are_a_line_each(make_trainer, tmp_path, clock):
+def test_consecutive_steps_are_one_line_each(make_trainer, tmp_path, clock):
     hook = MetricsFile(clock=clock)
     trainer = make_trainer([hook], workdir=tmp_path)
     trainer.begin(10)

@@ -31,7 +31,9 @@ def calls(monkeypatch):
         ((3, 50), 0, 9, (3, 9)),  # the end closes it
     ],
 )
-def test_exactly_the_steps_asked_for(make_trainer, tmp_path, calls, window, start, steps, expected):
+def test_exactly_the_given_steps_are_profiled(
+    make_trainer, tmp_path, calls, window, start, steps, expected
+):
     calls.trainer = trainer = make_trainer([Profile(*window)], workdir=tmp_path, step=start)
     trainer.train(steps)
     first, last = expected
@@ -39,7 +41,7 @@ def test_exactly_the_steps_asked_for(make_trainer, tmp_path, calls, window, star
 
 
 @pytest.mark.parametrize(("start", "steps"), [(5, 9), (0, 3)])
-def test_a_run_that_misses_the_window_says_so(make_trainer, tmp_path, calls, start, steps):
+def test_a_run_that_misses_the_steps_warns(make_trainer, tmp_path, calls, start, steps):
     trainer = make_trainer([Profile(3, 5)], workdir=tmp_path, step=start)
     with pytest.warns(UserWarning, match=f"this run goes from step {start} to {steps}"):
         trainer.train(steps)
@@ -79,6 +81,6 @@ def test_an_empty_window_is_refused():
         Profile(5, 5)
 
 
-def test_it_needs_a_place(make_trainer):
-    with pytest.raises(ValueError, match="give the Trainer a workdir"):
+def test_it_needs_a_path(make_trainer):
+    with pytest.raises(ValueError, match="Give the Trainer a workdir"):
         make_trainer([Profile(1, 2)]).begin(5)

@@ -45,7 +45,7 @@ def test_plain_lines_at_most_every_10_seconds_and_at_the_end(make_trainer, clock
     ]
 
 
-def test_the_speed_is_that_of_the_last_half_minute(make_trainer, clock):
+def test_the_speed_is_averaged_over_the_last_30_seconds(make_trainer, clock):
     out = io.StringIO()
     trainer = make_trainer([Progress(stream=out, clock=clock)], batch_size=None)
     # Step 1 compiles for 100 s, the others take 1 s.
@@ -64,7 +64,7 @@ def test_the_speed_is_that_of_the_last_half_minute(make_trainer, clock):
     ]
 
 
-def test_evaluation_results_are_a_line_of_their_own(make_trainer, clock):
+def test_evaluation_results_have_a_line_of_their_own(make_trainer, clock):
     out = io.StringIO()
     hooks = [Evaluate("data", {}, name="test"), Progress(stream=out, clock=clock)]
     trainer = make_trainer(hooks, results={2: {"accuracy": 0.98125}})
@@ -78,7 +78,7 @@ def test_evaluation_results_are_a_line_of_their_own(make_trainer, clock):
     ]
 
 
-def test_many_losses_are_cut_and_nan_is_shown(make_trainer, clock):
+def test_only_8_losses_are_shown_and_nan_is_one_of_them(make_trainer, clock):
     out = io.StringIO()
     trainer = make_trainer([Progress(stream=out, clock=clock)])
     trainer.begin(1)
@@ -90,7 +90,7 @@ def test_many_losses_are_cut_and_nan_is_shown(make_trainer, clock):
     assert out.getvalue() == f"step 1/1  {shown}  (+2 losses)  |  took 0:00\n"
 
 
-def test_a_failed_run_says_by_what(make_trainer, clock):
+def test_the_last_line_of_a_failed_run_names_the_error(make_trainer, clock):
     def fail(step):
         clock.now += 1
         if step == 3:
@@ -102,7 +102,7 @@ def test_a_failed_run_says_by_what(make_trainer, clock):
     assert out.getvalue().endswith("steps/s  took 0:03  ended by FloatingPointError\n")
 
 
-def test_a_run_that_is_already_done_prints_nothing(make_trainer, clock):
+def test_a_finished_run_prints_nothing(make_trainer, clock):
     out = io.StringIO()
     make_trainer([Progress(stream=out, clock=clock)], step=5).train(5)
     assert out.getvalue() == ""
@@ -125,7 +125,7 @@ def test_a_terminal_has_one_live_line_and_results_above_it(make_trainer, clock, 
     assert "\x1b[2K" in text  # the line is erased and drawn again
     assert "step 2  val/accuracy 0.5\n" in text
     assert "━" in text
-    assert hook._view._bar is None  # taken down at the end
+    assert hook._display._progress is None  # removed at the end
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_terminal_has_one_live_line_and_results_above_it(make_trainer, clock, 
         (20, "step 4/4  |  took 0…"),
     ],
 )
-def test_the_line_fits_the_terminal_by_leaving_out_the_least(make_trainer, clock, width, line):
+def test_the_line_fits_the_terminal(make_trainer, clock, width, line):
     out = io.StringIO()
     console = Console(force_terminal=True, file=out, width=width, color_system=None)
     trainer = make_trainer([Progress(console=console, clock=clock)], on_step=ticking(clock, 0.5))
@@ -157,7 +157,7 @@ def test_the_line_fits_the_terminal_by_leaving_out_the_least(make_trainer, clock
     assert "\x1b[1A" not in out.getvalue()  # never a second line to go up from
 
 
-def test_the_line_follows_a_terminal_that_is_made_narrower(make_trainer, clock):
+def test_the_line_fits_a_terminal_that_becomes_narrower(make_trainer, clock):
     out = io.StringIO()
     console = Console(force_terminal=True, file=out, width=160, color_system=None)
 
@@ -174,26 +174,26 @@ def test_the_line_follows_a_terminal_that_is_made_narrower(make_trainer, clock):
     assert last.partition("\n")[0].rstrip() == "━━━━━━━━━━━━━━━━ step 4/4  |  took 0:02"
 
 
-def test_a_terminal_is_redrawn_every_fifth_of_a_second_only(make_trainer, clock):
+def test_a_terminal_is_redrawn_every_200_ms(make_trainer, clock):
     out = io.StringIO()
     console = Console(force_terminal=True, file=out, width=160, color_system=None)
     hook = Progress(console=console, clock=clock)
     draws = []
     trainer = make_trainer([hook], on_step=ticking(clock, 0.125))
-    hook._view.show = lambda step, text: draws.append(step)
+    hook._display.update = lambda step, text: draws.append(step)
     trainer.train(8)
     assert draws == [2, 4, 6, 8, 8]
 
 
-def test_the_stream_decides_between_the_two(monkeypatch):
+def test_the_stream_decides_between_the_displays(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
-    assert type(Progress(stream=Terminal())._view).__name__ == "TerminalLine"
-    assert type(Progress(stream=io.StringIO())._view).__name__ == "PlainLines"
+    assert type(Progress(stream=Terminal())._display).__name__ == "LiveDisplay"
+    assert type(Progress(stream=io.StringIO())._display).__name__ == "PlainDisplay"
     monkeypatch.setenv("TERM", "dumb")
-    assert type(Progress(stream=Terminal())._view).__name__ == "PlainLines"
+    assert type(Progress(stream=Terminal())._display).__name__ == "PlainDisplay"
 
 
-def test_where_the_time_went(make_trainer, clock):
+def test_the_line_shows_where_the_time_went(make_trainer, clock):
     out = io.StringIO()
     trainer = make_trainer([Progress(seconds=1.0, stream=out, clock=clock)], batch_size=None)
     trainer.stopwatch = Stopwatch(clock)

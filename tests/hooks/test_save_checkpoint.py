@@ -65,11 +65,11 @@ def test_the_last_few_are_kept(make_trainer, tmp_path, keep_last, kept):
     [
         ("max", [0.5, 0.9, 0.1, 0.8, 0.2, 0.3], [2, 4, 6], [[0.9, 2], [0.8, 4]]),
         ("min", [0.5, 0.9, 0.1, 0.8, 0.2, 0.3], [3, 5, 6], [[0.1, 3], [0.2, 5]]),
-        # of equals the earlier stays, and NaN is never among the best
+        # of equal ones the earlier stays, and NaN is never among the best
         ("max", [0.5, 0.5, 0.5, float("nan"), 0.1, 0.1], [1, 2, 6], [[0.5, 1], [0.5, 2]]),
     ],
 )
-def test_the_best_are_kept_beside_the_last(make_trainer, tmp_path, mode, values, kept, best):
+def test_the_best_are_kept_besides_the_last(make_trainer, tmp_path, mode, values, kept, best):
     hook = SaveCheckpoint(
         Every(steps=1), keep_last=1, keep_best=2, metric="val/accuracy", mode=mode
     )
@@ -81,7 +81,7 @@ def test_the_best_are_kept_beside_the_last(make_trainer, tmp_path, mode, values,
     assert trainer.checkpoints.saved[6][1] == hook.state
 
 
-def test_a_resumed_run_keeps_the_best_of_the_whole(make_trainer, tmp_path):
+def test_a_resumed_run_keeps_the_best_of_all_runs(make_trainer, tmp_path):
     values = [0.5, 0.9, 0.1, 0.3, 0.95, 0.3]
     make = lambda: SaveCheckpoint(  # noqa: E731
         Every(steps=1), keep_last=1, keep_best=1, metric="val/accuracy"
@@ -98,7 +98,7 @@ def test_a_resumed_run_keeps_the_best_of_the_whole(make_trainer, tmp_path):
     assert second.checkpoints.steps() == [5, 6]
 
 
-def test_a_best_checkpoint_that_somebody_deleted_makes_room(make_trainer, tmp_path):
+def test_a_best_checkpoint_that_was_deleted_is_replaced_in_the_ranking(make_trainer, tmp_path):
     hook = SaveCheckpoint(Every(steps=1), keep_last=1, keep_best=1, metric="val/accuracy")
     trainer = trainer_of(make_trainer, tmp_path, hook, [0.9, 0.1, 0.5, 0.2])
     trainer.train(2)
@@ -107,7 +107,7 @@ def test_a_best_checkpoint_that_somebody_deleted_makes_room(make_trainer, tmp_pa
     assert trainer.checkpoints.steps() == [3, 4]
 
 
-def test_the_last_checkpoint_holds_a_final_evaluation_that_came_after_it(make_trainer, tmp_path):
+def test_the_last_checkpoint_holds_a_final_evaluation_by_a_later_hook(make_trainer, tmp_path):
     evaluate = Evaluate("data", {}, every=Every(steps=3))
     stopping = EarlyStopping("val/accuracy", patience=9)
     save = SaveCheckpoint(Every(steps=2), keep_best=1, metric="val/accuracy")
@@ -122,7 +122,7 @@ def test_the_last_checkpoint_holds_a_final_evaluation_that_came_after_it(make_tr
     ]
 
 
-def test_periods_that_never_meet_are_reported(make_trainer, tmp_path):
+def test_a_warning_tells_if_no_checkpoint_has_the_metric(make_trainer, tmp_path):
     hook = SaveCheckpoint(Every(steps=2), keep_best=1, metric="val/accuracy")
     results = {3: {"accuracy": 0.5}}
     evaluate = Evaluate("data", {}, every=Every(steps=3))
@@ -144,31 +144,31 @@ def test_periods_that_never_meet_are_reported(make_trainer, tmp_path):
     [
         ({"keep_last": 0}, "at least 1, or None for all"),
         ({"keep_best": -1}, "at least 0"),
-        ({"keep_best": 1}, "keep_best and metric go together"),
-        ({"metric": "val/accuracy"}, "keep_best and metric go together"),
+        ({"keep_best": 1}, "keep_best and metric must be given together"),
+        ({"metric": "val/accuracy"}, "keep_best and metric must be given together"),
         ({"keep_best": 1, "metric": "a", "mode": "best"}, "'max' or 'min'"),
         ({"keep_every": 0}, "at least 1"),
         ({"on_error": "ignore"}, "'stop' or 'continue'"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SaveCheckpoint(**options)
 
 
 def test_it_needs_a_workdir(make_trainer):
-    with pytest.raises(ValueError, match="give the Trainer a workdir"):
+    with pytest.raises(ValueError, match="Give the Trainer a workdir"):
         make_trainer([SaveCheckpoint()], checkpoints=None).begin(1)
 
 
-def test_multiples_of_keep_every_stay_for_ever(make_trainer, tmp_path):
+def test_multiples_of_keep_every_are_never_deleted(make_trainer, tmp_path):
     hook = SaveCheckpoint(Every(steps=2), keep_last=1, keep_every=6)
     trainer = trainer_of(make_trainer, tmp_path, hook)
     trainer.train(16)
     assert trainer.checkpoints.steps() == [6, 12, 16]
 
 
-def test_another_metric_begins_another_ranking(make_trainer, tmp_path):
+def test_another_metric_starts_another_ranking(make_trainer, tmp_path):
     hook = SaveCheckpoint(Every(steps=1), keep_last=1, keep_best=1, metric="val/accuracy")
     trainer = trainer_of(make_trainer, tmp_path, hook, [0.5, 0.25])
     trainer.checkpoints.saved[9] = []
@@ -232,7 +232,7 @@ class Disk:
             self.aside.rename(self.path)
 
 
-def test_last_and_best_are_kept_and_all_is_written_at_the_end(make_run):
+def test_last_and_best_are_kept_and_everything_is_written_at_the_end(make_run):
     values = [0.5, 0.9, 0.1, 0.8, 0.2, 0.3]
     hook = SaveCheckpoint(Every(steps=1), keep_last=2, keep_best=1, metric="val/accuracy")
     trainer = make_run(hook, values)
@@ -243,7 +243,7 @@ def test_last_and_best_are_kept_and_all_is_written_at_the_end(make_run):
     assert hook.state == {"best": [[0.9, 2]], "metric": "val/accuracy"}
 
 
-def test_damaged_ones_do_not_count_and_are_not_deleted(make_run, tmp_path):
+def test_corrupt_checkpoints_do_not_count_and_are_not_deleted(make_run, tmp_path):
     first = CheckpointDirectory(tmp_path / "c")
     for step in (1, 2, 3):
         first.save(step, {"v": tf.Variable(step)})
@@ -256,7 +256,7 @@ def test_damaged_ones_do_not_count_and_are_not_deleted(make_run, tmp_path):
     assert trainer.checkpoints.steps() == [1, 3, 5, 6]
 
 
-def test_a_disk_that_takes_nothing_stops_training(make_run, tmp_path):
+def test_a_full_disk_stops_training(make_run, tmp_path):
     trainer = make_run(SaveCheckpoint(Every(steps=2)), on_step=Disk(tmp_path / "c", 3))
     trainer.train(9)
     assert isinstance(trainer.error, CheckpointWriteError)
@@ -267,13 +267,13 @@ def test_a_disk_that_takes_nothing_stops_training(make_run, tmp_path):
     assert CheckpointDirectory(tmp_path / "aside").valid_steps() == [2]
 
 
-def test_or_training_goes_on_and_saves_when_the_disk_takes_it_again(make_run, tmp_path):
+def test_training_may_continue_and_save_when_the_disk_has_space_again(make_run, tmp_path):
     values = [0.1, 0.9, 0.3, 0.95, 0.2, 0.1, 0.1, 0.1]
     hook = SaveCheckpoint(
         Every(steps=2), keep_last=1, keep_best=1, metric="val/accuracy", on_error="continue"
     )
     trainer = make_run(hook, values, on_step=Disk(tmp_path / "c", 3, works=5))
-    with pytest.warns(UserWarning, match="0004 can't be written: .* Training goes on") as warned:
+    with pytest.warns(UserWarning, match="0004 can't be written: .* Training continues") as warned:
         trainer.train(8)
     assert len(warned) == 1 and trainer.error is None and trainer.saves == [2, 4, 6, 8]
     # 4 was better, but isn't there: 2 stays the best.
@@ -281,7 +281,7 @@ def test_or_training_goes_on_and_saves_when_the_disk_takes_it_again(make_run, tm
     assert trainer.checkpoints.valid_steps() == [2, 8]
 
 
-def test_the_end_says_that_the_last_one_is_missing(make_run, tmp_path):
+def test_the_end_warns_if_the_last_checkpoint_is_missing(make_run, tmp_path):
     hook = SaveCheckpoint(Every(steps=2), on_error="continue")
     trainer = make_run(hook, on_step=Disk(tmp_path / "c", 3))
     with pytest.warns(UserWarning) as warned:
@@ -293,14 +293,14 @@ def test_the_end_says_that_the_last_one_is_missing(make_run, tmp_path):
     assert len(said) == (2 if trainer.writer is None else 1)
 
 
-def test_the_end_raises_it_where_training_is_to_stop(make_run, tmp_path):
+def test_the_end_raises_the_error_if_on_error_is_stop(make_run, tmp_path):
     trainer = make_run(SaveCheckpoint(), on_step=Disk(tmp_path / "c", 1))
     trainer.checkpoints.path.mkdir()
     with pytest.raises(CheckpointWriteError, match="step_00000002 can't be written"):
         trainer.train(2)
 
 
-def test_what_ended_training_is_not_hidden_by_it(make_run, tmp_path):
+def test_a_failed_write_does_not_hide_the_error_that_ended_training(make_run, tmp_path):
     def on_step(step):
         disk(step)
         if step == 3:
@@ -314,7 +314,7 @@ def test_what_ended_training_is_not_hidden_by_it(make_run, tmp_path):
     assert isinstance(trainer.error, Preempted)
 
 
-def test_after_another_error_what_is_being_written_is_written(make_run, tmp_path):
+def test_after_another_error_the_current_write_is_finished(make_run, tmp_path):
     def fail(step):
         if step == 4:
             raise RuntimeError("a bug")

@@ -40,7 +40,7 @@ def test_scalars_keep_their_tags_steps_and_values(make_trainer, tmp_path):
     assert plugin(events, "losses/total") == "scalars"
 
 
-def test_what_is_not_finite_is_written_too(make_trainer, tmp_path):
+def test_values_that_are_not_finite_are_written(make_trainer, tmp_path):
     trainer = make_trainer([TensorBoard(tmp_path)])
     trainer.begin(1)
     trainer.log(1, {"a": float("nan"), "b": float("inf")})
@@ -98,7 +98,7 @@ def test_a_run_that_logs_nothing_leaves_no_file(make_trainer, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_events_are_on_disk_after_a_due_call_before_the_end(make_trainer, tmp_path):
+def test_events_are_in_the_file_after_a_due_call(make_trainer, tmp_path):
     hook = TensorBoard()
     trainer = make_trainer([hook], workdir=tmp_path)
     trainer.begin(20)
@@ -109,7 +109,7 @@ def test_events_are_on_disk_after_a_due_call_before_the_end(make_trainer, tmp_pa
     trainer.end()
 
 
-def test_one_file_a_run_and_later_hooks_may_log_at_the_end(make_trainer, tmp_path):
+def test_a_run_has_one_file_and_later_hooks_may_log_at_the_end(make_trainer, tmp_path):
     hooks = [TensorBoard(), Evaluate("data", {})]
     trainer = make_trainer(hooks, workdir=tmp_path, results={2: {"accuracy": 0.5}})
     trainer.train(2)
@@ -117,8 +117,10 @@ def test_one_file_a_run_and_later_hooks_may_log_at_the_end(make_trainer, tmp_pat
     assert len(list((tmp_path / "train").iterdir())) == 1
 
 
-def test_it_needs_a_place(make_trainer):
-    with pytest.raises(ValueError, match=r"give the Trainer a workdir, or TensorBoard\(logdir\)"):
+def test_it_needs_a_path(make_trainer):
+    with pytest.raises(
+        ValueError, match=r"Give the Trainer a workdir, or use TensorBoard\(logdir\)"
+    ):
         make_trainer([TensorBoard()]).begin(1)
 
 
@@ -127,7 +129,7 @@ def test_a_resumed_run_has_each_point_once(make_trainer, tmp_path):
     trainer.begin(30)
     for step in (10, 20, 30):
         trainer.log(step, {"a": float(step)})
-        trainer.hooks[0].before_save(step)  # on the disk, though nobody ends the run
+        trainer.hooks[0].before_save(step)  # in the file, though the run doesn't end
     (path,) = (tmp_path / "train").iterdir()
     path.write_bytes(path.read_bytes()[:-3])  # killed while it wrote
     again = make_trainer([TensorBoard()], workdir=tmp_path, step=10)
@@ -147,7 +149,7 @@ def _points(path):
             yield event.step, value.simple_value
 
 
-def test_a_run_from_the_beginning_puts_an_older_one_aside(make_trainer, tmp_path):
+def test_a_run_from_step_0_renames_an_older_log(make_trainer, tmp_path):
     for value in (1.0, 2.0):
         trainer = make_trainer([TensorBoard()], workdir=tmp_path)
         trainer.begin(1)
@@ -158,7 +160,7 @@ def test_a_run_from_the_beginning_puts_an_older_one_aside(make_trainer, tmp_path
     assert list(_points(old)) == [(1, 1.0)]
 
 
-def test_a_damaged_record_is_left_where_it_is(make_trainer, tmp_path):
+def test_a_damaged_record_is_kept(make_trainer, tmp_path):
     trainer = make_trainer([TensorBoard()], workdir=tmp_path)
     trainer.begin(30)
     for step in (10, 20, 30):
@@ -176,7 +178,7 @@ def test_a_damaged_record_is_left_where_it_is(make_trainer, tmp_path):
     assert path.read_bytes() == bytes(data[: version + 2 * size])
 
 
-def test_many_steps_logged_in_a_row_are_an_event_each(make_trainer, tmp_path):
+def test_consecutive_steps_are_one_event_each(make_trainer, tmp_path):
     logs = [(step, {"a": 0.5 * step, "b/c": -step}) for step in range(1, 24)]
     logs[4:4] = [(5, {}), (5, {"other": 2.0})]
     hook = TensorBoard(tmp_path)
@@ -190,7 +192,9 @@ def test_many_steps_logged_in_a_row_are_an_event_each(make_trainer, tmp_path):
     assert scalars(found, "other") == [(5, 2.0)]
 
 
-def test_a_second_train_goes_on_in_what_the_first_wrote(make_trainer, tmp_path, monkeypatch):
+def test_a_second_train_call_continues_the_log_without_reading_it(
+    make_trainer, tmp_path, monkeypatch
+):
     hook = TensorBoard(tmp_path)
     trainer = make_trainer([hook])
     trainer.begin(2)
@@ -198,19 +202,21 @@ def test_a_second_train_goes_on_in_what_the_first_wrote(make_trainer, tmp_path, 
     trainer.step = 2
     trainer.end()
     read_again = []
-    monkeypatch.setattr("tfloss.hooks.tensorboard.keep_until", lambda *_: read_again.append(1))
+    monkeypatch.setattr(
+        "tfloss.hooks.log_truncation.truncate_after", lambda *_: read_again.append(1)
+    )
     trainer.begin(3)
-    assert not read_again  # a long run's file takes long to read
+    assert not read_again  # reading the file of a long run takes long
     trainer.log(3, {"a": 2.0})
     trainer.step = 3
     trainer.end()
     assert scalars(read(tmp_path), "a") == [(2, 1.0), (3, 2.0)]
-    trainer.step = 1  # put back to another step
+    trainer.step = 1  # restored to another step
     trainer.begin(3)
     assert read_again
 
 
-def test_what_is_not_a_number_fails_where_it_is_logged(make_trainer, tmp_path):
+def test_a_value_that_is_no_number_fails_where_it_is_logged(make_trainer, tmp_path):
     trainer = make_trainer([TensorBoard(tmp_path)])
     trainer.begin(1)
     with pytest.raises(ValueError, match="could not convert"):
@@ -218,7 +224,7 @@ def test_what_is_not_a_number_fails_where_it_is_logged(make_trainer, tmp_path):
     trainer.end()
 
 
-def test_what_is_logged_after_the_end_is_in_one_more_file(make_trainer, tmp_path):
+def test_logs_after_the_end_are_in_another_file(make_trainer, tmp_path):
     hook = TensorBoard(tmp_path)
     trainer = make_trainer([hook])
     trainer.begin(1)

@@ -1,9 +1,9 @@
-"""Hooks: what happens beside training, one file each.
+"""Hooks: evaluation, checkpoints, logs and more during training, one file each.
 
     trainer.train(data, steps=2_000, hooks=[Evaluate(...), SaveCheckpoint(...), Progress()])
-    class Mine(Hook): ...
 
-They run on the host, between calls of the training step, at exactly the steps they ask for.
+They run on the host, between calls of the training step, at exactly the steps that they ask for.
+Subclasses of `Hook` add others.
 """
 
 from tfloss.hooks.base import Hook

@@ -1,62 +1,76 @@
-"""Stops a training that no longer gets better.
+"""Stops training when a metric no longer improves.
 
     Evaluate(test_set, {"accuracy": accuracy}, every=Every(epochs=1)),
     EarlyStopping("val/accuracy", patience=5)
 
-Patience is counted in evaluations, that is, in logs of the metric.
+Patience is a number of evaluations, that is, of logs of the metric.
 """
 
-from tfloss.hooks._watch import Watch
+from collections.abc import Mapping, Sequence
+
 from tfloss.hooks.base import Hook
+from tfloss.hooks.monitored_metric import Mode, MonitoredMetric
+from tfloss.summary import Summary
 
 
 class EarlyStopping(Hook):
-    """Stops after `patience` evaluations in a row without an improvement. Host.
+    """Stops after `patience` consecutive evaluations without an improvement. Host.
 
-    A value that is not finite is no improvement. The state is the best value, its step and
-    the count, so a resumed run stops where an undisturbed one would; one that was already
-    out of patience stops before its first step, unless `patience` was raised.
+    A value that is not finite is no improvement. Checkpoints hold the best value, its step and the
+    number of evaluations since, so a resumed run stops where an uninterrupted one stops. A run
+    whose patience is already exhausted stops before its first step, unless `patience` was raised.
 
     Args:
-      metric: as it is logged, "val/accuracy".
-      patience: evaluations (logs of the metric), at least 1.
-      min_delta: an improvement must be larger than this.
-      mode: "max" if more is better, "min" if less is. By default "min" for what is logged
-        under `losses/` (`losses/total`, `val/losses/kl`), else "max".
+      metric: Name of the metric as logged, such as "val/accuracy".
+      patience: Number of evaluations (logs of the metric), at least 1.
+      min_delta: Difference that an improvement must exceed, at least 0.
+      mode: "max" if higher values are better, "min" if lower ones are. None: "min" for what is
+        logged under `losses/` (`losses/total`, `val/losses/kl`), else "max".
+
+    Raises:
+      ValueError: An argument is out of its range.
     """
 
     def __init__(
-        self, metric: str, *, patience: int, min_delta: float = 0.0, mode: str | None = None
+        self,
+        metric: str,
+        *,
+        patience: int,
+        min_delta: float = 0.0,
+        mode: Mode | None = None,
     ):
         if patience < 1:
             raise ValueError(f"EarlyStopping(patience={patience}): patience must be at least 1.")
         self.patience = patience
-        self._watch = Watch("EarlyStopping", metric, mode, min_delta)
+        self._metric = MonitoredMetric("EarlyStopping", metric, mode, min_delta)
 
     def before_train(self) -> None:
-        self._watch.start()
+        """Stops a run whose patience is already exhausted."""
+        self._metric.reset()
         self._stop_if_exhausted()
 
-    def on_log(self, step, scalars, summaries) -> None:
-        value = self._watch.value(step, scalars)
+    def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
+        """Counts evaluations without an improvement, and stops training after too many."""
+        value = self._metric.value(step, scalars)
         if value is None:
             return
-        if self._watch.better(value, self.state.get("best")):
+        if self._metric.is_improvement(value, self.state.get("best")):
             self.state = {"best": value, "step": step, "count": 0}
         else:
             self.state["count"] = self.state.get("count", 0) + 1
         self._stop_if_exhausted()
 
     def after_train(self) -> None:
-        self._watch.finish(self.trainer.error)
+        """Warns if the metric was never logged."""
+        self._metric.warn_if_never_logged(self.trainer.error)
 
     def _stop_if_exhausted(self) -> None:
         count = self.state.get("count", 0)
         if count < self.patience:
             return
-        verb = "risen above" if self._watch.mode == "max" else "fallen below"
-        best = self.state.get("best")
+        metric, best = self._metric, self.state.get("best")
+        verb = "risen above" if metric.mode == "max" else "fallen below"
         than = f"{best:.6g} (step {self.state['step']})" if best is not None else "any number"
-        by = f" by more than {self._watch.min_delta:g}" if self._watch.min_delta else ""
+        by = f" by more than {metric.min_delta:g}" if metric.min_delta else ""
         span = f"{count} evaluations" if count > 1 else "evaluation"
-        self.trainer.stop(f"{self._watch.metric} has not {verb} {than}{by} in the last {span}")
+        self.trainer.stop(f"{metric.name} has not {verb} {than}{by} in the last {span}")

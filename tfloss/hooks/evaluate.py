@@ -1,35 +1,39 @@
-"""Evaluates beside training, so that validation curves lie next to the training ones.
+"""Evaluates during training, so that validation curves appear beside the training curves.
 
     Evaluate(test_set, {"accuracy": accuracy}, every=Every(epochs=1), losses=True)
 
-Curves: val/accuracy, val/losses/total and val/losses/<name>.
+It logs val/accuracy, val/losses/total and val/losses/<name>.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
+from tfloss.data.distributed import Data
+from tfloss.evaluation import BoundMetric, HostMetric
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
 
 
 class Evaluate(Hook):
-    """Runs `trainer.evaluate` when due, and once more at the end if the last one is older.
+    """Runs `Trainer.evaluate` when due, and once more at the end if the last result is older.
 
-    Host; training waits for it. Not run at the end of a run that failed.
+    Host. Training waits for it. After an error it doesn't run.
 
     Args:
-      dataset: what `trainer.evaluate` takes; finite.
-      metrics: name to metric, as for `trainer.evaluate`.
-      every: when; None: only at the end.
-      name: prefix of what is logged. Two Evaluates need two names.
-      losses: also the losses of the training forward, as `<name>/losses/<loss>`.
-      ema: of the moving averages of the weights (`Trainer(ema=...)`).
+      data: Batches, in any form that `Trainer.evaluate` accepts. Finite.
+      metrics: Metrics by name, as for `Trainer.evaluate`.
+      every: When to evaluate. None: only at the end.
+      name: Prefix of the logged names. Two Evaluate hooks need different ones.
+      losses: Whether to log validation losses too, as `<name>/losses/<loss>`.
+      ema: Whether to evaluate the moving averages of the weights (`Trainer(ema=...)`).
+
+    Raises:
+      ValueError: `every` is not a trigger, or `name` is empty or ends with "/".
     """
 
     def __init__(
         self,
-        dataset: Any,
-        metrics: Mapping[str, Any],
+        data: Data,
+        metrics: Mapping[str, BoundMetric | HostMetric],
         *,
         every: Every | OnSteps | None = None,
         name: str = "val",
@@ -39,7 +43,7 @@ class Evaluate(Hook):
         check_trigger(every, "Evaluate")
         if not name or name.endswith("/"):
             raise ValueError(f"Evaluate(name={name!r}): name must be like 'val', without a '/'.")
-        self.dataset = dataset
+        self.data = data
         self.metrics = metrics
         self.every = every
         self.name = name
@@ -47,6 +51,11 @@ class Evaluate(Hook):
         self.ema = ema
 
     def before_train(self) -> None:
+        """Checks that no other Evaluate hook logs under the same name.
+
+        Raises:
+          ValueError: Another one does.
+        """
         for other in self.trainer.hooks:
             if isinstance(other, Evaluate) and other is not self and other.name == self.name:
                 raise ValueError(
@@ -55,13 +64,13 @@ class Evaluate(Hook):
                 )
 
     def after_step(self, step: int) -> None:
+        """Evaluates and logs the results."""
         # Before the log, so that a checkpoint saved by a hook in on_log has it.
         self.state["step"] = step
-        results = self.trainer.evaluate(
-            self.dataset, self.metrics, losses=self.losses, ema=self.ema
-        )
+        results = self.trainer.evaluate(self.data, self.metrics, losses=self.losses, ema=self.ema)
         self.trainer.log(step, {f"{self.name}/{key}": value for key, value in results.items()})
 
     def after_train(self) -> None:
+        """Evaluates after the last step of a run without an error, unless it already did."""
         if self.trainer.error is None and self.state.get("step") != self.trainer.step:
             self.after_step(self.trainer.step)

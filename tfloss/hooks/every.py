@@ -1,10 +1,10 @@
-"""When a hook is due: every so many steps, seconds, epochs, examples or per cent of the run.
+"""Triggers: when a hook is due, in steps, seconds, epochs, examples or percent of the run.
 
     every = Every(epochs=0.5)
     every.start(run)                      # the trainer does this at the start of a run
     every.next_step(137), every.due(138)
 
-All of this runs on the host, between calls of the training step.
+All of this module runs on the host, between calls of the training step.
 """
 
 import copy
@@ -18,27 +18,32 @@ from typing import Any
 from tfloss.hooks.run_info import RunInfo
 
 _KINDS = ("steps", "seconds", "epochs", "examples", "percent")
-_WHOLE = ("steps", "examples")
+_INTEGER_KINDS = ("steps", "examples")
 
 
 class Every:
-    """A period in exactly one unit.
+    """A period in exactly one unit. Host.
 
-    Steps are counted from step 0 of the training, not from where this run began, and
-    periods are exact fractions: the k-th due step is `ceil(k * period)`. So a resumed run is
-    due at the steps of an undisturbed one, and nothing drifts.
+    Steps are counted from step 0 of training, not from the step where this run started. Periods
+    are exact fractions: the k-th due step is `ceil(k * period)`. So a resumed run is due at the
+    same steps as an uninterrupted one, and rounding errors don't add up.
 
-    `Every(seconds=...)` remembers when it was last due: give each hook one of its own.
+    `Every(seconds=...)` remembers when it was last due. The trainer makes a copy for each hook.
 
     Args:
-      steps: whole updates.
-      seconds: seconds of `clock`, looked at between calls of the training step.
-      epochs: of `RunInfo.steps_per_epoch`; fractions are allowed.
-      examples: whole global examples, of `RunInfo.batch_size`.
-      percent: of `RunInfo.steps`, at most 100.
-      clock: seconds, for `seconds`; injectable for tests.
+      steps: Number of updates, an integer.
+      seconds: Seconds of `clock`, which is read between calls of the training step.
+      epochs: Number of epochs of `RunInfo.steps_per_epoch` steps. Fractions are allowed.
+      examples: Number of examples over all replicas, an integer. Needs `RunInfo.batch_size`.
+      percent: Percentage of `RunInfo.steps`, at most 100.
+      clock: Function that returns seconds, for `seconds`. Tests can replace it.
 
-    Raises ValueError unless exactly one is given, by name, and it is more than 0.
+    Attributes:
+      kind: The unit: "steps", "seconds", "epochs", "examples" or "percent".
+      amount: The number of units, as an exact fraction.
+
+    Raises:
+      ValueError: Not exactly one unit is given, it isn't given by name, or it isn't positive.
     """
 
     def __init__(
@@ -66,9 +71,13 @@ class Every:
         self._last: float | None = None
 
     def start(self, run: RunInfo) -> None:
-        """Finds the period for this run, or sets the clock going.
+        """Computes the period in steps for a run, or starts the clock.
 
-        Raises ValueError if the run does not know its batch size or epoch.
+        Args:
+          run: The run.
+
+        Raises:
+          ValueError: The run doesn't know its batch size or the length of its epochs.
         """
         if self.kind == "seconds":
             self._last = self._clock()
@@ -81,17 +90,37 @@ class Every:
             self._period = self.amount * _exact_epoch(epoch, run.batch_size)
 
     def next_step(self, step: int) -> int | None:
-        """The first due step after `step`; None for `seconds`, where nobody can know."""
+        """Returns the first due step after a step.
+
+        Args:
+          step: Number of updates that are done.
+
+        Returns:
+          The step; None for `seconds`, where it is unknown.
+
+        Raises:
+          RuntimeError: `start` was not called.
+        """
         if self.kind == "seconds":
             return None
         if self._period is None:
-            raise RuntimeError(f"{self!r} was asked for steps before start(run).")
-        if self._period == 0:  # per cent of a run of no steps
+            raise RuntimeError(f"{self!r}.next_step() was called before start(run).")
+        if self._period == 0:  # percent of a run of 0 steps
             return None
         return math.ceil((step // self._period + 1) * self._period)
 
     def due(self, step: int) -> bool:
-        """Whether `step` is a due step. For `seconds`: whether it is time, and then it re-arms."""
+        """Returns whether a step is due. For `seconds`, a due call starts the next period.
+
+        Args:
+          step: Number of updates that are done.
+
+        Returns:
+          Whether it is due.
+
+        Raises:
+          RuntimeError: `start` was not called.
+        """
         if self.kind != "seconds":
             return step > 0 and self.next_step(step - 1) == step
         if self._last is None:
@@ -102,42 +131,65 @@ class Every:
         return due
 
     def __repr__(self) -> str:
-        whole = self.amount.denominator == 1
-        return f"Every({self.kind}={int(self.amount) if whole else float(self.amount)})"
+        integer = self.amount.denominator == 1
+        return f"Every({self.kind}={int(self.amount) if integer else float(self.amount)})"
 
     def _known(self, value: float | None, name: str) -> float:
         if value is None:
             give = "Give train() steps_per_epoch=..., or use" if self.kind == "epochs" else "Use"
             raise ValueError(
-                f"{self!r} can't be turned into steps: the run does not know its {name}. "
+                f"{self!r} can't be turned into steps: the run doesn't know its {name}. "
                 f"{give} Every(steps=...) or Every(seconds=...)."
             )
         if not value > 0:
-            raise ValueError(f"{self!r}: the run's {name} must be more than 0, got {value!r}.")
+            raise ValueError(f"{self!r}: the run's {name} must be positive, got {value!r}.")
         return value
 
 
 class OnSteps:
-    """Due at exactly the given steps. Goes where an `Every` does: `hook.every = OnSteps(100, 110)`.
+    """A trigger for given steps, in place of an `Every`. Host.
 
-    Raises ValueError for a step that is not a whole number of at least 1.
+        hook.every = OnSteps(100, 110)
+
+    Args:
+      *steps: The steps, integers of at least 1.
+
+    Attributes:
+      steps: The steps in increasing order, each once.
+
+    Raises:
+      ValueError: A step is not an integer of at least 1.
     """
 
     def __init__(self, *steps: int):
         for step in steps:
-            if not isinstance(step, numbers.Integral) or isinstance(step, bool) or step < 1:
-                raise ValueError(f"OnSteps({step!r}): a step must be a whole number, at least 1.")
+            if not _is_number(step, numbers.Integral) or step < 1:
+                raise ValueError(f"OnSteps({step!r}): a step must be an integer of at least 1.")
         self.steps = tuple(sorted({int(step) for step in steps}))
 
     def start(self, run: RunInfo) -> None:
-        """Nothing to find out: the steps are given."""
+        """Does nothing: the steps are known."""
 
     def next_step(self, step: int) -> int | None:
-        """The first given step after `step`, or None."""
-        return next((one for one in self.steps if one > step), None)
+        """Returns the first given step after a step, or None.
+
+        Args:
+          step: Number of updates that are done.
+
+        Returns:
+          The step; None if there is none.
+        """
+        return next((given for given in self.steps if given > step), None)
 
     def due(self, step: int) -> bool:
-        """Whether `step` was given."""
+        """Returns whether a step is one of those given.
+
+        Args:
+          step: Number of updates that are done.
+
+        Returns:
+          Whether it is due.
+        """
         return step in self.steps
 
     def __repr__(self) -> str:
@@ -145,47 +197,66 @@ class OnSteps:
 
 
 def check_trigger(every: Any, owner: str) -> None:
-    """Raises ValueError for what is no trigger nor None, a bare number most likely.
+    """Checks that a hook's `every` is a trigger or None. A bare number is a likely mistake.
 
     Args:
-      every: the hook's attribute.
-      owner: the hook's name, for the message.
+      every: The attribute of the hook.
+      owner: Class name of the hook, for the message.
+
+    Raises:
+      ValueError: It is something else.
     """
     if every is not None and not isinstance(every, Every | OnSteps):
         raise ValueError(f"{owner}: every={every!r} is not a trigger; write {_advice(every)}.")
 
 
 def started_copy(every: Every | OnSteps, run: RunInfo) -> Every | OnSteps:
-    """A hook's trigger, ready for a run. A copy: two hooks may have been given one."""
+    """Returns a copy of a hook's trigger, started for a run. Two hooks may have the same one.
+
+    Args:
+      every: The trigger.
+      run: The run.
+
+    Returns:
+      The started copy.
+
+    Raises:
+      ValueError: The run doesn't know its batch size or the length of its epochs.
+    """
     every = copy.copy(every)
     every.start(run)
     return every
 
 
 def _advice(value: Any) -> str:
-    """What somebody who gave a bare number may have meant."""
+    """Returns the likely meaning of a bare number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        return "Every(steps=100), say"
+        return "Every(steps=100), for example"
     return f"Every(steps={value!r})" if value % 1 == 0 else f"Every(epochs={value!r})"
 
 
+def _is_number(value: object, kind: type) -> bool:
+    """Returns whether a value is a number of a kind. Python counts bools as numbers, too."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _exact(kind: str, value: float | Fraction) -> Fraction:
-    """The number as it was written: 0.1 is 1/10, not the float nearest to it."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    """Returns the number as written: 0.1 is 1/10, not the nearest float."""
+    if not _is_number(value, numbers.Real):
         rule = "a number"
     elif not 0 < float(value) < math.inf:
-        rule = "more than 0, and finite"
+        rule = "positive and finite"
     elif kind == "percent" and value > 100:
         rule = "at most 100"
-    elif kind in _WHOLE and Fraction(str(value)).denominator != 1:
-        rule = "a whole number"
+    elif kind in _INTEGER_KINDS and Fraction(str(value)).denominator != 1:
+        rule = "an integer"
     else:
         return Fraction(str(value))
     raise ValueError(f"Every({kind}={value!r}): {kind} must be {rule}.")
 
 
 def _exact_epoch(steps: float, batch_size: int | None) -> Fraction:
-    """1437 / 50 as a fraction: the float came from a division by the batch size."""
+    """Returns 1437 / 50 as a fraction. The float came from a division by the batch size."""
     written = Fraction(str(steps))
     near = written.limit_denominator(batch_size) if batch_size else written
     return near if math.isclose(near, steps, rel_tol=1e-12) else written

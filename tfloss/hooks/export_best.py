@@ -1,72 +1,84 @@
-"""Exports the model whenever a watched metric is at its best.
+"""Exports the model whenever a metric reaches its best value.
 
     ExportBest("val/accuracy", export=lambda model, path: tfloss.export(model, path, inputs))
     ExportBest("val/losses/total")                 # weights only: best.weights.h5
 
-Put Evaluate, or whatever logs the metric, before it in the list of hooks.
+Put Evaluate, or whatever else logs the metric, before it in the list of hooks.
 """
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from tfloss.checkpoint import skip_replica_sync
-from tfloss.hooks._watch import Watch
 from tfloss.hooks.base import Hook
+from tfloss.hooks.monitored_metric import Mode, MonitoredMetric
+from tfloss.summary import Summary
 
 
 class ExportBest(Hook):
     """Writes `workdir/export` each time the metric improves. Host.
 
-    The export is written beside its place and moved there when it is whole, so a reader
-    never sees half of one. A value that is not finite is no improvement. The state is the
-    best value and its step: a resumed run does not replace a better export.
+    The export is written under a temporary name and renamed when it is complete, so readers never
+    see an incomplete one. A value that is not finite is no improvement. Checkpoints hold the best
+    value and its step, so a resumed run does not replace a better export.
 
     Args:
-      metric: as it is logged, "val/accuracy".
-      mode: "max" if more is better, "min" if less is. By default "min" for what is logged
-        under `losses/` (`losses/total`, `val/losses/kl`), else "max".
-      export: `export(model, path)` writes a file or directory at `path`; the default saves
-        the weights as `path/best.weights.h5`.
-      path: instead of `workdir/export`.
-      ema: export the moving averages of the weights (`Trainer(ema=...)`).
+      metric: Name of the metric as logged, such as "val/accuracy".
+      mode: "max" if higher values are better, "min" if lower ones are. None: "min" for what is
+        logged under `losses/` (`losses/total`, `val/losses/kl`), else "max".
+      export: Function `(model, path)` that writes a file or directory at `path`. By default it
+        saves the weights as `path/best.weights.h5`.
+      path: Path of the export, instead of `workdir/export`.
+      ema: Whether to export the moving averages of the weights (`Trainer(ema=...)`).
+
+    Raises:
+      ValueError: `mode` is another value.
     """
 
     def __init__(
         self,
         metric: str,
-        mode: str | None = None,
+        mode: Mode | None = None,
         *,
-        export: Callable[[Any, Path], Any] | None = None,
+        export: Callable[[keras.Model, Path], Any] | None = None,
         path: str | Path | None = None,
         ema: bool = False,
     ):
         self._ema = ema
-        self._watch = Watch("ExportBest", metric, mode)
+        self._metric = MonitoredMetric("ExportBest", metric, mode)
         self._export = export or _save_weights
-        self._given = path
+        self._path = path
 
     @property
     def path(self) -> Path:
-        """Where the export lies. Raises ValueError without a workdir."""
-        if self._given is not None:
-            return Path(self._given)
+        """The path of the export.
+
+        Raises:
+          ValueError: There is neither a path nor a workdir.
+        """
+        if self._path is not None:
+            return Path(self._path)
         if self.trainer.workdir is None:
             raise ValueError(
-                "ExportBest has nowhere to write: give the Trainer a workdir, or "
+                "ExportBest has no path to write to. Give the Trainer a workdir, or use "
                 "ExportBest(..., path=...)."
             )
         return Path(self.trainer.workdir) / "export"
 
     def before_train(self) -> None:
-        self._watch.start()
-        _ = self.path  # fails now rather than at the first evaluation
+        """Checks that there is a path, before the first evaluation."""
+        self._metric.reset()
+        _ = self.path
 
-    def on_log(self, step, scalars, summaries) -> None:
-        value = self._watch.value(step, scalars)
-        if value is None or not self._watch.better(value, self.state.get("best")):
+    def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
+        """Exports the model if the metric has improved."""
+        value = self._metric.value(step, scalars)
+        if value is None or not self._metric.is_improvement(value, self.state.get("best")):
             return
         agreement = self.trainer.agreement
         if agreement.workers > 1:
@@ -79,6 +91,10 @@ class ExportBest(Hook):
                     self._write()
         self.state = {"best": value, "step": step}
 
+    def after_train(self) -> None:
+        """Warns if the metric was never logged."""
+        self._metric.warn_if_never_logged(self.trainer.error)
+
     def _write(self) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
         _remove(partial)
@@ -86,22 +102,19 @@ class ExportBest(Hook):
         self._export(self.trainer.model, partial)
         if not partial.exists():
             raise ValueError(
-                f"ExportBest: export(model, path) wrote nothing at its path, {partial}. It has "
-                "to write there; the result is then moved to its final place."
+                f"ExportBest: export(model, path) wrote nothing at its path, {partial}. It must "
+                "write there; the result is then moved to its final path."
             )
         _replace(partial, self.path)
 
-    def after_train(self) -> None:
-        self._watch.finish(self.trainer.error)
 
-
-def _save_weights(model: Any, path: Path) -> None:
+def _save_weights(model: keras.Model, path: Path) -> None:
     path.mkdir()
     model.save_weights(path / "best.weights.h5")
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Moves source to target; a directory can't be replaced in one call, so it steps aside."""
+    """Moves source to target. One call can't replace a directory, so the old one is renamed."""
     old = target.with_name(target.name + ".old")
     _remove(old)
     if target.exists():

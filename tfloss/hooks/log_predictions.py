@@ -8,8 +8,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from tfloss.data.distributed import Data, as_dataset
 from tfloss.forward.recorded_summaries import Summary, draw_images
 from tfloss.hooks.base import Hook
@@ -49,7 +47,7 @@ class LogPredictions(Hook):
         self.draw = draw
         self.every = every
         self.ema = ema
-        self._first_batch: tf.data.Dataset  # set by before_train
+        self._first_batch: Any  # a data set, set by before_train
         self._last = _LastBatch()
 
     def before_train(self) -> None:

@@ -1,93 +1,101 @@
-"""Writes what is logged to a file that needs no TensorBoard to be read.
+"""Writes the logged scalars to a JSON Lines file, for tools other than TensorBoard.
 
     MetricsFile()                                      # workdir/metrics.jsonl
     # {"step": 100, "time": 1760000000.25, "losses/total": 0.43, "learning_rate": 0.001}
     pandas.read_json("runs/digits/metrics.jsonl", lines=True)
 
-A line for each log; nothing is buffered.
+It writes a line for each log, without a buffer.
 """
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tfloss.hooks._superseded import keep_until
 from tfloss.hooks.base import Hook
+from tfloss.hooks.log_truncation import LogTruncation
+from tfloss.summary import Summary
 
 _RESERVED = ("step", "time")
-_encode = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` would make one for each line
+_encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps makes one for each call
 
 
 class MetricsFile(Hook):
-    """One JSON line for each log that has scalars, appended and on disk at once. Host.
+    """Appends one JSON line for each log that has scalars, readable at once. Host.
 
-    JSON has no NaN or infinity: they are the strings "nan", "inf" and "-inf", which Python's
-    `float` reads. A resumed run appends, and takes out first what is of steps after the checkpoint
-    it goes on from, since it repeats these. Fields that tell of time are not repeatable.
+    JSON has no NaN or infinity. They are the strings "nan", "inf" and "-inf", which Python's
+    `float` reads. A resumed run first removes the lines of the steps that it repeats, then appends.
+    The repeated lines are the same, except for fields that depend on time.
 
     Args:
-      path: instead of `workdir/metrics.jsonl`.
-      clock: the field `time`, seconds since 1970; injectable for tests.
+      path: Path of the file, instead of `workdir/metrics.jsonl`.
+      clock: Function that returns the field `time`, in seconds since 1970. Tests can replace it.
     """
 
     chief_only = True
     async_logs = True
 
     def __init__(self, path: str | Path | None = None, *, clock: Callable[[], float] = time.time):
-        self._given = path
+        self._path = path
         self._clock = clock
         self._file: TextIO | None = None
         self._ended = False
-        self._written: tuple[Path, int] | None = None  # where, and up to which step
+        self._truncation = LogTruncation(_split_lines)
 
     @property
     def path(self) -> Path:
-        """Where it writes. Raises ValueError without a workdir."""
-        if self._given is not None:
-            return Path(self._given)
+        """The path of the file.
+
+        Raises:
+          ValueError: There is neither a path nor a workdir.
+        """
+        if self._path is not None:
+            return Path(self._path)
         if self.trainer.workdir is None:
             raise ValueError(
-                "MetricsFile has nowhere to write: give the Trainer a workdir, or "
+                "MetricsFile has no path to write to. Give the Trainer a workdir, or use "
                 "MetricsFile(path)."
             )
         return Path(self.trainer.workdir) / "metrics.jsonl"
 
     def before_train(self) -> None:
+        """Removes the lines of the steps that the run repeats."""
         self._ended = False
-        written = (self.path, self.trainer.run.start)
-        if self._written != written:
-            self._written = None  # until all is as it should be
-            keep_until(self.path, self.trainer.run.start, _lines)
-            self._written = written
+        self._truncation.start(self.path, [self.path], self.trainer.run.start)
 
     def before_save(self, step: int) -> None:
+        """Flushes the file to the disk, so that a checkpoint is never newer than the log."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
-    def on_log(self, step, scalars, summaries) -> None:
+    def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
+        """Appends a line.
+
+        Raises:
+          ValueError: A scalar is named "step" or "time", or is not a number.
+        """
         if not scalars:
             return
         file = self._file = self._file or _open(self.path)
         file.write(self._line(step, scalars))
-        if self._ended:  # a hook after us in the list logs at the end
+        if self._ended:  # a hook after this one in the list logs at the end
             self._close()
 
     def after_train(self) -> None:
+        """Closes the file. A later log opens it again."""
         self._ended = True
-        if self._written is not None:
-            self._written = (self.path, self.trainer.step)
+        self._truncation.finish(self.trainer.step)
         self._close()
 
     def _line(self, step: int, scalars: Mapping[str, float]) -> str:
         for name in _RESERVED:
             if name in scalars:
                 raise ValueError(
-                    f"A scalar is named {name!r}, which MetricsFile needs for itself. Log it "
-                    f"under another name, 'my_{name}' say."
+                    f"A scalar is named {name!r}, which is a field of MetricsFile. Log it under "
+                    f"another name, such as 'my_{name}'."
                 )
         record = {"step": int(step), "time": self._clock()}
         record |= {name: _json_number(value) for name, value in scalars.items()}
@@ -109,9 +117,9 @@ def _open(path: Path) -> TextIO:
     return path.open("a", buffering=1, encoding="utf-8")
 
 
-def _lines(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """The whole lines, and the step of each. A line of somebody else's stays."""
-    for line in data.splitlines(keepends=True):
+def _split_lines(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yields the complete lines with their steps. A line without a step has step 0, and stays."""
+    for line in content.splitlines(keepends=True):
         if line.endswith(b"\n"):
             try:
                 step = int(json.loads(line)["step"])

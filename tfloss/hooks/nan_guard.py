@@ -1,11 +1,11 @@
-"""Stops before an update whose losses are not finite, and keeps what it takes to see why.
+"""Stops training before an update with losses that are not finite, and saves the evidence.
 
-NaNGuard()      # among the trainer's default hooks
+    NaNGuard()      # one of the trainer's default hooks
 
-The check is part of the training step (`tfloss.engine.engine`), so it is made at every step, inside
-a call of many, and the update with the bad gradient is never applied. This hook turns the
-check on and, when it has tripped, writes `workdir/nonfinite/step_00000137/`: the batch, the
-state before the step and the command. `tfloss replay WORKDIR` runs that one step again.
+The check is part of the training step (`tfloss.engine.engine`). So it runs at every step, also
+inside a call of many steps, and the update with the bad gradient is never applied. This hook
+enables the check. When it fails, the hook writes `workdir/nonfinite/step_00000137/`: the batch, the
+state before the step and the command. `tfloss replay WORKDIR` runs that step again.
 """
 
 import json
@@ -20,34 +20,36 @@ from tfloss.hooks.base import Hook
 
 
 class NaNGuard(Hook):
-    """Raises `NonFiniteLossError` out of `Trainer.train`, naming loss and step. Host.
+    """Makes `Trainer.train` raise `NonFiniteLossError`, with the loss and the step. Host.
 
-    The last checkpoint stays the last good one. Without a workdir nothing is written.
-    A gradient that is not finite while the losses still are shows at the next step, or at
-    once if the trainer has a `clip_norm`, which needs the gradient's norm anyway.
+    No checkpoint is saved after the error. Without a workdir nothing is written. If the losses are
+    finite and the gradient is not, the check fails at the next step; with `Trainer(clip_norm=...)`,
+    which computes the gradient's norm anyway, it fails at the same step.
     """
 
     def after_train(self) -> None:
+        """Saves batch, state and command after a `NonFiniteLossError`."""
         error = self.trainer.error
         workdir = self.trainer.workdir
         if not isinstance(error, NonFiniteLossError):
             return
         if workdir is None:
             error.add_note(
-                "To see what went bad first, give the Trainer a workdir to keep the batch, and "
-                "train again."
+                "To find the first value that is not finite, give the Trainer a workdir, which "
+                "keeps the batch, and train again."
             )
         else:
             path = workdir / "nonfinite" / f"step_{error.step:08d}"
             self._save(path, error)
             error.add_note(
-                f"Its batch is in {path}. To see what went bad first: tfloss replay {workdir}"
+                f"Its batch is in {path}. To find the first value that is not finite: "
+                f"tfloss replay {workdir}"
             )
 
     def _save(self, path: Path, error: NonFiniteLossError) -> None:
         path.mkdir(parents=True, exist_ok=True)
         agreement = self.trainer.agreement
-        first = agreement.index * len(error.batch)  # each worker has its own replicas' batches
+        first = agreement.index * len(error.batch)  # a worker saves the batches of its replicas
         for index, batch in enumerate(error.batch, first):
             tf.data.Dataset.from_tensors(batch).save(str(path / f"batch_{index}"))
         self.trainer.state.save_for_replay(path, write=agreement.chief)

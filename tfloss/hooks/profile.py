@@ -1,8 +1,8 @@
-"""Profiles a few steps in the middle of a run.
+"""Profiles a few steps of a run.
 
     Profile(100, 110)                                  # or Profile.parse("100:110")
 
-Then `tensorboard --logdir runs/digits` with tensorboard-plugin-profile, tab Profile.
+View it with `tensorboard --logdir runs/digits` and tensorboard-plugin-profile, tab Profile.
 """
 
 import warnings
@@ -17,40 +17,58 @@ from tfloss.hooks.every import OnSteps
 class Profile(Hook):
     """Writes a TensorBoard profile of the updates `start + 1` to `stop`. Host.
 
-    It begins when exactly `start` updates are done and ends when exactly `stop` are. A run
-    resumed in between profiles what is left; one that ends earlier closes the profile.
+    The profile starts when exactly `start` updates are done, and ends when exactly `stop` are. A
+    run that resumes in between profiles the remaining steps. A run that ends earlier ends the
+    profile.
 
     Args:
-      start: at least 0; leave the first steps out, they compile.
-      stop: more than `start`.
-      logdir: instead of `workdir/train`.
+      start: Number of updates before the profile, at least 0. The first steps compile, so skip
+        them.
+      stop: Number of updates at the end of the profile, more than `start`.
+      logdir: Directory of the profile, instead of `workdir/train`.
 
-    Raises ValueError for other numbers.
+    Raises:
+      ValueError: `start` or `stop` is out of its range.
     """
 
     chief_only = True
 
     def __init__(self, start: int, stop: int, *, logdir: str | Path | None = None):
         if not 0 <= start < stop:
-            raise ValueError(f"Profile({start}, {stop}): it must be that 0 <= start < stop.")
+            raise ValueError(f"Profile({start}, {stop}): 0 <= start < stop must hold.")
         self.start, self.stop = start, stop
-        # No call ends at step 0: a profile from there begins in before_train.
+        # No call ends at step 0. A profile from there starts in before_train.
         self.every = OnSteps(start, stop) if start else OnSteps(stop)
         self._logdir = logdir
         self._running = False
 
     @classmethod
     def parse(cls, text: str) -> "Profile":
-        """Profile of "START:STOP", as the flag `--profile=100:110` has it. Raises ValueError."""
+        """Makes the hook from the value of a flag such as `--profile=100:110`.
+
+        Args:
+          text: "START:STOP", in steps.
+
+        Returns:
+          The hook.
+
+        Raises:
+          ValueError: The text has another form.
+        """
         start, colon, stop = text.partition(":")
         if not (colon and start.strip().isdecimal() and stop.strip().isdecimal()):
             raise ValueError(f"--profile={text}: expected START:STOP in steps, such as 100:110.")
         return cls(int(start), int(stop))
 
     def before_train(self) -> None:
+        """Starts the profile if the run starts inside of it, and warns if the run misses it.
+
+        Raises:
+          ValueError: There is neither a logdir nor a workdir.
+        """
         if self._logdir is None and self.trainer.workdir is None:
             raise ValueError(
-                "Profile has nowhere to write: give the Trainer a workdir, or "
+                "Profile has no directory to write to. Give the Trainer a workdir, or use "
                 "Profile(..., logdir=...)."
             )
         run = self.trainer.run
@@ -64,16 +82,18 @@ class Profile(Hook):
             self._begin()
 
     def after_step(self, step: int) -> None:
+        """Starts or ends the profile."""
         if step == self.start:
             self._begin()
         elif step == self.stop:
             self._end()
 
     def after_train(self) -> None:
+        """Ends the profile if it is still running."""
         self._end()
 
     def _begin(self) -> None:
-        # Devices run behind the host: without this the profile has the tail of earlier steps.
+        # Devices run behind the host. Without this the profile includes the end of earlier steps.
         tf.test.experimental.sync_devices()
         logdir = self._logdir or Path(self.trainer.workdir or "") / "train"
         tf.profiler.experimental.start(str(logdir))

@@ -1,10 +1,10 @@
-"""Shows how far training is: a live line on a terminal, plain lines elsewhere.
+"""Shows the progress of training: a live line on a terminal, plain lines elsewhere.
 
     Progress()
     # step 137/2000  total 0.4321  cross_entropy 0.4  |  1,234 examples/s  38.6 steps/s  ETA 0:48
 
-Where training waits for data a twentieth of the time or more, the line says so, `input 12%`; the
-last line says what hooks and checkpoints took, too. Evaluation results are a line of their own:
+If training waits for input 5 % of the time or more, the line shows it: `input 12%`. The last line
+also has the time of hooks and checkpoints. Evaluation results have a line of their own:
 `step 137  val/accuracy 0.981`.
 """
 
@@ -13,31 +13,32 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-from tfloss.hooks._terminal import PlainLines, TerminalLine
 from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import Every
+from tfloss.hooks.progress_display import LiveDisplay, PlainDisplay, ProgressDisplay
+from tfloss.summary import Summary
 
-_WINDOW = 30.0  # seconds that the speed is a mean over
-_SLOW_INPUT = 0.05  # from this share of the time on, waiting for data is shown
-_LOSSES = 8  # shown by name; a model with more has TensorBoard
+_RATE_WINDOW = 30.0  # seconds over which the speed is averaged
+_SLOW_INPUT = 0.05  # fraction of the time from which on waiting for input is shown
+_MAX_LOSSES = 8  # shown by name; TensorBoard has the others
 
 
 class Progress(Hook):
-    """Step, losses by name, speed and the time left; evaluation results as they come. Host.
+    """Shows step, losses, speed and remaining time, and evaluation results. Host.
 
-    The live line fits the terminal: narrow ones have no bar, fewer losses and no speed. It
-    reads the host's own step count and values already logged, never the device. Losses
-    are those last logged, so with `log_every=100` they change every 100 steps.
+    The live line fits the terminal: a narrow one has no bar, fewer losses and no speed. It uses the
+    step count of the host and logged values only, never the device. The losses are the last ones
+    logged, so with `log_every=100` they change every 100 steps.
 
     Args:
-      seconds: the least time between two plain lines; a terminal is redrawn every 0.2 s.
-      stream: where to; the default is stderr.
-      console: a `rich.console.Console` to draw on, whatever the stream is.
-      clock: seconds; injectable for tests.
+      seconds: Shortest time between two plain lines. A live line is redrawn every 0.2 seconds.
+      stream: Stream to print to. None: standard error.
+      console: A `rich.console.Console` to draw a live line on, whatever the stream is.
+      clock: Function that returns seconds. Tests can replace it.
     """
 
     chief_only = True
@@ -57,84 +58,92 @@ class Progress(Hook):
 
             console = Console(file=out)
         live = console is not None and not console.is_dumb_terminal
-        self._view = TerminalLine(console) if live else PlainLines(out)
+        self._display: ProgressDisplay = LiveDisplay(console) if live else PlainDisplay(out)
         self.every = Every(seconds=0.2 if live else seconds, clock=clock)
         self._clock = clock
 
     def before_train(self) -> None:
+        """Starts the clock and the display."""
         run = self.trainer.run
         self._losses: dict[str, float] = {}
-        self._waiting = 0.0
-        self._began = (self._clock(), run.start)
-        self._seen: deque[tuple[float, int]] = deque([self._began])
+        self._input_fraction = 0.0
+        self._start = (self._clock(), run.start)
+        self._times: deque[tuple[float, int]] = deque([self._start])  # (time, step), recent ones
         names = {hook.name for hook in self.trainer.hooks if isinstance(hook, Evaluate)}
-        self._evaluations = tuple(f"{name}/" for name in sorted(names | {"val"}))
-        self._view.start(run.start, run.steps)
+        self._result_prefixes = tuple(f"{name}/" for name in sorted(names | {"val"}))
+        self._display.start(run.start, run.steps)
 
-    def on_log(self, step, scalars, summaries) -> None:
-        losses = {
-            name.removeprefix("losses/"): value
-            for name, value in scalars.items()
-            if name.startswith("losses/")
-        }
-        if losses:
-            self._losses = losses
-        self._waiting = scalars.get("input/wait_fraction", self._waiting)
+    def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
+        """Keeps losses for the next line, and prints evaluation results."""
+        self._losses = _training_losses(scalars) or self._losses
+        self._input_fraction = scalars.get("input/wait_fraction", self._input_fraction)
         results = [
             f"{name} {_number(value)}"
             for name, value in scalars.items()
-            if name.startswith(self._evaluations)
+            if name.startswith(self._result_prefixes)
         ]
         if results:
-            self._view.say("  ".join([f"step {step}", *results]))
+            self._display.print_line("  ".join([f"step {step}", *results]))
 
     def after_step(self, step: int) -> None:
+        """Shows the progress line with the estimated time that remains."""
         now = self._clock()
-        while len(self._seen) > 1 and self._seen[1][0] <= now - _WINDOW:
-            self._seen.popleft()
-        self._seen.append((now, step))
-        rate = _rate(self._seen[0], (now, step))
-        if self._seen[0] is self._began:  # the first calls compile; later lines leave them out
-            self._seen.popleft()
-        left = self.trainer.run.steps - step
-        self._show(step, rate, f"ETA {_duration(left / rate)}" if rate else "")
+        while len(self._times) > 1 and self._times[1][0] <= now - _RATE_WINDOW:
+            self._times.popleft()
+        self._times.append((now, step))
+        rate = _rate(self._times[0], (now, step))
+        if self._times[0] is self._start:  # the first calls compile; later lines omit them
+            self._times.popleft()
+        remaining = self.trainer.run.steps - step
+        self._show(step, rate, f"ETA {_duration(remaining / rate)}" if rate else "")
 
     def after_train(self) -> None:
+        """Shows the last line, with the time that the run took and the error that ended it."""
         step, now = self.trainer.step, self._clock()
-        if step > self._began[1]:
-            took = f"took {_duration(now - self._began[0])}{self._split()}"
+        if step > self._start[1]:
+            took = f"took {_duration(now - self._start[0])}{self._time_fractions()}"
             if self.trainer.error is not None:
                 took += f"  ended by {type(self.trainer.error).__name__}"
-            self._show(step, _rate(self._began, (now, step)), took)
-        self._view.stop()
+            self._show(step, _rate(self._start, (now, step)), took)
+        self._display.stop()
 
-    def _split(self) -> str:
-        """Where the time of the run went, if not into steps alone."""
-        share = self.trainer.stopwatch.fractions()
+    def _time_fractions(self) -> str:
+        """Returns the fractions of the run's time that were not spent in steps, as text."""
+        fractions = self.trainer.stopwatch.fractions()
         kinds = ("input", "hooks", "checkpoint")
-        shown = [f"{kind} {share[kind]:.0%}" for kind in kinds if share[kind] >= 0.01]
+        shown = [f"{kind} {fractions[kind]:.0%}" for kind in kinds if fractions[kind] >= 0.01]
         return f" ({', '.join(shown)})" if shown else ""
 
     def _show(self, step: int, rate: float | None, tail: str) -> None:
         ordered = sorted(self._losses, key=lambda name: name != "total")  # stable: total first
         losses = [f"{name} {_number(self._losses[name])}" for name in ordered]
-        speed = []
+        speed: list[str] = []
         if rate:
             if self.trainer.run.batch_size:
                 speed.append(f"{_speed(rate * self.trainer.run.batch_size)} examples/s")
             speed.append(f"{_speed(rate)} steps/s")
-            if self._waiting >= _SLOW_INPUT:
-                speed.append(f"input {self._waiting:.0%}")
+            if self._input_fraction >= _SLOW_INPUT:
+                speed.append(f"input {self._input_fraction:.0%}")
         head = f"step {step}/{self.trainer.run.steps}"
-        self._view.show(step, functools.partial(_fitted, head, losses, speed, tail))
+        self._display.update(step, functools.partial(_fitted_line, head, losses, speed, tail))
 
 
-def _fitted(head: str, losses: list[str], speed: list[str], tail: str, room: int | None) -> str:
-    """The line in at most `room` columns, if it can be.
+def _training_losses(scalars: Mapping[str, float]) -> dict[str, float]:
+    """Returns the losses of the training step in a log, without their group `losses/`."""
+    group = "losses/"
+    return {
+        name.removeprefix(group): value for name, value in scalars.items() if name.startswith(group)
+    }
 
-    The first to go are the speeds, then losses from the last. The step and the time left stay.
+
+def _fitted_line(
+    head: str, losses: list[str], speed: list[str], tail: str, width: int | None
+) -> str:
+    """Returns the line in at most `width` columns, if it fits.
+
+    It omits the speeds first, then losses from the last one on. Step and remaining time stay.
     """
-    shown, speed = min(len(losses), _LOSSES), list(speed)
+    shown, speed = min(len(losses), _MAX_LOSSES), list(speed)
     while True:
         more = len(losses) - shown
         left = [head, *losses[:shown]]
@@ -142,7 +151,7 @@ def _fitted(head: str, losses: list[str], speed: list[str], tail: str, room: int
             left.append(f"(+{more} {'losses' if more > 1 else 'loss'})")
         right = [*speed, tail] if tail else speed
         line = "  |  ".join("  ".join(part) for part in (left, right) if part)
-        if room is None or len(line) <= room or not (speed or shown):
+        if width is None or len(line) <= width or not (speed or shown):
             return line
         if speed:
             speed = speed[1:]
@@ -151,7 +160,7 @@ def _fitted(head: str, losses: list[str], speed: list[str], tail: str, room: int
 
 
 def _rate(first: tuple[float, int], last: tuple[float, int]) -> float | None:
-    """Steps a second between two (time, step), if there was time and progress."""
+    """Returns the steps a second between two (time, step); None without time or progress."""
     seconds, steps = last[0] - first[0], last[1] - first[1]
     return steps / seconds if seconds > 0 and steps > 0 else None
 

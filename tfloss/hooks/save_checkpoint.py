@@ -1,17 +1,19 @@
-"""Saves checkpoints while training, and keeps the last few and the best.
+"""Saves checkpoints during training, and keeps the newest and the best ones.
 
     Evaluate(test_set, {"accuracy": accuracy}, every=Every(epochs=1)),
     SaveCheckpoint(every=Every(epochs=1), keep_last=3, keep_best=1, metric="val/accuracy")
 
-Put it last but for the writers, since a checkpoint holds the state of every hook.
+Put it after all other hooks except writers, because a checkpoint stores the state of every hook.
 """
 
 import functools
 import json
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+from tfloss.checkpoint.background import BackgroundWriter
+from tfloss.checkpoint.directory import CheckpointDirectory
 from tfloss.checkpoint.ranking import Ranking, ranking_of_state
 from tfloss.errors import (
     Aborted,
@@ -21,44 +23,46 @@ from tfloss.errors import (
     Preempted,
     WorkerError,
 )
-from tfloss.hooks._watch import Watch
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
-
-if TYPE_CHECKING:
-    from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
+from tfloss.hooks.monitored_metric import Mode, MonitoredMetric
+from tfloss.summary import Summary
 
 
 class SaveCheckpoint(Hook):
-    """Saves when due and at a clean end, then deletes what need not be kept. Host.
+    """Saves when due and at a clean end, then deletes old checkpoints. Host.
 
-    Put it after the hooks whose state matters, Evaluate above all: a checkpoint holds the
-    state of every hook at the moment it is saved. If a hook changed its state after the
-    last one (a final evaluation), the end saves again at the same step.
+    Put it after the hooks whose state matters, Evaluate above all: a checkpoint holds the state of
+    every hook at the moment it is saved. If a hook has changed its state since the last one (by a
+    final evaluation), the end saves again at the same step.
 
-    A clean end is one without an error, the data running out, Ctrl-C and SIGTERM. After any other
-    error (a loss that is not finite) the last checkpoint saved before stays the last.
+    A clean end is one without an error, the end of the data, Ctrl-C or SIGTERM. After any other
+    error (such as a loss that is not finite), nothing is saved.
 
-    `keep_best` ranks the checkpoints at whose own step the metric was logged, so evaluate
-    at the same `every`. The state is this ranking.
+    `keep_best` ranks the checkpoints at whose own step the metric was logged, so evaluate at the
+    same `every`. The ranking is this hook's state.
 
-    Damaged checkpoints count as none, and are never deleted.
+    Corrupt checkpoints don't count, and are never deleted.
 
     Args:
-      every: when; None: only at the end.
-      keep_last: how many of the newest stay; None: all.
-      keep_best: how many of the best stay beside them.
-      metric: as it is logged, "val/accuracy"; needed by keep_best.
-      mode: "max" if more is better, "min" if less is. By default "min" for what is logged
-        under `losses/` (`losses/total`, `val/losses/kl`), else "max".
-      keep_every: a checkpoint at a multiple of so many steps stays for ever.
-      on_error: what happens when the disk doesn't take a checkpoint. "stop" ends training with
-        CheckpointWriteError. "continue" warns, tries again when next due, and at the end says if
-        the last one is missing.
+      every: When to save. None: only at the end.
+      keep_last: Number of newest checkpoints to keep. None: all.
+      keep_best: Number of best checkpoints to keep besides.
+      metric: Name of the metric as logged, such as "val/accuracy". Required by `keep_best`.
+      mode: "max" if higher values are better, "min" if lower ones are. None: "min" for what is
+        logged under `losses/` (`losses/total`, `val/losses/kl`), else "max".
+      keep_every: Checkpoints at multiples of this number of steps are never deleted.
+      on_error: What happens if a checkpoint can't be written. "stop" ends training with
+        CheckpointWriteError. "continue" warns and retries when next due; the end of training
+        warns if the last checkpoint is missing.
+
+    Raises:
+      ValueError: An argument is out of its range, or `metric` and `keep_best` aren't given
+        together.
     """
 
     time_bucket = "checkpoint"
-    async_logs = True  # what it looks at is logged before it is due
+    async_logs = True  # the metric is logged before a checkpoint of its step is due
 
     def __init__(
         self,
@@ -67,9 +71,9 @@ class SaveCheckpoint(Hook):
         keep_last: int | None = 3,
         keep_best: int = 0,
         metric: str | None = None,
-        mode: str | None = None,
+        mode: Mode | None = None,
         keep_every: int | None = None,
-        on_error: str = "stop",
+        on_error: Literal["stop", "continue"] = "stop",
     ):
         check_trigger(every, "SaveCheckpoint")
         if keep_last is not None and keep_last < 1:
@@ -80,7 +84,7 @@ class SaveCheckpoint(Hook):
             raise ValueError(f"SaveCheckpoint(keep_best={keep_best}): it must be at least 0.")
         if bool(keep_best) != (metric is not None):
             raise ValueError(
-                "SaveCheckpoint: keep_best and metric go together, as in "
+                "SaveCheckpoint: keep_best and metric must be given together, as in "
                 "SaveCheckpoint(..., keep_best=1, metric='val/accuracy')."
             )
         if keep_every is not None and keep_every < 1:
@@ -94,42 +98,102 @@ class SaveCheckpoint(Hook):
         self.keep_best = keep_best
         self.keep_every = keep_every
         self.on_error = on_error
-        self._watch = Watch("SaveCheckpoint", metric, mode) if metric is not None else None
-        self._value: tuple[int, float] | None = None  # the metric as last logged, and where
-        self._saved: tuple[int, str] | None = None  # the last checkpoint, and all hooks' state
-        self._failure: Exception | None = None  # of the last one, until another is saved
-        self._ranking: Ranking | None = None  # the best, of those that are on the disk
-        self._pending: Ranking | None = None  # the same, with the one that is being written
+        self._metric = None
+        if metric is not None:
+            self._metric = MonitoredMetric("SaveCheckpoint", metric, mode)
+        self._value: tuple[int, float] | None = None  # step and value of the last log of the metric
+        self._saved: tuple[int, str] | None = None  # step and hooks' state of the last checkpoint
+        self._failure: Exception | None = None  # why the last one was not saved
+        self._ranking: Ranking | None = None  # of the checkpoints on the disk
+        self._pending: Ranking | None = None  # the same with the one that is being written
         self._ending = False
 
     def before_train(self) -> None:
-        self._directory()  # fails now rather than at the first checkpoint
+        """Checks that there is a directory, before the first checkpoint is due.
+
+        Raises:
+          ValueError: The trainer has no workdir.
+        """
         self._value = self._failure = self._pending = None
         start = self.trainer.run.start
-        there = start in self._directory().steps()  # the one that the run goes on from
-        self._saved = (start, self._states()) if there else None
+        resumed = start in self._directory().steps()
+        self._saved = (start, self._state_of_hooks()) if resumed else None
         self._ranking, self._ending = ranking_of_state(self.state), False
-        if self._watch is not None:
-            self._watch.start()
+        if self._metric is not None:
+            self._metric.reset()
 
-    def on_log(self, step, scalars, summaries) -> None:
-        value = self._watch.value(step, scalars) if self._watch is not None else None
+    def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
+        """Remembers the value of the metric."""
+        value = self._metric.value(step, scalars) if self._metric is not None else None
         if value is not None:
             self._value = (step, value)
 
     def after_step(self, step: int) -> None:
-        if step < self.trainer.run.steps:  # else the end saves, with what else is found there
+        """Saves a checkpoint. At the last step the end of training saves it.
+
+        Raises:
+          CheckpointWriteError: It can't be written, and `on_error` is "stop".
+        """
+        if step < self.trainer.run.steps:
             self._save(step)
 
+    def after_train(self) -> None:
+        """Saves the last checkpoint at a clean end, and waits until it is written.
+
+        Raises:
+          CheckpointWriteError: It can't be written, and `on_error` is "stop".
+        """
+        step, error = self.trainer.step, self.trainer.error
+        ended = error is None or isinstance(error, DataError | KeyboardInterrupt | Preempted)
+        clean = ended and not isinstance(error, Aborted)
+        self._ending = True
+        if clean and (step > self.trainer.run.start or self._saved is not None):
+            self._wait_for_write()
+            self._update_ranking(step)
+            # All workers decide together, because all of them must read the variables.
+            changed = self._saved != (step, self._state_of_hooks())
+            if self.trainer.agreement.agree([changed])[0][0]:
+                self._save(step)
+            self._wait_for_write()
+            if self._failure is not None:
+                warnings.warn(
+                    f"Training ended without a checkpoint of step {step}. {self._failure}",
+                    stacklevel=2,
+                )
+        elif self._writer is not None:  # the other workers may have exited
+            try:
+                self._writer.wait()
+            except Exception as failure:  # noqa: BLE001 - training ends with its own error
+                warnings.warn(str(failure), stacklevel=2)
+        self._warn_about_metric(error)
+
+    def _warn_about_metric(self, error: BaseException | None) -> None:
+        """Warns if there is no best checkpoint because of a wrong name or a wrong `every`."""
+        if self._metric is None:
+            return
+        self._metric.warn_if_never_logged(error)
+        ranking = ranking_of_state(self.state)
+        if self._value is not None and (ranking is None or not ranking.best):
+            warnings.warn(
+                f"SaveCheckpoint(keep_best={self.keep_best}) kept nothing: no checkpoint was "
+                f"saved at a step where {self._metric.name!r} was logged as a finite number. "
+                "Give SaveCheckpoint the same every as Evaluate, and put it after Evaluate.",
+                stacklevel=3,
+            )
+
+    @property
+    def _writer(self) -> BackgroundWriter | None:
+        return self.trainer.writer
+
     def _save(self, step: int) -> None:
-        self._finish_write()
-        self._rank(step)
+        self._wait_for_write()
+        self._update_ranking(step)
         if not self._attempt(self.trainer.save_checkpoint):
             return
-        self._saved = (step, self._states())
+        self._saved = (step, self._state_of_hooks())
         ranking = ranking_of_state(self.state)
         best = ranking.steps if ranking is not None else set[int]()
-        delete = functools.partial(self._delete_others, best)
+        delete = functools.partial(self._delete_old, best)
         if self._writer is None:
             self._ranking = ranking
             delete()
@@ -137,101 +201,66 @@ class SaveCheckpoint(Hook):
             self._pending = ranking
             self._writer.then(delete)
 
-    def after_train(self) -> None:
-        step, error = self.trainer.step, self.trainer.error
-        ended = error is None or isinstance(error, DataError | KeyboardInterrupt | Preempted)
-        clean = ended and not isinstance(error, Aborted)
-        self._ending = True
-        if clean and (step > self.trainer.run.start or self._saved is not None):
-            self._finish_write()
-            self._rank(step)
-            # Together: reading the variables takes all workers.
-            changed = self._saved != (step, self._states())
-            if self.trainer.agreement.agree([changed])[0][0]:
-                self._save(step)
-            self._finish_write()
-            if self._failure is not None:
-                warnings.warn(
-                    f"Training ended without a checkpoint of step {step}. {self._failure}",
-                    stacklevel=2,
-                )
-        elif self._writer is not None:  # the other workers may be gone
-            try:
-                self._writer.wait()
-            except Exception as failure:  # noqa: BLE001 - training ends with its own error
-                warnings.warn(str(failure), stacklevel=2)
-        if self._watch is not None:
-            self._watch.finish(error)
-            if self._value is not None and not self.state.get("best"):
-                warnings.warn(
-                    f"SaveCheckpoint(keep_best={self.keep_best}) kept nothing: no checkpoint was "
-                    f"saved at a step where {self._watch.metric!r} was logged as a finite number. "
-                    "Give SaveCheckpoint the same every as Evaluate, after it in the list.",
-                    stacklevel=2,
-                )
-
-    @property
-    def _writer(self) -> "BackgroundWriter | None":
-        return self.trainer.writer
-
-    def _finish_write(self) -> None:
-        """Waits, on all workers, for what is written in the background."""
+    def _wait_for_write(self) -> None:
+        """Waits, on all workers, until the background writer is done."""
         writer, run_on_all = self._writer, self.trainer.agreement.run_on_all
         if writer is None:
             return
         if not self._attempt(lambda: run_on_all("write a checkpoint", writer.wait)):
-            self._saved = None  # so the end saves again
+            self._saved = None  # so that the end saves again
         elif self._pending is not None:
             self._ranking = self._pending
         self._pending = None
 
     def _attempt(self, save: Callable[[], Any]) -> bool:
-        """Whether all workers could do it. If the disk is at fault, `on_error` decides."""
+        """Runs a function that saves. If a write fails, `on_error` decides.
+
+        Returns:
+          Whether it succeeded on all workers.
+        """
         try:
             save()
         except (CheckpointError, OSError, WorkerError) as error:
-            if self._watch is not None:
-                before = self._ranking or Ranking(self._watch.metric)
+            if self._metric is not None:
+                before = self._ranking or Ranking(self._metric.name)
                 self.state.update(before.to_state())
             fatal = not isinstance(error, CheckpointWriteError | WorkerError)
-            # What ended training is not to be hidden; the end says what is missing.
+            # An error that ended training must not be hidden; the end warns about the checkpoint.
             stop = self.on_error == "stop" and self.trainer.error is None
             if self.trainer.agreement.agree([fatal or stop])[0][0]:
                 raise
             self._failure = error
             if not self._ending:
                 warnings.warn(
-                    f"{error} Training goes on, and tries again when the next one is due.",
+                    f"{error} Training continues, and retries when the next checkpoint is due.",
                     stacklevel=3,
                 )
             return False
         self._failure = None
         return True
 
-    def _rank(self, step: int) -> None:
-        """Enters the checkpoint of `step` among the best, before it is saved with the state."""
-        watch = self._watch
-        if watch is None:
+    def _update_ranking(self, step: int) -> None:
+        """Ranks the checkpoint of `step`, before it is saved together with the ranking."""
+        metric = self._metric
+        if metric is None:
             return
         directory, before = self._directory(), ranking_of_state(self.state)
         # The ranking by another metric is of no use.
-        best = list(before.best) if before is not None and before.metric == watch.metric else []
-        # Looking into the files is for one worker; it is also the one whose state is saved.
+        best = list(before.best) if before is not None and before.metric == metric.name else []
+        # Only the first worker reads the files. Its state is the one that is saved.
         found = directory.valid_steps() if self.trainer.agreement.chief else directory.steps()
-        there = {*found, step}
-        best = [entry for entry in best if entry[1] in there]
-        if (
-            self._value is not None
-            and self._value[0] == step
-            and watch.better(self._value[1], None)
-        ):
-            best = [entry for entry in best if entry[1] != step] + [(self._value[1], step)]
-        # The sort is stable: of equals, the earlier stays.
-        best.sort(key=lambda entry: -entry[0] if watch.mode == "max" else entry[0])
-        self.state.update(Ranking(watch.metric, tuple(best[: self.keep_best])).to_state())
+        existing = {*found, step}
+        best = [entry for entry in best if entry[1] in existing]
+        if self._value is not None and self._value[0] == step:
+            value = self._value[1]
+            if metric.is_improvement(value, None):  # finite
+                best = [entry for entry in best if entry[1] != step] + [(value, step)]
+        # The sort is stable: of equal ones, the earlier one is better.
+        best.sort(key=lambda entry: -entry[0] if metric.mode == "max" else entry[0])
+        self.state.update(Ranking(metric.name, tuple(best[: self.keep_best])).to_state())
 
-    def _delete_others(self, best: set[int]) -> None:
-        """Deletes what need not be kept, maybe in the background. Damaged ones don't count."""
+    def _delete_old(self, best: set[int]) -> None:
+        """Deletes the checkpoints that need not be kept. It may run in the background writer."""
         if self.keep_last is None or not self.trainer.agreement.chief:
             return
         directory = self._directory()
@@ -245,15 +274,15 @@ class SaveCheckpoint(Hook):
                     f"The checkpoint of step {step} can't be deleted: {error}", stacklevel=2
                 )
 
-    def _directory(self) -> "CheckpointDirectory":
+    def _directory(self) -> CheckpointDirectory:
         if self.trainer.checkpoints is None:
             raise ValueError(
-                "SaveCheckpoint has nowhere to write: give the Trainer a workdir, or leave "
-                "this hook out."
+                "SaveCheckpoint has no directory to write to. Give the Trainer a workdir, or "
+                "remove this hook."
             )
         return self.trainer.checkpoints
 
-    def _states(self) -> str:
-        """All that a save at the same step would change."""
+    def _state_of_hooks(self) -> str:
+        """Returns everything that can change between two saves at the same step."""
         states = [hook.state for hook in self.trainer.hooks]
         return json.dumps([states, bool(self.trainer.window)], sort_keys=True)

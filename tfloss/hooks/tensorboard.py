@@ -1,36 +1,35 @@
-"""Writes scalars and summaries as TensorBoard event files.
+"""Writes scalars and summaries to TensorBoard event files.
 
     TensorBoard()                                      # workdir/train
 
-Then `tensorboard --logdir runs/digits`, or a directory above it to compare runs.
+View them with `tensorboard --logdir runs/digits`, or with the parent directory to compare runs.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tfloss.hooks._superseded import keep_until
 from tfloss.hooks.base import Hook
 from tfloss.hooks.event_file import EventFileWriter, split_records
 from tfloss.hooks.event_protos import ScalarEvents, summary_event
 from tfloss.hooks.every import Every
+from tfloss.hooks.log_truncation import LogTruncation
 from tfloss.summary import Summary
 
 _MAX_PENDING = 1000  # logs in memory
 
 
 class TensorBoard(Hook):
-    """One event file a run, made at the first log. Host.
+    """Writes one event file for each run, created at the first log. Host.
 
-    A tag is the name that was logged, so `val/accuracy` lies in the same run as
-    `losses/total`. Events are on disk within about `flush_seconds`, at the end, and before a
-    checkpoint is written. A resumed run takes out first what is of steps after the checkpoint it
-    goes on from, since it repeats these.
+    The tag is the logged name, so `val/accuracy` is in the same run as `losses/total`. Events reach
+    the file within about `flush_seconds`, at the end, and before a checkpoint is written. A
+    resumed run first removes the events of the steps that it repeats.
 
     Args:
-      logdir: instead of `workdir/train`; of this run alone.
-      flush_seconds: the most time between an event and the disk, if calls of the training step
-        are shorter than that.
+      logdir: Directory of the event files, instead of `workdir/train`. No other run may use it.
+      flush_seconds: Longest time until an event is in the file, if the calls of the training step
+        are shorter.
     """
 
     chief_only = True
@@ -38,38 +37,42 @@ class TensorBoard(Hook):
 
     def __init__(self, logdir: str | Path | None = None, *, flush_seconds: float = 5.0):
         self.every = Every(seconds=flush_seconds)
-        self._given = logdir
+        self._logdir = logdir
         self._file: EventFileWriter | None = None
         self._scalar_events = ScalarEvents()
         self._pending: list[tuple[int, float, dict[str, float]]] = []  # step, time, scalars
         self._ended = False
-        self._written: tuple[Path, int] | None = None  # where, and up to which step
+        self._truncation = LogTruncation(split_records)
 
     @property
     def logdir(self) -> Path:
-        """Where it writes. Raises ValueError without a workdir."""
-        if self._given is not None:
-            return Path(self._given)
+        """The directory of the event files.
+
+        Raises:
+          ValueError: There is neither a logdir nor a workdir.
+        """
+        if self._logdir is not None:
+            return Path(self._logdir)
         if self.trainer.workdir is None:
             raise ValueError(
-                "TensorBoard has nowhere to write: give the Trainer a workdir, or "
+                "TensorBoard has no directory to write to. Give the Trainer a workdir, or use "
                 "TensorBoard(logdir)."
             )
         return Path(self.trainer.workdir) / "train"
 
     def before_train(self) -> None:
+        """Removes the events of the steps that the run repeats."""
         self._ended = False
-        written = (self.logdir, self.trainer.run.start)
-        if self._written != written:
-            self._written = None  # until all is as it should be
-            for path in sorted(self.logdir.glob("*tfevents*")):
-                keep_until(path, self.trainer.run.start, split_records)
-            self._written = written
+        logdir = self.logdir
+        files = sorted(logdir.glob("*tfevents*"))
+        self._truncation.start(logdir, files, self.trainer.run.start)
 
     def before_save(self, step: int) -> None:
+        """Flushes the file, so that a checkpoint is never newer than the log."""
         self.after_step(step)
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
+        """Keeps scalars until the next flush, and writes summaries."""
         now = time.time()
         if scalars:  # converted here, so that a value that is no number fails where it is logged
             self._pending.append((step, now, {name: float(v) for name, v in scalars.items()}))
@@ -81,28 +84,29 @@ class TensorBoard(Hook):
             self._close()
 
     def after_step(self, step: int) -> None:
+        """Writes the pending scalars and flushes the file."""
         self._write_pending()
         if self._file is not None:
             self._file.flush()
 
     def after_train(self) -> None:
+        """Closes the file. A later log opens another one."""
         self._ended = True
-        if self._written is not None:
-            self._written = (self.logdir, self.trainer.step)
+        self._truncation.finish(self.trainer.step)
         self._close()
 
     def _write_pending(self) -> None:
-        """Writes the scalars that wait, one event a log.
+        """Writes the pending scalars, one event for each log.
 
-        They are written together because a single event, between two calls of the training step
-        that have filled the processor's caches, takes ten times as long.
+        They are written together because a single event takes ten times as long between two calls
+        of the training step, which have filled the processor's caches.
         """
         pending, self._pending = self._pending, []
         for log in pending:
             self._write(self._scalar_events.serialized(*log))
 
     def _write(self, event: bytes) -> None:
-        """Appends an event; the first one opens the file."""
+        """Appends an event. The first one creates the file."""
         if self._file is None:
             self._file = EventFileWriter(self.logdir)
         self._file.write(event)

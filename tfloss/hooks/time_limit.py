@@ -1,8 +1,8 @@
-"""Ends training when its time is up, with a checkpoint, so that the same command goes on.
+"""Stops training after a time limit, with a checkpoint, so that the same command resumes it.
 
-TimeLimit(minutes=55)
+    TimeLimit(minutes=55)
 
-For queues that kill a job after an hour, say. `--max_minutes=55` of a script is the same.
+This is for job queues with a time limit. A training script has the flag `--max_minutes=55`.
 """
 
 import math
@@ -15,29 +15,37 @@ from tfloss.hooks.every import Every
 
 
 class TimeLimit(Hook):
-    """Raises `TimeLimitReached` out of `train` after a number of minutes. Host.
+    """Makes `Trainer.train` raise `TimeLimitReached` after a number of minutes. Host.
 
-    They count from the first `train` call with this hook. Hooks that are due at that step run
-    before, and a checkpoint is saved after, so leave time for it. Several workers stop after the
-    same step, by the first one's clock. A training that has reached its last step just ends.
+    The time starts at the first `train` call with this hook. Hooks that are due at the last step
+    run first, then a checkpoint is saved, so leave time for that. Several workers stop after the
+    same step, by the clock of the first one. A run that has reached its last step ends normally.
 
     Args:
-      minutes: more than 0; may have a fraction.
-      clock: seconds; injectable for tests.
+      minutes: Number of minutes, positive. Fractions are allowed.
+      clock: Function that returns seconds. Tests can replace it.
+
+    Raises:
+      ValueError: `minutes` is not positive and finite.
     """
 
     def __init__(self, minutes: float, *, clock: Callable[[], float] = time.monotonic):
         if not 0 < minutes < math.inf:
-            raise ValueError(f"TimeLimit({minutes!r}): minutes must be more than 0, and finite.")
+            raise ValueError(f"TimeLimit({minutes!r}): minutes must be positive and finite.")
         self.minutes = minutes
         self._clock = clock
         self._end: float | None = None
 
     def before_train(self) -> None:
+        """Starts the clock.
+
+        Raises:
+          ValueError: The trainer has no workdir to save a checkpoint in.
+        """
         if self.trainer.checkpoints is None:
             raise ValueError(
-                "TimeLimit has nowhere to save what was trained: give the Trainer a workdir, or "
-                "leave this hook out."
+                "TimeLimit has no directory to save a checkpoint in. Give the Trainer a workdir, "
+                "or remove this hook."
             )
         now = self._clock()
         if self._end is None:
@@ -46,10 +54,14 @@ class TimeLimit(Hook):
         self.every.start(self.trainer.run)
 
     def after_step(self, step: int) -> None:
+        """Stops training.
+
+        Raises:
+          TimeLimitReached: The time is over, and the run hasn't reached its last step.
+        """
         if step < self.trainer.run.steps:
             self.trainer.logger.info(
-                f"{self.minutes:g} minutes are over at step {step}: saving a checkpoint, then "
-                f"ending with exit code {TimeLimitReached.CODE}. The same command goes on from "
-                "there."
+                f"{self.minutes:g} minutes are over at step {step}. Saving a checkpoint, then "
+                f"exiting with code {TimeLimitReached.CODE}. The same command resumes from there."
             )
             raise TimeLimitReached

@@ -1,0 +1,88 @@
+import pytest
+
+from tfloss.hooks.log_truncation import LogTruncation, truncate_after
+
+
+def _split(content):
+    """Records are lines; the step is their number."""
+    for line in content.splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            yield line, int(line)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"1\n2\n3\n")
+    return path
+
+
+@pytest.mark.parametrize(("step", "kept"), [(1, b"1\n"), (2, b"1\n2\n"), (3, b"1\n2\n3\n")])
+def test_records_of_later_steps_are_removed(path, step, kept):
+    truncate_after(path, step, _split)
+    assert path.read_bytes() == kept
+    assert [*path.parent.iterdir()] == [path]
+
+
+def test_an_incomplete_last_record_is_removed(path):
+    path.write_bytes(b"1\n2")
+    truncate_after(path, 2, _split)
+    assert path.read_bytes() == b"1\n"
+
+
+def test_a_file_without_later_records_is_not_rewritten(path):
+    before = path.stat()
+    truncate_after(path, 3, _split)
+    assert path.stat().st_ino == before.st_ino
+
+
+def test_a_missing_file_stays_missing(tmp_path):
+    truncate_after(tmp_path / "log", 3, _split)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_run_from_step_0_renames_the_old_log(tmp_path):
+    path = tmp_path / "events.out.tfevents.1"
+    for content in (b"1\n", b"2\n"):
+        path.write_bytes(content)
+        truncate_after(path, 0, _split)
+    old = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    assert old == {  # names that TensorBoard doesn't read
+        "superseded.events.out.events.1": b"1\n",
+        "superseded.1.events.out.events.1": b"2\n",
+    }
+
+
+def test_a_log_without_steps_stays_at_step_0(path):
+    path.write_bytes(b"0\n0\n")
+    truncate_after(path, 0, _split)
+    assert path.read_bytes() == b"0\n0\n"
+
+
+def test_a_run_that_continues_the_last_one_reads_nothing(path, tmp_path):
+    read = []
+
+    def split(content):
+        read.append(content)
+        return _split(content)
+
+    truncation = LogTruncation(split)
+    truncation.start(path, [path], 2)
+    truncation.finish(3)
+    assert len(read) == 1
+    truncation.start(path, [path], 3)
+    assert len(read) == 1
+    truncation.start(path, [path], 2)  # a checkpoint of an earlier step was restored
+    assert len(read) == 2
+
+
+def test_a_run_reads_again_after_a_failure(path):
+    def fail(content):
+        raise OSError
+
+    truncation = LogTruncation(fail)
+    with pytest.raises(OSError):
+        truncation.start(path, [path], 2)
+    truncation.finish(2)
+    with pytest.raises(OSError):
+        truncation.start(path, [path], 2)

@@ -1,0 +1,52 @@
+import io
+
+from rich.console import Console
+
+from tfloss.hooks.progress_display import LiveDisplay, PlainDisplay
+
+
+def _show(display):
+    display.start(0, 4)
+    display.update(2, lambda width: f"step 2/4 in {width} columns")
+    display.print_line("step 2  [b]val/accuracy[/b] 0.5")
+    display.update(4, lambda width: f"step 4/4 in {width} columns")
+    display.stop()
+    display.stop()
+
+
+def test_a_plain_display_prints_a_line_for_each_update():
+    out = io.StringIO()
+    _show(PlainDisplay(out))
+    assert out.getvalue().splitlines() == [
+        "step 2/4 in None columns",
+        "step 2  [b]val/accuracy[/b] 0.5",
+        "step 4/4 in None columns",
+    ]
+
+
+def _live(width):
+    out = io.StringIO()
+    console = Console(force_terminal=True, file=out, width=width, color_system=None)
+    return out, LiveDisplay(console)
+
+
+def test_a_live_display_redraws_its_line_below_other_output():
+    out, display = _live(99)
+    _show(display)
+    *_, last = out.getvalue().split("\x1b[2K")
+    assert last.partition("\n")[0].rstrip() == "step 4/4 in 99 columns"
+    assert "step 2  [b]val/accuracy[/b] 0.5\n" in out.getvalue()  # no markup
+
+
+def test_a_wide_terminal_has_a_bar():
+    out, display = _live(100)
+    _show(display)
+    *_, last = out.getvalue().split("\x1b[2K")
+    assert last.partition("\n")[0].rstrip() == f"{'━' * 16} step 4/4 in 83 columns"
+
+
+def test_a_live_display_draws_nothing_before_the_first_update():
+    out, display = _live(100)
+    display.start(0, 4)
+    assert out.getvalue() == ""
+    display.stop()

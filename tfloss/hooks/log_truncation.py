@@ -1,0 +1,96 @@
+"""Removes the log records that a resumed run is going to write again.
+
+    truncation = LogTruncation(split_records)
+    truncation.start(path, [path], step=100)
+    truncation.finish(step=200)
+
+A run that was killed at step 150 and resumes from the checkpoint of step 100 repeats the logs of
+the steps in between. Without truncation they would be in the log twice. Host code, shared by the
+writers.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tfloss.common.files import replace_file
+from tfloss.common.unique_names import unique_name
+
+# Splits the content of a file into its complete records and their steps.
+SplitRecords = Callable[[bytes], Iterable[tuple[bytes, int]]]
+
+
+class LogTruncation:
+    """Truncates the files of one writer, unless a run continues what the writer wrote. Host.
+
+    Reading the log of a long run takes long, so a second `train` call that continues where the
+    first ended doesn't read it.
+
+    Args:
+      split: Function that splits the content of a file into complete records and their steps.
+    """
+
+    def __init__(self, split: SplitRecords):
+        self._split = split
+        self._written: tuple[Path, int] | None = None  # location, and the last step in it
+
+    def start(self, location: Path, files: Iterable[Path], step: int) -> None:
+        """Truncates the files at the start of a run, see `truncate_after`.
+
+        Args:
+          location: File or directory of the writer.
+          files: The files to truncate. They may be missing.
+          step: Step at which the run starts.
+
+        Raises:
+          OSError: A file can't be read or replaced.
+        """
+        if self._written != (location, step):
+            self._written = None  # until all files are truncated
+            for path in files:
+                truncate_after(path, step, self._split)
+            self._written = (location, step)
+
+    def finish(self, step: int) -> None:
+        """Records the step at which a run ended, if `start` succeeded.
+
+        Args:
+          step: The last step of the run.
+        """
+        if self._written is not None:
+            self._written = (self._written[0], step)
+
+
+def truncate_after(path: Path, step: int, split: SplitRecords) -> None:
+    """Removes the records of later steps from a file, atomically.
+
+    At step 0 it is unknown whether the run repeats them: somebody may have deleted the checkpoints.
+    So the file is renamed to `superseded.<name>`, and nothing is lost.
+
+    Args:
+      path: The file. It may be missing.
+      step: Last step whose records stay.
+      split: Function that splits the content into complete records and their steps. A record that
+        a killed process left incomplete at the end is not among them.
+
+    Raises:
+      OSError: The file can't be read or replaced.
+    """
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    records = list(split(content))
+    kept = b"".join(record for record, record_step in records if record_step <= step)
+    if kept == content:
+        return
+    if step == 0 and any(record_step > 0 for _, record_step in records):
+        os.replace(path, _superseded_path(path))
+        return
+    replace_file(path, kept)
+
+
+def _superseded_path(path: Path) -> Path:
+    """Returns a new path for an old log, with a name that TensorBoard doesn't read."""
+    name = path.name.replace("tfevents", "events")
+    taken = {each.name.removesuffix(f".{name}") for each in path.parent.iterdir()}
+    return path.with_name(f"{unique_name('superseded', taken, '.')}.{name}")
