@@ -863,7 +863,7 @@ def test_a_nan_without_a_workdir_says_what_it_takes_to_see_more():
     one = trainer(lambda: Line(lambda m, b, y: tf.reduce_mean(-y) ** 0.5), hooks=[hooks.NaNGuard()])
     with pytest.raises(NonFiniteLossError) as e:
         one.train(DATA, steps=3)
-    assert "give the Trainer a workdir to keep the batch" in e.value.__notes__[0]
+    assert "give the Trainer a workdir, which keeps the batch" in e.value.__notes__[0]
 
 
 def test_no_warnings_in_an_ordinary_run(tmp_path):

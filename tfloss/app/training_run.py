@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import keras
@@ -86,7 +86,7 @@ class Run:
         losses: bool = False,
         ema: bool = False,
         best: str | None = None,
-        best_mode: str | None = None,
+        best_mode: Literal["min", "max"] | None = None,
         export: "Callable[[keras.Model, Path], Any] | None" = None,
         hooks: "Sequence[Hook]" = (),
     ) -> dict[str, float]:
