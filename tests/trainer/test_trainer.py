@@ -170,8 +170,8 @@ def test_a_hook_whose_trigger_is_a_number_is_told_what_to_write(tmp_path):
     for every, advice in [
         (5, "steps=5)"),
         (2.5, "epochs=2.5)"),
-        (0, "steps=100), say"),
-        ("epoch", "steps=100), say"),
+        (0, "steps=100), for example"),
+        ("epoch", "steps=100), for example"),
     ]:
         said = f"every={every!r} is not a trigger; write Every({advice}."
         one = trainer(hooks=[Witness(every)], workdir=tmp_path)
