@@ -8,7 +8,7 @@ It logs val/accuracy, val/losses/total and val/losses/<name>.
 from collections.abc import Mapping
 
 from tfloss.data.distributed import Data
-from tfloss.evaluation import BoundMetric, HostMetric
+from tfloss.evaluation.metrics import BoundMetric, HostMetric
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
 
