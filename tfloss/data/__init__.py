@@ -1,8 +1,6 @@
-"""Data: how batches reach the replicas, and the data sets of the examples.
+"""Input: how batches reach the replicas, and `Source`, input with random access.
 
-`Source` is input that knows where it is. Each data set is a TFDS builder in a module of its own;
-importing the module registers its name. Nothing is imported here before it is used, so that
-`import tfloss` doesn't pull in TensorFlow Datasets.
+Nothing is imported before it is used, so that `import tfloss` stays fast.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,13 +1,13 @@
-"""The TFDS builder `digit_scenes`: real handwritten digits, composed into scenes.
+"""The TFDS builder `digit_scenes`: scenes composed of handwritten digits. Host code.
 
     import tensorflow_datasets as tfds
     import tfloss.datasets.digit_scenes  # registers the name "digit_scenes"
 
     train, test = tfds.load("digit_scenes", split=["train", "test"], data_dir="data")
 
-The digits are those of `tfloss.datasets.digits`, so preparing needs
-`pip install 'tfloss[examples]'`; the scenes are made up. An example has the structure of
-TFDS's `coco`, with a polygon for each object and a map of all.
+The digits are those of `tfloss.datasets.digits`, so preparing the data set takes
+`pip install 'tfloss[examples]'`. An example has the structure of TFDS's `coco`, with a polygon
+for each object and an instance map in addition.
 """
 
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ import tensorflow_datasets as tfds
 from tfloss.datasets.digits import load_sklearn, split_indices
 
 SIDE = 64  # pixels of a scene
-POINTS = 64  # corners of a polygon, the last one repeated
+POINTS = 64  # corners of a polygon; the last one is repeated as padding
 SCENES = {"train": 1_000, "test": 200}
 
 
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
-    """Scenes of 64x64 with 1 to 5 digits of 16 to 24 pixels that don't overlap.
+    """Scenes of 64x64 pixels with 1 to 5 digits of 16 to 24 pixels, which don't overlap.
 
-    Digits of test scenes are in no training scene. An object's mask is its silhouette: what lies
-    between the leftmost and the rightmost pixel of each row that is brighter than a quarter.
+    No digit of a test scene is in a training scene. The mask of an object is its silhouette: in
+    each row, the pixels from the leftmost to the rightmost one that is brighter than 0.25.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -91,7 +91,7 @@ def _scene(digits: np.ndarray, labels: np.ndarray, random: Any, number: int) -> 
         which, size = random.randint(len(digits)), random.randint(16, 25)
         digit = _enlarged(digits[which], size)
         left, right = silhouette(digit > 0.25)
-        for _ in range(30):  # a place where it meets no other, or it is left out
+        for _ in range(30):  # tries to find a free place; if none is found, the digit is dropped
             y, x = random.randint(0, SIDE - size + 1, 2)
             if not instances[y : y + size, x : x + size].any():
                 break
@@ -121,9 +121,15 @@ def _scene(digits: np.ndarray, labels: np.ndarray, random: Any, number: int) -> 
 
 
 def silhouette(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each row of a mask begins and ends, int [size] each; equal above and below it.
+    """Returns where each row of a mask begins and ends.
 
-    A row without a pixel between others gets what lies between its neighbours' ends.
+    Rows without pixels are interpolated between others; above and below the mask they are empty.
+
+    Args:
+      mask: Bool [size, size].
+
+    Returns:
+      The first column and the column after the last one in each row, int [size] each.
     """
     rows = np.flatnonzero(mask.any(1))
     every = np.arange(len(mask))
@@ -135,10 +141,17 @@ def silhouette(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def outline(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The polygon [POINTS, 2] of a silhouette: down its left side and up its right one.
+    """Returns the polygon of a silhouette: down its left side and up its right side.
 
-    It has a corner in the middle of each row, so that exactly the silhouette's pixels have their
-    centres in it, and it ends where the first and the last row do.
+    It has a corner in the middle of each row. So it contains the centres of exactly the
+    silhouette's pixels. It ends at the borders of the first and the last row.
+
+    Args:
+      left: First column in each row, int [size].
+      right: Column after the last one in each row, int [size].
+
+    Returns:
+      Corners (y, x) in pixels, [POINTS, 2].
     """
     rows = np.flatnonzero(right > left)
     y = np.concatenate([[rows[0]], rows + 0.5, [rows[-1] + 1]])
@@ -150,7 +163,7 @@ def outline(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _enlarged(digit: np.ndarray, size: int) -> np.ndarray:
-    """An 8x8 picture as size x size, interpolated bilinearly between centres of pixels."""
+    """Resizes an 8x8 image to [size, size], bilinearly between the centres of pixels."""
     at = np.clip((np.arange(size) + 0.5) * len(digit) / size - 0.5, 0, len(digit) - 1)
     hats = np.maximum(1 - np.abs(at[:, None] - np.arange(len(digit))), 0)
     return hats @ digit @ hats.T

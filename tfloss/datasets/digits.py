@@ -1,12 +1,12 @@
-"""The TFDS builder `digits`: 1,797 real handwritten digits, without a download.
+"""The TFDS builder `digits`: 1,797 handwritten digits, without a download. Host code.
 
     import tensorflow_datasets as tfds
     import tfloss.datasets.digits  # registers the name "digits"
 
     train, test = tfds.load("digits", split=["train", "test"], data_dir="data")
 
-The pictures come out of scikit-learn's wheel, so the machine that prepares them needs
-`pip install 'tfloss[examples]'`; one that reads prepared ones doesn't.
+The images are part of scikit-learn's wheel. So preparing the data set takes
+`pip install 'tfloss[examples]'`; reading the prepared data set doesn't.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-TEST_EVERY = 5  # one image in five is held out: 360 of 1,797
+TEST_EVERY = 5  # one image in five is in the test split: 360 of 1,797
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """8x8 grey images of handwritten digits, 1,437 to train on and 360 to test on.
+    """Grey 8x8 images of handwritten digits: 1,437 for training and 360 for testing.
 
-    An example is `{"image": float32 [8, 8, 1] in [0, 1], "label": int64 in [0, 10)}`. The
-    source has 17 grey levels, 0 to 16. They are stored divided by 16, which is exact in
-    float32, because a uint8 image would claim 256 levels: it would be drawn nearly black,
-    and every reader would need the same division before the first layer.
+    An example is `{"image": float32 [8, 8, 1] in [0, 1], "label": int64 in [0, 10)}`. The source
+    has 17 grey levels, 0 to 16. They are stored divided by 16, which is exact in float32. As uint8,
+    images would look nearly black, and every reader would have to divide by 16.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -64,19 +63,20 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def split_indices(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Which examples are for training and which for testing: the same on every machine.
+    """Returns the indices of the training and of the test examples, the same on every machine.
 
-    Stratified: the shuffled examples are lined up by class and every fifth is for testing,
-    so each class gives a fifth of itself, give or take one.
+    The split is stratified: the shuffled examples are sorted by class, and every fifth is for
+    testing. So each class has a fifth of its examples in the test split, up to rounding.
 
     Args:
-      labels: [n] integers.
-      seed: of the shuffle.
+      labels: Integer labels, [n].
+      seed: Seed of the shuffle.
 
     Returns:
-      (train, test), each sorted, disjoint, together 0 to n-1.
+      Indices of the training and of the test examples, each sorted. They are disjoint, and together
+      they are 0 to n-1.
     """
-    # RandomState, because NumPy promises never to change its stream; default_rng's may.
+    # RandomState: NumPy guarantees that its numbers never change, unlike those of default_rng.
     order = np.random.RandomState(seed).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     held_out = np.arange(len(labels)) % TEST_EVERY == 0
@@ -84,13 +84,17 @@ def split_indices(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 
 def load_sklearn() -> tuple[np.ndarray, np.ndarray]:
-    """All digits: images float32 [1797, 8, 8, 1] in [0, 1], labels int64 [1797]."""
+    """Returns all digits: images, float32 [1797, 8, 8, 1] in [0, 1], and labels, int64 [1797].
+
+    Raises:
+      ImportError: scikit-learn isn't installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "Preparing the data set 'digits' takes its images from scikit-learn, which can't be "
-            "imported here. Install it with: pip install 'tfloss[examples]'"
+            "The images of the data set 'digits' are part of scikit-learn, which can't be "
+            "imported. Install it with: pip install 'tfloss[examples]'"
         ) from error
     bunch: Any = load_digits()
     images = (bunch.images / 16).astype(np.float32)[..., np.newaxis]

@@ -1,13 +1,13 @@
-"""The TFDS builder `penguins_palmer`: 344 penguins, with labels missing as they are in the field.
+"""The TFDS builder `penguins_palmer`: 344 penguins with missing measurements. Host code.
 
     import tensorflow_datasets as tfds
     import tfloss.datasets.penguins  # registers the name "penguins_palmer"
 
     train, test = tfds.load("penguins_palmer", split=["train", "test"], data_dir="data")
 
-The table comes with the PyPI package palmerpenguins, of which only the file is read; so the
-machine that prepares it needs `pip install 'tfloss[examples]'`. (TFDS's own `penguins` downloads a
-table without the sexes and isotopes.)
+The table is a file of the PyPI package palmerpenguins. So preparing the data set takes
+`pip install 'tfloss[examples]'`. (TFDS's own `penguins` downloads a table without sexes and
+isotopes.)
 """
 
 import csv
@@ -30,11 +30,11 @@ _FILE = "palmerpenguins/data/penguins-raw.csv"
 
 
 class PenguinsPalmer(tfds.core.GeneratorBasedBuilder):
-    """Penguins of the Palmer archipelago: 275 to train on and 69 to test on.
+    """Penguins of the Palmer archipelago: 275 for training and 69 for testing.
 
     An example is `{"measurements": float32 [3], culmen length, culmen depth, flipper length in mm;
     "island": int64; "species": int64; "sex": int64, -1 if unknown; "mass": float32 in g;
-    "isotopes": float32 [2], delta 15 N and delta 13 C in per mille}`. What was not measured is NaN.
+    "isotopes": float32 [2], delta 15 N and delta 13 C in per mille}`. Missing values are NaN.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -85,8 +85,8 @@ def _rows() -> list[dict[str, str]]:
             return list(csv.DictReader(file))
     except (importlib.metadata.PackageNotFoundError, FileNotFoundError) as error:
         raise ImportError(
-            f"Preparing the data set 'penguins_palmer' takes {_FILE} from the package "
-            "palmerpenguins, which is not installed here. Install it with: "
+            f"The table of the data set 'penguins_palmer' is the file {_FILE} of the package "
+            "palmerpenguins, which is not installed. Install it with: "
             "pip install 'tfloss[examples]'"
         ) from error
 

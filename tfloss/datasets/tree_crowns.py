@@ -1,12 +1,12 @@
-"""The TFDS builder `tree_crowns`: 853 tree crowns drawn by hand on two aerial pictures.
+"""The TFDS builder `tree_crowns`: 853 tree crowns, annotated in two aerial images. Host code.
 
     import tensorflow_datasets as tfds
     import tfloss.datasets.tree_crowns  # registers the name "tree_crowns"
 
     train, test = tfds.load("tree_crowns", split=["train", "test"], data_dir="data")
 
-The pictures come in the wheel of the PyPI package deepforest, of which only files are read. So
-install it without what it depends on, and into any folder, on the machine that prepares them:
+The images are files in the wheel of the PyPI package deepforest, which is not imported. So install
+it without its dependencies, in any folder, to prepare the data set:
 
     pip install --no-deps --target build/deepforest deepforest==2.1.0
     PYTHONPATH=build/deepforest python ...
@@ -22,9 +22,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-SIDE = 128  # pixels of a tile, 12.8 m
-LEAST = 0.4  # the part of a crown that must lie in a tile to count there
-# Two places that don't overlap; training tiles overlap each other by half.
+SIDE = 128  # pixels, or 12.8 m, of a tile
+MIN_VISIBLE = 0.4  # a crown belongs to a tile that contains at least this fraction of its area
+# File and stride in pixels. The two images don't overlap; training tiles overlap by half.
 SOURCES = {
     "train": ("2019_YELL_2_528000_4978000_image_crop2", SIDE // 2),
     "test": ("2019_YELL_2_541000_4977000_image_crop", SIDE),
@@ -32,9 +32,9 @@ SOURCES = {
 
 
 class TreeCrowns(tfds.core.GeneratorBasedBuilder):
-    """Tiles of 128x128, 1,258 to train on and 72 to test on; a third of the first have no tree.
+    """Tiles of 128x128 pixels: 1,258 for training, a third of them empty, and 72 for testing.
 
-    An example has the structure of TFDS's `coco`; boxes are cut at the border of their tile.
+    An example has the structure of TFDS's `coco`. Boxes are clipped to their tile.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -104,15 +104,24 @@ class TreeCrowns(tfds.core.GeneratorBasedBuilder):
 
 
 def inside(crowns: np.ndarray, y: int, x: int) -> np.ndarray:
-    """The crowns of the tile at (y, x), [k, 4] in its pixels; see LEAST."""
+    """Returns the crowns of one tile, clipped to it; see `MIN_VISIBLE`.
+
+    Args:
+      crowns: Boxes (ymin, xmin, ymax, xmax) in pixels of the image, [n, 4].
+      y: First row of the tile.
+      x: First column of the tile.
+
+    Returns:
+      Boxes in pixels of the tile, [k, 4].
+    """
     moved = crowns - [y, x, y, x]
     cut = np.clip(moved, 0, SIDE)
-    whole, left = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (moved, cut))
-    return cut[left >= LEAST * whole]
+    area, visible = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (moved, cut))
+    return cut[visible >= MIN_VISIBLE * area]
 
 
 def _crowns(path: Path) -> np.ndarray:
-    """The boxes (ymin, xmin, ymax, xmax) of a Pascal VOC file, [n, 4] pixels."""
+    """Returns the boxes (ymin, xmin, ymax, xmax) of a Pascal VOC file in pixels, [n, 4]."""
     boxes = [
         [float(box.findtext(side, "nan")) for side in ("ymin", "xmin", "ymax", "xmax")]
         for box in ElementTree.parse(path).iter("bndbox")
@@ -127,9 +136,9 @@ def _folder() -> Path:
         found = None
     if found is None or not Path(str(found)).is_dir():
         raise ImportError(
-            "Preparing the data set 'tree_crowns' takes its pictures from the files of the package "
-            "deepforest, which are not on this Python's path. Get them, without what the package "
-            "depends on: pip install --no-deps --target build/deepforest deepforest==2.1.0; then "
-            "run this command again with PYTHONPATH=build/deepforest before it."
+            "The images of the data set 'tree_crowns' are files of the package deepforest, which "
+            "are not on Python's path. Install them without the package's dependencies: "
+            "pip install --no-deps --target build/deepforest deepforest==2.1.0; "
+            "then run this command again with PYTHONPATH=build/deepforest."
         )
     return Path(str(found))
