@@ -11,9 +11,10 @@ from tests.toys import Line, rows
 from tfloss.hooks import Every, Hook
 
 
-def resident() -> float:
-    """Megabytes of this process that are in memory."""
-    gc.collect()
+def resident(collect: bool = True) -> float:
+    """The memory of this process in MiB, by default after a garbage collection."""
+    if collect:
+        gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 

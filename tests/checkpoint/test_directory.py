@@ -38,7 +38,7 @@ def test_saving_takes_no_second_copy_of_the_variables(tmp_path):
 
     def watch():
         while not done.wait(0.002):
-            most.append(resident())
+            most.append(resident(collect=False))
 
     thread = threading.Thread(target=watch)
     thread.start()

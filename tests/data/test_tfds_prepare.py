@@ -1,12 +1,11 @@
-import os
 import random
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.fork import run_script
 from tfloss.data.tfds_prepare import prepared
 from tfloss.datasets.digits import Digits
 from tfloss.errors import DataError
@@ -21,21 +20,12 @@ print(builder.info.splits["train"].num_examples, len(list(builder.as_dataset(spl
 
 
 def test_two_processes_at_once(tmp_path):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CODE, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert out.splitlines()[-1] == "1437 360"
+    script = tmp_path / "script.py"
+    script.write_text(CODE)
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(lambda _: run_script(script, str(tmp_path / "data")), range(2)):
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.splitlines()[-1] == "1437 360"
 
 
 def test_what_is_there_is_used(tmp_path):

@@ -2,8 +2,6 @@
 
 import socket
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import tfloss.datasets.digits  # registers the name  # noqa: F401
+from tests.fork import run_script
 from tfloss.data import Source
 from tfloss.data.tfds_records import RecordFiles, Records, open_tfds
 from tfloss.errors import DataError
@@ -186,12 +185,14 @@ def test_what_is_not_prepared_says_how_to_prepare_it(
     for name in ("fashion_mnist", "digits"):
         with pytest.raises(DataError, match=rf"{name}/\S+ is not prepared in '{tmp_path}'") as info:
             Source.from_tfds(name, "train", data_dir=tmp_path, batch_size=4)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # also on a busy machine
     assert "download=True" in str(info.value) and "minutes" in str(info.value)
     # The line that it gives is one that works.
     line = str(info.value).splitlines()[1].strip()
-    script = f"import tfloss.datasets.digits; {line}"
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    script = tmp_path / "script.py"
+    script.write_text(f"import tfloss.datasets.digits; {line}")
+    done = run_script(script)
+    assert done.returncode == 0, done.stderr
     assert len(Source.from_tfds("digits", "test", data_dir=tmp_path, batch_size=4)) == 360
 
 

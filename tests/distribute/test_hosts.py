@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.fork import run_script
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,8 +19,7 @@ def _one(out, **options):
     """The script as one process on one replica: its result."""
     out.mkdir(exist_ok=True)
     options = {"strategy": "one", **options}
-    command = [sys.executable, "-m", "tests.hosts", str(out), json.dumps(options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = run_script(ROOT / "tests" / "hosts.py", str(out), json.dumps(options))
     assert done.returncode == 0, done.stderr
     return json.loads((out / "worker_0.json").read_text())
 

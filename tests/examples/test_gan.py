@@ -46,8 +46,17 @@ def test_losses_by_hand_with_a_linear_discriminator():
     np.testing.assert_allclose(judged["r1"], 0.5 * (weight**2).sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("alternating", [False, True])
-@pytest.mark.parametrize(("count", "jit"), [(1, False), (2, False), (1, True)])
+@pytest.mark.parametrize(
+    ("count", "jit", "alternating"),
+    [
+        (1, False, False),
+        (1, False, True),
+        (2, False, True),
+        (1, True, True),
+        pytest.param(2, False, False, marks=pytest.mark.slow),
+        pytest.param(1, True, False, marks=pytest.mark.slow),
+    ],
+)
 def test_each_loss_trains_its_own_group(alternating, count, jit, replicas):
     strategy = replicas(count)
     with strategy.scope():

@@ -53,9 +53,16 @@ def _data(steps=4, n=8):
     return tf.data.Dataset.from_tensor_slices(stacked)
 
 
-@pytest.mark.parametrize("uncertainty", [False, True])
 @pytest.mark.parametrize(
-    ("count", "jit"), [(2, False), (2, True), pytest.param(4, False, marks=pytest.mark.slow)]
+    ("count", "jit", "uncertainty"),
+    [
+        (2, False, False),
+        (2, False, True),
+        (2, True, True),
+        pytest.param(2, True, False, marks=pytest.mark.slow),
+        pytest.param(4, False, False, marks=pytest.mark.slow),
+        pytest.param(4, False, True, marks=pytest.mark.slow),
+    ],
 )
 def test_losses_and_weights_are_those_of_one_replica(count, jit, uncertainty, replicas):
     # What is hidden for the reconstruction is each replica's own.

@@ -545,7 +545,7 @@ def test_epochs_and_examples_count_all_micro_batches():
 
 
 @pytest.mark.promise(13)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_all_rules_resume_bit_for_bit(count, replicas, tmp_path):
     def make(workdir):
         keras.utils.clear_session(free_memory=False)
