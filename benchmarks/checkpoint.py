@@ -1,10 +1,10 @@
-"""How long training waits for a checkpoint: written at once, and in the background.
+"""How long training waits for a checkpoint, written synchronously or in the background.
 
     python benchmarks/checkpoint.py
 
-A model with 400 MB of variables (weights and Adam's slots) saves in turn at once and in the
-background; medians of ROUNDS, and of the ratios of each round. Then what a step costs while a
-checkpoint is being written, and how fast one is read again to see whether it is whole.
+A model with 400 MB of variables (weights and Adam's slots) saves alternately in both ways. The
+results are medians over ROUNDS. It then measures the time of a step while a checkpoint is written,
+and how fast a checkpoint is verified.
 """
 
 import os
@@ -25,19 +25,23 @@ from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
 from tfloss.trainer.checkpointed_state import TrainerState
 
 ROUNDS = 9
-LAYERS, WIDTH = 33, 1024  # three times 4 MB each, with Adam's slots
+LAYERS, WIDTH = 33, 1024  # 4 MB per layer, three times with Adam's slots
 
 
 class Model(keras.Model):
+    """A stack of large dense layers."""
+
     def __init__(self):
         super().__init__()
         self.net = keras.Sequential([keras.layers.Dense(WIDTH) for _ in range(LAYERS)])
 
     def call(self, batch, training=False):
+        """Returns the loss."""
         return tf.reduce_mean(self.net(batch["x"]) ** 2)
 
 
 def main() -> None:
+    """Runs the benchmark and prints its results."""
     data = tf.data.Dataset.from_tensors({"x": tf.random.normal([8, WIDTH])}).repeat()
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -66,20 +70,20 @@ def main() -> None:
 
         seconds = interleaved(
             {
-                "at once": lambda: save(None),
+                "synchronous": lambda: save(None),
                 "in the background": lambda: save(writer),
-                "the rest of it": finish,
+                "rest of the background write": finish,
             },
             ROUNDS,
         )
         print(f"{size:.0f} MB in {len(variables)} variables, medians of {ROUNDS}")
         for name, found in seconds.items():
             print(f"  {name}: {statistics.median(found):.3f} s")
-        middle, low, high = ratio(seconds, "in the background", "at once")
-        print(f"  training waits {middle:.1%} as long ({low:.1%} to {high:.1%})")
+        middle, low, high = ratio(seconds, "in the background", "synchronous")
+        print(f"  training waits {middle:.1%} of the synchronous time ({low:.1%} to {high:.1%})")
 
         def steps() -> float:
-            """Seconds a step, over a second: a write takes longer."""
+            """Seconds per step, over one second; a write takes longer than that."""
             count, began = 0, time.perf_counter()
             while time.perf_counter() - began < 1.0 or count < 3:
                 engine.run(iterator, 1)
@@ -105,9 +109,9 @@ def main() -> None:
             began = time.perf_counter()
             assert directory.problem(1) is None
             checks.append(time.perf_counter() - began)
-        whole = sum(file.stat().st_size for file in Path(folder, "step_00000001").iterdir())
-        speed = whole / 1e6 / statistics.median(checks)
-        print(f"  read again to see whether it is whole: {speed:.0f} MB/s")
+        size_on_disk = sum(file.stat().st_size for file in Path(folder, "step_00000001").iterdir())
+        speed = size_on_disk / 1e6 / statistics.median(checks)
+        print(f"  verification: {speed:.0f} MB/s")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What it costs to check, at every step, that the losses are finite.
+"""The cost of checking at every step that the losses are finite.
 
     python benchmarks/guard.py
 
-Step times with the guard (an assertion that the update depends on), without it, and with
-`skip_nonfinite` (a `tf.cond` around the update); in turn, medians of ratios.
+It compares interleaved step times with the guard (an assertion that the update depends on), without
+it, and with `skip_nonfinite` (a `tf.cond` around the update), and prints medians of ratios.
 """
 
 import os
@@ -20,7 +20,7 @@ STEPS = 100
 
 
 class Model(keras.Model):
-    """`depth` x (Dense 64, LayerNormalization): 4 variables each."""
+    """A stack of `depth` times (Dense 64, LayerNormalization), which have 4 variables each."""
 
     def __init__(self, depth: int):
         super().__init__()
@@ -29,6 +29,7 @@ class Model(keras.Model):
         )
 
     def call(self, batch, training=False):
+        """Returns the loss."""
         return tf.reduce_mean(self.net(batch["x"]) ** 2)
 
 
@@ -37,6 +38,7 @@ def _dense():
 
 
 def main() -> None:
+    """Runs the benchmark and prints its results."""
     data = tf.data.Dataset.from_tensors({"x": tf.random.normal([32, 64])}).repeat()
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -1,10 +1,9 @@
-"""What a seekable order costs against `shuffle().batch()`, and how soon any position is there.
+"""The speed of `tfloss.data.Source` against `shuffle().batch()`, and the time to start anywhere.
 
     python benchmarks/input.py
 
-Both sides read the same arrays, in turn, inside one graph, without the autotuner, and end at the
-batch. Below 1 the source takes less time. The maps cast each picture and flip it, always or at
-random.
+Both read the same arrays alternately, in one graph, without the autotuner. A ratio below 1 means
+that the source takes less time. The maps cast each image and flip it, always or at random.
 """
 
 import os
@@ -22,30 +21,30 @@ import tfloss.data
 
 BATCH = 32
 ROUNDS = 15
-SIZES = (  # shape, examples, batches a round without and with the map
+SIZES = (  # shape, examples, batches per round without and with the map
     ((28, 28, 1), 10_000, 6_000, 600),
     ((224, 224, 3), 1_000, 600, 150),
 )
 
 
 def augment(example: dict, seed: tf.Tensor) -> dict:
-    """What is done to one picture: the seed is that of its position."""
+    """Casts an image and flips it at random. The seed is that of its position."""
     image = tf.cast(example["image"], tf.float32) / 255
     return {**example, "image": tf.image.stateless_random_flip_left_right(image, seed)}
 
 
 def seeded(example: dict) -> dict:
-    """The same work in a pipeline that has no seeds to give: they are made of the label."""
+    """Does the same work in a pipeline without seeds: the seed is made of the label."""
     return augment(example, tf.stack([0, tf.cast(example["label"], tf.int32)]))
 
 
 def flipped(example: dict) -> dict:
-    """Nothing random."""
+    """Casts an image and flips it always."""
     return {**example, "image": tf.image.flip_left_right(tf.cast(example["image"], tf.float32))}
 
 
 def puller(dataset: tf.data.Dataset, number: int) -> Callable[[], object]:
-    """Takes the next so many batches."""
+    """Returns a function that reads the next `number` batches."""
     options = tf.data.Options()
     options.autotune.enabled = False
     iterator = iter(dataset.with_options(options))
@@ -61,6 +60,7 @@ def puller(dataset: tf.data.Dataset, number: int) -> Callable[[], object]:
 
 
 def main() -> None:
+    """Runs the benchmark and prints its results."""
     maps = {"no map": (None, None), "cast, flip": (flipped, flipped), "random": (seeded, augment)}
     for shape, examples, *numbers in SIZES:
         images = np.random.default_rng(0).integers(0, 256, (examples, *shape), dtype=np.uint8)

@@ -1,10 +1,10 @@
-"""What a heavy summary costs on the steps where it is not due.
+"""The cost of an expensive summary at steps that don't record it.
 
     python benchmarks/summary_cost.py
 
-Trains the same model with and without a histogram of 10 million elements, logged every
-1,000 steps, in turn; prints the ratio of the step times. The promise is less than 1.02 for
-the steps that are not due, and the cost of a due one is shown beside it.
+It trains the same model alternately with and without a histogram of 10 million elements, recorded
+every 1,000 steps, and prints the ratio of the step times. Steps that don't record it should take
+less than 1.02 of the time. The cost of a step that records it is printed as well.
 """
 
 import os
@@ -18,11 +18,11 @@ from _timing import interleaved, ratio
 import tfloss
 
 ELEMENTS = 10_000_000
-STEPS = 999  # a stretch of a run with log_every=1000
+STEPS = 999  # the steps between two logs with log_every=1000
 
 
 class Model(keras.Model):
-    """A small MLP, with or without a summary that costs far more than its step."""
+    """A small MLP, with or without a summary that costs much more than its step."""
 
     def __init__(self, heavy: bool):
         super().__init__()
@@ -30,6 +30,7 @@ class Model(keras.Model):
         self.heavy = heavy
 
     def call(self, batch, training=False):
+        """Returns the loss."""
         y = self.net(batch["x"])
         if self.heavy:
             noise = tf.random.stateless_normal([ELEMENTS], [1, 2])
@@ -38,6 +39,7 @@ class Model(keras.Model):
 
 
 def main() -> None:
+    """Runs the benchmark and prints its results."""
     data = tf.data.Dataset.from_tensors({"x": tf.random.normal([64, 64])}).repeat()
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -53,12 +55,14 @@ def main() -> None:
     median, low, high = ratio(seconds, "with", "without")
     each = min(seconds["without"]) / STEPS
     print(f"step without the summary: {1e6 * each:.0f} us")
-    print(f"not due, with / without: {median:.4f} (quartiles {low:.4f} to {high:.4f})")
+    print(
+        f"steps that don't record, with / without: {median:.4f} (quartiles {low:.4f} to {high:.4f})"
+    )
     cost = interleaved(due, rounds=3)
     extra = min(cost["with"]) - min(cost["without"])
-    print(f"a due step costs {1e3 * extra:.0f} ms more ({extra / each:.0f} steps)")
+    print(f"a step that records costs {1e3 * extra:.0f} ms more ({extra / each:.0f} steps)")
     total = (median * each * STEPS + each + extra) / (each * (STEPS + 1))
-    print(f"over 1,000 steps of which one is due: {total:.3f}")
+    print(f"over 1,000 steps of which one records: {total:.3f}")
 
 
 if __name__ == "__main__":

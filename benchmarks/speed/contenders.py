@@ -1,7 +1,7 @@
-"""Who trains: tfloss, `keras.fit`, Orbit, and loops written by hand in each of the engine's modes.
+"""The contenders: tfloss, `keras.fit`, Orbit, and hand-written loops in each mode of the engine.
 
-Each has `start()`: its shortest call; `first()`: trains `loop` steps and returns their mean loss;
-`warm()`: whatever it needs to be at full speed; `run(steps)`: trains on.
+Each contender has `start()`, its shortest call; `first()`, which trains `loop` steps and returns
+their mean loss; `warm()`, which brings it to full speed; and `run(steps)`, which trains further.
 """
 
 import functools
@@ -17,7 +17,7 @@ from workloads import Adder, Owner, Workload
 
 
 class Tfloss:
-    """`Trainer` at its defaults, with a workdir: logs every 100 steps, a checkpoint at the end."""
+    """`Trainer` with defaults and a workdir: it logs every 100 steps and saves a checkpoint."""
 
     def __init__(self, work: Workload, **options: Any):
         import tfloss
@@ -25,10 +25,11 @@ class Tfloss:
         self.workdir = Path(tempfile.mkdtemp())
         model = Owner(work.make(), work.losses)
         self.data, self.loop = work.data(), work.loop
-        self.shortest = work.loop if options.get("jit") == "loop" else 1  # one step isn't a loop
+        self.shortest = work.loop if options.get("jit") == "loop" else 1  # one step is not a loop
         self.trainer = tfloss.Trainer(model, work.optimizer(), workdir=self.workdir, **options)
 
     def first(self) -> float:
+        """Trains `loop` steps and returns their mean loss."""
         from tfloss.hooks import Hook
 
         class Means(Hook):
@@ -42,10 +43,11 @@ class Tfloss:
         return hook.logged[self.loop]
 
     def start(self) -> None:
+        """Makes the shortest call."""
         self.run(self.shortest)
 
     def warm(self, seconds: float, rate: float) -> None:
-        """As at the beginning of a run of five minutes, until its mode is chosen."""
+        """Trains as at the start of a run of five minutes, until the mode is chosen."""
         from tfloss.hooks import Every, Hook
 
         class Chosen(Hook):
@@ -64,28 +66,33 @@ class Tfloss:
         self.trainer.train(self.data, self.trainer.step + int(300 * rate), hooks=[Late()])
 
     def run(self, steps: int) -> None:
+        """Trains `steps` more steps."""
         self.trainer.train(self.data, self.trainer.step + steps)
 
     def note(self) -> str:
+        """Returns what the table should show, such as the chosen mode."""
         chosen = self.trainer.mode
         shutil.rmtree(self.workdir, ignore_errors=True)
         return str(chosen)
 
 
 class Plain:
-    """What needs no more than running to be warm."""
+    """A contender that is warm after some steps."""
 
     loop: int
 
     def warm(self, seconds: float, rate: float) -> None:
+        """Trains for some seconds."""
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
             self.run(self.loop)
 
     def run(self, steps: int) -> Any:
+        """Trains `steps` more steps."""
         raise NotImplementedError
 
     def note(self) -> str:
+        """Returns what the table should show, such as the chosen mode."""
         return ""
 
 
@@ -108,14 +115,16 @@ class Fit(Plain):
         self.model.compile(work.optimizer(), **options)
 
     def first(self) -> float:
+        """Trains `loop` steps and returns their mean loss."""
         return self.run(self.loop).history["loss"][0]
 
     def run(self, steps: int) -> Any:
+        """Trains `steps` more steps."""
         return self.model.fit(self.data, steps_per_epoch=steps, epochs=1, verbose=0)
 
 
 def training_step(net: Any, optimizer: Any, work: Workload) -> Any:
-    """One step as everybody writes it."""
+    """Makes a hand-written training step."""
 
     def step(batch: Any) -> tf.Tensor:
         with tf.GradientTape() as tape:
@@ -128,7 +137,7 @@ def training_step(net: Any, optimizer: Any, work: Workload) -> Any:
 
 
 class Orbit(Plain):
-    """`orbit.Controller`, as many steps a loop as the workload says."""
+    """`orbit.Controller`, with `loop` steps per loop."""
 
     def __init__(self, work: Workload):
         import orbit
@@ -160,16 +169,23 @@ class Orbit(Plain):
         )
 
     def first(self) -> float:
+        """Trains `loop` steps and returns their mean loss."""
         self.run(self.loop)
         return float(self.trainer.loss.result())
 
     def run(self, steps: int) -> None:
+        """Trains `steps` more steps."""
         self.controller.train(int(self.trainer.step) + steps)
 
 
 class Hand(Plain):
-    """A loop by hand: "call", one step a call; "range", many in a `tf.range`; "steps", many
-    that XLA compiles; "whole", many as one XLA program over a stacked block."""
+    """A hand-written loop.
+
+    Args:
+      work: The workload.
+      mode: "call", one step per call; "range", many steps in a `tf.range`; "steps", such a loop of
+        steps that XLA compiles; "whole", many steps over a stacked block as one XLA program.
+    """
 
     def __init__(self, work: Workload, mode: str):
         net, optimizer = work.make(), work.optimizer()
@@ -209,13 +225,16 @@ class Hand(Plain):
         self.iterator = iter(data)
 
     def first(self) -> float:
+        """Trains `loop` steps and returns their mean loss."""
         calls = [self.call(self.iterator) for _ in range(self.loop // self.per_call)]
         return float(sum(calls)) / len(calls)
 
     def start(self) -> None:
+        """Makes the shortest call."""
         float(self.call(self.iterator))
 
     def run(self, steps: int) -> None:
+        """Trains `steps` more steps."""
         calls = [self.call(self.iterator) for _ in range(steps // self.per_call)]
         float(calls[-1])  # waits
 
@@ -225,7 +244,7 @@ def _at(index: tf.Tensor, stacked: tf.Tensor) -> tf.Tensor:
 
 
 def _build(net: Any, optimizer: Any, work: Workload) -> None:
-    """Makes all variables, without drawing from the model's random states."""
+    """Makes all variables, without using the model's random states."""
     if not net.built:
         spec = work.data().element_spec
         tf.function(

@@ -1,11 +1,11 @@
-"""Measures steps/s of all contenders on the workloads, in turn, and writes runs/speed.json.
+"""Measures steps/s of all contenders on the workloads, and writes runs/speed.json.
 
 python benchmarks/speed/measure.py                      # all
 python benchmarks/speed/measure.py mlp cnn --rounds=3
 
-Each contender is a process, that has compiled before anything is measured. Then all of them run in
-turn, so that a noisy machine treats them alike; ratios are taken round by round. Who is well behind
-the best of its kind in a first measurement is not measured further.
+Each contender is one process, which has compiled before it is measured. The measurements are
+interleaved, so that noise of the machine affects all contenders equally, and ratios are taken round
+by round. A contender that is far behind the best of its kind is measured once only.
 """
 
 import argparse
@@ -24,16 +24,16 @@ NAMES = ("mlp", "small", "cnn", "transformer", "tasks", "detector")
 TUNED = ("fit, jit", "fit, many steps/call", "fit, many steps/call, jit")
 HAND = ("hand, loop", "hand, one step/call", "hand, loop of XLA steps", "hand, XLA loop")
 CONTENDERS = (*HAND, "fit", *TUNED, "Orbit", "tfloss")
-# Who begins at once, and in how much memory: in the same mode as by hand.
+# Start time and memory are compared with the hand-written loop in the same mode.
 STARTED = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))
-PATIENCE = 120  # seconds for a contender to begin
-SECONDS = 3.75  # of each measurement, at least: a run, that ends with a checkpoint
-BEHIND = 0.85
-WARM = 0.5  # seconds
+PATIENCE = 120  # seconds until a contender must have started
+SECONDS = 3.75  # of each measurement, at least; a run ends with a checkpoint
+BEHIND = 0.85  # of the best rate of the same kind; slower contenders are measured once
+WARM = 0.5  # seconds of warming up
 
 
 class Process:
-    """A contender; after an error it is None's worth."""
+    """A contender in its own process. After an error all answers are empty."""
 
     def __init__(self, workload: str, name: str):
         command = [sys.executable, str(HERE / "worker.py"), workload, name]
@@ -48,10 +48,12 @@ class Process:
         )
 
     def ask(self, line: str) -> dict:
+        """Sends a command and returns its answer."""
         self.tell(line)
         return self.answer()
 
     def tell(self, line: str) -> None:
+        """Sends a command."""
         if self.error:
             return
         try:
@@ -60,6 +62,7 @@ class Process:
             self.error = "the process ended"
 
     def answer(self, patience: float = PATIENCE) -> dict:
+        """Waits for the answer to the last command, `patience` seconds at most."""
         if self.error:
             return {}
         if not select.select([self.process.stdout], [], [], patience)[0]:
@@ -72,14 +75,15 @@ class Process:
         return {} if self.error else found
 
     def end(self) -> dict:
+        """Ends the process and returns its last answer."""
         found = self.ask("end")
-        self.process.kill()  # it has cleaned up; a proper exit takes TensorFlow a second
+        self.process.kill()  # it has cleaned up; a normal exit takes TensorFlow a second
         self.process.wait(30)
         return found
 
 
 def started(workload: str, rounds: int, compiled: bool) -> dict:
-    """`{contender: {"start": [seconds to the first call], "megabytes"}}`."""
+    """Measures start time and memory: `{contender: {"start": [seconds], "megabytes"}}`."""
     pairs = STARTED if compiled else STARTED[:1]
     found: dict = {name: {"start": []} for pair in pairs for name in pair}
     for round in range(rounds):
@@ -98,11 +102,13 @@ def started(workload: str, rounds: int, compiled: bool) -> dict:
 
 
 def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
-    """`{contender: {"loss", "rates": [steps/s], "note", "error"}}`."""
+    """Measures speed: `{contender: {"loss", "rates": [steps/s], "note", "error"}}`."""
     loop = _loop(workload)
     processes = {name: Process(workload, name) for name in names}
     losses = {}
-    for i in range(0, len(names), 2):  # two at a time: much of compiling is in one thread
+    for i in range(
+        0, len(names), 2
+    ):  # two at a time, since much of the compilation is single-threaded
         both = [processes[name] for name in names[i : i + 2]]
         for one in both:
             one.tell("first")
@@ -112,14 +118,14 @@ def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
     for name, one in processes.items():
         one.ask(f"warm {WARM} {hand:.3f}")
         rate = loop / one.ask(f"run {loop}").get("seconds", 1.0)
-        if (some := _whole(rate * SECONDS / 4, loop)) > loop:
+        if (some := _rounded_up(rate * SECONDS / 4, loop)) > loop:
             rate = some / one.ask(f"run {some}").get("seconds", 1.0)
-        steps[name] = _whole(rate * SECONDS, loop)
+        steps[name] = _rounded_up(rate * SECONDS, loop)
         if name == "hand, loop":
             hand = rate
         found[name] = {"loss": losses[name], "first": 0.0 if one.error else rate, "rates": []}
         print(f"  {name}: {one.error or f'{rate:.1f} steps/s'}", flush=True)
-    out = _out_of_the_running(found)
+    out = _far_behind(found)
     for _ in range(rounds):
         for name, one in processes.items():
             if name not in out:
@@ -131,8 +137,8 @@ def measured(workload: str, names: tuple[str, ...], rounds: int) -> dict:
     return found
 
 
-def _out_of_the_running(found: dict) -> set[str]:
-    """Who can't be the best of the tuned ones, or of those by hand. They keep their first rate."""
+def _far_behind(found: dict) -> set[str]:
+    """The contenders that can't be the best of their kind. They keep their first rate."""
     out = set()
     for group in (TUNED, HAND):
         first = {name: found[name]["first"] for name in group if name in found}
@@ -149,11 +155,12 @@ def _loop(workload: str) -> int:
     return WORKLOADS[workload].loop
 
 
-def _whole(steps: float, loop: int) -> int:
+def _rounded_up(steps: float, loop: int) -> int:
     return max(1, math.ceil(steps / loop)) * loop
 
 
 def main() -> None:
+    """Measures and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workloads", nargs="*", default=[])
     parser.add_argument("--only", action="append", help="a contender, besides 'hand, loop'")

@@ -1,8 +1,8 @@
-"""What each thing costs that a trainer does beside the steps. Writes runs/overhead.json.
+"""The cost of what a trainer does beside the steps. It writes runs/overhead.json.
 
 python benchmarks/speed/overhead.py     # ten minutes on two cores
 
-All variants of a row run in turn in one process; a ratio is the median over rounds.
+The variants of a row run alternately in one process. A ratio is the median over rounds.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ ROUNDS = 7
 
 
 def trainer(work: Workload, model: keras.Model | None = None, warm: int = 250, **options):
-    """A function that trains on for so many steps; its trainer is warm."""
+    """Returns a function that trains a number of further steps, with a warm trainer."""
     data = work.data()
     options = {"jit": False, "workdir": tempfile.mkdtemp(), **options}
     strategy = options.get("strategy") or tf.distribute.get_strategy()
@@ -49,7 +49,7 @@ def trainer(work: Workload, model: keras.Model | None = None, warm: int = 250, *
         one = tfloss.Trainer(model, work.optimizer(), **options)
 
     def run(steps: int):
-        # The end of a run saves a checkpoint; here it is the run's middle that counts.
+        # Runs are long, so that the checkpoint at the end hardly counts.
         one.train(data, one.step + steps)
 
     run(warm)
@@ -66,7 +66,7 @@ def compared(rows: dict, title: str, variants: dict, base: str, steps: int) -> N
 
 
 class Terms(keras.Model):
-    """A hundred means of squares, as one loss or as `count` named ones."""
+    """A hundred mean squares, as `count` named losses."""
 
     def __init__(self, count: int):
         super().__init__()
@@ -74,6 +74,7 @@ class Terms(keras.Model):
         self.count = count
 
     def call(self, batch, training=False):
+        """Returns the losses."""
         y = self.net(batch["x"])
         terms = [tf.reduce_mean(tf.square(y[:, i])) for i in range(100)]
         each = 100 // self.count
@@ -81,13 +82,14 @@ class Terms(keras.Model):
 
 
 class Drawing(keras.Model):
-    """An MLP with or without a histogram and pictures."""
+    """An MLP with or without summaries: a histogram and images."""
 
     def __init__(self, draws: bool):
         super().__init__()
         self.net, self.draws = mlp(), draws
 
     def call(self, batch, training=False):
+        """Returns the losses."""
         if self.draws:
             tfloss.summary.histogram("x", batch["x"])
             tfloss.summary.image("pictures", tf.reshape(batch["x"], [-1, 28, 28, 1]) / 8 + 0.5)
@@ -95,13 +97,13 @@ class Drawing(keras.Model):
 
 
 class Nothing(Hook):
-    """Is called at every step."""
+    """A hook that does nothing at every step."""
 
     every = Every(steps=1)
 
 
 def stack(count: int) -> Workload:
-    """Variables: weights and biases of narrow layers."""
+    """A workload of `count` variables, the weights and biases of narrow layers."""
 
     def make() -> keras.Model:
         net = [layers.Dense(16, activation="tanh") for _ in range(count // 2 - 1)]
@@ -111,6 +113,7 @@ def stack(count: int) -> Workload:
 
 
 def losses(rows: dict) -> None:
+    """Compares 1, 10 and 100 named losses."""
     work = WORKLOADS["mlp"]
     for jit in (False, "loop"):
         variants = {f"{n} losses": trainer(work, Terms(n), jit=jit) for n in (1, 10, 100)}
@@ -119,6 +122,7 @@ def losses(rows: dict) -> None:
 
 
 def variables(rows: dict) -> None:
+    """Compares tfloss and a hand-written loop for 10 to 1,000 variables."""
     for count, steps in ((10, 2_000), (100, 400), (1_000, 100)):
         work = stack(count)
         by_hand = Hand(work, "range")
@@ -128,6 +132,7 @@ def variables(rows: dict) -> None:
 
 
 def logging(rows: dict) -> None:
+    """Compares intervals of logging."""
     work = WORKLOADS["mlp"]
     for jit in (False, "loop"):
         title = "logging, as a graph" if jit is False else "logging, XLA loop"
@@ -140,6 +145,7 @@ def logging(rows: dict) -> None:
 
 
 def updates(rows: dict) -> None:
+    """Compares Keras's Adam and the fused one."""
     for name, steps in (("mlp", 2_000), ("small", 400), ("cnn", 400), ("transformer", 20)):
         work = WORKLOADS[name]
         variants = {
@@ -151,6 +157,7 @@ def updates(rows: dict) -> None:
 
 
 def summaries(rows: dict) -> None:
+    """Compares steps with and without summaries."""
     work = WORKLOADS["mlp"]
     variants = {
         "none": trainer(work, Drawing(False)),
@@ -161,6 +168,7 @@ def summaries(rows: dict) -> None:
 
 
 def hooks(rows: dict) -> None:
+    """Compares training with and without a hook at every step."""
     work = WORKLOADS["mlp"]
     for jit in (False, "loop"):
         title = "a hook at every step" + (", as a graph" if jit is False else ", XLA loop")
@@ -172,6 +180,7 @@ def hooks(rows: dict) -> None:
 
 
 def replicas(rows: dict) -> None:
+    """Compares one and two replicas on the same cores."""
     work = WORKLOADS["cnn"]
     two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     variants = {"one": trainer(work), "two": trainer(work, strategy=two)}
@@ -179,6 +188,7 @@ def replicas(rows: dict) -> None:
 
 
 def checkpoints(rows: dict) -> None:
+    """Times saving a checkpoint."""
     rng = np.random.default_rng(0)
     data = endless({"x": rng.normal(size=(64, 1_000)).astype("float32")}, 32)
     for megabytes in (1, 100):
@@ -198,6 +208,7 @@ def checkpoints(rows: dict) -> None:
 
 
 def main() -> None:
+    """Measures all parts, or those of the command line, and writes the result."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     rows: dict = {}

@@ -1,7 +1,7 @@
-"""One contender in a process of its own; it does what its standard input says.
+"""One contender in its own process, controlled by commands on standard input.
 
 python benchmarks/speed/worker.py mlp tfloss
-start | first | warm SECONDS RATE | run STEPS | end   # each answered by a line of JSON
+start | first | warm SECONDS RATE | run STEPS | end   # it answers each with a line of JSON
 """
 
 import json
@@ -14,8 +14,9 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
 def main() -> None:
+    """Runs the commands of standard input."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever the contender prints
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # hides what the contender prints
 
     def answer(**values) -> None:
         answers.write(json.dumps(values) + "\n")
@@ -48,7 +49,7 @@ def main() -> None:
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 answer(megabytes=peak, note=one.note() if hasattr(one, "note") else "")
                 return
-        except Exception as error:  # noqa: BLE001 - the table says what can't be run
+        except Exception as error:  # noqa: BLE001 - the table shows what can't be run
             answer(error=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
             return
 

@@ -1,7 +1,7 @@
-"""What is trained: small kernels, convolutions, a transformer, a detector, many losses.
+"""The workloads: small kernels, convolutions, a transformer, a detector, many losses.
 
-Each is a net, its losses as a function of a batch, and an endless data set, made from a seed, so
-that every framework begins with the same weights and sees the same batches.
+A workload has a net, its losses as a function of a batch, and an endless data set. All are made from
+a seed, so that every contender has the same initial weights and batches.
 """
 
 import dataclasses
@@ -20,15 +20,17 @@ layers = keras.layers
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One of the table's rows.
+    """A row of the table.
 
     Attributes:
-      make: makes the net.
-      data: makes the endless data set of batches.
-      losses: `(net, batch) -> {name: scalar}`, in training; may be nested.
-      compiled: what `compile` takes for the same losses, with `pair` to make `(x, y)` of a batch;
-        None where only `add_loss` can do it.
-      loop: steps in one call of those who can choose; calls of seconds would tell nothing more.
+      title: The description of the workload.
+      make: Function that makes the net.
+      data: Function that makes the endless data set of batches.
+      losses: Function `(net, batch) -> {name: scalar}` of the training losses, which may be nested.
+      compiled: The arguments of `Model.compile` for the same losses, or None if only `add_loss` can
+        express them.
+      pair: Function that makes `(x, y)` of a batch, for `compiled`.
+      loop: The number of steps per call, for contenders that can choose it.
     """
 
     title: str
@@ -40,32 +42,34 @@ class Workload:
     loop: int = 100
 
     def optimizer(self) -> keras.optimizers.Optimizer:
-        """The same for all."""
+        """Makes the optimizer of all contenders."""
         return keras.optimizers.Adam(1e-3)
 
 
 class Owner(keras.Model):
-    """Returns its losses, as tfloss takes them."""
+    """A model that returns its losses, for tfloss."""
 
     def __init__(self, net: keras.Model, losses: Callable):
         super().__init__()
         self.net, self.report = net, losses
 
     def call(self, batch: Any, training: bool = False) -> Any:
+        """Returns the losses."""
         return dict(self.report(self.net, batch))
 
 
 class Adder(Owner):
-    """Adds them, as `fit` takes them."""
+    """A model that adds its losses, for `fit`."""
 
     def call(self, batch: Any, training: bool = False) -> Any:
+        """Adds the losses."""
         for value in tf.nest.flatten(self.report(self.net, batch)):
             self.add_loss(value)
         return 0.0
 
 
 def endless(arrays: Mapping[str, np.ndarray], batch: int) -> tf.data.Dataset:
-    """The same pipeline for all, with the autotuner off: it delays the end of every run."""
+    """Makes the pipeline of all contenders, without the autotuner, which delays the end of runs."""
     options = tf.data.Options()
     options.autotune.enabled = False
     data = tf.data.Dataset.from_tensor_slices(dict(arrays)).shuffle(256, seed=1).repeat()
@@ -73,7 +77,7 @@ def endless(arrays: Mapping[str, np.ndarray], batch: int) -> tf.data.Dataset:
 
 
 def classification(*shape: int, count: int = 2_000, batch: int) -> Callable[[], tf.data.Dataset]:
-    """Random pictures or vectors, ten classes."""
+    """Makes a data set of random images or vectors in ten classes."""
 
     def data() -> tf.data.Dataset:
         rng = np.random.default_rng(0)
@@ -84,7 +88,7 @@ def classification(*shape: int, count: int = 2_000, batch: int) -> Callable[[], 
 
 
 def cross_entropy(net: keras.Model, batch: Any) -> dict[str, tf.Tensor]:
-    """Of integer labels."""
+    """Computes the mean cross entropy of integer labels."""
     logits = net(batch["x"], training=True)
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["y"], logits)
     return {"cross_entropy": tf.reduce_mean(loss)}
@@ -94,12 +98,14 @@ COMPILED = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def mlp() -> keras.Model:
+    """Makes an MLP 784-128-10."""
     return keras.Sequential(
         [keras.Input([784]), layers.Dense(128, activation="relu"), layers.Dense(10)]
     )
 
 
 def small(blocks: int = 40) -> keras.Model:
+    """Makes a deep net of small layers."""
     net = keras.Sequential([keras.Input([64])])
     for _ in range(blocks):
         net.add(layers.Dense(64, activation="relu"))
@@ -109,6 +115,7 @@ def small(blocks: int = 40) -> keras.Model:
 
 
 def cnn() -> keras.Model:
+    """Makes a small convolutional net."""
     return keras.Sequential(
         [
             keras.Input([28, 28, 1]),
@@ -123,6 +130,7 @@ def cnn() -> keras.Model:
 
 
 def transformer(width: int = 256, depth: int = 4, length: int = 64) -> keras.Model:
+    """Makes a transformer language model."""
     inputs = keras.Input([length], dtype="int32")
     x = layers.Embedding(1_000, width)(inputs)
     for _ in range(depth):
@@ -134,6 +142,7 @@ def transformer(width: int = 256, depth: int = 4, length: int = 64) -> keras.Mod
 
 
 def tokens() -> tf.data.Dataset:
+    """Makes random token sequences."""
     text = np.random.default_rng(0).integers(0, 1_000, (500, 65)).astype(np.int32)
     return endless({"x": text[:, :-1], "y": text[:, 1:]}, 16)
 
@@ -142,12 +151,14 @@ HEADS = 50
 
 
 def many_heads() -> keras.Model:
+    """Makes a net with 50 heads."""
     inputs = keras.Input([64])
     x = layers.Dense(128, activation="relu")(inputs)
     return keras.Model(inputs, {f"head_{i}": layers.Dense(1)(x) for i in range(HEADS)})
 
 
 def many_losses(net: keras.Model, batch: Any) -> dict[str, tf.Tensor]:
+    """Computes a squared error for each head."""
     found = net(batch["x"], training=True)
     return {
         name: tf.reduce_mean(tf.square(value[:, 0] - batch["targets"][:, i]))
@@ -156,20 +167,24 @@ def many_losses(net: keras.Model, batch: Any) -> dict[str, tf.Tensor]:
 
 
 def regression() -> tf.data.Dataset:
+    """Makes random inputs and targets."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2_000, 64)), rng.normal(size=(2_000, HEADS))
     return endless({"x": x.astype(np.float32), "targets": y.astype(np.float32)}, 32)
 
 
 def heads_of(batch: Any) -> tuple:
+    """Splits a batch into inputs and the targets of each head."""
     return batch["x"], {f"head_{i}": batch["targets"][:, i : i + 1] for i in range(HEADS)}
 
 
 def detector() -> keras.Model:
+    """Makes the detector of examples/detector."""
     return _example("model").Detector(10, **_config().model)
 
 
 def scenes() -> tf.data.Dataset:
+    """Makes 20 cached batches of digit scenes, repeated."""
     data = _example("input").batches(_config(), 0)[0]
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -178,9 +193,9 @@ def scenes() -> tf.data.Dataset:
 
 def _config() -> Any:
     sys.path.insert(0, str(ROOT))
-    from configs import detector as recipe
+    from configs import detector as detector_config
 
-    config = recipe.get_config()
+    config = detector_config.get_config()
     config.data_dir = str(ROOT / "runs" / "benchmark_data")
     return config
 

@@ -1,9 +1,9 @@
 """Writes the tables and the plot of docs/performance.md.
 
 python benchmarks/speed/write.py             # measures first: half an hour on two cores
-python benchmarks/speed/write.py --written   # of what was measured last
+python benchmarks/speed/write.py --written   # uses the last measurements
 
-What things cost is measured by `overhead.py`, before.
+Run `overhead.py` before, for the table of overheads.
 """
 
 import argparse
@@ -36,19 +36,22 @@ TITLES = {
 
 
 def rates(found: dict, name: str) -> list[float]:
+    """The measured steps/s of a contender."""
     return found.get(name, {}).get("rates", [])
 
 
 def middle(found: dict, name: str) -> float:
+    """The median steps/s of a contender, 0 if it was not measured."""
     return statistics.median(rates(found, name)) if rates(found, name) else 0.0
 
 
 def best(found: dict, names: tuple[str, ...]) -> str:
+    """The fastest one of some contenders."""
     return max(names, key=lambda name: middle(found, name))
 
 
 def against(found: dict, name: str) -> str:
-    """tfloss's speed over another's: the median over rounds, and the least and the most."""
+    """The speed of tfloss relative to a contender: median, minimum and maximum over rounds."""
     pairs = zip(rates(found, "tfloss"), rates(found, name), strict=False)
     ratios = sorted(one / other for one, other in pairs)
     if not ratios:
@@ -57,10 +60,12 @@ def against(found: dict, name: str) -> str:
 
 
 def number(value: float) -> str:
+    """Formats a number of steps/s."""
     return "–" if not value else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def speeds(result: dict) -> list[str]:
+    """The table of steps/s."""
     lines = ["| | " + " | ".join(TITLES[n] for n in NAMES if n in result) + " |"]
     lines.append("| --- |" + " --: |" * len(result))
     for name in sorted(CONTENDERS, key=lambda name: (name != "tfloss", CONTENDERS.index(name))):
@@ -70,6 +75,7 @@ def speeds(result: dict) -> list[str]:
 
 
 def ratios(result: dict) -> list[str]:
+    """The table of relative speeds."""
     lines = [
         "| | `fit` | tuned `fit` | Orbit | best by hand | mode chosen |",
         "| --- |" + " --- |" * 5,
@@ -85,7 +91,7 @@ def ratios(result: dict) -> list[str]:
 
 
 def checks(result: dict) -> list[str]:
-    """Losses, times to the first call, memory."""
+    """The table of losses, start times and memory."""
     columns = ["first step, s", "peak memory, MB", "XLA loop: peak memory, MB"]
     lines = [
         "| | loss of the first steps | " + " | ".join(columns) + " |",
@@ -110,6 +116,7 @@ def checks(result: dict) -> list[str]:
 
 
 def overheads(rows: dict) -> list[str]:
+    """The table of overheads."""
     lines = ["| | | time |", "| --- | --- | --- |"]
     for title, variants in rows.items():
         for name, value in variants.items():
@@ -122,6 +129,7 @@ def overheads(rows: dict) -> list[str]:
 
 
 def plot(result: dict, path: Path) -> None:
+    """Draws the relative speeds."""
     names = [n for n in NAMES if n in result]
     shown = {"fit": "fit", "tuned fit": TUNED, "Orbit": "Orbit", "best by hand": HAND}
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
@@ -141,12 +149,14 @@ def plot(result: dict, path: Path) -> None:
 
 
 def put(name: str, lines: list[str]) -> None:
+    """Replaces a table of the page."""
     begin, end = f"<!-- {name}: written by benchmarks/speed/write.py -->", f"<!-- end of {name} -->"
     before, rest = PAGE.read_text().split(begin)
     PAGE.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}")
 
 
 def main() -> None:
+    """Measures unless told otherwise, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--written", action="store_true", help="don't measure again")
     if not parser.parse_args().written:
