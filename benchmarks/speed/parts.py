@@ -1,11 +1,12 @@
-"""Where the time of a step goes, by hand and in tfloss, in the same mode.
+"""Where the time of a step goes, in a hand-written loop and in tfloss, in the same mode.
 
 python benchmarks/speed/parts.py cnn                  # a tf.range loop
 python benchmarks/speed/parts.py transformer --loop --seconds=30   # many as one XLA program
 
-Each measurement is the second long run in a fresh process, by hand and tfloss in turn. "Program"
-is what TensorFlow runs; "batches" the wait for them before a program (a tf.range loop by hand waits
-in it); "around" all the rest of `Trainer.train`: logs, hooks and, said apart, the checkpoint.
+Each measurement is the second long run of a new process; hand-written loop and tfloss alternate.
+"program" is the time in TensorFlow's program. "batches" is the time that a program waits for its
+batches (a hand-written tf.range loop waits inside the program). "around" is the rest of
+`Trainer.train`: logs and hooks. The checkpoint is listed separately.
 """
 
 import argparse
@@ -23,12 +24,13 @@ PAIRS = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop")
 
 
 class TimedIterator:
-    """Adds up what its `next` takes."""
+    """An iterator that adds up the time of its `next`."""
 
     def __init__(self, iterator: Iterator, spent: dict[str, float]):
         self._iterator, self._spent = iterator, spent
 
     def __next__(self) -> Any:
+        """Returns the next element."""
         began = time.perf_counter()
         batch = next(self._iterator)
         self._spent["batches"] += time.perf_counter() - began
@@ -36,7 +38,7 @@ class TimedIterator:
 
 
 def timed_engine(spent: dict[str, float]) -> None:
-    """From now on tfloss adds up what its programs and their batches take."""
+    """Makes tfloss add up the time of its programs and of waiting for batches."""
     from tfloss.engine.engine import Engine
 
     run = Engine.run
@@ -54,13 +56,14 @@ def timed_engine(spent: dict[str, float]) -> None:
 
 
 def timed(one: Any, steps: int) -> float:
+    """Returns the seconds of a run."""
     began = time.perf_counter()
     one.run(steps)
     return time.perf_counter() - began
 
 
 def one_run(workload: str, name: str, aim: float) -> dict[str, float]:
-    """`{part: milliseconds of a step}` in a run of about `aim` seconds, in this process."""
+    """Measures a run of about `aim` seconds in this process: `{part: milliseconds per step}`."""
     import keras
     from contenders import CONTENDERS
     from workloads import WORKLOADS
@@ -91,6 +94,7 @@ def one_run(workload: str, name: str, aim: float) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measures both contenders of a mode and prints the parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workload")
     parser.add_argument("--loop", action="store_true", help="many steps as one XLA program")
@@ -110,7 +114,9 @@ def main() -> None:
             ran = subprocess.run(command, check=True, capture_output=True, text=True)
             found[name].append(json.loads(ran.stdout.splitlines()[-1]))
             print(".", end="", flush=True)
-    print(f"\n{flags.workload}, ms per step: median (least to most) of {flags.rounds} processes")
+    print(
+        f"\n{flags.workload}, ms per step: median (minimum to maximum) of {flags.rounds} processes"
+    )
     for name, runs in found.items():
         print(f"{name}:")
         for part in ("program", "batches", "around", "checkpoint", "all"):

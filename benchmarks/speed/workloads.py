@@ -1,7 +1,7 @@
 """The workloads: small kernels, convolutions, a transformer, a detector, many losses.
 
-A workload has a net, its losses as a function of a batch, and an endless data set. All are made from
-a seed, so that every contender has the same initial weights and batches.
+A workload has a net, its losses as a function of a batch, and an endless data set. All of them use
+one seed, so that every contender has the same initial weights and batches.
 """
 
 import dataclasses

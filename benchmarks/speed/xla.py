@@ -1,10 +1,10 @@
-"""What XLA makes of the loop, and what was tried to make it faster.
+"""The program that XLA makes of the loop, and attempts to make it faster.
 
 python benchmarks/speed/xla.py [mlp | small]     # two minutes on two cores
 
-Prints how many ops the body of the compiled loop has, of tfloss and by hand, and how fast loops by
-hand are with two and four steps an iteration, with all weights in one flat vector, and with SGD,
-which is nearly forward and backward alone.
+It prints the number of ops in the body of the compiled loop, for tfloss and a hand-written loop. It
+then prints the speed of hand-written loops with two and four steps per iteration, with all weights
+in one flat vector, and with SGD, which is little more than the forward and backward pass.
 """
 
 import collections
@@ -22,11 +22,11 @@ from contenders import CONTENDERS, _at, _build, training_step
 from workloads import WORKLOADS
 
 ROUNDS = 7
-STEPS = 100  # in a block
+STEPS = 100  # in one block of batches
 
 
 def body(hlo: str) -> collections.Counter:
-    """The kinds of ops in the loop's body, of an optimized program."""
+    """Counts the kinds of ops in the loop's body of an optimized program."""
     name = re.search(r"while\(.*body=%?([\w.\-]+)", hlo)[1]
     start = hlo.index(f"%{name} (")
     lines = hlo[start : hlo.index("\n}", start)].split("\n")[1:]
@@ -35,7 +35,7 @@ def body(hlo: str) -> collections.Counter:
 
 
 def of_tfloss(work) -> collections.Counter:
-    """That of `Trainer(jit="loop")`."""
+    """Counts the ops of `Trainer(jit="loop")`."""
     one = CONTENDERS["tfloss"](work)
     one.trainer._modes._jit = "loop"
     one.trainer.train(one.data, 300)
@@ -49,7 +49,7 @@ def of_tfloss(work) -> collections.Counter:
 
 
 def by_hand(work, unroll: int = 1, optimizer: keras.optimizers.Optimizer | None = None):
-    """A function that runs a loop over a block."""
+    """Makes a function that runs a loop over a block."""
     net, optimizer = work.make(), optimizer or work.optimizer()
     _build(net, optimizer, work)
     step = training_step(net, optimizer, work)
@@ -66,7 +66,7 @@ def by_hand(work, unroll: int = 1, optimizer: keras.optimizers.Optimizer | None 
 
 
 def flat(work):
-    """The same with one vector of weights: Adam is three ops for all of them."""
+    """Makes the same with one vector of weights, so that Adam is three ops for all of them."""
     net = work.make()
     _build(net, work.optimizer(), work)
     shapes = [v.shape for v in net.trainable_variables]
@@ -99,6 +99,7 @@ def flat(work):
 
 
 def main() -> None:
+    """Runs the benchmark and prints its results."""
     work = WORKLOADS[sys.argv[1] if len(sys.argv) > 1 else "mlp"]
     block = next(iter(work.data().batch(STEPS)))
     plain = by_hand(work)
@@ -118,7 +119,7 @@ def main() -> None:
     for name, found in seconds.items():
         ratios = sorted(one / other for one, other in zip(found, seconds["one"], strict=True))
         print(
-            f"{name}: {sorted(found)[ROUNDS // 2] * 1e6:.0f} us a step, {ratios[ROUNDS // 2]:.2f}"
+            f"{name}: {sorted(found)[ROUNDS // 2] * 1e6:.0f} us per step, {ratios[ROUNDS // 2]:.2f}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The examples' modules, under names of their own: there is a model.py in each folder."""
+"""Loads modules of the examples under unique names: each directory has a model.py."""
 
 import importlib.util
 import types
@@ -8,7 +8,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(path: str) -> types.ModuleType:
-    """A module of an example, such as "detector/model.py"."""
+    """Loads a module of an example.
+
+    Args:
+      path: The file under examples/, such as "detector/model.py".
+
+    Returns:
+      The module.
+    """
     name = "example_" + path.removesuffix(".py").replace("/", "_")
     spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / path)
     module = importlib.util.module_from_spec(spec)

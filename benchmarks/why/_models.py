@@ -1,4 +1,4 @@
-"""Both forms of both models, of the size of the examples' configs, and a batch for each."""
+"""Both models in both forms, in the sizes of the examples' configs, and a batch for each."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ STATISTICS = {
 
 
 def detector(whole: bool, size: int = DETECTOR["size"]):
-    """`Detector`, or what `fit` wants in its place."""
+    """Makes a `Detector`, or its split form for `fit`."""
     if whole:
         kind = load("detector/model.py").Detector
     else:
@@ -24,7 +24,7 @@ def detector(whole: bool, size: int = DETECTOR["size"]):
 
 
 def penguins(whole: bool):
-    """`Penguins`, or what `fit` wants in its place, with all tasks."""
+    """Makes a `Penguins` with all tasks, or its split form for `fit`."""
     if whole:
         return load("penguins/model.py").Penguins(STATISTICS)
     from penguins_split import SplitPenguins
@@ -33,7 +33,7 @@ def penguins(whole: bool):
 
 
 def detector_batch(size: int = DETECTOR["size"]) -> dict[str, tf.Tensor]:
-    """Noise with boxes in it: what a step costs doesn't depend on what is to be seen."""
+    """Makes a batch of noise with boxes: the cost of a step does not depend on the images."""
     random, n = np.random.RandomState(0), DETECTOR["batch"]
     corner = random.uniform(0, size - 32, [n, 5, 2])
     side = random.uniform(12, 32, [n, 5, 2])
@@ -53,7 +53,7 @@ def detector_batch(size: int = DETECTOR["size"]) -> dict[str, tf.Tensor]:
 
 
 def penguins_batch() -> dict[str, tf.Tensor]:
-    """Random penguins, all of whose labels are known."""
+    """Makes a batch of random penguins without missing labels."""
     random, n = np.random.RandomState(0), PENGUINS["batch"]
     batch = {
         "measurements": random.normal([40, 17, 200], [5, 2, 14], [n, 3]).astype(np.float32),
@@ -67,7 +67,7 @@ def penguins_batch() -> dict[str, tf.Tensor]:
 
 
 class Dense(keras.Model):
-    """Eight tasks that say something of each pixel: where a split has most to keep alive."""
+    """Eight tasks with dense predictions, where the split form keeps the largest tensors alive."""
 
     def __init__(self, whole: bool):
         super().__init__()
@@ -76,6 +76,7 @@ class Dense(keras.Model):
         self.heads = [keras.layers.Conv2D(21, 1) for _ in range(8)]
 
     def call(self, batch, training=False):
+        """Returns losses, or logits in the split form."""
         features, out = self.trunk(batch["image"]), {}
         for i, head in enumerate(self.heads):
             logits = head(features)
@@ -84,12 +85,12 @@ class Dense(keras.Model):
 
 
 def pixel_loss(label, logits):
-    """Mean cross entropy of all pixels."""
+    """Computes the mean cross entropy of all pixels."""
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits))
 
 
 def dense_batch() -> dict[str, tf.Tensor]:
-    """16 pictures of 128x128, and a class of each pixel."""
+    """Makes 16 images of 128x128 with a class for each pixel."""
     random = np.random.RandomState(0)
     image = random.rand(16, 128, 128, 3).astype(np.float32)
     return {

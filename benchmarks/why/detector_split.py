@@ -1,9 +1,9 @@
-"""The detector of examples/detector as `keras.fit` wants it: a model, loss functions, targets.
+"""The detector of examples/detector in the form that `keras.fit` needs: model, losses, targets.
 
-Written as well as its form allows: it inherits the example's layers and numbers, and only what the
-separation changes is here. A loss function of `compile` sees one output and one target, so what a
-loss needs of the forward pass (which anchors were drawn, their targets, which of them count) is
-packed into the model's outputs, and the targets that `fit` asks for are empty.
+It is as short as this form allows: it inherits the example's layers, and only what the separation
+changes is here. A loss function of `compile` gets one output and one target. The other values that
+a loss needs from the forward pass (which anchors were sampled, their targets, which of them count)
+are therefore packed into the model's outputs, and the targets that `fit` needs are empty.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,10 @@ example = load("detector/model.py")
 
 
 class SplitDetector(example.Detector):
-    """In training it returns what the losses need, by loss; in inference what `Detector` does."""
+    """A detector that returns the inputs of each loss in training, and detections in inference."""
 
     def call(self, batch, training=False):
+        """Returns the inputs of each loss in training, and detections in inference."""
         features = self.backbone(batch["image"])
         objectness, offsets = self.rpn(features)
         boxes, _ = self.propose(objectness, offsets)
@@ -32,6 +33,7 @@ class SplitDetector(example.Detector):
         return {**rpn, **self.roi_outputs(batch, features, boxes)}
 
     def rpn_outputs(self, batch, objectness, offsets):
+        """Returns the inputs of the RPN's losses."""
         found = match(
             self.anchors,
             batch["boxes"],
@@ -60,6 +62,7 @@ class SplitDetector(example.Detector):
         }
 
     def roi_outputs(self, batch, features, proposals):
+        """Returns the inputs of the heads' losses."""
         crowd = batch["crowd"][..., tf.newaxis]
         regions = tf.concat([proposals, tf.where(crowd, 0.0, batch["boxes"])], 1)
         found = match(
@@ -102,7 +105,7 @@ class SplitDetector(example.Detector):
 
 
 def losses(masks: bool) -> dict[str, Callable]:
-    """What to give to `compile(loss=)`."""
+    """Returns the argument of `compile(loss=)`."""
     found = {
         "rpn_objectness": objectness_loss,
         "rpn_box": rpn_box_loss,
@@ -115,7 +118,7 @@ def losses(masks: bool) -> dict[str, Callable]:
 
 
 def targets(batch, masks: bool):
-    """(x, y) for `fit`: the truth is in x, as the forward pass samples by it; y is unused."""
+    """Makes (x, y) for `fit`. The forward pass samples by the truth in x; y is unused."""
     empty = tf.zeros([tf.shape(batch["image"])[0], 1])
     names = ["rpn_objectness", "rpn_box", "box_class", "box_box"]
     if masks:
@@ -124,36 +127,41 @@ def targets(batch, masks: bool):
 
 
 def objectness_loss(_, output):
+    """Computes the RPN's classification loss."""
     logits, positive, valid = tf.unstack(output, axis=-1)
     return _mean(tf.nn.sigmoid_cross_entropy_with_logits(positive, logits), valid)
 
 
 def rpn_box_loss(_, output):
+    """Computes the RPN's box loss."""
     guessed, target, positive = output[..., :4], output[..., 4:8], output[..., 8]
     return _mean(example.smooth_l1(target - guessed, 1 / 9), positive)
 
 
 def class_loss(_, output):
+    """Computes the classification loss of regions."""
     logits, labels, valid = output[..., :-2], tf.cast(output[..., -2], tf.int32), output[..., -1]
     return _mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), valid)
 
 
 def roi_box_loss(_, output):
+    """Computes the box loss of regions."""
     guessed, target, positive = output[..., :4], output[..., 4:8], output[..., 8]
     return _mean(example.smooth_l1(target - guessed, 1.0), positive)
 
 
 def mask_loss(_, output):
+    """Computes the mask loss."""
     logits, target, positive = tf.unstack(output, axis=-1)
     return _mean(tf.nn.sigmoid_cross_entropy_with_logits(target, logits), positive)
 
 
 def _pack(*parts):
-    """Tensors [n, s] and [n, s, c] side by side, as one output."""
+    """Concatenates tensors [n, s] and [n, s, c] to one output."""
     parts = [tf.cast(part, tf.float32) for part in parts]
     return tf.concat([part if part.shape.rank == 3 else part[..., tf.newaxis] for part in parts], 2)
 
 
 def _mean(values, weights):
-    """The weighted mean over the replica's batch: a loss function knows no other."""
+    """The weighted mean over the replica's batch; a loss function has no access to others."""
     return tf.math.divide_no_nan(tf.reduce_sum(values * weights), tf.reduce_sum(weights))

@@ -28,7 +28,7 @@ REPEAT = 5
 
 
 def peak(step) -> int:
-    """Bytes of tensors that a warm step holds at most, beyond what was there before."""
+    """Measures the peak memory of a warm step in bytes, beyond what was allocated before."""
     import tensorflow as tf
 
     for _ in range(3):
@@ -41,7 +41,7 @@ def peak(step) -> int:
 
 
 def one(model_name: str, form: str, mode: str) -> int:
-    """The peak of one kind, in this process."""
+    """Measures the peak of one kind in this process."""
     import _models
     import detector_split
     import keras
@@ -93,14 +93,14 @@ def one(model_name: str, form: str, mode: str) -> int:
 
 
 def measured(model_name: str, form: str, mode: str) -> int:
-    """The same in a process of its own."""
+    """Measures the same in a new process."""
     command = [sys.executable, __file__, "--one", model_name, form, mode]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
 def table() -> str:
-    """In Markdown: MB, and how much more the split form needs."""
+    """Formats the table in Markdown: MB, and how much more the split form needs."""
     rows = ["| | | one forward | model + losses | difference |", "| --- | --- | --: | --: | --: |"]
     for model_name, title in MODELS.items():
         for mode in MODES:

@@ -1,7 +1,7 @@
-"""The penguins of examples/penguins as `keras.fit` wants them: a model, loss functions, targets.
+"""The model of examples/penguins in the form that `keras.fit` needs: model, losses, targets.
 
-Written as well as its form allows: it inherits the example's layers. Learned uncertainty and a
-weight with a schedule are left out: a loss function sees no variables of the model, and
+It is as short as this form allows: it inherits the example's layers. Learned uncertainty and
+scheduled weights are missing, because a loss function has no access to variables of the model, and
 `compile(loss_weights=)` takes numbers.
 """
 
@@ -15,9 +15,10 @@ example = load("penguins/model.py")
 
 
 class SplitPenguins(example.Penguins):
-    """Returns the same in training and inference: what the losses take, in standard units."""
+    """Returns the inputs of the losses, in standard units, in training and in inference."""
 
     def call(self, batch, training=False):
+        """Returns an output for each task."""
         sizes = self.standard("measurements", batch["measurements"])
         known = ~tf.math.is_nan(sizes)
         seen = known
@@ -43,13 +44,13 @@ class SplitPenguins(example.Penguins):
         if "isotopes" in self.tasks:
             out["isotopes"] = self.heads["isotopes"](code)
         if "reconstruction" in self.tasks:
-            # What was hidden is known here alone, so it leaves with the guess.
+            # Only the forward pass knows the hidden values, so they leave with the prediction.
             hidden = tf.where(seen, float("nan"), sizes)
             out["reconstruction"] = tf.stack([self.heads["reconstruction"](code), hidden], -1)
         return out
 
     def predictions(self, outputs):
-        """What a user wants to know: probabilities, g, per mille."""
+        """Converts outputs to predictions: probabilities, g, per mille."""
         found = {}
         if "species" in self.tasks:
             found["species"] = tf.nn.softmax(outputs["species"])
@@ -63,7 +64,7 @@ class SplitPenguins(example.Penguins):
 
 
 def losses(tasks) -> dict[str, Callable]:
-    """What to give to `compile(loss=)`."""
+    """Returns the argument of `compile(loss=)`."""
     found = {}
     if "species" in tasks:
         found["species"] = cross_entropy
@@ -90,11 +91,12 @@ def targets(model, batch):
     if "isotopes" in model.tasks:
         y["isotopes"] = model.standard("isotopes", batch["isotopes"])
     if "reconstruction" in model.tasks:
-        y["reconstruction"] = tf.zeros_like(batch["measurements"])  # asked for, not used
+        y["reconstruction"] = tf.zeros_like(batch["measurements"])  # `fit` needs it
     return {"measurements": batch["measurements"], "island": batch["island"]}, y
 
 
 def cross_entropy(label, logits):
+    """Computes the mean cross entropy over the known labels of the replica's batch."""
     label = tf.cast(tf.reshape(label, [-1]), tf.int64)
     known = tf.cast(label >= 0, tf.float32)
     each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(label, 0), logits)
@@ -102,11 +104,13 @@ def cross_entropy(label, logits):
 
 
 def squared_error(target, guess):
+    """Computes the mean squared error over the known values of the replica's batch."""
     known = ~tf.math.is_nan(target)
     each = (guess - tf.where(known, target, guess)) ** 2
     return tf.math.divide_no_nan(tf.reduce_sum(each), tf.reduce_sum(tf.cast(known, tf.float32)))
 
 
 def reconstruction_error(_, output):
+    """Computes the squared error of the hidden measurements."""
     guess, hidden = tf.unstack(output, axis=-1)
     return squared_error(hidden, guess)

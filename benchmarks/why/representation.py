@@ -1,4 +1,4 @@
-"""What becomes of a loss that is called on the wrong representation: an error, or a bad model.
+"""The outcome when a loss gets the wrong representation: an error, or a bad model.
 
     python benchmarks/why/representation.py          # about two minutes on two cores
 
@@ -32,7 +32,7 @@ OUTPUTS, LABELS = ("logits", "probabilities"), ("sparse", "one_hot")
 
 
 def outcome(train: Callable[[], str]) -> str:
-    """What `train` says, after "warned: ..." if it warns; "error: ..." if it raises."""
+    """Returns the result of `train`, prefixed by its warning, or its error."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
     with warnings.catch_warnings(record=True) as caught:
@@ -48,7 +48,7 @@ def outcome(train: Callable[[], str]) -> str:
 
 
 def digits() -> tuple[tf.data.Dataset, dict[str, np.ndarray]]:
-    """Endless batches of 32, and the last 360 digits."""
+    """Makes endless batches of 32, and the last 360 digits."""
     data = load_digits()
     image, label = (data.images / 16.0).astype(np.float32)[..., None], data.target
     train = tf.data.Dataset.from_tensor_slices({"image": image[:-360], "label": label[:-360]})
@@ -59,7 +59,7 @@ def digits() -> tuple[tf.data.Dataset, dict[str, np.ndarray]]:
 
 
 def net(outputs: str) -> keras.Model:
-    """The same small net, ending in logits or in probabilities."""
+    """Makes the same small net, with logits or probabilities as output."""
     last = {"logits": "linear", "probabilities": "softmax"}[outputs]
     return keras.Sequential(
         [
@@ -71,7 +71,7 @@ def net(outputs: str) -> keras.Model:
 
 
 def pairings(whole: bool) -> dict[tuple[str, str, str, str], str]:
-    """Each output and labels with each loss; the accuracy or the error of each."""
+    """Trains all pairings of output, labels and loss; returns the accuracy or error of each."""
     found = {}
     for key in itertools.product(OUTPUTS, LABELS, OUTPUTS, LABELS):
         found[key] = outcome(lambda key=key: (_inside if whole else _fit)(*key))
@@ -87,7 +87,7 @@ def _keras_loss(loss_output: str, loss_labels: str) -> keras.losses.Loss:
 
 
 def _fit(output, labels, loss_output, loss_labels) -> str:
-    """A model of pictures and a loss, put together by `compile`."""
+    """Trains a model whose loss is given to `compile`."""
     data, test = digits()
     data = data.map(lambda b: (b["image"], as_labels(b["label"], labels)))
     model = net(output)
@@ -97,7 +97,7 @@ def _fit(output, labels, loss_output, loss_labels) -> str:
 
 
 def _inside(output, labels, loss_output, loss_labels) -> str:
-    """The same loss called inside of the forward, in tfloss."""
+    """Trains the same with the loss inside of the forward pass, in tfloss."""
     data, test = digits()
     inner, loss = net(output), _keras_loss(loss_output, loss_labels)
 
@@ -115,17 +115,17 @@ def _inside(output, labels, loss_output, loss_labels) -> str:
 
 
 def as_labels(label, labels: str):
-    """Classes as integers or as rows of 0 and 1."""
+    """Converts labels to integers or one-hot vectors."""
     return tf.one_hot(label, 10) if labels == "one_hot" else label
 
 
 def accuracy(guess, test) -> str:
-    """In percent, as text."""
+    """Formats the accuracy in percent."""
     return f"{np.mean(np.asarray(guess).argmax(-1) == test['label']):.1%}"
 
 
 def one_flag(representation: str) -> str:
-    """tfloss with the classifier of examples/fashion, which chooses the form of its labels."""
+    """Trains the classifier of examples/fashion, which chooses the form of its labels."""
     data, test = digits()
     small = keras.Sequential(
         [keras.layers.Conv2D(16, 3, activation="relu"), keras.layers.Flatten()]
@@ -138,7 +138,7 @@ def one_flag(representation: str) -> str:
 
 
 def penguins() -> tuple[tf.data.Dataset, dict, dict]:
-    """Endless batches of 32, the test penguins as one batch, and the statistics."""
+    """Makes endless batches of 32, the test penguins in one batch, and the statistics."""
     with tempfile.TemporaryDirectory() as folder:
         builder = PenguinsPalmer(data_dir=folder)
         builder.download_and_prepare()
@@ -157,7 +157,7 @@ def penguins() -> tuple[tf.data.Dataset, dict, dict]:
 
 
 def mass_split(break_it: Callable | None = None, losses: dict | None = None) -> str:
-    """The error of `fit` in g with species and mass; `break_it` changes (x, y)."""
+    """Trains the split form; returns the error of the mass in g. `break_it` changes (x, y)."""
     data, test, statistics = penguins()
     model = penguins_split.SplitPenguins(statistics, tasks=("species", "mass"))
     model.compile(keras.optimizers.AdamW(3e-3), loss=losses or penguins_split.losses(model.tasks))
@@ -168,7 +168,7 @@ def mass_split(break_it: Callable | None = None, losses: dict | None = None) -> 
 
 
 def mass_whole(**changed: Callable) -> str:
-    """The error of tfloss in g; `changed` replaces methods of the model."""
+    """Trains with tfloss; returns the error in g. `changed` replaces methods of the model."""
     data, test, statistics = penguins()
     kind = type("Changed", (load("penguins/model.py").Penguins,), changed)
     model = kind(statistics, tasks=("species", "mass"))
@@ -182,7 +182,7 @@ def _mass_error(guess, test) -> str:
 
 
 def _grams(x, y):
-    """The targets as the data has them, in g: the model's output is in standard units."""
+    """Leaves the targets in g, although the model's output is standardised."""
     return x, {**y, "mass": y["mass"] * 800.0 + 4200.0}
 
 
@@ -191,18 +191,18 @@ def _swapped(x, y):
 
 
 def _predictions(self, batch, training=False):
-    """In training, too, the inference forward."""
+    """Runs the inference forward in training, too."""
     return super(type(self), self).call(batch, training=False)
 
 
 def _no_units(self, name, values):
-    """The conversion forgotten: for the mass, in training and inference differ by it."""
+    """Forgets to standardise the mass."""
     mean, deviation = self.statistics[name]
     return values if name == "mass" else (values - mean) / deviation
 
 
 def summed(found: dict[tuple[str, str, str, str], str]) -> str:
-    """How the wrong pairings ended."""
+    """Summarises the outcomes of the wrong pairings."""
     wrong = {k: v for k, v in found.items() if k[:2] != (k[2], k[3])}
     kinds = {"errors": [], "warned": [], "silent": []}
     for text in wrong.values():
@@ -216,7 +216,7 @@ def summed(found: dict[tuple[str, str, str, str], str]) -> str:
 
 
 def table() -> str:
-    """In Markdown."""
+    """Formats the table in Markdown."""
     found = pairings(whole=False)
     rights = ", ".join(sorted(v for k, v in found.items() if k[:2] == (k[2], k[3])))
     rows = [

@@ -1,4 +1,4 @@
-"""How long both forms are, how often each decides on a task, and what crosses the boundary.
+"""Compares both forms: lines of code, decisions on tasks, and tensors that leave the forward pass.
 
 python benchmarks/why/sizes.py
 """
@@ -24,10 +24,16 @@ WHY = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """A file, the functions in it that this algorithm's training needs, and words for a switch."""
+    """One form of an algorithm.
+
+    Attributes:
+      path: The file.
+      functions: The functions that training needs, or None for all.
+      switches: The expressions that decide whether a task takes part.
+    """
 
     path: Path
-    functions: Collection[str] | None  # None: all
+    functions: Collection[str] | None
     switches: tuple[str, ...]
 
 
@@ -50,7 +56,7 @@ FORMS = {
 
 
 def functions(form: Form) -> dict[str, ast.FunctionDef]:
-    """`{"Class.method": node, "function": node}` of a form."""
+    """Finds the functions of a form: `{"Class.method": node, "function": node}`."""
     found = {}
     for node in ast.parse(form.path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
@@ -62,7 +68,7 @@ def functions(form: Form) -> dict[str, ast.FunctionDef]:
 
 
 def lines(function: ast.FunctionDef) -> int:
-    """Lines of code as ruff formats them: without docstring, comments and blank lines."""
+    """Counts lines of code as ruff formats them, without docstrings, comments and blank lines."""
     body = function.body[1:] if ast.get_docstring(function) else function.body
     code = ast.fix_missing_locations(ast.Module(body, []))
     taken = {line for n in ast.walk(code) if hasattr(n, "lineno") for line in _span(n)}
@@ -75,13 +81,13 @@ def _span(node) -> range:
 
 
 def branches(function: ast.FunctionDef, switches: Collection[str]) -> int:
-    """Decisions on whether a task takes part."""
+    """Counts decisions on whether a task takes part."""
     tests = [ast.unparse(n.test) for n in ast.walk(function) if isinstance(n, ast.If | ast.IfExp)]
     return sum(any(switch in test for switch in switches) for test in tests)
 
 
 def crossing(name: str, form: str) -> tuple[int, int]:
-    """Tensors that leave the training forward for one batch, and their bytes; y of fit included."""
+    """Counts tensors and bytes that leave the training forward of a batch, y of `fit` included."""
     whole = form == "one forward"
     if name == "Two-stage detector":
         model, batch = detector(whole), detector_batch()
@@ -95,7 +101,7 @@ def crossing(name: str, form: str) -> tuple[int, int]:
 
 
 def table() -> str:
-    """In Markdown."""
+    """Formats the table in Markdown."""
     rows = [
         "| | | functions | lines | decisions on a task | tensors that cross | size in bytes |",
         "| --- | --- | --: | --: | --: | --: | --: |",

@@ -1,7 +1,7 @@
 """Writes the tables of docs/why.md.
 
 python benchmarks/why/write.py          # about ten minutes on two cores
-python benchmarks/why/write.py sizes    # one of sizes, memory, representation
+python benchmarks/why/write.py sizes    # one of: sizes, memory, representation
 """
 
 import argparse
@@ -15,6 +15,7 @@ TABLES = ("sizes", "memory", "representation")
 
 
 def main() -> None:
+    """Runs the scripts and replaces their tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], default=[])
     for name in parser.parse_args().tables or TABLES:
