@@ -22,6 +22,7 @@ from _timing import interleaved, ratio
 
 import tfloss
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
+from tfloss.engine.engine import Engine
 from tfloss.trainer.checkpointed_state import TrainerState
 
 ROUNDS = 9
@@ -48,7 +49,7 @@ def main() -> None:
     data = data.with_options(options)
     step = tfloss.TrainStep(Model(), keras.optimizers.Adam(1e-6))
     step.build(data.element_spec)
-    engine, iterator = tfloss.Engine(step), iter(data)
+    engine, iterator = Engine(step), iter(data)
     engine.run(iterator, 1)
     variables = TrainerState(step).variables()
     size = sum(v.numpy().nbytes for v in variables.values()) / 1e6

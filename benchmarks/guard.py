@@ -15,6 +15,7 @@ import tensorflow as tf
 from _timing import interleaved, ratio
 
 import tfloss
+from tfloss.engine.engine import Engine
 
 STEPS = 100
 
@@ -54,7 +55,7 @@ def main() -> None:
                 Model(depth), keras.optimizers.Adam(), jit=jit, skip_nonfinite=skip
             )
             step.build(data.element_spec)
-            engine, iterator = tfloss.Engine(step, guard=guard), iter(data)
+            engine, iterator = Engine(step, guard=guard), iter(data)
             calls[name] = lambda e=engine, i=iterator: e.run(i, STEPS)
         seconds = interleaved(calls, rounds=9)
         print(f"{4 * depth} variables, jit={jit}: {STEPS / min(seconds['no check']):.0f} steps/s")

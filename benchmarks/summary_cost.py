@@ -16,6 +16,7 @@ import tensorflow as tf
 from _timing import interleaved, ratio
 
 import tfloss
+from tfloss.engine.engine import Engine
 
 ELEMENTS = 10_000_000
 STEPS = 999  # the steps between two logs with log_every=1000
@@ -48,7 +49,7 @@ def main() -> None:
     for name, heavy in (("without", False), ("with", True)):
         step = tfloss.TrainStep(Model(heavy), keras.optimizers.Adam())
         step.build(data.element_spec)
-        engine, iterator = tfloss.Engine(step), iter(data)
+        engine, iterator = Engine(step), iter(data)
         silent[name] = lambda e=engine, i=iterator: e.run(i, STEPS)
         due[name] = lambda e=engine, i=iterator: e.run(i, 1, recording=True)
     seconds = interleaved(silent, rounds=15)

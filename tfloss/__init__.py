@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tfloss import adapters, app, data, errors, hooks, replay, summary
     from tfloss.checkpoint.load_weights import load_weights
     from tfloss.distribute.strategy import make_strategy
-    from tfloss.engine.engine import Engine
     from tfloss.evaluation.metrics import metric
     from tfloss.forward.context import current_step
     from tfloss.forward.global_batch import cross_replica_concat, global_mean, global_sum
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 # before TensorFlow starts.
 _WHERE = {
     "Ema": "optimizers.ema",
-    "Engine": "engine.engine",
     "Every": "hooks",
     "Group": "optimizers.groups",
     "Hook": "hooks",
@@ -54,7 +52,6 @@ _MODULES = ("adapters", "app", "data", "errors", "hooks", "replay", "summary")
 
 __all__ = [
     "Ema",
-    "Engine",
     "Every",
     "Group",
     "Hook",

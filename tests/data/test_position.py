@@ -114,7 +114,7 @@ def test_states_are_kept_between_saves_where_data_are_read_ahead():
         part = blocks.take(20 - len(rest))
         rest += part.block.numpy()[part.start : part.start + part.steps].tolist()
     assert batches(resumed(make, state, files), 20) == rest
-    assert len(feed._strategy._states._known) <= 3
+    assert len(feed.resume_strategy._states._known) <= 3
 
 
 def test_states_before_a_position():
@@ -195,7 +195,7 @@ def test_the_iterator_goes_back_to_a_mark(monkeypatch):
 
     monkeypatch.setattr("tfloss.data.resume_strategies.MAX_STATE_BYTES", 1000)
     assert feed.snapshot() is None
-    assert feed.resumes_by == "iterator"  # a checkpoint may still hold it
+    assert feed.resume_strategy.name == "iterator"  # a checkpoint may still hold it
 
 
 def test_a_large_state_is_kept_if_nothing_else_is_exact(monkeypatch):

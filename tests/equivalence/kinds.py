@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import tfloss
 from tfloss.data.feed import Feed
+from tfloss.engine.engine import Engine
 
 STEPS = 20
 BATCH = 16
@@ -153,7 +154,7 @@ def train(
         step = tfloss.TrainStep(model, optimizer, **kind.options)
     feed = Feed(data(kind), strategy, step.accumulate)
     step.build(feed.reader.element_spec)
-    engine, source = tfloss.Engine(step, mode=mode), feed.input.iterator
+    engine, source = Engine(step, mode=mode), feed.input.iterator
     if mode == "loop":
         source = feed.input.source("loop")
         source.reads_ahead = True

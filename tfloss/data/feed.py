@@ -28,7 +28,7 @@ from tfloss.data.distributed import Data
 from tfloss.data.engine_input import EngineInput
 from tfloss.data.identity import differences
 from tfloss.data.position import read_past
-from tfloss.data.resume_strategies import resume_strategy
+from tfloss.data.resume_strategies import ResumeStrategy, resume_strategy
 from tfloss.data.stacked_batches import BatchStacker
 from tfloss.distribute.agreement import Agreement
 from tfloss.errors import DataError
@@ -55,6 +55,7 @@ class Feed:
       reader: The description of the data.
       batches: Batches that were trained on since the beginning of the data.
       passes: How often the data were started again: each time a shuffle may have another order.
+      resume_strategy: How a resumed run finds the position again.
       input: What the engine takes its batches from.
 
     Raises:
@@ -73,7 +74,7 @@ class Feed:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.reader = BatchReader(data, strategy)
-        self._strategy = resume_strategy(self.reader)
+        self.resume_strategy: ResumeStrategy = resume_strategy(self.reader)
         self._batches_per_step, self._log_every = batches_per_step, log_every
         self._current_step = current_step or (lambda: self.batches // batches_per_step)
         self._keeps, self._clock, self._keep_at = keeps, clock, 0.0
@@ -86,12 +87,7 @@ class Feed:
         """Goes back to the first batch; in a `Source`, to batch number `batches`."""
         self.passes += 1
         self.batches = batches
-        self.input.open(self._strategy.open(batches))
-
-    @property
-    def resumes_by(self) -> str:
-        """How a resumed run finds the position again: "seek", "iterator" or "skip"."""
-        return self._strategy.name
+        self.input.open(self.resume_strategy.open(batches))
 
     def warn(self, deterministic: bool = False) -> None:
         """Warns once of what keeps a resumed run from seeing the batches that this run will see.
@@ -105,7 +101,7 @@ class Feed:
         if self._warned:
             return
         self._warned = True
-        if bad := self._strategy.irreproducible(op_determinism=deterministic):
+        if bad := self.resume_strategy.irreproducible(op_determinism=deterministic):
             text = (
                 "Read again, the data set may give other batches or another order, so a resumed "
                 "run would not match an uninterrupted one exactly:"
@@ -123,12 +119,12 @@ class Feed:
 
     def keep(self) -> None:
         """Records the iterator's state now and then, so that a resumed run reads little again."""
-        if not (self._keeps and self._strategy.records and self.input.reads_ahead):
+        if not (self._keeps and self.resume_strategy.records and self.input.reads_ahead):
             return
         began = self._clock()
         if began < self._keep_at:
             return
-        self._strategy.saved(self.batches)  # forgets states that are older than needed
+        self.resume_strategy.saved(self.batches)  # forgets states that are older than needed
         with self.input.paused() as ahead:
             self._record(ahead)
         now = self._clock()
@@ -136,7 +132,7 @@ class Feed:
 
     def snapshot(self) -> Callable[[], None] | None:
         """Returns a function that brings the data back to where they are now, or None."""
-        back = self._strategy.snapshot(self.input.iterator, self.batches)
+        back = self.resume_strategy.snapshot(self.input.iterator, self.batches)
         if back is None:
             return None
 
@@ -153,20 +149,20 @@ class Feed:
         if self.reader.seekable:
             # The iterator may have lost any part of a batch.
             self.restart(self.batches + self._batches_per_step)
-        elif self._keeps and self._strategy.records and behind:
+        elif self._keeps and self.resume_strategy.records and behind:
             # Earlier states are useless: reading on from them meets the error again.
-            self._strategy.restored(self.batches, None)
+            self.resume_strategy.restored(self.batches, None)
             self._record(0)
 
     def state(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Returns the position, for a checkpoint: JSON values, and files by name."""
-        if self._strategy.records:
+        if self.resume_strategy.records:
             with self.input.paused() as ahead:
                 self._record(ahead)
-        files, skip = self._strategy.saved(self.batches)
-        first = self._strategy.first
+        files, skip = self.resume_strategy.saved(self.batches)
+        first = self.resume_strategy.first
         position = {
-            "strategy": self._strategy.name,
+            "strategy": self.resume_strategy.name,
             "batches": self.batches,
             "skip": skip,
             "passes": self.passes,
@@ -224,7 +220,7 @@ class Feed:
             ) from None
         self.batches = batches
         before = state["first"]
-        now = None if self._strategy.first is None else self._strategy.first.checksum
+        now = None if self.resume_strategy.first is None else self.resume_strategy.first.checksum
         if None not in (before, now) and before != now:
             logger.info(
                 "the data set gives other batches than when training began: its first batch "
@@ -234,8 +230,8 @@ class Feed:
 
     def compare_workers(self, agreement: Agreement) -> None:
         """Warns if the first batches of several workers differ. Some batches were taken."""
-        if self._strategy.first is not None:
-            self._strategy.first.compare(agreement)
+        if self.resume_strategy.first is not None:
+            self.resume_strategy.first.compare(agreement)
 
     def after_end(self, done: int, step: int, steps: int) -> None:
         """Starts the data again if an earlier `train` call took the last batch; otherwise raises.
@@ -260,22 +256,24 @@ class Feed:
 
     def _record(self, ahead: int) -> None:
         """Records the iterator's state; the iterator is `ahead` batches past the position."""
-        self._strategy = self._strategy.record(self.input.iterator, self.batches + ahead)
+        self.resume_strategy = self.resume_strategy.record(
+            self.input.iterator, self.batches + ahead
+        )
 
     def _find(
         self, state: Mapping[str, Any], files: Mapping[str, bytes], logger: ChiefLogger
     ) -> None:
         """Brings a new iterator to a saved position: from a saved state, or by reading again."""
         batches, passes, skip = (int(state[key]) for key in ("batches", "passes", "skip"))
-        if not self._strategy.restore(self.input.iterator, files):
+        if not self.resume_strategy.restore(self.input.iterator, files):
             skip = batches
             for _ in range(passes):
                 read_past(self.input.iterator, None, logger)
                 self.restart()
         self.passes = passes
-        self._strategy.restored(batches - skip, files if skip < batches else None)
+        self.resume_strategy.restored(batches - skip, files if skip < batches else None)
         if skip:
-            reason = self._strategy.reason
+            reason = self.resume_strategy.reason
             why = f"; {reason}. tfloss.data.Source needs no reading" if reason else ""
             logger.info(f"reading past {skip:,} batches, up to the checkpoint's position{why}")
             read_past(self.input.iterator, skip, logger)
@@ -286,7 +284,7 @@ class Feed:
 
         def on_first_batch() -> None:
             # Before its first batch a shuffle has no order, and no state to record.
-            if self._keeps and self._strategy.records:
+            if self._keeps and self.resume_strategy.records:
                 self._record(1)
 
         return BatchStacker(
@@ -301,7 +299,7 @@ class Feed:
 
     def _rewind(self, ahead: int) -> Callable[[], Any] | None:
         """Returns a function that brings the iterator to `ahead` batches after the position."""
-        back = self._strategy.rewind(self.input.iterator, self.batches + ahead)
+        back = self.resume_strategy.rewind(self.input.iterator, self.batches + ahead)
         if back is None:
             return None
 

@@ -81,6 +81,7 @@ class Resume:
 
     Attributes:
       writer: What writes checkpoints in the background, or None.
+      loaded: Whether `load` was called, and did not fail.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Resume:
     ):
         self._run, self._state, self._directory = run, state, directory
         self.writer = BackgroundWriter() if background and directory is not None else None
+        self.loaded = False
         self._saved_call: _SavedCall | None = None
 
     def save(self, hooks: HookList, position: Position | None) -> Path:
@@ -130,18 +132,29 @@ class Resume:
             write=run.agreement.chief,
         )
 
-    def load(self) -> bool:
-        """Restores the newest valid checkpoint, and sets the step of the run.
+    def load(self, seed: int | None) -> bool:
+        """Restores the newest valid checkpoint; without one, seeds the model.
 
         What belongs to the call of `train` that it was saved in waits for `continuation`.
+
+        Args:
+          seed: The seed of the model's seed generators, or None.
 
         Returns:
           Whether there was a checkpoint.
         """
+        path = newest_checkpoint(self._directory, self._run.agreement, self._run.logger)
+        if path is not None:
+            self._restore(path)
+        elif seed is not None:
+            self._state.seed(seed)
+        self.loaded = True  # not earlier: after an error it must be tried again
+        return path is not None
+
+    def _restore(self, path: Path) -> None:
+        """Restores one checkpoint, and sets the step of the run."""
         run = self._run
-        path = newest_checkpoint(self._directory, run.agreement, run.logger)
-        if self._directory is None or path is None:
-            return False
+        assert self._directory is not None
         step, hooks = self._state.restore(self._directory, path)
         run.logger.info(f"resuming at step {step} from {path}")
         manifest = load_manifest(path)
@@ -155,7 +168,6 @@ class Resume:
         files = {name: load_file(path, f"{_DATA}{name}") or b"" for name in names}
         self._saved_call = _SavedCall(position, files, hooks, step)
         run.step = step
-        return True
 
     def continuation(
         self, data: Any, steps: int, hooks: HookList, lasting: Sequence[Hook]

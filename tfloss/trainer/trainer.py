@@ -170,7 +170,6 @@ class Trainer:
         self._feed: Feed | None = None
         self._resume = Resume(self._run, self.state, self.checkpoints, background=async_checkpoint)
         self.writer = self._resume.writer
-        self._restored = False
         self._own_hooks = list(hooks)
         self._defaults = DefaultHooks(default_hooks, self.workdir is not None)
         self.hooks = list(self._own_hooks)
@@ -255,8 +254,8 @@ class Trainer:
         self.train_step.build(feed.reader.element_spec)
         if bundle := os.environ.get(replay.VARIABLE):
             replay.replay_and_exit(self, bundle)
-        if not self._restored:
-            self._restore_once()
+        if not self._resume.loaded:
+            self._resume.load(self._seed)
         if run.step < steps and self.checkpoints is not None:
             feed.warn(self._deterministic)
         lasting = self._defaults.after(self._own_hooks)
@@ -319,7 +318,7 @@ class Trainer:
                 "as train() takes them, not those of inference."
             )
             raise
-        if not self._restore_once():
+        if not self._resume.load(self._seed):
             raise nothing
         return self._run.step
 
@@ -350,7 +349,7 @@ class Trainer:
         metrics = dict(metrics or {})
         if not metrics and not losses:
             raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
-        if not self._restored and not self._evaluators:
+        if not self._resume.loaded and not self._evaluators:
             warn_if_unrestored(self.checkpoints)  # once
         if not self.model.built:
             self.train_step.build(as_dataset(data, self.strategy).element_spec)
@@ -441,11 +440,3 @@ class Trainer:
             feed.reader.check_same_structure(self._feed.reader)
         self._feed = feed
         return feed
-
-    def _restore_once(self) -> bool:
-        """Restores the newest checkpoint; without one, seeds the model. Returns whether it did."""
-        found = self._resume.load()
-        if not found and self._seed is not None:
-            self.state.seed(self._seed)
-        self._restored = True  # not earlier: after an error it must be tried again
-        return found
