@@ -1,3 +1,5 @@
+"""A predictor and a loss function become a model that reports its loss."""
+
 import keras
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ class _Inside(keras.Model):
     ],
     ids=["name", "object", "function"],
 )
-def test_adapter_loss_inside_and_fit_are_the_same(loss, weights):
+def test_adapter_and_loss_in_the_model_train_bit_for_bit_as_fit(loss, weights):
     found = []
     for way in ("fit", "adapter", "inside"):
         keras.utils.clear_session(free_memory=False)
@@ -70,7 +72,7 @@ def test_adapter_loss_inside_and_fit_are_the_same(loss, weights):
             np.testing.assert_array_equal(a, b)
 
 
-def test_losses_are_named_and_inference_takes_a_bare_x():
+def test_the_loss_is_named_and_inference_accepts_x_alone():
     model = supervised(_net(), "sparse_categorical_crossentropy")
     result = tfloss.Trainer(model, keras.optimizers.SGD(0.1), default_hooks=False).train(
         _data(False), steps=1
@@ -91,8 +93,8 @@ def test_predictions_can_be_evaluated():
 
 
 @pytest.mark.parametrize("batch", [{"x": [[1.0]]}, ([[1.0]],), ([[1.0]], [1], [1.0], [1.0])])
-def test_other_batches_are_refused(batch):
+def test_other_batches_are_rejected(batch):
     model = supervised(keras.Sequential([keras.layers.Dense(1)]), "mse")
     data = tf.data.Dataset.from_tensors(batch)
-    with pytest.raises(DataError, match=r"\(x, y\) or \(x, y, sample_weight\); this one is a"):
+    with pytest.raises(DataError, match=r"\(x, y\) or \(x, y, sample_weight\), got a"):
         tfloss.Trainer(model, keras.optimizers.SGD(0.1), default_hooks=False).train(data, steps=1)

@@ -1,4 +1,4 @@
-"""What the errors say."""
+"""Messages of errors."""
 
 import math
 
@@ -18,7 +18,7 @@ NAN, INF = math.nan, math.inf
         ({"box": 1.0, "total": 1.0, "gradient_norm/d": INF}, "'gradient_norm/d'"),
     ],
 )
-def test_the_loss_at_fault_is_named_and_not_what_follows_from_it(values, named):
+def test_the_message_names_the_loss_at_fault_and_not_its_consequences(values, named):
     error = NonFiniteLossError(7, values)
 
     assert str(error).startswith(f"Loss {named} is not finite at step 7 (")

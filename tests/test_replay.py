@@ -1,3 +1,5 @@
+"""A step whose loss became NaN is repeated, and the op at fault is reported."""
+
 import json
 import subprocess
 import sys
@@ -45,7 +47,7 @@ def _run(*command, cwd):
 
 def test_a_nan_is_replayed_by_the_command_and_traced_to_its_line(tmp_path):
     (tmp_path / "train.py").write_text(textwrap.dedent(SCRIPT))
-    # Dropout(0.5) hides the negative number in some steps; it comes round every 5th.
+    # Every 5th batch has the negative number; Dropout(0.5) hides it in some of them.
     first = _run("train.py", cwd=tmp_path)
     assert first.returncode != 0
     assert "NonFiniteLossError" in first.stderr and f"tfloss replay {tmp_path}/run" in first.stderr
@@ -60,7 +62,7 @@ def test_a_nan_is_replayed_by_the_command_and_traced_to_its_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_came_from_standard_input_is_not_started_again(tmp_path):
+def test_a_run_from_standard_input_is_not_started_again(tmp_path):
     first = subprocess.run(
         [sys.executable, "-"],
         input=textwrap.dedent(SCRIPT),
@@ -72,12 +74,15 @@ def test_what_came_from_standard_input_is_not_started_again(tmp_path):
     assert "NonFiniteLossError" in first.stderr
     again = _run("-m", "tfloss.cli", "replay", "run", cwd=tmp_path)
     assert again.returncode == 1 and again.stdout == ""
-    assert "standard input. In a process that has the trainer" in again.stderr
+    assert (
+        "standard input, so it can't be started again. In a process that has created the trainer"
+        in again.stderr
+    )
     (kept,) = tmp_path.glob("run/nonfinite/step_*")
     assert f"print(tfloss.replay.replay(trainer, '{kept}'))" in again.stderr
 
 
-def test_a_run_without_a_bad_step(tmp_path, capsys):
+def test_a_run_without_a_nonfinite_step_is_reported(tmp_path, capsys):
     assert replay.main(tmp_path) == 1
     assert "no step is kept" in capsys.readouterr().err
 
@@ -110,7 +115,7 @@ def test_a_step_is_replayed_by_the_trainer_that_stopped_or_by_a_new_one(stopped)
         assert "test_replay.py:" in found and "tf.sqrt(y))}" in found
 
 
-def test_a_step_whose_gradient_is_bad(tmp_path):
+def test_a_nonfinite_gradient_is_found_in_the_backward_pass(tmp_path):
     def root(m, b, y):  # of 0: its gradient is infinite
         return tf.reduce_mean(tf.sqrt(y - b["x"]))
 
@@ -148,7 +153,7 @@ def test_every_micro_batch_is_replayed(tmp_path):
 
 
 def _rerun(path, script, workdir):
-    """`tfloss replay` when the script is another one by now."""
+    """Runs `tfloss replay` after the script has changed."""
     report = json.loads((path / "report.json").read_text())
     report["command"] = [*script]
     report["directory"] = str(workdir)
@@ -156,7 +161,7 @@ def _rerun(path, script, workdir):
     return replay.main(workdir)
 
 
-def test_a_script_that_does_not_reach_train(stopped, tmp_path, capfd):
+def test_a_script_that_does_not_reach_train_is_reported(stopped, tmp_path, capfd):
     _, path = stopped
     assert _rerun(path, [sys.executable, "-c", "print('hello')"], tmp_path) == 1
     out, err = capfd.readouterr()
@@ -169,7 +174,9 @@ def test_a_script_that_does_not_reach_train(stopped, tmp_path, capfd):
     assert "could not be started" in capfd.readouterr().err
 
 
-def test_a_script_that_replays(stopped, tmp_path, capsys, monkeypatch):
+def test_train_replays_the_step_and_exits_if_the_variable_is_set(
+    stopped, tmp_path, capsys, monkeypatch
+):
     trainer, path = stopped
     monkeypatch.setenv(replay.VARIABLE, str(path))
     with pytest.raises(SystemExit) as e:
@@ -199,11 +206,11 @@ def test_a_notebook_is_not_started_again(tmp_path, monkeypatch, capsys):
         ([[2, 3]], "int32 [1, 2], all finite, from 2 to 3"),
     ],
 )
-def test_what_a_tensor_holds_is_said_in_a_line(values, expected):
-    assert replay._described(tf.constant(values)) == expected
+def test_a_tensor_is_described_in_one_line(values, expected):
+    assert replay._describe(tf.constant(values)) == expected
 
 
 @pytest.mark.slow
-def test_the_module_is_there_without_importing_it():
+def test_the_module_is_available_without_an_import():
     code = "import tfloss, sys; assert 'tensorflow' not in sys.modules; tfloss.replay.replay"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

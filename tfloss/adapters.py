@@ -1,11 +1,11 @@
-"""Models that do not report their losses, made to: `trainer_good(supervised(model, loss))`.
+"""Adapters for models that do not report their losses themselves.
 
 trainer = tfloss.Trainer(tfloss.adapters.supervised(net, "mse"), optimizer)
 trainer.train(dataset_of_x_y, steps=1_000)
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -16,17 +16,20 @@ from tfloss.errors import DataError
 def supervised(
     model: keras.Model, loss: str | keras.losses.Loss | Callable[[Any, Any], Any]
 ) -> keras.Model:
-    """A model that reports its own loss, from a predictor and a loss function.
+    """Makes a model that reports its own loss from a predictor and a loss function.
 
-    Batches are `(x, y)` or `(x, y, sample_weight)`, as for `keras.Model.fit`. In training it
-    returns `{<the loss's name>: loss(y, model(x))}`, in inference `model(x)`; inference also
-    takes a bare `x`. Training it is bit for bit `model.compile(loss=loss); model.fit(...)`,
-    of Adam and AdamW with `Trainer(fused_adam=False)`.
+    Batches are `(x, y)` or `(x, y, sample_weight)`, as for `keras.Model.fit`. In training the model
+    returns `{<name of the loss>: loss(y, model(x))}`, in inference `model(x)`. Inference also
+    accepts `x` alone. Training is bit for bit that of `model.compile(loss=loss); model.fit(...)`;
+    for Adam and AdamW this needs `Trainer(fused_adam=False)`. Runs on the host.
 
     Args:
-      model: maps `x` to predictions. What its layers `add_loss` counts too.
-      loss: a Keras loss, its name, or any `loss(y_true, y_pred)` that returns one value or
-        one value an example; reduced and weighted as `fit` does.
+      model: Model that maps `x` to predictions. Losses that its layers add count too.
+      loss: Keras loss, its name, or any `loss(y_true, y_pred)` that returns one value or one value
+        for each example. It is reduced and weighted as `fit` does.
+
+    Returns:
+      A model for `tfloss.Trainer`, named `supervised_<name of the model>`.
     """
     return _Supervised(model, loss)
 
@@ -36,22 +39,22 @@ class _Supervised(keras.Model):
         super().__init__(name=f"supervised_{model.name}")
         found: Any = keras.losses.get(loss)
         self.predictor = model
-        self.loss_function = found if isinstance(found, keras.losses.Loss) else _Function(found)
+        self.loss_function = found if isinstance(found, keras.losses.Loss) else _FunctionLoss(found)
 
     def call(self, batch: Any, training: bool = False) -> Any:
-        x, *rest = batch if isinstance(batch, tuple) else (batch,)
+        x, *rest = cast(tuple[Any, ...], batch) if isinstance(batch, tuple) else (batch,)
         if not training:
             return self.predictor(x, training=False)
         if len(rest) not in (1, 2):
             raise DataError(
-                "adapters.supervised trains on batches (x, y) or (x, y, sample_weight); this one "
-                f"is {_kind(batch)}. Map the data set to such tuples."
+                "adapters.supervised needs batches (x, y) or (x, y, sample_weight), got "
+                f"{_describe(batch)}. Map the data set to such tuples."
             )
         predictions = self.predictor(x, training=True)
         return {self.loss_function.name: self.loss_function(rest[0], predictions, *rest[1:])}
 
 
-class _Function(keras.losses.Loss):
+class _FunctionLoss(keras.losses.Loss):
     """A plain `loss(y_true, y_pred)` with Keras's reduction and sample weights."""
 
     def __init__(self, function: Callable[[Any, Any], Any]):
@@ -62,7 +65,7 @@ class _Function(keras.losses.Loss):
         return self._function(y_true, y_pred)
 
 
-def _kind(batch: Any) -> str:
+def _describe(batch: Any) -> str:
     if isinstance(batch, tuple):
-        return f"a tuple of {len(batch)}"
+        return f"a tuple of {len(cast(tuple[Any, ...], batch))}"
     return f"a {type(batch).__name__}"

@@ -1,115 +1,131 @@
-"""The errors that tfloss raises, each a subclass of the built-in that fits."""
+"""The errors that tfloss raises, each a subclass of the built-in error that fits.
+
+Each message names what is at fault and says what to do.
+"""
 
 import math
+from typing import Any
 
 
 class TflossError(Exception):
-    """Base of all errors that tfloss raises on purpose."""
+    """Base class of the errors that tfloss raises on purpose."""
 
 
 class LossError(TflossError, ValueError):
-    """A loss report that can't be optimised: its name, what is wrong, what to do."""
+    """A reported loss can't be minimised. The message has its name."""
 
 
 class SummaryError(TflossError, ValueError):
-    """A summary that can't be recorded: its name, where it was called, the way out."""
+    """A summary can't be recorded. The message has its name and the line that records it."""
 
 
 class DataError(TflossError, ValueError):
-    """A data set that can't be trained on, or that ended too early."""
+    """A data set can't be used for training or evaluation, or it ended too early."""
 
 
 class ModelError(TflossError, ValueError):
-    """A model or optimizer that can't be trained as it is (strategy scope, variables)."""
+    """A model or optimizer can't be trained as it is, for example because of its variables."""
 
 
 class CheckpointError(TflossError, ValueError):
-    """A checkpoint that can't be written, or that doesn't fit the model."""
+    """A checkpoint can't be written, or it does not fit the model."""
 
 
 class CheckpointWriteError(CheckpointError, OSError):
-    """A checkpoint that the disk doesn't take: its path, the reason, the room, what is left."""
+    """A checkpoint could not be written.
+
+    The message has the path, the OS error, the free disk space and the newest intact checkpoint.
+    """
 
 
 class WorkdirInUseError(TflossError, RuntimeError):
-    """A workdir in which another trainer is at work: its process, its host, since when."""
+    """Another trainer uses the workdir. The message has its process, its host and since when."""
 
 
 class ClusterError(TflossError, ValueError):
-    """An environment that names the workers of a run wrongly or halfway: the variable, the way."""
+    """The environment variables that describe the cluster are invalid or incomplete.
+
+    The message names the variable and how to fix it.
+    """
 
 
 class MissingWorkersError(TflossError, TimeoutError):
-    """Workers of the cluster that have not answered in time: their addresses, what was tried."""
+    """Workers of the cluster did not answer in time. The message has their addresses."""
 
 
 class MetricError(TflossError, ValueError):
-    """A metric of an evaluation that can't be computed: its name, and what there is to use."""
+    """A metric of an evaluation failed. The message describes the batch and the predictions."""
 
 
 class ExportError(TflossError, ValueError):
-    """A model that can't be exported for inference, or an export that disagrees with it."""
+    """A model can't be exported for inference, or its export computes something else."""
 
 
 class WorkerError(TflossError, RuntimeError):
-    """Workers of one cluster that don't do the same thing: what differs, and on which."""
+    """The workers of a cluster don't do the same. The message has the difference, by worker."""
 
 
 class Preempted(SystemExit):
-    """The machine is wanted back (SIGTERM): raised out of `train`, on all workers after the
-    same step, when a checkpoint is saved.
+    """The run received SIGTERM. `train` raises it on all workers after the same step.
 
-    A script that doesn't catch it ends with exit code 75 (EX_TEMPFAIL: start me again). It is
-    not an Exception, so that `except Exception` does not keep the machine.
+    A checkpoint was saved before. A script that does not catch the error ends with exit code 75
+    (EX_TEMPFAIL: start it again). It is not an `Exception`, so that `except Exception` does not
+    keep the process alive.
+
+    Attributes:
+      CODE: Exit code.
     """
 
     CODE = 75
 
     def __init__(self) -> None:
+        """Creates the error with its exit code."""
         super().__init__(self.CODE)
 
 
 class TimeLimitReached(Preempted):
-    """The time that a run was given is up (`tfloss.hooks.TimeLimit`): like SIGTERM, with another
-    exit code, 124, which is what the command `timeout` uses.
+    """The time limit of a run is reached (`tfloss.hooks.TimeLimit`).
+
+    It behaves like SIGTERM, but the exit code is 124, as that of the command `timeout`.
     """
 
     CODE = 124
 
 
 class Aborted(KeyboardInterrupt):
-    """A second Ctrl-C: raised where it comes, maybe within a step, so nothing is to be saved."""
+    """Ctrl-C was pressed twice. This is raised at once, maybe within a step; nothing is saved."""
 
 
 class NonFiniteLossError(TflossError, FloatingPointError):
     """A loss became NaN or infinite. The update of that step was not applied.
 
     Attributes:
-      step: the step that would have been completed (1 for the first update).
-      losses: `{name: value}` of that step, as reported (means over replicas).
-      batch: the batch of that step: a tuple with one for each replica.
+      step: Step that the update would have completed, 1 for the first update.
+      losses: `{name: value}` of that step, means over replicas.
+      batch: Batch of that step: a tuple with one element for each replica and micro-batch.
     """
 
-    def __init__(
-        self,
-        step: int,
-        losses: dict[str, float],
-        batch: tuple = (),
-    ):
-        bad = _culprits([name for name, value in losses.items() if not math.isfinite(value)])
+    def __init__(self, step: int, losses: dict[str, float], batch: tuple[Any, ...] = ()):
+        """Creates the error.
+
+        Args:
+          step: Step that the update would have completed.
+          losses: `{name: value}` of that step, means over replicas.
+          batch: One element for each replica and micro-batch.
+        """
+        bad = _causes([name for name, value in losses.items() if not math.isfinite(value)])
         values = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
         super().__init__(
             f"Loss {', '.join(map(repr, bad))} is not finite at step {step} ({values}). "
-            "Training stopped before that update, so the weights are those of step "
-            f"{step - 1}."
+            f"Training stopped before that update, so the weights are those of step {step - 1}."
         )
         self.step = step
         self.losses = losses
         self.batch = batch
 
 
-def _culprits(names: list[str]) -> list[str]:
-    """The names without those that only follow: losses make the total, that the gradients."""
+def _causes(names: list[str]) -> list[str]:
+    """Leaves out the names that only follow from others: the total, and norms of gradients."""
     norms = [name for name in names if name.partition("/")[0] == "gradient_norm"]
     own = [name for name in names if name != "total" and name not in norms]
     return own or [name for name in names if name == "total"] or norms

@@ -1,11 +1,11 @@
-"""Runs the step in which a loss became NaN again, eagerly, and says what went bad first.
+"""Repeats the step in which a loss became NaN, eagerly, and reports what went wrong first.
 
     $ tfloss replay runs/digits
 
-The command starts the training script again, as it was started then, with the variable
-TFLOSS_REPLAY set: the script runs up to its first `trainer.train(...)`, which replays instead of
-training and exits. What was trained in a notebook, at a prompt or from standard input can't be
-started again; there, in the same process or one that has made the trainer as then:
+The command starts the training script again with its original command, and with the environment
+variable TFLOSS_REPLAY. The script runs up to its first `trainer.train(...)`, which replays the step
+instead of training, and exits. A run from a notebook, a prompt or standard input can't be started
+again. There, use the same process, or one that has created the trainer in the same way:
 
     print(tfloss.replay.replay(trainer, "runs/digits/nonfinite/step_00000137"))
 
@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -35,111 +35,137 @@ from tfloss.inspect.source_lines import is_library
 from tfloss.step.train_step import TrainStep
 
 VARIABLE = "TFLOSS_REPLAY"
-_FOUND = "replay.txt"  # beside the batch: what was found, and that it was
+_RESULT_FILE = "replay.txt"  # beside the batch; it also shows that the step was replayed
+
+
+class _State(Protocol):
+    """The part of a `CheckpointedState` that a replay needs."""
+
+    def restore_for_replay(self, path: Path, replica: int = 0) -> None:
+        """Restores the weights and the random states of one replica."""
+        ...
 
 
 class _Trainer(Protocol):
-    """What of a `Trainer` is needed to run one of its steps."""
+    """The part of a `Trainer` that is needed to run one of its steps."""
 
     model: keras.Model
     train_step: TrainStep
-    state: Any  # a `CheckpointedState`, which is built on top of this module
+    state: Any  # a `CheckpointedState`, which is in a package above this module
 
 
 def main(workdir: str | Path) -> int:
     """Replays the newest step kept under `workdir/nonfinite` by running its script again.
 
-    Returns an exit code: 0 if the step was replayed; what was found is printed and kept beside
-    the batch, in `replay.txt`.
+    The result is printed to standard output and kept beside the batch, in `replay.txt`. Runs on
+    the host.
+
+    Args:
+      workdir: Workdir of the run.
+
+    Returns:
+      Exit code: 0 if the step was replayed.
     """
     kept = sorted(Path(workdir).glob("nonfinite/step_*/report.json"))
     if not kept:
-        print(
-            f"tfloss replay: no step is kept under {workdir}/nonfinite, so no loss of this run "
-            "was NaN or infinite (or its trainer had no NaNGuard).",
-            file=sys.stderr,
+        _print_error(
+            f"no step is kept under {workdir}/nonfinite. No loss of this run was NaN or infinite, "
+            "or its trainer had no NaNGuard."
         )
         return 1
     path = kept[-1].parent.resolve()
     by_hand = (
-        "In a process that has the trainer, made as it was then:\n\n"
+        "In a process that has created the trainer in the same way, run:\n\n"
         f"    print(tfloss.replay.replay(trainer, {str(path)!r}))"
     )
     if not _was_script(path):
-        print(
-            "tfloss replay: the run was no script that can be started again, but a notebook, a "
-            f"prompt, python -c or standard input. {by_hand}",
-            file=sys.stderr,
+        _print_error(
+            "the run was not started from a script, but from a notebook, a prompt, python -c or "
+            f"standard input, so it can't be started again. {by_hand}"
         )
         return 1
     report = json.loads(kept[-1].read_text())
-    (path / _FOUND).unlink(missing_ok=True)
-    code, ended = _start_again(report, path)
-    if (path / _FOUND).exists():
+    (path / _RESULT_FILE).unlink(missing_ok=True)
+    code, ending = _run_command(report, path)
+    if (path / _RESULT_FILE).exists():
         return 0
-    print(
-        f"tfloss replay: nothing was replayed. The command of that run {ended}, and no "
-        "trainer.train(...) in it had replayed the step. It was, in "
-        f"{report['directory']}:\n\n    {shlex.join(report['command'])}\n\n{by_hand}",
-        file=sys.stderr,
+    _print_error(
+        f"nothing was replayed. The command of the run {ending}, and no trainer.train(...) in it "
+        f"replayed the step. In {report['directory']} it was:\n\n"
+        f"    {shlex.join(report['command'])}\n\n{by_hand}"
     )
     return code or 1
 
 
-def _start_again(report: dict[str, Any], path: Path) -> tuple[int, str]:
-    """Runs the command of a run; its exit code, and how it ended, in words."""
+def _print_error(message: str) -> None:
+    print(f"tfloss replay: {message}", file=sys.stderr)
+
+
+def _run_command(report: dict[str, Any], path: Path) -> tuple[int, str]:
+    """Runs the command of a run again. Returns its exit code, and how it ended, in words."""
     environment = {**os.environ, VARIABLE: str(path)}
     try:
-        again = subprocess.run(report["command"], cwd=report["directory"], env=environment)
+        process = subprocess.run(report["command"], cwd=report["directory"], env=environment)
     except OSError as error:
         return 1, f"could not be started ({error})"
-    return again.returncode, f"ended with exit code {again.returncode}"
+    return process.returncode, f"ended with exit code {process.returncode}"
 
 
 def replay_and_exit(trainer: _Trainer, path: str | Path) -> NoReturn:
-    """What `trainer.train` does in a script that was started by `tfloss replay`.
+    """Replays a step in a script that `tfloss replay` has started. Runs on the host, eagerly.
 
-    Raises SystemExit with code 0 when the step was replayed.
+    Args:
+      trainer: Trainer of the script.
+      path: Directory of the kept step.
+
+    Raises:
+      SystemExit: Always, with code 0, when the step was replayed.
     """
-    found = replay(trainer, path)
-    print(found)
-    (Path(path) / _FOUND).write_text(found + "\n")
+    result = replay(trainer, path)
+    print(result)
+    (Path(path) / _RESULT_FILE).write_text(result + "\n")
     raise SystemExit(0)
 
 
 def replay(trainer: _Trainer, path: str | Path) -> str:
-    """Runs one kept step again and returns what went bad first, as text.
+    """Repeats one kept step and reports which op gave NaN or infinity first.
 
-    Loads the weights of that moment into the trainer's model. Don't train on afterwards.
+    This restores the weights of that step into the trainer's model. Don't continue training with
+    this trainer. Runs on the host, eagerly.
 
     Args:
-      trainer: the one that stopped, or one made as it was. Its model is built if it isn't.
-      path: `workdir/nonfinite/step_00000137`.
+      trainer: Trainer that stopped, or one created in the same way. Its model is built if
+        necessary.
+      path: Directory of the kept step, such as `workdir/nonfinite/step_00000137`.
+
+    Returns:
+      The report, several lines of text.
 
     Raises:
-      CheckpointError: the trainer's model is another one.
+      CheckpointError: The checkpoint does not fit the trainer's model.
     """
     path = Path(path)
     report = json.loads((path / "report.json").read_text())
-    trainer.train_step.build(_batch(path, 0)[0])
-    lines = [f"Step {report['step']}, eagerly, as it was when these losses were seen:"]
+    trainer.train_step.build(_load_batch(path, 0)[0])
+    lines = [f"Step {report['step']}, run eagerly. Its losses during training were:"]
     lines += [f"  {name} = {value}" for name, value in report["losses"].items()]
-    trainer.state.restore_for_replay(path)
+    state: _State = trainer.state
+    state.restore_for_replay(path)
     bad = [
         v.path
         for v in trainer.model.variables
         if tf.as_dtype(v.dtype).is_floating and not np.isfinite(np.asarray(v.numpy())).all()
     ]
     if bad:
-        lines.append(f"Not finite before the step began: {', '.join(bad)}")
-    many = report["micro_batches"]
+        lines.append(f"Not finite before the step: {', '.join(bad)}")
+    micro_batches = report["micro_batches"]
     for index in range(report["replicas"]):
-        trainer.state.restore_for_replay(path, replica=index)
-        # In order: each forward pass moves the random states on for the next.
-        for micro in range(many):
-            batch = _batch(path, index * many + micro)[1]
-            where = f"Replica {index}" + (f", micro-batch {micro}" if many > 1 else "")
-            lines.append(f"{where}: {_first_bad(trainer, batch, report['step'] - 1)}")
+        state.restore_for_replay(path, replica=index)
+        # In order, since each forward pass advances the random states.
+        for micro in range(micro_batches):
+            batch = _load_batch(path, index * micro_batches + micro)[1]
+            where = f"Replica {index}" + (f", micro-batch {micro}" if micro_batches > 1 else "")
+            lines.append(f"{where}: {_first_nonfinite(trainer, batch, report['step'] - 1)}")
     return "\n".join(lines)
 
 
@@ -148,19 +174,19 @@ def _was_script(path: Path) -> bool:
     return newest is None or load_manifest(newest)["extra"].get("script", True) is not None
 
 
-def _batch(path: Path, index: int) -> tuple[Any, Any]:
-    """A batch of a replica: its type, and itself."""
+def _load_batch(path: Path, index: int) -> tuple[Any, Any]:
+    """Loads a batch of a replica. Returns its element spec and the batch."""
     dataset = tf.data.Dataset.load(str(path / f"batch_{index}"))
     return dataset.element_spec, dataset.get_single_element()
 
 
-def _first_bad(trainer: _Trainer, batch: Any, step: int) -> str:
-    """What TensorFlow's own check finds first, in the forward or the backward pass."""
+def _first_nonfinite(trainer: _Trainer, batch: Any, step: int) -> str:
+    """Runs forward and backward pass, and describes the first op with a non-finite output."""
     model, variables = trainer.model, trainer.model.trainable_variables
     phase = "forward"
     tf.debugging.enable_check_numerics()
     try:
-        with _whole_tracebacks(), tf.GradientTape() as tape, _upstream.inputs_untouched(model):
+        with _unfiltered_tracebacks(), tf.GradientTape() as tape, _upstream.inputs_untouched(model):
             with forward_context(tf.constant(step, tf.int64), recording=False) as context:
                 returned = trainer.train_step.forward(batch)
             losses = collect(returned, context, variables)
@@ -170,19 +196,19 @@ def _first_bad(trainer: _Trainer, batch: Any, step: int) -> str:
         with context.backward():
             tape.gradient(total, [getattr(v, "value", v) for v in variables])
     except tf.errors.InvalidArgumentError as error:
-        return f"in the {phase} pass, {_summary(error)}"
+        return f"in the {phase} pass, {_describe_error(error)}"
     finally:
         tf.debugging.disable_check_numerics()
     return (
-        "every tensor of the forward and the backward pass was finite. What differs from then: "
-        "no XLA, no fused kernels, one replica at a time."
+        "every tensor of the forward and the backward pass was finite. The replay differs from "
+        "training: no XLA, no fused kernels, one replica at a time."
     )
 
 
 @contextlib.contextmanager
-def _whole_tracebacks() -> Iterator[None]:
-    """Neither TensorFlow nor Keras takes frames out of an error, or adds to its message."""
-    switches = [
+def _unfiltered_tracebacks() -> Generator[None]:
+    """Makes TensorFlow and Keras keep all frames of tracebacks, and messages as they are."""
+    switches: list[Any] = [
         each for each in (tf.debugging, keras.config) if each.is_traceback_filtering_enabled()
     ]
     for each in switches:
@@ -194,17 +220,20 @@ def _whole_tracebacks() -> Iterator[None]:
             each.enable_traceback_filtering()
 
 
-def _summary(error: Exception) -> str:
-    """The op, its output and inputs, and the user's line."""
+def _describe_error(error: Exception) -> str:
+    """Describes the op, its output and inputs, and the user's line."""
     lines, inputs = _upstream.failed_numerics_check(error)
-    lines += [f"input {index}: {_described(one)}" for index, one in enumerate(inputs)]
+    lines += [f"input {index}: {_describe(tensor)}" for index, tensor in enumerate(inputs)]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library(f.filename)]
     where = [f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"] if frames else []
     return "\n  ".join([*(lines or [str(error)]), *where])
 
 
-def _described(tensor: tf.Tensor) -> str:
-    """`float32 [4, 2], 1 NaN, 2 infinite, the others from -1 to 4`. By NumPy: ops are watched."""
+def _describe(tensor: tf.Tensor) -> str:
+    """Describes a tensor: `float32 [4, 2], 1 NaN, 2 infinite, the others from -1 to 4`.
+
+    It uses NumPy, because the numerics check watches the ops of TensorFlow.
+    """
     text = f"{tensor.dtype.name} {tensor.shape.as_list()}"
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer) or not tensor.shape.num_elements():
         return text
