@@ -26,7 +26,6 @@ STILL_MISSING = {
     "tfloss/evaluation/evaluator_cache.py",
     "tfloss/forward/context.py",
     "tfloss/forward/recorded_summaries.py",
-    "tfloss/hooks/nan_guard.py",
     "tfloss/step/example_weights.py",
     "tfloss/step/variables.py",
     "tfloss/trainer/checkpointed_state.py",
