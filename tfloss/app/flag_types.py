@@ -61,14 +61,15 @@ class _JitParser(flags.ArgumentParser[bool | str]):
 
 
 class JitFlag(flags.Flag[bool | str]):
-    """A flag `--jit` or `--nojit`, like a boolean one, that also takes `--jit=loop` and `auto`.
-
-    Args:
-      name: The name of the flag.
-      help: The text for `--help`.
-    """
+    """A flag `--jit` or `--nojit`, like a boolean one, that also takes `--jit=loop` and `auto`."""
 
     def __init__(self, name: str, help: str):
+        """Makes the flag.
+
+        Args:
+          name: The name of the flag.
+          help: The text for `--help`.
+        """
         super().__init__(_JitParser(), None, name, None, help, boolean=True)
 
     def serialize(self) -> str:
