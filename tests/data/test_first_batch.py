@@ -1,4 +1,4 @@
-"""The first batch of each worker, compared."""
+"""Workers whose first batches differ are warned once."""
 
 import warnings
 
@@ -41,7 +41,7 @@ def _sum(elements):
         {"few": tf.sparse.from_dense(np.eye(6, dtype=np.int32))},
     ],
 )
-def test_the_data_set_stays_as_it_is(elements):
+def test_watching_does_not_change_the_data_set(elements):
     plain = list(tf.data.Dataset.from_tensor_slices(elements).batch(2))
 
     first, found = _first(elements)
@@ -62,7 +62,7 @@ def test_only_the_first_batch_counts():
     assert _sum(np.array(["a", "b"])) != _sum(np.array(["b", "a"]))
 
 
-def test_noise_may_differ_where_there_are_labels():
+def test_noise_may_differ_if_there_are_labels():
     labels = np.arange(4)
 
     def batch(noise):
@@ -72,7 +72,7 @@ def test_noise_may_differ_where_there_are_labels():
     assert _sum({"x": np.full(4, 0.1)}) != _sum({"x": np.full(4, 0.2)})
 
 
-def test_a_difference_is_told_once():
+def test_a_difference_is_reported_once():
     first, _ = _first(np.arange(6))
     chief = _Chief(first.checksum + 1)
 
@@ -84,7 +84,7 @@ def test_a_difference_is_told_once():
     assert chief.asked == 2
 
 
-def test_no_difference_is_not_told():
+def test_equal_batches_are_not_reported():
     first, _ = _first(np.arange(6))
 
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What of a pipeline is another one when it is read again, and what can't be saved: both tried."""
+"""Parts of a pipeline that are not reproducible, or can't be saved, are listed."""
 
 import keras
 import pytest
@@ -43,7 +43,7 @@ def can_be_saved(data, path):
 
 
 CASES = {
-    # data set: (what it isn't repeated by, with and without a global seed; what can't be saved)
+    # data set: (why it is not reproducible, without and with a global seed; why it can't be saved)
     "plain": (lambda: NUMBERS.cache().map(lambda x: x + 1).batch(2).prefetch(1), "", "", ""),
     "shuffle": (lambda: NUMBERS.shuffle(3), "ShuffleDataset without a seed", "", ""),
     "seeded": (lambda: NUMBERS.shuffle(3, seed=1), "", "", ""),
@@ -106,14 +106,14 @@ def check(lines, expected):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_without_a_global_seed(name, unseeded):
+def test_irreproducible_inputs_without_a_global_seed(name, unseeded):
     make, expected, _, _ = CASES[name]
     check(nondeterministic_inputs(make()), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Seed 0 from outer graph")
 @pytest.mark.parametrize("name", CASES)
-def test_with_one(name, tmp_path):
+def test_irreproducible_and_unsaveable_inputs_with_a_global_seed(name, tmp_path):
     make, _, expected, unsaveable = CASES[name]
     data = make()
     check(nondeterministic_inputs(data), expected)
@@ -126,6 +126,6 @@ def test_op_determinism_keeps_the_order():
         assert nondeterministic_inputs(CASES[name][0](), op_determinism=True) == []
 
 
-def test_the_line_is_the_users():
+def test_the_line_is_that_of_the_users_code():
     (line,) = unsaveable_inputs(NUMBERS.map(draw))
     assert line == f"RandomUniform ({__file__}:{draw.__code__.co_firstlineno + 1}, in draw)"

@@ -29,7 +29,7 @@ def test_epochs_and_seeds_differ():
     assert len({order.tobytes() for order in orders}) == 40
 
 
-def test_it_never_changes():
+def test_the_order_never_changes():
     """A checkpoint's position means the same examples for ever."""
     assert epochs(10, 2, 7).tolist() == [
         [6, 1, 5, 8, 9, 2, 4, 0, 3, 7],
@@ -41,7 +41,7 @@ def test_it_never_changes():
     ]
 
 
-def test_a_position_depends_on_nothing_but_itself():
+def test_a_position_is_computed_independently_of_others():
     whole = shuffled(tf.range(1000, dtype=tf.int64), 37, 5).numpy()
     for start in (0, 1, 36, 37, 500):
         part = shuffled(tf.range(start, 1000, 7, dtype=tf.int64), 37, 5).numpy()
@@ -71,7 +71,7 @@ def test_all_permutations_are_equally_likely(length: int):
 
 
 @pytest.mark.parametrize("length, number", [(10, 20_000), (1437, 600)])
-def test_every_place_has_every_example_equally_often(length: int, number: int):
+def test_every_position_has_every_example_equally_often(length: int, number: int):
     order = epochs(length, number)
     # Twenty places with ten groups of examples each, and how far apart neighbours are.
     group = order * 10 // length
@@ -88,7 +88,7 @@ def test_every_place_has_every_example_equally_often(length: int, number: int):
         assert stats.chisquare(pairs[~np.eye(10, dtype=bool)]).pvalue > 1e-3
 
 
-def test_an_epoch_says_nothing_about_the_next():
+def test_epochs_are_independent():
     order = epochs(10, 20_000)
     table = np.bincount(order[:-1, 0] * 10 + order[1:, 0], minlength=100)
     assert stats.chisquare(table).pvalue > 1e-3
@@ -115,7 +115,7 @@ def test_index_shuffle_repeats_after_256_seeds():
     np.testing.assert_array_equal(orders[256:], orders[: 300 - 256])
 
 
-def test_seeds_are_of_their_position_and_all_differ():
+def test_seeds_depend_on_the_position_and_all_differ():
     found = seeds(tf.range(100_000, dtype=tf.int64), 3)
     assert found.shape == (100_000, 2) and found.dtype == tf.int32
     assert len(np.unique(found.numpy(), axis=0)) == 100_000

@@ -1,4 +1,4 @@
-"""A run finds its place in the data again, whatever the data are."""
+"""A resumed run continues at its position in the data, whatever the data are."""
 
 import warnings
 
@@ -45,13 +45,13 @@ def trained(make, steps, strategy=ONE):
 
 @pytest.mark.promise(19)
 @pytest.mark.parametrize("steps", [0, 1, 7, 130])
-def test_an_iterator_goes_on_in_the_middle_of_its_shuffle_buffer(steps):
+def test_an_iterator_continues_in_the_middle_of_its_shuffle_buffer(steps):
     state, files, rest = trained(shuffled, steps)
     assert state["strategy"] == "iterator" and state["skip"] == 0
     assert batches(resumed(shuffled, state, files), 30) == rest
 
 
-def test_a_second_resume_goes_on_from_the_first(steps=9):
+def test_a_second_resume_continues_from_the_first(steps=9):
     state, files, rest = trained(shuffled, steps)
     feed = resumed(shuffled, state, files)
     assert batches(feed, 4) == rest[:4]
@@ -63,7 +63,7 @@ def test_a_second_resume_goes_on_from_the_first(steps=9):
 
 @pytest.mark.parametrize("ahead", [True, False])
 def test_batches_that_were_read_ahead_are_read_again(ahead):
-    """As in a loop that XLA compiles whole."""
+    """As in a loop that is one XLA program."""
 
     def make():
         return (
@@ -89,7 +89,7 @@ def test_batches_that_were_read_ahead_are_read_again(ahead):
     assert states[-1][0]["skip"] < 910  # from the state of a save before, not from 0
 
 
-def test_states_are_kept_between_saves_where_data_are_read_ahead():
+def test_states_are_kept_between_saves_if_data_are_read_ahead():
     """So that the first save of a run isn't that of its beginning."""
 
     def make():
@@ -164,7 +164,7 @@ def test_data_that_are_not_repeatable_are_reported(replicas, messages):
     )
 
 
-def test_what_has_no_state_to_save_is_read_again(messages):
+def test_data_without_a_state_to_save_are_read_again(messages):
     def make():
         signature = tf.TensorSpec([], tf.int64)
         data = tf.data.Dataset.from_generator(lambda: iter(range(100)), output_signature=signature)
@@ -185,7 +185,7 @@ def test_a_state_that_is_too_large_is_not_kept(monkeypatch):
     assert batches(resumed(shuffled, state, files), 30) == rest
 
 
-def test_the_iterator_goes_back_to_a_mark(monkeypatch):
+def test_the_iterator_returns_to_a_snapshot(monkeypatch):
     feed = Feed(shuffled(), ONE)
     batches(feed, 3)
     go_back = feed.snapshot()
@@ -236,7 +236,7 @@ def test_passes_over_a_shuffled_set_are_counted(replicas):
     assert batches(again, 10) == batches(feed, 10)
 
 
-def test_a_source_begins_anew_after_a_resume():
+def test_a_source_starts_from_the_beginning_after_a_resumed_pass():
     def make():
         return Source(np.arange(20), batch_size=2, epochs=1)
 
@@ -251,7 +251,7 @@ def test_a_source_begins_anew_after_a_resume():
     assert batches(again, 10) == whole
 
 
-def test_an_unseeded_shuffle_goes_on_in_a_loop_that_reads_ahead():
+def test_an_unseeded_shuffle_continues_in_a_loop_that_reads_ahead():
     def make():
         return tf.data.Dataset.range(400).shuffle(400).batch(2, drop_remainder=True)
 
@@ -271,7 +271,7 @@ def test_an_unseeded_shuffle_goes_on_in_a_loop_that_reads_ahead():
     assert sorted(np.concatenate([*taken, *rest])) == list(range(400))
 
 
-def test_other_data_begin_anew_and_it_is_said_what_differs(messages):
+def test_other_data_start_from_the_beginning_and_the_differences_are_logged(messages):
     state, files, _ = trained(shuffled, 5)
     feed = resumed(lambda: shuffled(batch=4), state, files)
     assert feed.batches == 0
@@ -279,7 +279,7 @@ def test_other_data_begin_anew_and_it_is_said_what_differs(messages):
     assert "start from the beginning" in messages[0] and "batch_size 2 -> 4" in messages[0]
 
 
-def test_data_that_end_before_are_refused():
+def test_data_that_end_before_the_position_are_refused():
     def make(count=40):
         signature = tf.TensorSpec([None], tf.int64)
         return tf.data.Dataset.from_generator(
@@ -291,7 +291,7 @@ def test_data_that_end_before_are_refused():
         resumed(lambda: make(4), state, files)
 
 
-def test_what_is_not_repeatable_is_told_beforehand(replicas):
+def test_irreproducible_data_are_reported_before_training(replicas):
     ordered = tf.data.Dataset.range(10).batch(2)
     unordered = ordered.map(lambda i: i, num_parallel_calls=2, deterministic=False)
     with pytest.warns(UserWarning, match="deterministic=False"):

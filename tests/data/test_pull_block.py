@@ -1,4 +1,4 @@
-"""What a block is pulled by: it adapts to how untimedly batches come."""
+"""Pulling a block adapts to how fast batches arrive."""
 
 import time
 
@@ -7,8 +7,8 @@ import tensorflow as tf
 from tfloss.data.pull_block import PullBlock
 
 
-def test_data_that_become_untimed_are_pulled_untimedly():
-    """Once: four batches at the start decided for the whole run, and a cold pipeline failed."""
+def test_data_that_become_fast_are_pulled_without_a_time_limit():
+    """Regression: the first four batches decided for the entire run, and a cold start failed."""
 
     def late(i):
         return tf.numpy_function(lambda j: (time.sleep(0.05 * (j < 20)), j)[1], [i], tf.int64)
@@ -20,8 +20,8 @@ def test_data_that_become_untimed_are_pulled_untimedly():
     options.threading.private_threadpool_size = 4
     blocks = tf.data.Dataset.range(100).map(lambda _: pull()).with_options(options)
     found, untimed, seen = [], [], 0
-    for block, _, (count, odd, ended) in blocks:
-        assert not odd and not ended
+    for block, _, (count, has_remainder, ended) in blocks:
+        assert not has_remainder and not ended
         found.append(int(count))
         untimed.append(bool(pull.untimed.numpy()))
         assert block.numpy()[:count].tolist() == list(range(seen + 1, seen + 1 + int(count)))

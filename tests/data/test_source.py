@@ -70,7 +70,7 @@ def noisy(example, seed):
 
 
 def mixed(batch, seed):
-    """An augmentation of a whole batch, in which examples meet."""
+    """An augmentation of a batch that mixes its examples."""
     order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(batch["x"])[0]), seed)
     return {**batch, "partner": tf.gather(batch["x"], order)}
 
@@ -100,7 +100,7 @@ def taken(dataset, number: int) -> list:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_shuffling_batches_run_over_the_ends_of_epochs(kind):
+def test_without_shuffling_batches_cross_the_ends_of_epochs(kind):
     source = Source(KINDS[kind](5), batch_size=3, shuffle=False)
     found = taken(source.dataset(), 4)
     assert [batch["x"].tolist() for batch in found] == [[0, 1, 2], [3, 4, 0], [1, 2, 3], [4, 0, 1]]
@@ -109,7 +109,7 @@ def test_without_shuffling_batches_run_over_the_ends_of_epochs(kind):
     assert numbers(source.dataset(2).take(1)) == [[1, 2, 3]]
 
 
-def test_with_epochs_the_last_batch_is_smaller_or_left_out():
+def test_with_epochs_the_last_batch_is_smaller_or_dropped():
     data = {"x": np.arange(5)}
     source = Source(data, batch_size=4, shuffle=False, epochs=2)
     assert numbers(source.dataset()) == [[0, 1, 2, 3], [4, 0, 1, 2], [3, 4]]
@@ -172,14 +172,14 @@ def test_starting_at_k_is_skipping_k(kind, options):
             assert int(dataset.cardinality()) == number - start
 
 
-def test_starting_where_the_order_is_computed_in_the_next_piece():
+def test_starting_in_any_piece_of_the_computed_order():
     source = Source({"x": np.arange(10_007)}, batch_size=32)
     whole = numbers(source.dataset().take(400))
     for start in (127, 129, 320):
         assert numbers(source.dataset(start).take(400 - start)) == whole[start:]
 
 
-def test_cardinality_is_that_of_the_rest():
+def test_cardinality_counts_the_remaining_batches():
     data = {"x": np.arange(10)}
     endless = Source(data, batch_size=4)
     assert endless.cardinality == INFINITE == int(endless.dataset(5).cardinality())
@@ -194,7 +194,7 @@ def test_cardinality_is_that_of_the_rest():
             assert dataset.element_spec == source.element_spec
 
 
-def test_far_away_begins_as_soon():
+def test_a_distant_start_takes_the_same_time():
     source = Source(arrays(1437), batch_size=32, map=noisy)
 
     def seconds(start: int) -> float:
@@ -243,7 +243,7 @@ def test_shards_together_are_the_batch(shards, options):
         assert {len(part) for part in parts} == {len(whole)}
 
 
-def test_the_cardinality_of_a_shard_is_that_of_the_whole():
+def test_the_cardinality_of_a_shard_is_that_of_the_source():
     for epochs, number in ((None, INFINITE), (2, 4)):
         source = Source({"x": np.arange(11)}, batch_size=4, epochs=epochs)
         for shard in range(5):
@@ -258,7 +258,7 @@ def test_the_cardinality_of_a_shard_is_that_of_the_whole():
 # map and batch_map
 
 
-def test_seeds_are_those_of_the_position():
+def test_seeds_depend_on_the_position():
     source = Source({"x": np.arange(5)}, batch_size=4, seed=9, map=lambda e, s: {**e, "seed": s})
     found = taken(source.dataset(2), 3)
     positions = tf.range(8, 20, dtype=tf.int64)
@@ -338,7 +338,7 @@ def test_items_whose_shapes_differ_need_a_spec_and_a_map():
         Source([{"row": np.arange(0)}, {"row": np.arange(1)}], batch_size=1)
 
 
-def test_getitems_is_asked_for_whole_batches():
+def test_getitems_is_asked_for_complete_batches():
     items = Batched(6)
     next(iter(Source(items, batch_size=4, shuffle=False, num_parallel_calls=None).dataset()))
     assert items.asked[0] == [0, 1, 2, 3]

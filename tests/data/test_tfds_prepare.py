@@ -28,7 +28,7 @@ def test_two_processes_at_once(tmp_path):
             assert done.stdout.splitlines()[-1] == "1437 360"
 
 
-def test_what_is_there_is_used(tmp_path):
+def test_a_prepared_data_set_is_used(tmp_path):
     calls = []
 
     def make():
@@ -43,7 +43,7 @@ def test_what_is_there_is_used(tmp_path):
     assert np.asarray(one["image"]).shape == (8, 8, 1)
 
 
-def test_what_would_be_downloaded_says_how_to_prepare_it(tmp_path):
+def test_the_error_for_a_missing_download_says_how_to_prepare_it(tmp_path):
     def make():
         return tfds.builder("coco/2017", data_dir=tmp_path / "data")
 
@@ -53,7 +53,7 @@ def test_what_would_be_downloaded_says_how_to_prepare_it(tmp_path):
     assert builder.info.splits["test"].num_examples == 360
 
 
-def test_the_first_run_draws_what_later_ones_draw(tmp_path):
+def test_preparing_does_not_change_the_random_states(tmp_path):
     drawn = []
     for _ in range(2):  # made, then found
         random.seed(3)

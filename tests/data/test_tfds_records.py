@@ -1,4 +1,4 @@
-"""Records of prepared TFDS data sets by number: the right ones, as they lie on the disk."""
+"""Records of prepared TFDS data sets are read by index from their files."""
 
 import socket
 import struct
@@ -132,12 +132,12 @@ def test_sub_splits_are_those_of_tfds(builder: Shapes, split: str):
     assert sorted(ids(Records(builder, split))) == sorted(expected)
 
 
-def test_a_read_instruction_is_a_split_too(builder: Shapes):
+def test_a_read_instruction_is_a_split(builder: Shapes):
     half = tfds.core.ReadInstruction("train", to=50, unit="%")
     assert len(Records(builder, half)) == 12  # of 23, rounded as TFDS does
 
 
-def test_several_shards_were_really_read(builder: Shapes):
+def test_the_data_set_has_several_shards(builder: Shapes):
     assert len(builder.info.splits["train"].filenames) == 4
 
 
@@ -174,7 +174,7 @@ def test_identity_names_data_set_version_and_split(data_dir: Path):
     }
 
 
-def test_what_is_not_prepared_says_how_to_prepare_it(
+def test_the_error_for_an_unprepared_data_set_says_how_to_prepare_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(*_):
@@ -196,7 +196,7 @@ def test_what_is_not_prepared_says_how_to_prepare_it(
     assert len(Source.from_tfds("digits", "test", data_dir=tmp_path, batch_size=4)) == 360
 
 
-def test_download_prepares_it(tmp_path: Path):
+def test_download_prepares_the_data_set(tmp_path: Path):
     source = Source.from_tfds("digits", "test", data_dir=tmp_path, download=True, batch_size=4)
     assert len(source) == 360 and next(iter(source.dataset()))["image"].shape == [4, 8, 8, 1]
 
@@ -221,17 +221,17 @@ def path(tmp_path: Path) -> Path:
     return found
 
 
-def test_records_are_found_by_their_number(path: Path):
+def test_records_are_found_by_index(path: Path):
     files = RecordFiles([Instruction(str(path), 4), Instruction(str(path), 4, skip=2)])
     assert len(files) == 6
     assert [len(one) for one in files.__getitems__([3, 0, 2, 1, 5, 4])] == [1000, 0, 7, 1, 1000, 7]
     assert files[4] == b"\7" * 7
 
 
-def test_damaged_files_are_named(path: Path):
+def test_corrupt_files_are_named(path: Path):
     whole = path.read_bytes()
-    for damaged in (whole[:-1], whole[:30], whole + b"\0", whole[:-1016], b"", _longer(whole)):
-        path.write_bytes(damaged)
+    for corrupt in (whole[:-1], whole[:30], whole + b"\0", whole[:-1016], b"", _longer(whole)):
+        path.write_bytes(corrupt)
         with pytest.raises(
             DataError, match=r"a\.tfrecord is corrupt or truncated: it should hold 4 records"
         ):

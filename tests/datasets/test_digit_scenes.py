@@ -1,4 +1,4 @@
-"""The `digit_scenes` builder: boxes, polygons and maps tell the same story, splits are disjoint."""
+"""The `digit_scenes` builder: boxes, polygons and maps agree, and splits are disjoint."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The `digits` builder: the right pictures, split the same way everywhere, from disk alone."""
+"""The `digits` builder: the right images, the same split on every machine, read from disk."""
 
 import builtins
 import collections

@@ -1,4 +1,4 @@
-"""The `penguins_palmer` builder: all penguins, and what is missing stays missing."""
+"""The `penguins_palmer` builder: all penguins, with their missing values."""
 
 import importlib.metadata
 
@@ -17,7 +17,7 @@ def splits(tmp_path_factory):
     return {name: list(data.as_numpy_iterator()) for name, data in loaded.items()}
 
 
-def test_344_penguins_and_what_is_missing_of_them(splits):
+def test_344_penguins_and_their_missing_values(splits):
     assert {name: len(each) for name, each in splits.items()} == {"train": 275, "test": 69}
     every = [one for each in splits.values() for one in each]
     np.testing.assert_array_equal(np.bincount([p["species"] for p in every]), [152, 68, 124])
@@ -42,7 +42,7 @@ def test_both_splits_have_every_species_in_proportion(splits):
         np.testing.assert_allclose(part, np.array([152, 68, 124]) / 344, atol=0.01)
 
 
-def test_without_the_package_it_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_the_package_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 

@@ -55,14 +55,14 @@ def test_tiles_and_their_crowns(package):
     assert "deepforest" not in sys.modules
 
 
-def test_less_than_two_fifths_of_a_crown_do_not_count():
+def test_a_crown_with_less_than_two_fifths_in_a_tile_is_left_out():
     crown = np.array([[0.0, 118.0, 10.0, 143.0]])
     np.testing.assert_array_equal(inside(crown, 0, 0), [[0, 118, 10, 128]])
     assert len(inside(crown + [0, 1, 0, 1], 0, 0)) == 0
     assert len(inside(crown, 300, 0)) == 0
 
 
-def test_without_the_files_it_says_how_to_get_them(tmp_path, monkeypatch):
+def test_without_the_files_the_error_says_how_to_get_them(tmp_path, monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
