@@ -44,21 +44,19 @@ def main() -> None:
     options = tf.data.Options()
     options.autotune.enabled = False
     data = data.with_options(options)
-    for depth, jit in ((1, False), (40, False), (40, True)):
+    for depth, mode in ((1, "graph"), (40, "graph"), (40, "step")):
         calls = {}
         for name, skip, guard in (
             ("no check", False, False),
             ("guard", False, True),
             ("skip_nonfinite", True, True),
         ):
-            step = tfloss.TrainStep(
-                Model(depth), keras.optimizers.Adam(), jit=jit, skip_nonfinite=skip
-            )
+            step = tfloss.TrainStep(Model(depth), keras.optimizers.Adam(), skip_nonfinite=skip)
             step.build(data.element_spec)
-            engine, iterator = Engine(step, guard=guard), iter(data)
+            engine, iterator = Engine(step, mode=mode, guard=guard), iter(data)
             calls[name] = lambda e=engine, i=iterator: e.run(i, STEPS)
         seconds = interleaved(calls, rounds=9)
-        print(f"{4 * depth} variables, jit={jit}: {STEPS / min(seconds['no check']):.0f} steps/s")
+        print(f"{4 * depth} variables, mode {mode}: {STEPS / min(seconds['no check']):.0f} steps/s")
         for name in ("guard", "skip_nonfinite"):
             median, low, high = ratio(seconds, name, "no check")
             print(f"  step time with {name}: x {median:.3f} ({low:.3f} to {high:.3f})")

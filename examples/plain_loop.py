@@ -78,7 +78,7 @@ def train(
 
     @tf.function(autograph=False)
     def logged(iterator: Iterator[Any]) -> dict[str, tf.Tensor]:
-        return step(next(iterator), recording=True).scalars
+        return step(next(iterator), tfloss.TraceOptions(recording=True)).scalars
 
     scalars: dict[str, float] = {}
     for last in range(log_every, steps + 1, log_every):

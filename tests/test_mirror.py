@@ -14,15 +14,19 @@ TESTED_ELSEWHERE = {
 }
 # These modules need a test file. Whoever writes one deletes the entry.
 STILL_MISSING = {
+    "tfloss/step/example_weights.py",
+    "tfloss/step/gradients.py",
+    "tfloss/step/minimize.py",
+    "tfloss/step/normalisers.py",
+    "tfloss/step/skipping.py",
+    "tfloss/step/traced_calls.py",
+    "tfloss/step/variables.py",
     "tfloss/app/flag_errors.py",
     "tfloss/app/flag_types.py",
     "tfloss/checkpoint/manifest.py",
     "tfloss/checkpoint/mismatch.py",
     "tfloss/checkpoint/ranking.py",
-    "tfloss/engine/finite_guard.py",
     "tfloss/evaluation/evaluator_cache.py",
-    "tfloss/step/example_weights.py",
-    "tfloss/step/variables.py",
     "tfloss/trainer/checkpointed_state.py",
     "tfloss/trainer/default_hooks.py",
 }

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfloss.data.batch_reader import BatchReader
 from tfloss.data.distributed import distribute
 from tfloss.engine.engine import Engine, StepLogs
+from tfloss.step.trace_options import Mode
 from tfloss.step.train_step import TrainStep
 
 
@@ -58,6 +59,7 @@ def run(
     steps: int = 1,
     *,
     recording: bool = False,
+    mode: Mode = "graph",
     **options: Any,
 ) -> tuple[TrainStep, dict[str, float], StepLogs]:
     """Trains for some steps.
@@ -66,7 +68,7 @@ def run(
       The training step, the scalars of the last step by name, and the logs of the last call.
     """
     train_step, iterator = make_step(make_model, dataset, **options)
-    engine = Engine(train_step)
+    engine = Engine(train_step, mode=mode)
     if recording:
         for _ in range(steps - 1):
             engine.run(iterator, 1)

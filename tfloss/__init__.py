@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tfloss.optimizers.ema import Ema
     from tfloss.optimizers.groups import Group
     from tfloss.saved_model.export import export
+    from tfloss.step.trace_options import TraceOptions
     from tfloss.step.train_step import TrainStep
     from tfloss.trainer.result import TrainResult
     from tfloss.trainer.trainer import Trainer
@@ -34,6 +35,7 @@ _WHERE = {
     "Every": "hooks",
     "Group": "optimizers.groups",
     "Hook": "hooks",
+    "TraceOptions": "step.trace_options",
     "TrainResult": "trainer.result",
     "TrainStep": "step.train_step",
     "Trainer": "trainer.trainer",
@@ -55,6 +57,7 @@ __all__ = [
     "Every",
     "Group",
     "Hook",
+    "TraceOptions",
     "TrainResult",
     "TrainStep",
     "Trainer",

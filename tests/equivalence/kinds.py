@@ -16,6 +16,7 @@ import tensorflow as tf
 import tfloss
 from tfloss.data.feed import Feed
 from tfloss.engine.engine import Engine
+from tfloss.step.trace_options import Mode
 
 STEPS = 20
 BATCH = 16
@@ -27,12 +28,14 @@ class Kind:
     """How one kind is trained.
 
     loss: `(model, batch, z) -> what the training forward returns`; z is [n, 4].
-    options: for the TrainStep.
+    options: of the TrainStep.
+    mode: in which it is trained, if no other mode is asked for.
     examples: of the data set; its last batch may be short.
     """
 
     loss: Callable[[Any, Any, tf.Tensor], Any]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mode: Mode = "graph"
     groups: bool = False
     synchronised: bool = False
     penalties: bool = False
@@ -101,7 +104,7 @@ KINDS = {
     ),
     "two optimizer groups": Kind(_grouped, groups=True),
     "uneven batches": Kind(_masked, examples=45),
-    "compiled by XLA": Kind(_masked, {"jit": True}),
+    "compiled by XLA": Kind(_masked, mode="step"),
     "deliberately wrong: a local mean": Kind(_local, agrees=False),
 }
 
@@ -138,7 +141,7 @@ def data(kind: Kind) -> tf.data.Dataset:
 
 
 def train(
-    kind: Kind, strategy: tf.distribute.Strategy, mode: str | None = None
+    kind: Kind, strategy: tf.distribute.Strategy, mode: Mode | None = None
 ) -> dict[str, np.ndarray]:
     """The weights after 20 steps of SGD, by path."""
     keras.utils.clear_session(free_memory=False)
@@ -154,7 +157,7 @@ def train(
         step = tfloss.TrainStep(model, optimizer, **kind.options)
     feed = Feed(data(kind), strategy, step.accumulate)
     step.build(feed.reader.element_spec)
-    engine, source = Engine(step, mode=mode), feed.input.iterator
+    engine, source = Engine(step, mode=mode or kind.mode), feed.input.iterator
     if mode == "loop":
         source = feed.input.source("loop")
         source.reads_ahead = True

@@ -33,7 +33,7 @@ MODELS = {
     **{
         name: kind(name)
         for name, one in KINDS.items()
-        if not (one.groups or one.options.get("accumulate") or one.options.get("jit"))
+        if not (one.groups or one.options.get("accumulate") or one.mode == "step")
     },
 }
 

@@ -40,10 +40,10 @@ def groups(**options):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("jit", [False, True])
-def test_a_loss_updates_only_the_group_it_is_named_after(count, jit, replicas):
+@pytest.mark.parametrize("mode", ["graph", "step"])
+def test_a_loss_updates_only_the_group_it_is_named_after(count, mode, replicas):
     train_step, found, _ = run(
-        Pair, DATA, steps=2, optimizer=groups, strategy=replicas(count), jit=jit
+        Pair, DATA, steps=2, optimizer=groups, strategy=replicas(count), mode=mode
     )
     # Both gradients are taken at the same weights: da = b, db = 2 a, times 0.5.
     # (1, 1) -> (1.5, 2) -> (2.5, 3.5). Without groups da would be 3 b.

@@ -124,19 +124,18 @@ class Stateful(keras.Model):
 
 @pytest.mark.promise(1)
 @pytest.mark.filterwarnings("ignore:No loss reaches")
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("mode", ["graph", "step"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("count", [1, 2])
-def test_state_changes_once_a_forward_pass(count, accumulate, jit, replicas):
+def test_state_changes_once_a_forward_pass(count, accumulate, mode, replicas):
     data = tf.data.Dataset.from_tensor_slices({"x": np.full([8, 1], 8.0, np.float32)})
     train_step, iterator = make_step(
         Stateful,
         data.batch(8, True).repeat(),
         strategy=replicas(count),
         accumulate=accumulate,
-        jit=jit,
     )
-    Engine(train_step).run(iterator, 3)
+    Engine(train_step, mode=mode).run(iterator, 3)
     model, passes = train_step.model, 3 * accumulate
     local = train_step.strategy.experimental_local_results
     for mean in local(model.norm.moving_mean.value):

@@ -12,7 +12,8 @@ from tfloss.engine.engine import Engine
 from tfloss.errors import DataError, LossError, NonFiniteLossError
 from tfloss.forward.context import current_step
 from tfloss.forward.global_batch import global_mean
-from tfloss.step.train_step import MOST_SKIPPED, TrainStep
+from tfloss.step.skipping import MOST_SKIPPED
+from tfloss.step.train_step import TrainStep
 
 X = np.arange(1.0, 33.0, dtype=np.float32)
 VALID = (np.arange(32) % 5 == 0).astype(np.float32)
@@ -36,11 +37,11 @@ class Net(keras.Model):
         return {"mean": tf.reduce_mean(each), "masked": global_mean(each, batch["valid"])}
 
 
-def trained(batch, strategy=None, steps=20, **options):
+def trained(batch, strategy=None, steps=20, mode="graph", **options):
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
     train_step, iterator = make_step(Net, data(batch), strategy=strategy, **options)
-    block = Engine(train_step).run(iterator, steps)
+    block = Engine(train_step, mode=mode).run(iterator, steps)
     state = {v.path: v.numpy() for v in train_step.model.weights}
     state |= {name: v.numpy() for name, v in train_step.extra_variables().items()}
     return state, dict(zip(block.names, block.rows().T, strict=True)), train_step
@@ -78,15 +79,15 @@ def test_gradients_of_several_dtypes_are_clipped_together():
 
 @pytest.mark.promise(14)
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("jit", [False, True])
-def test_four_batches_of_8_are_one_of_32_with_everything_in_it(count, jit, replicas):
+@pytest.mark.parametrize("mode", ["graph", "step"])
+def test_four_batches_of_8_are_one_of_32_with_everything_in_it(count, mode, replicas):
     def optimizer():
         schedule = keras.optimizers.schedules.PiecewiseConstantDecay([5, 12], [0.1, 0.05, 0.01])
         return keras.optimizers.Adam(schedule)
 
     options = {"optimizer": optimizer, "clip_norm": 0.5, "ema": 0.9}
     whole = trained(32, **options)
-    parts = trained(8, accumulate=4, strategy=replicas(count), jit=jit, **options)
+    parts = trained(8, accumulate=4, strategy=replicas(count), mode=mode, **options)
     assert_same(whole, parts)
     assert parts[2].optimizers["optimizer"].iterations.numpy() == 20
     assert float(parts[2].optimizers["optimizer"].learning_rate.numpy()) == pytest.approx(0.01)
@@ -246,8 +247,7 @@ def test_many_bad_gradients_of_good_losses_are_a_failure_too(mode):
     def report(model, batch, y):
         return {"root": tf.sqrt((model.w - 1.0) ** 2) + 0.0 * tf.reduce_mean(y)}
 
-    options = {"skip_nonfinite": True, "jit": mode == "step"}
-    train_step, iterator = make_step(lambda: Line(report), data(8), **options)
+    train_step, iterator = make_step(lambda: Line(report), data(8), skip_nonfinite=True)
     if mode == "loop":
         iterator = BatchStacker(iterator)
         iterator.reads_ahead = True
@@ -264,29 +264,29 @@ def test_many_bad_gradients_of_good_losses_are_a_failure_too(mode):
 
 @pytest.mark.promise(9)
 @pytest.mark.parametrize(
-    ("count", "jit"),
+    ("count", "mode"),
     [
-        (2, False),
-        (2, True),
-        (8, False),  # more replicas than examples
+        (2, "graph"),
+        (2, "step"),
+        (8, "graph"),  # more replicas than examples
         *(
             pytest.param(*slow, marks=pytest.mark.slow)
-            for slow in ((4, False), (4, True), (8, True))
+            for slow in ((4, "graph"), (4, "step"), (8, "step"))
         ),
     ],
 )
-def test_batches_that_do_not_divide_count_every_example_once(count, jit, replicas):
-    def uneven(strategy, **options):
+def test_batches_that_do_not_divide_count_every_example_once(count, mode, replicas):
+    def uneven(strategy, mode="graph"):
         keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(1)
         columns = {"x": X[:19], "valid": VALID[:19]}
         dataset = tf.data.Dataset.from_tensor_slices(columns).batch(6).repeat()  # 6, 6, 6, 1
-        train_step, iterator = make_step(Net, dataset, strategy=strategy, **options)
-        block = Engine(train_step).run(iterator, 8)
+        train_step, iterator = make_step(Net, dataset, strategy=strategy)
+        block = Engine(train_step, mode=mode).run(iterator, 8)
         state = {v.path: v.numpy() for v in train_step.model.weights}
         return state, dict(zip(block.names, block.rows().T, strict=True))
 
-    assert_same(uneven(replicas(1)), uneven(replicas(count), jit=jit))
+    assert_same(uneven(replicas(1)), uneven(replicas(count), mode=mode))
 
 
 @pytest.mark.promise(9)
@@ -319,8 +319,8 @@ def test_tensors_that_disagree_about_the_number_of_examples_are_refused(replicas
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("jit", [False, True])
-def test_the_norm_of_an_embeddings_gradient_counts_repeated_rows_together(count, jit, replicas):
+@pytest.mark.parametrize("mode", ["graph", "step"])
+def test_the_norm_of_an_embeddings_gradient_counts_repeated_rows_together(count, mode, replicas):
     class Model(keras.Model):
         def __init__(self):
             super().__init__(name="model")
@@ -336,7 +336,7 @@ def test_the_norm_of_an_embeddings_gradient_counts_repeated_rows_together(count,
         strategy=replicas(count),
         optimizer=lambda: keras.optimizers.SGD(1.0),
         clip_norm=1.0,
-        jit=jit,
+        mode=mode,
     )
     assert found["gradient_norm"] == pytest.approx(100.0)
     weights = train_step.model.table.embeddings.numpy().ravel()

@@ -1,92 +1,105 @@
-"""`jit="auto"`: which of the engine's modes is the fastest, measured on the run's own first steps.
+"""`jit="auto"`: measures which mode of the engine is the fastest, on the run's own first steps.
 
-The steps that are measured train like any others. What is tried is bounded: nothing whose
-compilation is expected to cost more than `BOUNDS` allow. Host code.
+The steps that are measured train like any others. A mode whose compilation is expected to cost
+more than `BOUNDS` allow is not tried. Host code.
 """
 
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tensorflow as tf
 
 from tfloss.common.files import replace_file
 from tfloss.errors import NonFiniteLossError, TflossError
+from tfloss.step.trace_options import Mode
 
-# Shares of the time that is left which compiling may cost, each up to so many seconds: 5 %; of
-# shorter runs more, since a loop compiled whole is three times as fast, or thirty, where overhead
-# rules. (15 s are 5 % of five minutes.)
+# Fractions of the remaining time that compiling may take, each with a maximum in seconds: 5 %; of
+# shorter runs more, since a compiled loop is three to thirty times as fast where overhead
+# dominates. (15 s are 5 % of five minutes.)
 BOUNDS = ((0.05, float("inf")), (0.1, 15.0), (0.25, 5.0))
 MEASURED_SECONDS = 0.3  # of steps, in each mode
-# Of a loop compiled whole that may win: what each call costs, a copy of the state above all, is
-# to be shared by as many steps as in training, where calls take up to a second too.
+# Of a compiled loop that may win: what each call costs, a copy of the state above all, has to be
+# spread over as many steps as in training, where calls take up to a second too.
 LOOP_SECONDS = 1.0
-NEAR = 0.75  # of the graph's rate, in short calls: so much may still win
-MARGIN = 1.03  # how much faster another mode must be than the graph
-# XLA takes about so many times as long as the first step, which traces, and so many seconds more:
-# in all 7.1 to 7.8 s for 160 variables, 4.5 for 50 tasks, 4.4 for a transformer and 0.7 for an MLP,
-# whose first steps took 3.2, 1.9, 2.2 and 0.2 s.
+NEAR = 0.75  # a loop of this fraction of the graph's rate in short calls may win in long ones
+MARGIN = 1.03  # how much faster than the graph another mode must be
+# XLA takes about COMPILING times as long as the first step, which traces, and COMPILING_SECONDS
+# more: in all 7.1 to 7.8 s for 160 variables, 4.5 for 50 tasks, 4.4 for a transformer and 0.7 for
+# an MLP, whose first steps took 3.2, 1.9, 2.2 and 0.2 s.
 COMPILING, COMPILING_SECONDS = 2.3, 0.5
-_TITLES = {
+_TITLES: dict[Mode, str] = {
     "graph": "as a graph",
     "step": "with each step compiled by XLA",
     "loop": "with the whole loop compiled by XLA",
 }
 
-Request = tuple[str, int]  # a mode, and the most steps to run in it
-Answer = tuple[int, float]  # steps run, seconds
+Request = tuple[Mode, int]
+"""A mode, and the most steps to run in it."""
+
+Answer = tuple[int, float]
+"""The number of steps that were run, and the seconds that they took."""
 
 
 class Tuner:
-    """Asks for steps in one mode after the other, until it knows which to use.
+    """Asks for steps in one mode after the other, until it knows which one to use.
 
         while tuner.request is not None:
             mode, most = tuner.request
-            ...                                  # run up to so many steps
+            ...                                  # run up to `most` steps
             tuner.answer(steps, seconds)         # or tuner.failed(error)
         tuner.mode
 
     Args:
-      modes: to be tried after "graph", in order.
-      steps_left: updates still to be made, at any time.
-      clock: seconds.
-      tracing: seconds that the first step took to trace, if that was before.
+      modes: Modes to try after "graph", in this order.
+      steps_left: Returns the number of updates that are still to be made.
+      clock: Returns seconds.
+      tracing: Seconds that the first step took to trace, if it was traced before.
 
     Attributes:
-      mode: the one to use, as far as is known.
-      request: what to run next, or None when it is decided.
-      rates: `{mode: steps/s}`.
-      failure: why one doesn't work, or "".
-      why: the decision in words.
-      tracing: seconds that the first step took to trace.
+      mode: The mode to use, as far as is known.
+      request: The steps to run next, or None when the mode is decided.
+      rates: `{mode: steps per second}`.
+      failure: Why a mode doesn't work, or "".
+      why: The decision in words.
+      tracing: Seconds that the first step took to trace.
     """
 
     def __init__(
         self,
-        modes: list[str],
+        modes: Sequence[Mode],
         steps_left: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
         tracing: float = 0.0,
     ):
         self._modes, self._steps_left, self._clock = modes, steps_left, clock
         self.tracing = tracing
-        self.mode = "graph"
-        self.rates: dict[str, float] = {}
+        self.mode: Mode = "graph"
+        self.rates: dict[Mode, float] = {}
         self.failure = self.why = ""
         self._plan = self._decide()
         self.request: Request | None = next(self._plan)
 
     def answer(self, steps: int, seconds: float) -> None:
-        """What came of the request."""
+        """Reports the steps that were requested.
+
+        Args:
+          steps: Number of steps that were run.
+          seconds: Seconds that they took.
+        """
         try:
             self.request = self._plan.send((steps, max(seconds, 1e-9)))
         except StopIteration:
             self.request = None
 
     def failed(self, error: Exception) -> None:
-        """The mode that was asked for doesn't work."""
+        """Reports that the requested mode doesn't work.
+
+        Args:
+          error: The error that its first step raised.
+        """
         try:
             self.request = self._plan.throw(error)
         except StopIteration:
@@ -101,7 +114,7 @@ class Tuner:
         tried = 0.0
         for mode in self._modes:
             left = self._steps_left() / self.rates["graph"]
-            budget = max(min(share * left, most) for share, most in BOUNDS) - tried
+            budget = max(min(fraction * left, most) for fraction, most in BOUNDS) - tried
             if COMPILING * self.tracing + COMPILING_SECONDS > budget:
                 notes.append(f"XLA was not tried: too long to compile for the {left:.0f} s left")
                 break
@@ -129,8 +142,8 @@ class Tuner:
         if notes:
             self.why += "; " + "; ".join(notes)
 
-    def _rate(self, mode: str) -> Generator[Request, Answer, float]:
-        """Steps a second, in calls that get longer."""
+    def _rate(self, mode: Mode) -> Generator[Request, Answer, float]:
+        """Measures the steps per second of a mode, in calls that get longer."""
         steps, spent, best = 1, 0.0, 0.0
         enough, longest = MEASURED_SECONDS, MEASURED_SECONDS / 2
         while spent < enough:
@@ -139,7 +152,7 @@ class Tuner:
             spent += took
             if mode == "loop" and best > NEAR * self.rates["graph"]:
                 enough = longest = LOOP_SECONDS
-            # A mode that is far slower than the graph is not to be measured for long.
+            # A mode that is far slower than the graph is not measured for long.
             steps = min(2 * steps, max(1, int(best * longest)))
         return best
 
@@ -154,17 +167,33 @@ def _first_line(error: Exception) -> str:
     return text.strip().splitlines()[0][:300]
 
 
-def load_choice(path: Path, circumstances: Mapping[str, Any]) -> str | None:
-    """The mode that was chosen in these circumstances, if that was written down."""
+def load_choice(path: Path, circumstances: Mapping[str, Any]) -> Mode | None:
+    """Reads the mode that an earlier run chose.
+
+    Args:
+      path: File that `save_choice` wrote; it may be missing or damaged.
+      circumstances: Everything that the choice depends on.
+
+    Returns:
+      The mode, or None if none was chosen in the same circumstances.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return str(found["mode"]) if found["circumstances"] == dict(circumstances) else None
+        if found["circumstances"] != dict(circumstances):
+            return None
+        return next((mode for mode in get_args(Mode) if mode == found["mode"]), None)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def save_choice(path: Path, tuner: Tuner, circumstances: Mapping[str, Any]) -> None:
-    """Writes a choice down, so that a resumed run need not measure again."""
+    """Writes a choice to a file, so that a resumed run need not measure again.
+
+    Args:
+      path: The file.
+      tuner: A tuner that has decided.
+      circumstances: Everything that the choice depends on; JSON values.
+    """
     rates = {mode: round(rate, 2) for mode, rate in tuner.rates.items()}
     text = {"mode": tuner.mode, "steps_per_second": rates, "circumstances": dict(circumstances)}
     replace_file(path, json.dumps(text, indent=1) + "\n")

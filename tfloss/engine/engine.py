@@ -1,9 +1,9 @@
 """Runs a training step K times in one call of a `tf.function`. Host code around traced code.
 
-    block = engine.run(iterator, 100, recording=False)
-    block.names, block.values            # ["losses/total", ...], float32 [100, names]
+    logs = engine.run(iterator, 100)
+    logs.names, logs.values              # ("losses/total", ...), float32 [100, names]
 
-Every step's scalars leave the call in one buffer, so nothing is synchronised in between.
+The scalars of all steps leave the call in one buffer, so nothing is synchronised in between.
 There are two traces: a silent one, which loops, and a recording one of a single step, which
 also returns the model's summaries.
 
@@ -11,8 +11,8 @@ Three modes give the same results, at speeds that depend on the model:
 
 - "graph": TensorFlow runs each op of each step.
 - "step": forward and backward pass of each replica are one XLA program.
-- "loop": the whole loop is one XLA program (`compiled_loop`). It takes `BatchStacker` of batches; a
-  recording step, or a batch of another size, is run as a graph.
+- "loop": the whole loop is one XLA program (`tfloss.engine.xla_loop`). Its batches come from a
+  `BatchStacker`; a recording step, or a batch of another size, runs as a graph.
 """
 
 import dataclasses
@@ -32,10 +32,10 @@ from tfloss.forward.recorded_summaries import Summary, summaries_on_host
 from tfloss.inspect.determinism import add_determinism_advice
 from tfloss.inspect.xla_compile_errors import add_xla_advice
 from tfloss.step.output import StepOutput
+from tfloss.step.trace_options import Mode, TraceOptions
 from tfloss.step.train_step import TrainStep
 
-MODES = ("graph", "step", "loop")
-# What a step that XLA can't compile may fail with.
+# The errors that a step which XLA can't compile may fail with.
 COMPILER_ERRORS = (
     tf.errors.InvalidArgumentError,
     tf.errors.UnimplementedError,
@@ -45,14 +45,14 @@ COMPILER_ERRORS = (
 
 @dataclasses.dataclass(frozen=True)
 class StepLogs:
-    """What a number of consecutive steps reported.
+    """The values that consecutive steps reported.
 
     Attributes:
-      first: the number of updates completed before the block.
-      names: tags of the columns.
-      values: float32 [steps, names], on the device until somebody looks.
-      summaries: of the last step, if it was recorded.
-      waited: seconds in which the steps waited for their batches.
+      first: Number of updates completed before these steps.
+      names: Tags of the columns.
+      values: float32 [steps, names], on the device until somebody reads them.
+      summaries: Summaries of the last step, if it was recorded.
+      waited: Seconds that the steps waited for their batches.
     """
 
     first: int
@@ -63,7 +63,7 @@ class StepLogs:
 
     @property
     def steps(self) -> int:
-        """How many there were."""
+        """The number of steps."""
         return int(self.values.shape[0])
 
     def rows(self) -> np.ndarray:
@@ -75,39 +75,41 @@ class Engine:
     """Calls a `TrainStep` in a loop on the device.
 
     Args:
-      train_step: a built step.
-      mode: one of MODES. None: "step" if the step is to be compiled, else "graph".
-      log_every_step: also compute the model's scalar summaries on every step.
-      guard: stop before an update whose losses are not finite.
-      check: is shown the graph of each step that was traced, before it runs; it may raise.
+      train_step: A built step.
+      mode: How steps run: "graph", "step" or "loop".
+      log_every_step: Whether the model's scalar summaries are computed on every step.
+      guard: Whether to stop before an update whose losses are not finite.
+      check: Is given the graph of each step when it is traced, before it runs; it may raise.
 
-    Raises (from `run`):
-      tf.errors.OutOfRangeError, StopIteration: the data ended; `train_step.counter` says after
-        how many steps.
-      NonFiniteLossError: a loss is NaN or infinite (if guarded).
+    Attributes:
+      mode: How steps run.
+      traces: Number of traces so far, of steps that are not part of a compiled loop.
     """
 
     def __init__(
         self,
         train_step: TrainStep,
         *,
-        mode: str | None = None,
+        mode: Mode = "graph",
         log_every_step: bool = False,
         guard: bool = True,
         check: Callable[[Any], None] = lambda graph: None,
     ):
-        self.mode = mode or ("step" if train_step.jit else "graph")
+        self.mode: Mode = mode
         self._step = train_step
-        self._every_step = log_every_step
         self._check = check
         self._guard = FiniteGuard(train_step) if guard else None
-        self._names: dict[bool, tuple[str, ...]] = {}
-        self._recorded: list[Any] = []
-        self._dropped: bool | None = None  # whether a silent step has summaries
+        # The loop compiles whole blocks itself; single steps beside them run as a graph.
+        single: Mode = "graph" if mode == "loop" else mode
+        self._options = {
+            recording: TraceOptions(recording or log_every_step, single, self._guard)
+            for recording in (False, True)
+        }
+        self._outputs: dict[bool, StepOutput] = {}  # of the last trace, recording or not
         self.traces = 0
         self._silent = tf.function(self._loop, autograph=False)
         self._recording = tf.function(self._one_taken, autograph=False)
-        # A batch is handed over if it is of an odd size: all sizes after the first share a trace.
+        # A batch of another size is an argument: all sizes after the first have one trace.
         self._recording_batch = tf.function(
             lambda batches: self._one(train_step.gathered(batches)),
             autograph=False,
@@ -117,34 +119,34 @@ class Engine:
         self._compiled = XlaLoop(
             train_step,
             lambda output: self._row(output, recording=False),
-            log_every_step=log_every_step,
+            recording=log_every_step,
             guard=guard,
         )
 
     def run(self, source: Any, steps: int, *, recording: bool = False) -> StepLogs:
-        """Runs up to `steps` steps, and at least one; with `recording`, exactly one.
+        """Runs up to `steps` steps, and at least one; with `recording`, exactly one. Host code.
 
         Args:
-          source: an iterator of a `tf.data.Dataset` or a distributed one, of which all of the
-            steps are run; or `BatchStacker`, of whose current block they are.
-          steps: how many; any number without a new trace.
-          recording: whether the step returns its summaries.
+          source: An iterator of a `tf.data.Dataset` or of a distributed one: all of the steps are
+            run. Or a `BatchStacker`: steps of its current block are run.
+          steps: Number of steps; any number without a new trace.
+          recording: Whether the step returns its summaries.
+
+        Raises:
+          tf.errors.OutOfRangeError: The data ended; `train_step.counter` says after how many
+            steps. StopIteration means the same.
+          NonFiniteLossError: A loss is NaN or infinite (if guarded).
         """
         if recording and steps != 1:
             raise ValueError(f"A recording call runs one step, got steps={steps}.")
         first = int(self._step.counter.numpy())
-        # Another engine may have traced the same step.
-        self._step.guard, self._step.jit = self._guard, self.mode == "step"
-        if self._guard is not None:
-            self._guard.found = None
         try:
-            call = self._run_part if isinstance(source, BatchStacker) else self._run_iterator
+            call = self._run_stacked if isinstance(source, BatchStacker) else self._run_iterator
             values, summaries, waited = call(source, steps, recording)
         except tf.errors.OpError as error:
             # Other ops that the failed assertion has cut off may be named in its place.
-            if self._guard is not None and self._guard.found is not None:
-                self._guard.restore()
-                raise self._guard.found from None
+            if self._guard is not None:
+                self._guard.raise_error()
             if isinstance(error, tf.errors.OutOfRangeError):
                 raise
             if raised_by_data(source, error) or not isinstance(error, COMPILER_ERRORS):
@@ -154,46 +156,51 @@ class Engine:
             raise
         except Exception as error:
             raise _upstream.find_cause(error, TflossError) from None
-        return StepLogs(first, self._names[recording], values, summaries, waited)
+        names = tuple(self._outputs[recording].scalars)
+        return StepLogs(first, names, values, summaries, waited)
 
-    def _run_iterator(self, iterator: Any, steps: int, recording: bool) -> tuple[Any, tuple, Any]:
+    def _run_iterator(
+        self, iterator: Any, steps: int, recording: bool
+    ) -> tuple[Any, tuple[Summary, ...], Any]:
+        """Runs steps whose batches are taken inside the function."""
         if not recording:
             values, waited = self._silent(iterator, tf.constant(steps))
             return values, (), waited
         values, tensors, waited = self._recording(iterator)
-        return values, summaries_on_host(self._recorded, tensors), waited
+        return values, summaries_on_host(self._outputs[True].summaries, tensors), waited
 
-    def _run_part(
+    def _run_stacked(
         self, blocks: BatchStacker, steps: int, recording: bool
-    ) -> tuple[Any, tuple, Any]:
+    ) -> tuple[Any, tuple[Summary, ...], Any]:
+        """Runs steps whose batches are arguments: a stacked block, or those of a single step."""
         before = blocks.waited
         alone = recording or self.mode != "loop"
-        part = StepInputs(batches=blocks.take_step()) if alone else blocks.take(steps)
+        inputs = StepInputs(batches=blocks.take_step()) if alone else blocks.take(steps)
         waited = blocks.waited - before
         if recording:
-            values, tensors = self._recording_batch(part.batches)
-            return values, summaries_on_host(self._recorded, tensors), waited
+            values, tensors = self._recording_batch(inputs.batches)
+            return values, summaries_on_host(self._outputs[True].summaries, tensors), waited
         try:
-            if part.block is None:
-                return self._silent_batch(part.batches), (), waited
-            values = self._compiled.run(part, lambda: self._names[False])
+            if inputs.block is None:
+                return self._silent_batch(inputs.batches), (), waited
+            values = self._compiled.run(inputs)
         except COMPILER_ERRORS:
-            if self._guard is None or self._guard.found is None:
-                blocks.give_back(part)
+            if self._guard is None or not self._guard.failed:
+                blocks.give_back(inputs)
             raise
         except NonFiniteLossError:
-            blocks.give_back(part, 1)
+            blocks.give_back(inputs, 1)
             raise
-        if len(values) < part.steps:
-            blocks.give_back(part, len(values))
+        if len(values) < inputs.steps:
+            blocks.give_back(inputs, len(values))
         return values, (), waited
 
     def _loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Traced: the silent steps. Their rows, and the seconds spent on waiting for batches."""
+        """Runs silent steps. Traced. Returns their rows, and the seconds waited for batches."""
 
-        def body(i, rows, waited):
+        def body(i: tf.Tensor, rows: tf.TensorArray, waited: tf.Tensor) -> Any:
             batch, seconds = self._taken(iterator)
-            output = self._step(batch, recording=self._every_step)
+            output = self._step(batch, self._options[False])
             return i + 1, rows.write(i, self._row(output, recording=False)), waited + seconds
 
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[None])
@@ -205,8 +212,8 @@ class Engine:
         return rows.stack(), waited
 
     def _taken(self, iterator: Any) -> tuple[Any, tf.Tensor]:
-        """Traced: what a step takes, and how many seconds that took."""
-        if _upstream.op_determinism_enabled():  # which refuses to look at a clock
+        """Takes the batch of a step. Traced. Returns it, and the seconds waited for it."""
+        if _upstream.op_determinism_enabled():  # refuses to read a clock
             return self._step.take(iterator), tf.constant(0.0, tf.float64)
         began = tf.timestamp()
         with tf.control_dependencies([began]):
@@ -216,49 +223,52 @@ class Engine:
             return batch, tf.timestamp() - began
 
     def _one_taken(self, iterator: Any) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
-        """Traced: one recording step."""
+        """Runs one recording step, of the next batch. Traced."""
         batch, waited = self._taken(iterator)
         return *self._one(batch), waited
 
     def _one(self, batch: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Traced: one recording step, of what `TrainStep.take` gives."""
-        output = self._step(batch, recording=True)
-        self._recorded = output.summaries
+        """Runs one recording step, of a batch as `TrainStep.take` returns it. Traced."""
+        output = self._step(batch, self._options[True])
         row = self._row(output, recording=True)
         self.traces += 1
         return row[tf.newaxis], [one.value for one in output.summaries]
 
-    def _one_silent(self, batches: tuple) -> tf.Tensor:
-        """Traced: one step without summaries, of batches that don't fit into a block."""
-        output = self._step(self._step.gathered(batches), recording=self._every_step)
+    def _one_silent(self, batches: tuple[Any, ...]) -> tf.Tensor:
+        """Runs one silent step, of batches that are not part of a block. Traced."""
+        output = self._step(self._step.gathered(batches), self._options[False])
         self.traces += 1
         return self._row(output, recording=False)[tf.newaxis]
 
     def _row(self, output: StepOutput, recording: bool) -> tf.Tensor:
-        """Traced, when a step has been."""
+        """The row of a step that has just been traced. Traced."""
         self._check(tf.compat.v1.get_default_graph())
-        if not recording:
-            self._dropped = output.dropped
         names = tuple(output.scalars)
-        before = self._names.setdefault(recording, names)
+        before = tuple(self._outputs.setdefault(recording, output).scalars)
         if before != names:
             raise LossError(
                 "The losses differ between two traces of the step (batches of different "
                 f"shapes?): {', '.join(before)}, then {', '.join(names)}. Report the same "
                 "losses for every shape."
             )
+        self._outputs[recording] = output
         return output.row()
 
     def has_summaries(self) -> bool:
-        """Whether a recording step tells more than a silent one; True before one was traced."""
-        known = self._names.get(True)
-        if known is None:
-            return self._dropped is not False
-        return bool(self._recorded) or known != self._names.get(False, known)
+        """Whether a recording step returns more than a silent one; True before one was traced."""
+        recording, silent = self._outputs.get(True), self._outputs.get(False)
+        if recording is None:
+            return silent is None or silent.dropped
+        return bool(recording.summaries) or (
+            silent is not None and list(silent.scalars) != list(recording.scalars)
+        )
 
     def _with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
+        """Adds what is known of the error's cause to it."""
         add_determinism_advice(error)
         if self.mode == "graph":
             return error
-        graphs = self._compiled.graphs if self.mode == "loop" else [self._step.compiled]
-        return add_xla_advice(error, [graph for graph in graphs if graph is not None])
+        graphs = [graph for output in self._outputs.values() for graph in output.graphs]
+        if self._compiled.graph is not None:
+            graphs.append(self._compiled.graph)
+        return add_xla_advice(error, graphs)

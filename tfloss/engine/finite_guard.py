@@ -1,6 +1,7 @@
-"""Stops training before an update whose losses are not finite, and keeps the evidence.
+"""Stops training before an update whose losses are not finite, and keeps the bad batch.
 
-Traced where the step is a graph; on the host where the whole loop is compiled (`compiled_loop`).
+It is traced code, for the modes "graph" and "step". A compiled loop is watched from the host
+(`tfloss.engine.xla_loop`).
 """
 
 import time
@@ -14,8 +15,10 @@ from tfloss.data.batches import MicroBatches
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import NonFiniteLossError
 from tfloss.step.train_step import TrainStep
+from tfloss.step.update import read_states
+from tfloss.step.variables import forward_state
 
-_OTHERS_SECONDS = 1.0
+_SECONDS_FOR_OTHER_WORKERS = 1.0
 
 
 class FiniteGuard:
@@ -24,67 +27,87 @@ class FiniteGuard:
     An assertion in the graph costs 1 % or less while it holds; a `tf.cond` around the update
     costs 6 to 28 % of a step of small kernels (benchmarks/guard.py).
 
-    Attributes:
-      found: the error to raise, if the assertion has failed.
+    Args:
+      train_step: The step whose state is restored.
     """
 
     def __init__(self, train_step: TrainStep):
         self._step = train_step
         self._before: list[np.ndarray] = []
-        self.found: NonFiniteLossError | None = None
+        self._error: NonFiniteLossError | None = None
 
-    def states(self) -> list[Any]:
-        """What a forward pass may change: statistics, counters, metrics, random states."""
-        model = self._step.model
-        others = [one for one in model.variables if not one.trainable]
-        return [one.value for one in (*others, *model.metrics_variables)]
+    def snapshot(self) -> list[Any]:
+        """Reads what a forward pass may change. Cross-replica code, traced.
 
-    def restore(self) -> None:
-        """Puts those back to what they were when the bad step began. Host code."""
+        Returns:
+          PerReplica copies of the variables.
+        """
+        return read_states(self._step.strategy, lambda: forward_state(self._step.model))
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check has failed since the last call of `raise_error`."""
+        return self._error is not None
+
+    def raise_error(self) -> None:
+        """Raises the error of a check that has failed since the last call. Host code.
+
+        The state that the forward pass of the bad step changed is restored.
+
+        Raises:
+          NonFiniteLossError: A check has failed.
+        """
+        error, self._error = self._error, None
+        if error is None:
+            return
         local = self._step.strategy.experimental_local_results
-        variables = [one for state in self.states() for one in local(state)]
+        variables = [one for state in forward_state(self._step.model) for one in local(state)]
         for variable, value in zip(variables, self._before, strict=True):
             variable.assign(value)
+        raise error from None
 
     def __call__(
         self,
         names: Sequence[str],
         values: tf.Tensor,
-        micro: MicroBatches,
+        micro_batches: MicroBatches,
         before: list[Any],
         tolerated: tf.Tensor | None,
     ) -> tf.Tensor:
-        """Traced: an assertion that all values are finite; keeps the evidence if not.
+        """Asserts that all values are finite; keeps the batch if not. Cross-replica code, traced.
 
         Args:
-          names: of the values.
+          names: Names of the values, for the error message.
           values: float32 [names], the same on all replicas.
-          micro: the step's batches, of all replicas.
-          before: PerReplica values of `states()` when the step began.
-          tolerated: bool scalar, whether values that are not finite are let pass.
+          micro_batches: The batches of the step, of all replicas.
+          before: PerReplica values that `snapshot` read when the step began.
+          tolerated: bool scalar; if it is true, the check passes in any case. None: false.
+
+        Returns:
+          The assertion.
         """
         finite = tf.reduce_all(tf.math.is_finite(values))
         if tolerated is not None:
             finite |= tolerated
         results = self._step.strategy.experimental_local_results
-        by_batch = [results(one) for one in micro]
+        by_batch = [results(one) for one in micro_batches]
         states = [one for value in before for one in results(value)]
         # Replica by replica, and in each the micro-batches in order.
         local = [one for replica in zip(*by_batch, strict=True) for one in replica]
         flat = tf.nest.flatten(local, expand_composites=True)
         there = [part for part in flat if part is not None]  # tf.data lets None through
 
-        def keep(values, step, *parts):
+        def keep(values: np.ndarray, step: np.ndarray, *parts: Any) -> np.bool_:
             self._before = [np.array(part) for part in parts[: len(states)]]
             tensors = (tf.convert_to_tensor(part) for part in parts[len(states) :])
             leaves = [None if part is None else next(tensors) for part in flat]
-            whole = tf.nest.pack_sequence_as(local, leaves, expand_composites=True)
+            evidence = tf.nest.pack_sequence_as(local, leaves, expand_composites=True)
             losses = dict(zip(names, values.tolist(), strict=True))
-            self.found = NonFiniteLossError(int(step) + 1, losses, tuple(whole))
+            self._error = NonFiniteLossError(int(step) + 1, losses, tuple(evidence))
             if worker_position(self._step.strategy)[1] > 1:
-                # The failed assertion cuts off this worker's part of what others still receive.
-                # They find the same a moment later.
-                time.sleep(_OTHERS_SECONDS)
+                # The failed assertion ends the transfers that other workers still wait for. They
+                # find the same loss a moment later.
+                time.sleep(_SECONDS_FOR_OTHER_WORKERS)
             return np.bool_(False)
 
         kept = tf.cond(

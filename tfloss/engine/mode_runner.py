@@ -20,11 +20,12 @@ from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.engine import Engine, StepLogs
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
 from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck
+from tfloss.step.trace_options import Mode
 from tfloss.step.train_step import TrainStep
 
 FILE = "engine.json"
 MAX_STATE_BYTES = 256 * 2**20  # a loop that is compiled whole needs a second copy of the state
-_FIXED = {False: "graph", True: "step", "loop": "loop"}
+_FIXED: dict[Any, Mode] = {False: "graph", True: "step", "loop": "loop"}
 
 
 class ModeRunner:
@@ -72,7 +73,7 @@ class ModeRunner:
         self._engines: dict[str, Engine] = {}
         self._compiled: set[str] = set()  # modes that have run, and so do compile
         self._signature: tuple[Any, ...] | None = None
-        self._mode: str | None = None
+        self._mode: Mode | None = None
         self._settled = False  # whether the choice also counts for later runs
         self._tracing = 0.0
         self._tuner: Tuner | None = None
@@ -80,7 +81,7 @@ class ModeRunner:
         self.steps_limit = 1
 
     @property
-    def mode(self) -> str | None:
+    def mode(self) -> Mode | None:
         """The mode that steps run in: "graph", "step" or "loop"; None while modes are measured."""
         return self._mode
 
@@ -169,7 +170,7 @@ class ModeRunner:
         self._end_if_decided()
         return logs
 
-    def _run(self, feed: Feed, mode: str, count: int, recording: bool) -> StepLogs:
+    def _run(self, feed: Feed, mode: Mode, count: int, recording: bool) -> StepLogs:
         """Runs steps in a mode, with its own engine."""
         if mode not in self._engines:
             self._engines[mode] = Engine(
@@ -203,7 +204,7 @@ class ModeRunner:
         if reason := reason_not_to_stack(reader.element_spec):
             raise DataError(f"jit='loop' needs batches that can be stacked, but {reason}.")
 
-    def _candidates(self, reader: BatchReader) -> list[str]:
+    def _candidates(self, reader: BatchReader) -> list[Mode]:
         """The modes that may be faster than the graph."""
         strategy = self._step.strategy
         if self._jit != "auto":

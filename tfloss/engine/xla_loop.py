@@ -4,10 +4,11 @@ The state stays inside the loop, so that small kernels follow each other without
 between. One replica; batches come as a stacked block (`tfloss.data.stacked_batches`). Host code
 around traced code.
 
-A loop compiled whole can't stop to look at a loss. So the host looks at all of them afterwards,
-and if one is not finite, puts the state back to where the block began and runs the steps before
-the bad one again; the bad one then comes first in a call, and is the error. (To keep each variable
-by a `tf.where` if its step is bad, makes XLA copy the state in every step.)
+A loop that is compiled as a whole can't stop to look at a loss. So the host looks at all losses
+afterwards. If one is not finite, it restores the state from before the block and runs the steps
+before the bad one again. The bad step is then the first of the next call, which raises the
+error. (Keeping each variable by a `tf.where` in a bad step makes XLA copy the state in every
+step.)
 """
 
 from collections.abc import Callable
@@ -16,24 +17,25 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfloss._upstream import xla_random as _xla_random
+from tfloss._upstream import xla_random
 from tfloss.data.batch_queue import StepInputs, batch_at
 from tfloss.errors import NonFiniteLossError
 from tfloss.step.output import StepOutput
-from tfloss.step.train_step import MOST_SKIPPED, TrainStep
+from tfloss.step.trace_options import TraceOptions
+from tfloss.step.train_step import TrainStep
 
 
 class XlaLoop:
-    """The steps of a block, compiled whole.
+    """Runs the steps of a block as one XLA program.
 
     Args:
-      train_step: a built step, of a single replica.
-      row: makes a step's output float32 [names].
-      log_every_step: also compute the model's scalar summaries.
-      guard: stop before an update whose losses are not finite.
+      train_step: A built step, of a single replica.
+      row: Traced code; makes float32 [names] of the output of a step.
+      recording: Whether the model's scalar summaries are computed.
+      guard: Whether to stop before an update whose losses are not finite.
 
     Attributes:
-      graphs: what is compiled, once it is traced.
+      graph: The compiled graph, once it is traced.
     """
 
     def __init__(
@@ -41,39 +43,56 @@ class XlaLoop:
         train_step: TrainStep,
         row: Callable[[StepOutput], tf.Tensor],
         *,
-        log_every_step: bool,
+        recording: bool,
         guard: bool,
     ):
-        self._step, self._row = train_step, row
-        self._every_step, self._guard = log_every_step, guard
-        self.graphs: list[Any] = []
+        self._step, self._row, self._guard = train_step, row, guard
+        self._options = TraceOptions(recording, mode="loop")
+        self._output: StepOutput | None = None  # of the last trace
+        self.graph: tf.Graph | None = None
         self._run = tf.function(self._loop, jit_compile=True, autograph=False)
         self._known: list[Any] = []  # variables whose values before are an output
-        self._others: list[Any] | None = None  # what else the program has: raw variables
-        self._programs: dict[tuple, Any] = {}
+        self._others: list[Any] | None = None  # the program's other variables: raw ones
+        self._programs: dict[tuple[Any, ...], Any] = {}
         self._read = tf.function(
             lambda: [tf.identity(v.read_value()) for v in self._others or ()], autograph=False
         )
 
-    def run(self, part: StepInputs, names: Callable[[], tuple[str, ...]]) -> np.ndarray:
-        """Runs the part's steps, or those before a bad one (if guarded).
+    def run(self, inputs: StepInputs) -> np.ndarray:
+        """Runs the steps, or (if guarded) those before the first bad one.
 
-        Returns float32 [steps, names], of those that were run.
-        Raises NonFiniteLossError if the first is bad, with the state as it was before.
+        Args:
+          inputs: A stacked block, and which of its steps to run.
+
+        Returns:
+          float32 [steps, names], of the steps that were run.
+
+        Raises:
+          NonFiniteLossError: The first step is bad. The state is as it was before it.
         """
-        bounds = tf.constant(part.start), tf.constant(part.steps)
-        skipped = int(self._step.skipped_in_a_row.numpy()) if self._step.skip_nonfinite else 0
-        program = self._program(part.block, *bounds)
+        bounds = tf.constant(inputs.start), tf.constant(inputs.steps)
+        skipping = self._step.skipping
+        skipped = int(skipping.in_a_row.numpy()) if skipping.tolerated else 0
+        program = self._program(inputs.block, *bounds)
         others = self._read() if self._guard and self._others else []
-        rows, before = program(part.block, *bounds)
-        values = rows.numpy()[: part.steps]
-        if self._guard:
-            return self._good(part, values, names(), (before, others), skipped)
-        return values
+        rows, before = program(inputs.block, *bounds)
+        values = rows.numpy()[: inputs.steps]
+        first_bad = self._first_bad(values, skipped) if self._guard else None
+        if first_bad is None:
+            return values
+        self._restore(before, others)
+        if not first_bad:
+            raise self._error(inputs, values[0])
+        bounds = tf.constant(inputs.start), tf.constant(first_bad)
+        program(inputs.block, *bounds)
+        return values[:first_bad]
 
     def _program(self, block: Any, *bounds: tf.Tensor) -> Any:
-        """The program for blocks like this one. `tf.function` would hash the types of all variables
-        to find it, which a block of small steps feels."""
+        """The program for blocks of these shapes.
+
+        `tf.function` would hash the types of all variables to find it, which takes a noticeable
+        part of a block of small steps.
+        """
         kind = tuple((x.shape, x.dtype) for x in tf.nest.flatten(block))
         if kind not in self._programs:
             self._programs[kind] = self._run.get_concrete_function(block, *bounds)
@@ -86,10 +105,12 @@ class XlaLoop:
     def _loop(
         self, block: Any, start: tf.Tensor, steps: tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Traced: so many steps, from batch `start` of a block.
+        """Runs `steps` steps, from batch `start` of a block on. Traced.
 
-        Their rows; and, if guarded, the state before them, as one vector of each dtype: to read it
-        in a call of its own costs more than the copy, and so do hundreds of outputs.
+        Returns:
+          The rows of the steps; and, if guarded, the state before them, as one vector of each
+          dtype: to read it in a call of its own costs more than the copy, and so do hundreds of
+          outputs.
         """
         self._known = self._step.state() if self._guard else []
         before = {
@@ -98,60 +119,54 @@ class XlaLoop:
         }
         many = self._step.accumulate
         most = tf.nest.flatten(block)[0].shape[0] // many
-        self.graphs = [tf.compat.v1.get_default_graph()]
+        self.graph = tf.compat.v1.get_default_graph()
 
-        def body(i, rows):
-            self.graphs.append(tf.compat.v1.get_default_graph())
+        def body(i: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             batches = [batch_at(block, start + i * many + k) for k in range(many)]
-            with _xla_random.as_in_a_graph():
-                output = self._step(self._step.gathered(batches), recording=self._every_step)
+            with xla_random.as_in_a_graph():
+                output = self._step(self._step.gathered(batches), self._options)
+            self._output = output
             return i + 1, rows.write(i, self._row(output))
 
-        guard, self._step.guard = self._step.guard, None
-        try:
-            rows = tf.TensorArray(tf.float32, size=most, element_shape=[None])
-            _, rows = tf.while_loop(
-                lambda i, rows: i < steps, body, [0, rows], parallel_iterations=1
-            )
-        finally:
-            self._step.guard = guard
+        rows = tf.TensorArray(tf.float32, size=most, element_shape=[None])
+        _, rows = tf.while_loop(lambda i, rows: i < steps, body, [0, rows], parallel_iterations=1)
         return rows.stack(), before
 
-    def _good(
-        self,
-        part: StepInputs,
-        values: np.ndarray,
-        names: tuple[str, ...],
-        before: tuple[dict[str, tf.Tensor], list[tf.Tensor]],
-        skipped: int,
-    ) -> np.ndarray:
-        """The rows before the first bad one; then the state is that before it, too."""
-        watched = ("losses/", "gradient_norm") if self._step.watches_norms else ("losses/",)
-        columns = [i for i, name in enumerate(names) if name.startswith(watched)]
-        bad = ~np.isfinite(values[:, columns]).all(1)
-        if self._step.skip_nonfinite:
-            # Those were left out; only many in a row are a failure.
-            earlier = np.arange(MOST_SKIPPED, 0, -1) <= skipped
-            lately = np.concatenate([earlier, bad])
-            bad = np.lib.stride_tricks.sliding_window_view(lately, MOST_SKIPPED + 1).all(1)
-        if not bad.any():
-            return values
-        index = int(np.argmax(bad))
-        known, others = before
+    def _watched(self) -> dict[str, int]:
+        """`{name in an error message: column}` of the values that must be finite."""
+        assert self._output is not None
+        columns = list(self._output.scalars)
+        return {name: columns.index(tag) for tag, name in self._output.watched.items()}
+
+    def _first_bad(self, values: np.ndarray, skipped: int) -> int | None:
+        """Index of the first step that is a failure, or None.
+
+        Args:
+          values: float32 [steps, names].
+          skipped: Number of updates that were skipped in a row before these steps.
+        """
+        bad = ~np.isfinite(values[:, list(self._watched().values())]).all(1)
+        # A step is a failure if it is bad and as many before it are as may be skipped.
+        tolerated = self._step.skipping.tolerated
+        lately = np.concatenate([np.arange(tolerated, 0, -1) <= skipped, bad])
+        failed = np.lib.stride_tricks.sliding_window_view(lately, tolerated + 1).all(1)
+        return int(np.argmax(failed)) if failed.any() else None
+
+    def _restore(self, before: dict[str, tf.Tensor], others: list[tf.Tensor]) -> None:
+        """Restores the state from before the block."""
         for dtype, ones in _by_dtype(self._known).items():
-            values_of = tf.split(known[dtype], [one.shape.num_elements() for one in ones])
-            for variable, value in zip(ones, values_of, strict=True):
+            values = tf.split(before[dtype], [one.shape.num_elements() for one in ones])
+            for variable, value in zip(ones, values, strict=True):
                 variable.assign(tf.reshape(value, variable.shape))
         for variable, value in zip(self._others or (), others, strict=True):
             variable.assign(value)
-        if index:
-            bounds = tf.constant(part.start), tf.constant(index)
-            self._program(part.block, *bounds)(part.block, *bounds)
-            return values[:index]
-        losses = {names[i].removeprefix("losses/"): float(values[0, i]) for i in columns}
+
+    def _error(self, inputs: StepInputs, row: np.ndarray) -> NonFiniteLossError:
+        """The error of the first step of a block."""
+        losses = {name: float(row[column]) for name, column in self._watched().items()}
         many = self._step.accumulate
-        batches = tuple(batch_at(part.block, part.start + k) for k in range(many))
-        raise NonFiniteLossError(int(self._step.counter.numpy()) + 1, losses, batches)
+        batches = tuple(batch_at(inputs.block, inputs.start + k) for k in range(many))
+        return NonFiniteLossError(int(self._step.counter.numpy()) + 1, losses, batches)
 
 
 def _by_dtype(variables: list[Any]) -> dict[str, list[Any]]:

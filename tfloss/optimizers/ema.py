@@ -6,12 +6,12 @@
         tfloss.export(model, ...)
 
 After each update `average = decay * average + (1 - decay) * weight` (Polyak and Juditsky,
-1992). A step whose update is left out, and a micro-batch, move nothing.
+1992). A skipped update and a micro-batch leave the averages as they are.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import keras
@@ -22,26 +22,31 @@ from tfloss.common.unique_names import unique_name
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-    """What is averaged, and how slowly.
+    """Options of an exponential moving average.
 
-    Args:
-      decay: between 0 and 1; 0.999 averages over about the last 1,000 updates.
-      trainable_only: leave out what is not trained (BatchNormalization's statistics, a frozen
-        backbone): it is used as it is.
+    Attributes:
+      decay: Factor between 0 and 1; 0.999 averages over about the last 1,000 updates.
+      trainable_only: Whether to average trainable variables only. Other variables
+        (BatchNormalization's statistics, a frozen backbone) are then used as they are.
     """
 
     decay: float
     trainable_only: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Raises ValueError for a decay that is not between 0 and 1."""
         if not 0.0 < self.decay < 1.0:
             raise ValueError(f"ema={self.decay!r}: the decay must be between 0 and 1.")
 
 
 class Averages:
-    """The averages of one model's floating-point weights. They begin as the weights are.
+    """The averages of a model's floating-point weights; at first they are the weights.
 
-    Make it in the strategy's scope, when the model is built.
+    Create it in the strategy's scope, when the model is built.
+
+    Args:
+      ema: Decay, and which weights are averaged.
+      model: A built model.
     """
 
     def __init__(self, ema: Ema, model: keras.Model):
@@ -49,32 +54,51 @@ class Averages:
         weights = model.trainable_variables if ema.trainable_only else model.weights
         self._weights = [v for v in weights if tf.as_dtype(v.dtype).is_floating]
         self._averages = [
-            # No aggregation: replicas whose statistics differ average their own.
+            # No aggregation: each replica averages its own statistics.
             tf.Variable(tf.cast(v.value, tf.float32), trainable=False, name=_name(v))
             for v in self._weights
         ]
 
-    def update(self) -> None:
-        """Replica code, traced: after an update of the weights."""
-        for average, weight in zip(self._averages, self._weights, strict=True):
-            value = tf.cast(weight.value, tf.float32)
-            average.assign_add((1.0 - self._decay) * (value - average))
+    def update(self, strategy: tf.distribute.Strategy, applied: Sequence[tf.Tensor] = ()) -> None:
+        """Moves the averages, after an update of the weights. Cross-replica code, traced.
+
+        Args:
+          strategy: The strategy in whose scope the averages were created.
+          applied: bool scalars: the averages move if any of them is true. Empty: in any case.
+        """
+
+        def replica() -> None:
+            for average, weight in zip(self._averages, self._weights, strict=True):
+                value = tf.cast(weight.value, tf.float32)
+                average.assign_add((1.0 - self._decay) * (value - average))
+
+        def move() -> tf.Tensor:
+            strategy.run(tf.autograph.experimental.do_not_convert(replica))
+            return tf.constant(True)
+
+        if applied:
+            tf.cond(tf.reduce_any(applied), move, lambda: tf.constant(False))
+        else:
+            move()
 
     def variables(self) -> dict[str, Any]:
-        """`{"ema/<path of the weight>": variable}`, for checkpoints."""
+        """The averages by their names in a checkpoint, `ema/<path of the weight>`."""
         found: dict[str, Any] = {}
         for average, weight in zip(self._averages, self._weights, strict=True):
             found[unique_name(f"ema/{weight.path}", found, "#")] = average
         return found
 
     @contextlib.contextmanager
-    def swapped_in(self, strategy: tf.distribute.Strategy) -> Iterator[None]:
-        """The model has the averages inside, and its weights again afterwards. Host code.
+    def swapped_in(self, strategy: tf.distribute.Strategy) -> Generator[None]:
+        """Swaps the averages into the model inside the `with` block. Host code.
 
-        One more copy of the weights is kept meanwhile, on their devices.
+        One more copy of the weights is kept on their devices in the block.
+
+        Args:
+          strategy: The strategy in whose scope the averages were created.
         """
 
-        def swap():
+        def swap() -> None:
             for average, weight in zip(self._averages, self._weights, strict=True):
                 value = tf.identity(average)
                 average.assign(tf.cast(weight.value, tf.float32))

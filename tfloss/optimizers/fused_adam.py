@@ -1,13 +1,13 @@
 """Adam as one op for each variable, where Keras builds forty. Traced.
 
-Keras writes the update in small ops, which are traced, scheduled and read memory one after the
-other; TensorFlow has all of it as one kernel (and XLA as one lowering). The formula is the same,
-that of section 2 of https://arxiv.org/abs/1412.6980; the factors 1 - beta are rounded as the
-variable is, which in float32 moves an update by about 1e-5 of itself.
+Keras writes the update as small ops, each of which is traced, scheduled, and reads memory.
+TensorFlow has one kernel (and one XLA lowering) for all of it. The formula is the same, that at
+the end of section 2 of https://arxiv.org/abs/1412.6980. The factors 1 - beta are rounded to the
+dtype of the variable, which in float32 changes an update by about 1e-5 of itself.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import keras
@@ -15,25 +15,28 @@ import tensorflow as tf
 
 from tfloss import _upstream
 
-# Exactly those: a subclass may do anything.
+# Exactly these classes: a subclass may do anything.
 FUSED = (keras.optimizers.Adam, keras.optimizers.AdamW)
 
 
 @contextlib.contextmanager
-def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """One `optimizer.apply` inside updates dense variables by one op each.
+def fused_updates(optimizer: keras.optimizers.Optimizer) -> Generator[None]:
+    """Makes one `optimizer.apply` in the `with` block update dense variables by one op each.
 
-    Clipping, weight decay, averages, constraints and iterations stay Keras'. So does the whole
-    update of another optimizer, with `amsgrad`, of sparse gradients, and where somebody put an
-    `update_step` of their own on the optimizer.
+    Replica or cross-replica code, traced. Keras does the rest: clipping, weight decay, averages,
+    constraints and iterations. It also does all of the update of other optimizers, with
+    `amsgrad`, of sparse gradients, and of an optimizer that was given another `update_step`.
+
+    Args:
+      optimizer: Any Keras optimizer.
     """
     if type(optimizer) not in FUSED or optimizer.amsgrad or "update_step" in vars(optimizer):
         yield
         return
-    rates: dict[tuple, dict[str, tf.Tensor]] = {}  # computed once, not for every variable
+    rates: dict[tuple[Any, ...], dict[str, tf.Tensor]] = {}  # computed once for all variables
 
-    def make(original):
-        def update_step(gradient, variable, learning_rate):
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
             dtype = tf.as_dtype(variable.dtype)
             if isinstance(gradient, tf.IndexedSlices) or dtype not in (tf.float32, tf.float64):
                 return original(gradient, variable, learning_rate)
@@ -56,7 +59,7 @@ def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
 
 
 def _rates(optimizer: Any, learning_rate: Any, dtype: tf.DType) -> dict[str, tf.Tensor]:
-    """What the op takes that is the same for all variables of a dtype."""
+    """The arguments of the op that are the same for all variables of a dtype."""
     step = tf.cast(optimizer.iterations + 1, dtype)
     beta1, beta2 = tf.cast(optimizer.beta_1, dtype), tf.cast(optimizer.beta_2, dtype)
     return {

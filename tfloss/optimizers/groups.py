@@ -1,4 +1,4 @@
-"""Groups of variables, each with an optimizer of its own: which loss trains what, and when.
+"""Groups of variables, each with its own optimizer: which loss trains what, and when.
 
     optimizer = {
         "generator": (keras.optimizers.Adam(1e-4), model.generator),
@@ -6,7 +6,7 @@
     }
 
 A loss named `generator/...` updates the variables of that group only. A single optimizer is one
-group, named `optimizer`, of all trainable variables, and every loss is its.
+group, named `optimizer`, of all trainable variables, which all losses update.
 """
 
 import dataclasses
@@ -21,23 +21,26 @@ from tfloss.errors import LossError, ModelError
 from tfloss.forward.losses import REGULARIZATION
 
 SINGLE = "optimizer"
-_TAKEN = ("model", "ema", "step", "loss_scale", "skipped")  # names in a checkpoint
+_RESERVED = ("model", "ema", "step", "loss_scale", "skipped")  # names in a checkpoint
 
 Variables = keras.Layer | Iterable[Any] | Callable[[Any], Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """An optimizer, the variables it updates, and at which steps.
+    """An optimizer, the variables it updates, and at which steps it does.
 
-    Args:
-      optimizer: a Keras optimizer that no other group has.
-      variables: a layer or model (its trainable variables, whenever they are made), several
-        of them or of variables, or a function of the trainer's model that returns these. None:
-        all trainable variables of the model.
-      every, offset: it is updated at the steps where `step % every == offset`, `step` being the
-        number of completed steps. So `every=2` and `every=2, offset=1` alternate. In between
-        its losses are computed and logged, but not its gradient.
+    It is due at the steps where `step % every == offset`, `step` being the number of completed
+    steps, so that `every=2` and `every=2, offset=1` alternate. At other steps its losses are
+    computed and logged, but not its gradient.
+
+    Attributes:
+      optimizer: A Keras optimizer that no other group has.
+      variables: A layer or model (its trainable variables, whenever they are created), several
+        layers or variables, or a function of the trainer's model that returns these. None: all
+        trainable variables of the model.
+      every: Period of the updates, in steps.
+      offset: Step of its first update, less than `every`.
     """
 
     optimizer: keras.optimizers.Optimizer
@@ -45,7 +48,8 @@ class Group:
     every: int = 1
     offset: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Raises ValueError for an optimizer or a period that can't be used."""
         if not isinstance(self.optimizer, keras.optimizers.Optimizer):
             raise ValueError(
                 f"The optimizer must be a Keras optimizer, got {self.optimizer!r}. Write "
@@ -59,7 +63,14 @@ class Group:
             )
 
     def trainable(self, model: keras.Model) -> list[Any]:
-        """Its variables that are trainable now. The model must be built."""
+        """The variables of the group that are trainable now. Host code.
+
+        Args:
+          model: The trainer's model, built.
+
+        Returns:
+          Keras variables.
+        """
         found = self.variables
         if callable(found) and not isinstance(found, keras.Layer):
             found = found(model)
@@ -70,11 +81,18 @@ class Group:
 
 
 def make_groups(optimizer: Any) -> dict[str, Group]:
-    """Groups by name, from what a `Trainer` was given as `optimizer`.
+    """Makes groups by name, of what a `Trainer` was given as `optimizer`.
 
-    Raises ValueError for anything but a Keras optimizer or a mapping from names to
-    `(optimizer, variables)` or `Group`, for a name that can't be used, and for an optimizer
-    that two groups share.
+    Args:
+      optimizer: A Keras optimizer, a `Group`, or a mapping from names to `Group` or
+        `(optimizer, variables)`.
+
+    Returns:
+      `{name: group}`; a single optimizer is the group "optimizer".
+
+    Raises:
+      ValueError: Something else was given, a name can't be used, or two groups have the same
+        optimizer.
     """
     if not isinstance(optimizer, Mapping):
         if isinstance(optimizer, Group):
@@ -82,10 +100,10 @@ def make_groups(optimizer: Any) -> dict[str, Group]:
         return {SINGLE: Group(optimizer)}
     groups = {}
     for name, value in optimizer.items():
-        if not isinstance(name, str) or not name or "/" in name or name in _TAKEN:
+        if not isinstance(name, str) or not name or "/" in name or name in _RESERVED:
             raise ValueError(
-                f"An optimizer group can't be named {name!r}: take a string without '/', other "
-                f"than {', '.join(_TAKEN)}."
+                f"An optimizer group can't be named {name!r}: use a string without '/', other "
+                f"than {', '.join(_RESERVED)}."
             )
         if isinstance(value, tuple) and len(value) == 2:
             value = Group(*value)
@@ -104,7 +122,14 @@ def make_groups(optimizer: Any) -> dict[str, Group]:
 
 
 def check_disjoint(variables: Mapping[str, list[Any]]) -> None:
-    """Raises ModelError if two groups have a variable in common, or one has none."""
+    """Checks that each variable belongs to one group, and that each group has one.
+
+    Args:
+      variables: `{group: its trainable variables}`.
+
+    Raises:
+      ModelError: Two groups have a variable in common, or one has none.
+    """
     owner: dict[int, str] = {}
     for name, mine in variables.items():
         if not mine:
@@ -114,7 +139,7 @@ def check_disjoint(variables: Mapping[str, list[Any]]) -> None:
                 else (f"optimizer group {name!r} has no trainable variables of the model")
             )
             raise ModelError(
-                f"There is nothing to train: {what}. Are its layers frozen, or not made yet? "
+                f"There is nothing to train: {what}. Are its layers frozen, or not built yet? "
                 "Every layer must be called in call(batch, training=True), or built in build()."
             )
         for variable in mine:
@@ -127,11 +152,20 @@ def check_disjoint(variables: Mapping[str, list[Any]]) -> None:
 
 
 def split_losses(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[str]]:
-    """`{group: its losses}`: those named after it; all of them if there is one group.
+    """Assigns losses to groups: to the group that is the first part of their name.
 
-    The weight regularizers count for every group: each updates its own variables only.
+    If there is one group, it gets all losses. The weight regularizers count for every group, as
+    each updates its own variables only.
 
-    Raises LossError, with its name, for a loss of no group and for a group without a loss.
+    Args:
+      names: Names of losses.
+      groups: Names of groups.
+
+    Returns:
+      `{group: its losses}`.
+
+    Raises:
+      LossError: A loss belongs to no group, or a group has no loss; the message names it.
     """
     names, groups = list(names), list(groups)
     if len(groups) == 1:
@@ -160,7 +194,14 @@ def split_losses(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[
 
 
 def due_sets(groups: Mapping[str, Group]) -> list[tuple[str, ...]]:
-    """Which groups are updated at step i, for a whole period of steps."""
+    """The groups that are due at each step, for one period of steps.
+
+    Args:
+      groups: `{name: group}`.
+
+    Returns:
+      Names of the groups that are due at step 0, 1, and so on, until they repeat.
+    """
     period = math.lcm(*(group.every for group in groups.values()))
     return [
         tuple(name for name, g in groups.items() if step % g.every == g.offset)
@@ -178,7 +219,7 @@ def _variables(found: Any) -> list[Any]:
 
 
 def _check_supported(optimizer: Any) -> None:
-    """Refuses what Keras does wrongly, or not at all, under several replicas."""
+    """Refuses options that Keras applies wrongly, or not at all, under several replicas."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             "LossScaleOptimizer looks at one replica's gradients only. Give the optimizer in it, "

@@ -1,4 +1,4 @@
-"""Mixed precision: what layers compute in, and a loss scale that follows the gradients.
+"""Mixed precision: the dtype that layers compute in, and a dynamic loss scale.
 
     tfloss.Trainer(model, optimizer, precision="mixed_bfloat16")
 
@@ -15,12 +15,18 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def set_precision(model: keras.Model, name: str) -> None:
-    """Makes layers compute in another precision, except those with a policy of their own.
+    """Sets the precision of all layers that have no policy of their own.
 
-    A layer made with `dtype="float32"` (a softmax, a head whose logits must be exact) keeps it;
-    one that took Keras's default gets the new one. Host code; before anything is traced.
+    A layer created with `dtype="float32"` (a softmax, a head whose logits must be exact) keeps
+    it; a layer with Keras's default policy gets the new one. Host code; call it before anything
+    is traced.
 
-    Raises ValueError for another name than float32, mixed_bfloat16 and mixed_float16.
+    Args:
+      model: Any Keras model.
+      name: "float32", "mixed_bfloat16" or "mixed_float16".
+
+    Raises:
+      ValueError: There is no such precision.
     """
     if name not in PRECISIONS:
         raise ValueError(f"precision={name!r}: choose one of {', '.join(PRECISIONS)}.")
@@ -31,14 +37,19 @@ def set_precision(model: keras.Model, name: str) -> None:
 
 
 class LossScale:
-    """A factor of the objective that keeps float16 gradients from vanishing. Cross-replica.
+    """A factor of the objective that keeps float16 gradients from vanishing.
 
-    It is halved when a gradient (reduced over replicas) is not finite, and that update is left
-    out; it is doubled after `interval` updates without one.
+    It is halved when a gradient (reduced over replicas) is not finite, and that update is skipped;
+    it is doubled after `interval` updates without such a gradient. Create it in the strategy's
+    scope.
 
     Args:
-      initial: to begin with.
-      interval: updates.
+      initial: Initial value.
+      interval: Number of updates after which it is doubled.
+
+    Attributes:
+      value: float32 variable, the factor.
+      good: int64 variable, the number of updates since the last change.
     """
 
     def __init__(self, initial: float = 2.0**15, interval: int = 2000):
@@ -47,7 +58,14 @@ class LossScale:
         self.good = _variable(tf.constant(0, tf.int64), "loss_scale_good_updates")
 
     def update(self, finite: tf.Tensor) -> list[tf.Tensor]:
-        """Traced; after an update that was made (`finite`) or left out. Returns what to run."""
+        """Adapts the scale after an update. Cross-replica code, traced.
+
+        Args:
+          finite: bool scalar: whether the update was applied. If not, it was skipped.
+
+        Returns:
+          Results of the assignments; they must be computed in the step.
+        """
         good = tf.where(finite, self.good + 1, tf.zeros_like(self.good))
         grown = good >= self.interval
         scale = tf.where(grown, self.value * 2.0, self.value)
@@ -56,7 +74,7 @@ class LossScale:
         return [self.value.assign(scale), self.good.assign(good)]
 
     def variables(self) -> dict[str, tf.Variable]:
-        """By name, for checkpoints."""
+        """Its variables by their names in a checkpoint."""
         return {"loss_scale/value": self.value, "loss_scale/good_updates": self.good}
 
 

@@ -1,7 +1,7 @@
-"""What a step reports, on its way from replicas to the engine. Trace time.
+"""What one step returns, on the way from the replicas to the engine. Trace time.
 
 A replica's numbers travel as one vector, so that they cost one reduction with the gradients;
-`ReplicaReport` says what is in it. `StepReport` gathers what the `minimize` calls of one step
+`ReplicaSpec` describes the vector. `OutputBuilder` gathers what the `minimize` calls of one step
 found, reduced over replicas, and `StepOutput` is what the step returns.
 """
 
@@ -18,32 +18,44 @@ from tfloss.forward.recorded_summaries import RecordedSummary
 
 TOTAL = "total"
 
+Vectors = list[tuple[tf.Tensor, list[tf.Tensor]]]
+"""Vectors, each with the scalars that were taken out of it, in order."""
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(frozen=True)
 class StepOutput:
-    """What one traced step reports, reduced over replicas.
+    """What one traced step returns, reduced over replicas.
 
     Attributes:
       scalars: `{tag: float32 scalar}`: `losses/<name>`, `losses/total`, and whatever else is
         known on every step; the model's scalar summaries where they are due.
-      summaries: the other summaries that are due.
-      dropped: whether the forward pass has summaries that are not due.
-      vectors: what scalars were taken out of, and what each of its elements is.
+      summaries: The other summaries that are due.
+      dropped: Whether the forward pass has summaries that are not due.
+      watched: `{tag of a scalar: its name in an error message}`, for the scalars that must be
+        finite: losses, and gradient norms where a bad gradient is a failure.
+      graphs: The graphs that XLA compiles, in the mode "step".
+      vectors: The vectors that scalars were taken out of.
     """
 
     scalars: dict[str, tf.Tensor]
-    summaries: list[RecordedSummary]
+    summaries: list[RecordedSummary] = dataclasses.field(default_factory=list)
     dropped: bool = False
-    vectors: list[tuple[tf.Tensor, list[tf.Tensor]]] = dataclasses.field(default_factory=list)
+    watched: dict[str, str] = dataclasses.field(default_factory=dict)
+    graphs: list[tf.Graph] = dataclasses.field(default_factory=list)
+    vectors: Vectors = dataclasses.field(default_factory=list)
 
     def row(self) -> tf.Tensor:
         """All scalars in one vector. Traced.
 
-        Pieces of vectors go in whole: to take a hundred losses apart and put them together again
-        would cost more than to compute them.
+        Pieces of vectors are kept together: to take a hundred losses apart and to put them
+        together again would cost more than to compute them.
+
+        Returns:
+          float32 [scalars].
         """
         places = {id(x): (v, i) for v, each in self.vectors for i, x in enumerate(each)}
-        pieces: list[tuple[Any, int, list[tf.Tensor]]] = []  # a vector or None, its first, which
+        # A vector or None, the index of its first scalar, the scalars.
+        pieces: list[tuple[Any, int, list[tf.Tensor]]] = []
         for scalar in self.scalars.values():
             vector, index = places.get(id(scalar), (None, 0))
             if pieces:
@@ -60,11 +72,22 @@ class StepOutput:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplicaReport:
-    """What is in the vector of one replica, and which summaries go beside it.
+class ReplicaSpec:
+    """Describes the vector of one replica, and the summaries that go beside it.
 
-    It holds no tensors of use: it is the same on every replica and outlives the graph of a
-    compiled function.
+    The vector holds the losses, the weighted losses, the scalar summaries and the total, in this
+    order. The description is the same on every replica and outlives the graph of a compiled
+    function, so its tensors can't be used.
+
+    Attributes:
+      losses: Names of the losses.
+      returned: Names that the forward pass returned (other names follow from layers).
+      weighted: Names of the losses that have a weight.
+      scalars: Names of the scalar summaries.
+      summed: Names of the scalar summaries that are summed over replicas.
+      summaries: The other summaries, by name.
+      dropped: Whether the forward pass has summaries that are not due.
+      reached: `{group: indices of its variables that a loss reaches}`.
     """
 
     losses: tuple[str, ...]
@@ -85,20 +108,27 @@ class ReplicaReport:
         total: tf.Tensor,
         context: ForwardContext,
         gradients: Mapping[str, list[Any]],
-    ) -> tuple["ReplicaReport", tf.Tensor, dict[str, tf.Tensor]]:
-        """The report, the vector and the summaries' tensors of one replica. Replica code.
+    ) -> tuple["ReplicaSpec", tf.Tensor, dict[str, tf.Tensor]]:
+        """Packs the results of one replica. Replica code, traced.
 
-        Every number counts by the replica's share of the examples, so that the sum over
-        replicas (and micro-batches) is the mean over examples, except of what is to be summed.
+        Every number counts by the replica's example weight, so that the sum over replicas (and
+        micro-batches) is the mean over examples, except of summaries that are summed.
 
         Args:
-          returned: the names that the forward pass gave itself.
+          losses: `{name: float32 scalar}`.
+          returned: Names of the losses that the forward pass returned.
+          weighted: The losses times their weights.
+          total: Sum of the weighted losses.
+          context: Context of the forward pass.
           gradients: `{group: gradient or None of each of its variables}`.
+
+        Returns:
+          The description, the vector, and the tensors of the other summaries by name.
         """
         changed = {k: v for k, v in weighted.items() if v is not losses[k]}
         scalars = {k: v for k, v in context.summaries.items() if v.kind == "scalar"}
         others = {k: v for k, v in context.summaries.items() if v.kind != "scalar"}
-        report = cls(
+        spec = cls(
             losses=tuple(losses),
             returned=frozenset(returned),
             weighted=tuple(changed),
@@ -112,68 +142,135 @@ class ReplicaReport:
             },
         )
         values = [*losses.values(), *changed.values(), *(v.value for v in scalars.values()), total]
-        vector = tf.stack(values)
-        if not isinstance(context.example_weight, float):
-            # An empty replica's means are NaN, and count nothing.
-            vector = tf.where(context.example_weight > 0, vector, 0.0)
-        if not (isinstance(context.example_weight, float) and context.example_weight == 1.0):
-            before = len(report.losses) + len(report.weighted)
-            summed = [False] * before + [k in report.summed for k in report.scalars] + [False]
-            vector = tf.where(summed, vector, vector * context.example_weight)
-        return report, vector, {k: v.value for k, v in others.items()}
+        vector, weight = tf.stack(values), context.example_weight
+        if not isinstance(weight, float):
+            # The means of an empty replica are NaN, and count nothing.
+            vector = tf.where(weight > 0, vector, 0.0)
+        if not (isinstance(weight, float) and weight == 1.0):
+            before = len(spec.losses) + len(spec.weighted)
+            summed = [False] * before + [k in spec.summed for k in spec.scalars] + [False]
+            vector = tf.where(summed, vector, vector * weight)
+        return spec, vector, {k: v.value for k, v in others.items()}
 
-    def watched(self, vector: tf.Tensor) -> tf.Tensor:
-        """Of the vector, the losses and their total. Traced."""
+    def losses_and_total(self, vector: tf.Tensor) -> tf.Tensor:
+        """The part of the vector that holds the losses and their total. Traced.
+
+        Args:
+          vector: float32 vector as `pack` returned it, reduced or not.
+        """
         if not (self.weighted or self.scalars):
             return vector
         return tf.concat([vector[: len(self.losses)], vector[-1:]], 0)
 
 
-@dataclasses.dataclass
-class StepReport:
-    """What the `minimize` calls of one step have reported so far, reduced over replicas."""
+class OutputBuilder:
+    """Gathers what the `minimize` calls of one step found, reduced over replicas.
 
-    recording: bool
-    losses: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
-    weighted: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
-    totals: list[tf.Tensor] = dataclasses.field(default_factory=list)
-    scalars: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
-    summaries: dict[str, RecordedSummary] = dataclasses.field(default_factory=dict)
-    updates: list[tf.Tensor] = dataclasses.field(default_factory=list)
-    applied: list[tf.Tensor] = dataclasses.field(default_factory=list)
-    vectors: list[tuple[tf.Tensor, list[tf.Tensor]]] = dataclasses.field(default_factory=list)
-    dropped: bool = False
+    Attributes:
+      losses: `{name: float32 scalar}`.
+      updates: Tensors that come after the updates of the step.
+      applied: bool scalars, whether each update was applied; empty if none can be skipped.
+      graphs: The graphs that XLA compiles.
+    """
+
+    def __init__(self) -> None:
+        self.losses: dict[str, tf.Tensor] = {}
+        self.updates: list[tf.Tensor] = []
+        self.applied: list[tf.Tensor] = []
+        self.graphs: list[tf.Graph] = []
+        self._weighted: dict[str, tf.Tensor] = {}
+        self._totals: list[tf.Tensor] = []
+        self._scalars: dict[str, tf.Tensor] = {}  # summaries
+        self._summaries: dict[str, RecordedSummary] = {}
+        self._own: dict[str, tf.Tensor] = {}
+        self._watched: dict[str, str] = {}
+        self._vectors: Vectors = []
+        self._dropped = False
 
     def add(
-        self,
-        replica: ReplicaReport,
-        values: tf.Tensor,
-        summaries: Mapping[str, list[tf.Tensor]],
+        self, spec: ReplicaSpec, vector: tf.Tensor, summaries: Mapping[str, list[tf.Tensor]]
     ) -> dict[str, tf.Tensor]:
-        """Takes one `minimize`: its vector and, by name, each replica's (and batch's) summary.
+        """Adds the results of one `minimize` call.
 
-        Returns the losses. Raises LossError or SummaryError for a name that an earlier
-        `minimize` of the step has used.
+        Args:
+          spec: Description of the vector.
+          vector: float32 vector, reduced over replicas.
+          summaries: `{name: the tensors of each replica and micro-batch}`.
+
+        Returns:
+          The losses by name, float32 scalars.
+
+        Raises:
+          LossError: A name was returned by an earlier `minimize` call of the step.
+          SummaryError: The same of a summary.
         """
-        each = tf.unstack(values)
-        self.vectors.append((values, each))
+        each = tf.unstack(vector)
+        self._vectors.append((vector, each))
         numbers = iter(each)
-        names = {name: self._named(name, name in replica.returned) for name in replica.losses}
+        names = {name: self._loss_name(name, name in spec.returned) for name in spec.losses}
         losses = {new: next(numbers) for new in names.values()}
         self.losses.update(losses)
-        self.weighted.update({names[name]: next(numbers) for name in replica.weighted})
-        for name in replica.scalars:
-            _keep(self.scalars, name, next(numbers))
-        self.totals.append(next(numbers))
-        self.dropped |= replica.dropped
-        for name, recorded in replica.summaries.items():
+        self._weighted.update({names[name]: next(numbers) for name in spec.weighted})
+        for name in spec.scalars:
+            _add_summary(self._scalars, name, next(numbers))
+        self._totals.append(next(numbers))
+        self._dropped |= spec.dropped
+        for name, recorded in spec.summaries.items():
             found = summaries[name]
             merged = tf.concat(found, 0) if recorded.kind == "histogram" else found[0]
-            _keep(self.summaries, name, dataclasses.replace(recorded, value=merged))
+            _add_summary(self._summaries, name, dataclasses.replace(recorded, value=merged))
         return losses
 
-    def _named(self, name: str, returned: bool) -> str:
-        """A name no earlier `minimize` has used. Paths and `regularization` can't be chosen."""
+    def add_scalar(self, tag: str, value: tf.Tensor, *, watched: bool = False) -> None:
+        """Adds a number of the step itself. A later one of the same tag replaces it.
+
+        Args:
+          tag: Tag of the scalar.
+          value: float32 scalar.
+          watched: Whether it must be finite.
+        """
+        self._own[tag] = value
+        if watched:
+            self._watched[tag] = tag
+
+    def scalar(self, tag: str) -> tf.Tensor | None:
+        """The scalar that was last added under this tag, or None."""
+        return self._own.get(tag)
+
+    def build(self, shown: Mapping[str, tf.Tensor]) -> StepOutput:
+        """The output of the step.
+
+        Args:
+          shown: Losses as `TrainStep.step` returned them.
+
+        Raises:
+          SummaryError: A summary has the tag of a loss or of another scalar of the step.
+        """
+        scalars = {f"losses/{name}": tf.cast(value, tf.float32) for name, value in shown.items()}
+        reported = {id(value) for value in self.losses.values()}
+        watched = {f"losses/{name}": name for name in shown if id(shown[name]) in reported}
+        scalars[f"losses/{TOTAL}"] = sum(self._totals[1:], self._totals[0])
+        watched[f"losses/{TOTAL}"] = TOTAL
+        scalars |= {f"weighted_losses/{name}": value for name, value in self._weighted.items()}
+        scalars |= self._own
+        for name in self._scalars:
+            if name in scalars:
+                raise SummaryError(
+                    f"Summary {name!r} has the name of a curve that tfloss writes itself. Give it "
+                    "another name."
+                )
+        scalars |= self._scalars
+        return StepOutput(
+            scalars=scalars,
+            summaries=list(self._summaries.values()),
+            dropped=self._dropped,
+            watched=watched | self._watched,
+            graphs=self.graphs,
+            vectors=self._vectors,
+        )
+
+    def _loss_name(self, name: str, returned: bool) -> str:
+        """A name that no earlier `minimize` call has used, if it is not the user's choice."""
         if name in self.losses and returned:
             raise LossError(
                 f"Two `minimize` calls of one step report a loss named {name!r}. Return a "
@@ -181,19 +278,8 @@ class StepReport:
             )
         return unique_name(name, self.losses)
 
-    def output(self, shown: Mapping[str, tf.Tensor]) -> StepOutput:
-        """Everything by its tag. `shown` is what `TrainStep.step` returned."""
-        scalars = {f"losses/{name}": tf.cast(value, tf.float32) for name, value in shown.items()}
-        scalars[f"losses/{TOTAL}"] = sum(self.totals[1:], self.totals[0])
-        scalars |= {f"weighted_losses/{name}": value for name, value in self.weighted.items()}
-        for name, value in self.scalars.items():
-            if name in scalars:
-                raise SummaryError(f"Summary {name!r} has the name of a loss's own curve.")
-            scalars[name] = value
-        return StepOutput(scalars, list(self.summaries.values()), self.dropped, self.vectors)
 
-
-def _keep(into: dict, name: str, value: Any) -> None:
+def _add_summary(into: dict[str, Any], name: str, value: Any) -> None:
     if name in into:
         raise SummaryError(
             f"Summary {name!r} is recorded by two `minimize` calls of one step. Wrap one in "

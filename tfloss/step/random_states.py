@@ -1,9 +1,9 @@
-"""Random states: a model's Keras seed generators, each replica's its own; and the process's.
+"""Random states: each replica's own for the model's seed generators; those of the process.
 
 Keras keeps the state of a seed generator (Dropout's, ...) in one mirrored variable, so all
-replicas draw the same masks. Here replica r's state is replica 0's plus r * STRIDE. So a
-checkpoint needs replica 0's only; resumed on as many replicas a run goes on exactly, and on
-another number it is a run with other noise whose first replica goes on as before. Host code,
+replicas draw the same masks. Here the state of replica r is that of replica 0 plus r * STRIDE.
+So a checkpoint needs replica 0's only: resumed on as many replicas, a run continues exactly; on
+another number of replicas only the first one draws the same numbers as before. Host code,
 cross-replica.
 """
 
@@ -21,7 +21,12 @@ STRIDE = 1_000_003
 
 
 def set_seed(model: keras.Model, seed: int) -> None:
-    """Gives every seed generator a state that follows from `seed`, the same on all replicas."""
+    """Sets all seed generators to states derived from `seed`, the same on all replicas.
+
+    Args:
+      model: A built model.
+      seed: A non-negative integer.
+    """
     states = [state for _, state in _upstream.seed_states(model)]
     numbers = np.random.SeedSequence(seed).generate_state(max(len(states), 1))
     for state, number in zip(states, numbers, strict=False):
@@ -29,33 +34,42 @@ def set_seed(model: keras.Model, seed: int) -> None:
 
 
 def split_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
-    """Gives every replica a state of its own, that of the first one and a multiple of STRIDE."""
+    """Sets the states of each replica to those of the first one plus a multiple of STRIDE.
+
+    Args:
+      model: A built model.
+      strategy: The strategy in whose scope the model was created.
+    """
     states = [state.value for _, state in _upstream.seed_states(model)]
     if strategy.num_replicas_in_sync == 1 or not states:
         return
 
-    def replica():
+    def replica() -> None:
         context = tf.distribute.get_replica_context()
         index = int(tf.get_static_value(context.replica_id_in_sync_group))
         mine = tf.stack([tf.cast(state, tf.int64) for state in states])
-        # The first replica may be another worker's, so all of them ask it.
+        # The first replica may be on another worker, so its states are broadcast by a sum.
         first = context.all_reduce(tf.distribute.ReduceOp.SUM, mine if index == 0 else mine * 0)
         for state, value in zip(states, tf.unstack(first), strict=True):
             state.assign(
                 tf.cast(value, state.dtype) + tf.constant([STRIDE * index, 0], state.dtype)
             )
 
-    # As a function, since strategies warn of what they run eagerly.
+    # Strategies warn of functions that they run eagerly.
     tf.function(lambda: strategy.run(replica), autograph=False)()
 
 
 def process_variables() -> list[Any]:
-    """The states of TensorFlow's and Keras's global generators, as far as there are some."""
+    """The states of TensorFlow's and Keras's global generators, as far as they exist."""
     return list(_upstream.global_generators().values())
 
 
 def process_states() -> dict[str, Any]:
-    """The states of the global generators of Python, NumPy, TensorFlow and Keras, as JSON."""
+    """Reads the states of the global generators of Python, NumPy, TensorFlow and Keras.
+
+    Returns:
+      JSON values.
+    """
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -68,9 +82,13 @@ def process_states() -> dict[str, Any]:
 
 
 def set_process_states(states: Mapping[str, Any]) -> None:
-    """Sets what `process_states` gave."""
+    """Sets the states of the global generators.
+
+    Args:
+      states: Result of `process_states`, perhaps after a round trip through JSON.
+    """
     variables = states["variables"]
-    # To make Keras's draws from Python's.
+    # Making Keras's generator draws from Python's, whose state is set afterwards.
     for name, state in _upstream.global_generators(make=variables).items():
         if name in variables:
             state.assign(tf.constant(variables[name], state.dtype))

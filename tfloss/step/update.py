@@ -1,7 +1,6 @@
-"""From one replica's gradients to an update: reduced, unscaled, clipped, applied or left out.
+"""From the gradients of each replica to an update: reduced, unscaled, clipped, applied.
 
-Cross-replica, traced: what is decided here is decided from what all replicas found, outside of
-`strategy.run`, where MirroredStrategy allows a branch.
+Cross-replica, traced.
 """
 
 import contextlib
@@ -13,10 +12,8 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data.batches import MicroBatches
 from tfloss.optimizers.fused_adam import fused_updates
 from tfloss.optimizers.groups import Group
-from tfloss.step.backward import Backward
 
 # Only those whose code was read for it, exactly: a subclass may do anything.
 _MOVED_BY_GRADIENTS_AND_RATE = (
@@ -36,15 +33,15 @@ _COMPUTED_FROM_ITERATIONS = (
 )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Reduced:
-    """Gradients as all replicas see them.
+    """Gradients that are the same on all replicas.
 
     Attributes:
-      vector: float32, what `ReplicaReport` describes.
-      gradients: PerReplica; for each due group a list.
-      norms: float32 scalars, the global norm of each due group's gradient, before clipping;
-        empty where nobody asked.
+      vector: float32 [n]; `ReplicaSpec` describes it.
+      gradients: PerReplica; for each group that is due a list.
+      norms: float32 scalars, the global norm of each group's gradient before clipping; empty if
+        they were not computed.
     """
 
     vector: tf.Tensor
@@ -64,13 +61,15 @@ def reduce(
     """Sums vector and gradients over replicas; then unscales, then clips each group.
 
     Args:
-      vector, gradients: PerReplica, as `Backward.gradients` returns them.
-      scale: what the objective was multiplied by, or None.
-      clip_norm: the global norm each group's gradient is clipped to, or None.
-      norms: whether norms are wanted without clipping, too.
+      strategy: The strategy that the step runs under.
+      vector: PerReplica float32 [n].
+      gradients: PerReplica; for each group that is due a list.
+      scale: float32 scalar by which the objective was multiplied, or None.
+      clip_norm: Global norm that each group's gradient is clipped to, or None.
+      norms: Whether to compute norms even without clipping.
     """
 
-    def replica(vector, gradients):
+    def replica(vector: tf.Tensor, gradients: list[list[Any]]) -> Any:
         if strategy.num_replicas_in_sync > 1:
             context = tf.distribute.get_replica_context()
             flat = [vector, *(g for each in gradients for g in each)]
@@ -96,57 +95,12 @@ def reduce(
 
 
 def _norm(gradients: list[Any]) -> tf.Tensor:
-    """The global norm, float32; of gradients of several dtypes too, which TensorFlow refuses."""
-    alike: dict[Any, list[Any]] = {}
+    """The global norm, float32. TensorFlow refuses gradients of several dtypes."""
+    by_dtype: dict[Any, list[Any]] = {}
     for one in gradients:
-        alike.setdefault(one.dtype, []).append(one)
-    norms = [tf.cast(tf.linalg.global_norm(each), tf.float32) for each in alike.values()]
+        by_dtype.setdefault(one.dtype, []).append(one)
+    norms = [tf.cast(tf.linalg.global_norm(each), tf.float32) for each in by_dtype.values()]
     return norms[0] if len(norms) == 1 else tf.linalg.global_norm(norms)
-
-
-def accumulate(
-    strategy: tf.distribute.Strategy,
-    backward: Backward,
-    micro: MicroBatches,
-    shares: list[Any],
-    more: tuple,
-) -> tuple[Any, Any, list[list[tf.Tensor]]]:
-    """Runs every micro-batch and sums what they give.
-
-    Args:
-      shares: what each micro-batch counts.
-      more: the other arguments of `Backward.gradients`.
-
-    Returns:
-      Vector and gradients, PerReplica; by summary, what each replica and micro-batch has of it.
-    """
-
-    def once(batch, share, more):
-        step, scale, sums = more
-        return strategy.run(backward.gradients, args=(batch, step, share, scale, sums))
-
-    def add(sums, found):
-        return tf.nest.map_structure(_added, sums, found)
-
-    local = strategy.experimental_local_results
-    if len(micro) > 1:
-        once = tf.function(once, autograph=False)  # traced once for all
-    total: Any = None
-    each: list[Any] = []
-    for batch, share in zip(micro, shares, strict=True):
-        # One after the other, so that only one of them holds its activations.
-        first = [] if total is None else tf.nest.flatten(local(total), expand_composites=True)
-        with tf.control_dependencies(first):
-            vector, gradients, summaries = once(batch, share, more)
-        each.append(summaries)
-        found = (vector, gradients)
-        total = found if total is None else strategy.run(add, args=(total, found))
-    assert backward.report is not None
-    merged = [
-        [one for summaries in each for one in local(summaries[name])]
-        for name in backward.report.summaries
-    ]
-    return *total, merged
 
 
 def apply(
@@ -158,17 +112,18 @@ def apply(
     *,
     fused_adam: bool,
 ) -> None:
-    """Lets every group's optimizer update its variables.
+    """Applies the gradients of each group with its optimizer.
 
     Args:
-      gradients: PerReplica, reduced.
-      groups: the due ones.
-      variables: for each, those that the gradients are of.
-      after: a tensor that must be computed before anything is changed.
-      fused_adam: whether an optimizer may be one op a variable (`tfloss.optimizers.fused_adam`).
+      strategy: The strategy that the step runs under.
+      gradients: PerReplica, reduced; for each group a list.
+      groups: The groups that are due.
+      variables: For each group, the variables that the gradients belong to.
+      after: Tensor that must be computed before anything is changed.
+      fused_adam: Whether Adam is one op for each variable (`tfloss.optimizers.fused_adam`).
     """
 
-    def replica(gradients):
+    def replica(gradients: list[list[Any]]) -> None:
         for group, mine, each in zip(groups, variables, gradients, strict=True):
             optimizer = group.optimizer
             with _upstream.gradients_already_reduced(optimizer):
@@ -190,16 +145,30 @@ def apply(
 
 
 def read_states(strategy: tf.distribute.Strategy, states: Callable[[], list[Any]]) -> Any:
-    """PerReplica copies of variables, as they are at this point of the trace."""
+    """Reads variables on each replica, at this point of the trace.
+
+    Args:
+      strategy: The strategy that the step runs under.
+      states: Returns the variables.
+
+    Returns:
+      PerReplica copies of the variables.
+    """
     return strategy.run(lambda: [tf.identity(state) for state in states()])
 
 
 def restore_states(
     strategy: tf.distribute.Strategy, states: Callable[[], list[Any]], before: Any
 ) -> None:
-    """Assigns what `read_states` read."""
+    """Restores variables on each replica.
 
-    def replica(values):
+    Args:
+      strategy: The strategy that the step runs under.
+      states: Returns the variables.
+      before: Result of `read_states`.
+    """
+
+    def replica(values: list[tf.Tensor]) -> None:
         for state, value in zip(states(), values, strict=True):
             state.assign(value)
 
@@ -233,19 +202,9 @@ def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
 
 
 def _merged(gradient: Any) -> Any:
-    """An embedding's gradient with each row once: a norm of repeated rows is too small."""
+    """The gradient of an embedding with each row once: with repeated rows its norm is too small."""
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
-    rows, place = tf.unique(gradient.indices)
-    values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
+    rows, index = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, index, tf.size(rows))
     return tf.IndexedSlices(values, rows, gradient.dense_shape)
-
-
-def _added(a: Any, b: Any) -> Any:
-    if isinstance(a, tf.IndexedSlices):
-        return tf.IndexedSlices(
-            tf.concat([a.values, b.values], 0),
-            tf.concat([a.indices, b.indices], 0),
-            a.dense_shape,
-        )
-    return a + b

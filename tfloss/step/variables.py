@@ -1,4 +1,4 @@
-"""The variables of a model and its optimizers: made before the first step, and never after.
+"""The variables of a model and its optimizers: created before the first step, and never after.
 
 Host code, in the strategy's scope.
 """
@@ -16,12 +16,12 @@ from tfloss.step.random_states import split_seeds
 
 
 class Variables:
-    """Makes the variables that are missing, and refuses those that can't be trained.
+    """Creates variables that don't exist yet, and refuses those that can't be trained.
 
     Args:
-      model: built or not.
-      groups: whose optimizers get slots for their variables.
-      strategy: in whose scope everything must be.
+      model: A model, built or not.
+      groups: The groups whose optimizers get slots for their variables.
+      strategy: The strategy in whose scope everything must be created.
     """
 
     def __init__(
@@ -31,14 +31,15 @@ class Variables:
         self._known: set[int] = set()
 
     def build(self, element_spec: Any, forward: Callable[[Any], Any]) -> None:
-        """Builds model and optimizers, if they aren't; checks them if they are.
+        """Builds model and optimizers unless they are built, and checks them.
 
         Args:
           element_spec: `tf.TypeSpec`s of one replica's batch.
-          forward: the training forward, traced on it once if the model isn't built.
+          forward: The training forward, traced once if the model isn't built.
 
-        Raises ModelError: made outside of the scope; nothing to train; a variable in two
-        groups.
+        Raises:
+          ModelError: Something was created outside of the scope, nothing can be trained, or two
+            groups have a variable in common.
         """
         self._check_scope()
         with self._strategy.scope():
@@ -60,7 +61,11 @@ class Variables:
         self._known = {id(variable) for variable in self._model.variables}
 
     def check_no_new(self) -> None:
-        """Raises ModelError if the step made variables: they are in no checkpoint or optimizer."""
+        """Checks that tracing the step created no variables, which no checkpoint would hold.
+
+        Raises:
+          ModelError: There are new variables.
+        """
         late = [v.path for v in self._model.variables if id(v) not in self._known]
         if self._known and late:
             raise ModelError(
@@ -75,7 +80,7 @@ class Variables:
         Not inside `strategy.run`, where variables can't be created after a synchronisation.
         """
 
-        def dry_run(batch):
+        def dry_run(batch: Any) -> None:
             with _upstream.inputs_untouched(self._model):
                 forward(batch)
 
@@ -102,3 +107,29 @@ class Variables:
                         "model and optimizer inside `with strategy.scope():`, and give the same "
                         "strategy to the Trainer: Trainer(..., strategy=strategy)."
                     )
+
+
+def replica_statistics(model: keras.Model) -> list[tf.Variable]:
+    """The variables that each replica updates for itself in a forward pass: statistics."""
+    return [
+        variable.value
+        for variable in model.non_trainable_variables
+        if tf.as_dtype(variable.dtype).is_floating and variable.aggregation in (None, "none")
+    ]
+
+
+def forward_state(model: keras.Model) -> list[tf.Variable]:
+    """The variables that a forward pass changes: statistics, counters, random states, metrics."""
+    return [one.value for one in (*model.non_trainable_variables, *model.metrics_variables)]
+
+
+def skipped_state(model: keras.Model) -> list[tf.Variable]:
+    """The variables that a skipped update restores: those of `forward_state`, with exceptions.
+
+    Random states go on, so that the next step draws other numbers. Variables that sum over
+    replicas what is assigned to them can't be restored in traced code.
+    """
+    seeds = {id(state) for _, state in _upstream.seed_states(model)}
+    own = [one for one in model.non_trainable_variables if id(one) not in seeds]
+    own = [one for one in own if one.aggregation != "sum"]
+    return [one.value for one in (*own, *model.metrics_variables)]

@@ -1,0 +1,246 @@
+"""One `minimize` call: forward and backward pass, check, update. Cross-replica, traced."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfloss.data.batches import MicroBatches
+from tfloss.forward.losses import LossWeights
+from tfloss.optimizers.groups import Group, due_sets
+from tfloss.step import update
+from tfloss.step.backward import Backward, BackwardTrace
+from tfloss.step.example_weights import example_weights
+from tfloss.step.gradients import StepGradients, accumulate
+from tfloss.step.normalisers import NormaliserPass
+from tfloss.step.output import TOTAL, OutputBuilder, ReplicaSpec
+from tfloss.step.skipping import Skipping
+from tfloss.step.trace_options import TraceOptions
+from tfloss.step.traced_calls import split_static
+from tfloss.step.variables import skipped_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Minimize:
+    """Updates groups of variables by the gradient of the losses that a forward pass reports.
+
+    Attributes:
+      strategy: The strategy that the step runs under.
+      model: The model that the forward pass belongs to.
+      groups: The groups that the losses update.
+      variables: `{group: variables that it trains}`.
+      tags: `{group: what its name adds to the tag of a scalar}`.
+      loss_weights: Weights of the losses.
+      clip_norm: Global norm that each group's gradient is clipped to, or None.
+      fused_adam: Whether Adam is one op for each variable.
+      skipping: Decides whether an update is applied.
+      options: Options of the trace.
+    """
+
+    strategy: tf.distribute.Strategy
+    model: keras.Model
+    groups: Mapping[str, Group]
+    variables: Mapping[str, Sequence[Any]]
+    tags: Mapping[str, str]
+    loss_weights: LossWeights
+    clip_norm: float | None
+    fused_adam: bool
+    skipping: Skipping
+    options: TraceOptions
+
+    def __call__(
+        self,
+        forward: Callable[[Any], Any],
+        micro_batches: MicroBatches,
+        step: tf.Tensor,
+        output: OutputBuilder,
+    ) -> tuple[dict[str, tf.Tensor], list[BackwardTrace]]:
+        """Runs the passes and the update, and adds their results to the output of the step.
+
+        Args:
+          forward: Replica code; takes this replica's batch, returns or adds losses.
+          micro_batches: The batches of the step.
+          step: int64 scalar, the number of completed updates.
+          output: Output of the step so far.
+
+        Returns:
+          The losses by name; for each combination of groups that can be due, what the trace of
+          the passes found out.
+        """
+        for name, group in self.groups.items():
+            # A schedule is read before the update advances it.
+            rate = tf.cast(tf.identity(group.optimizer.learning_rate), tf.float32)
+            output.add_scalar(f"learning_rate{self.tags[name]}", rate)
+        update_due, traces = split_static(
+            functools.partial(self._update, forward, micro_batches, step)
+        )
+        # The due groups repeat after a period; each combination of them has its own branch.
+        period = due_sets(self.groups)
+        branches = list(dict.fromkeys(period))
+        if len(branches) == 1:
+            outputs = update_due(branches[0])
+        else:
+            turn = tf.constant([branches.index(due) for due in period])
+            index = tf.gather(turn, tf.math.floormod(step, len(period)))
+            calls = [functools.partial(update_due, due) for due in branches]
+            outputs = tf.switch_case(index, calls)
+        vector, norms, applied, token, summaries = outputs
+        spec = traces[0].spec
+        losses = output.add(spec, vector, dict(zip(spec.summaries, summaries, strict=True)))
+        watched = self.skipping.watches_gradients(self.clip_norm is not None)
+        for name, norm in zip(self.groups, norms, strict=False):
+            output.add_scalar(f"gradient_norm{self.tags[name]}", norm, watched=watched)
+        if self.skipping.active:
+            self._add_skipped(output, applied)
+        output.updates.append(token)
+        output.graphs += [one.graph for one in traces if one.graph is not None]
+        return losses, traces
+
+    def _update(
+        self,
+        forward: Callable[[Any], Any],
+        micro_batches: MicroBatches,
+        step: tf.Tensor,
+        due: tuple[str, ...],
+    ) -> tuple[list[Any], BackwardTrace]:
+        """Updates the groups that are due; perhaps in a branch.
+
+        Returns:
+          The reduced vector, the groups' gradient norms, whether the update was applied, a tensor
+          that comes after the check of the losses, and the summaries of each replica and
+          micro-batch; what the trace of the passes found out.
+        """
+        strategy, guard, skipping = self.strategy, self.options.guard, self.skipping
+        guarded = None if guard is None else guard.snapshot()
+        scale = None if skipping.loss_scale is None else tf.identity(skipping.loss_scale.value)
+        states = functools.partial(skipped_state, self.model)
+        before = update.read_states(strategy, states) if skipping.active else None
+        found = self._gradients(forward, micro_batches, step, due, scale)
+        spec = found.trace.spec
+        reduced = update.reduce(
+            strategy,
+            found.vector,
+            found.gradients,
+            scale=scale,
+            clip_norm=self.clip_norm,
+            norms=skipping.active,
+        )
+        norms = dict(zip(due, reduced.norms, strict=False))
+        # Nothing may be counted before there is a batch, let alone a finite loss.
+        check: Any = reduced.vector
+        if guard is not None:
+            names, watched = self._watched(spec, reduced.vector, norms)
+            check = guard(names, watched, micro_batches, guarded, skipping.tolerates())
+        with tf.control_dependencies([check]):
+            token = tf.identity(step)
+
+        def apply() -> None:
+            groups = [self.groups[name] for name in due]
+            reached = [[self.variables[k][i] for i in spec.reached[k]] for k in due]
+            update.apply(
+                strategy, reduced.gradients, groups, reached, token, fused_adam=self.fused_adam
+            )
+
+        applied = tf.constant(True)
+        if not skipping.active:
+            apply()
+        else:
+            values = [spec.losses_and_total(reduced.vector), [*norms.values()]]
+            finite = tf.reduce_all(tf.math.is_finite(tf.concat(values, 0)))
+            with tf.control_dependencies([token]):
+                restore = functools.partial(update.restore_states, strategy, states, before)
+                applied = skipping.decide(finite, apply, restore)
+        known = []
+        if skipping.active or self.clip_norm is not None:
+            known = [norms.get(name, tf.constant(0.0)) for name in self.groups]
+        summaries = list(found.summaries.values())
+        return [reduced.vector, known, applied, token, summaries], found.trace
+
+    def _gradients(
+        self,
+        forward: Callable[[Any], Any],
+        micro_batches: MicroBatches,
+        step: tf.Tensor,
+        due: tuple[str, ...],
+        scale: tf.Tensor | None,
+    ) -> StepGradients:
+        """Runs the forward and backward passes of all micro-batches."""
+        strategy, jit = self.strategy, self.options.mode == "step"
+        weights = example_weights(strategy, micro_batches)
+        normalisers = None
+        if len(micro_batches) > 1 or (jit and strategy.num_replicas_in_sync > 1):
+            everything = [v for mine in self.variables.values() for v in mine]
+            counting = NormaliserPass(self.model, forward, everything, jit)
+            normalisers = counting.global_sums(strategy, micro_batches, step)
+        backward = Backward(
+            self.model,
+            forward,
+            self.variables,
+            due,
+            self.loss_weights,
+            recording=self.options.recording,
+            jit=jit,
+        )
+        return accumulate(
+            strategy,
+            backward,
+            micro_batches,
+            weights,
+            step=step,
+            scale=scale,
+            normalisers=normalisers,
+        )
+
+    def _watched(
+        self, spec: ReplicaSpec, vector: tf.Tensor, norms: Mapping[str, tf.Tensor]
+    ) -> tuple[list[str], tf.Tensor]:
+        """The values that must be finite, and their names."""
+        names, values = [*spec.losses, TOTAL], spec.losses_and_total(vector)
+        if self.skipping.watches_gradients(self.clip_norm is not None):
+            names += [f"gradient_norm{self.tags[name]}" for name in norms]
+            values = tf.concat([values, list(norms.values())], 0)
+        return names, values
+
+    def _add_skipped(self, output: OutputBuilder, applied: tf.Tensor) -> None:
+        """Counts a decision, and adds it to the output of the step."""
+        output.applied.append(applied)
+        before = output.scalar("skipped")
+        skipped = 1.0 - tf.cast(applied, tf.float32)
+        output.add_scalar("skipped", skipped if before is None else tf.maximum(before, skipped))
+        if self.skipping.loss_scale is not None:
+            output.add_scalar("loss_scale", tf.identity(self.skipping.loss_scale.value))
+        output.updates += self.skipping.record(applied)
+
+
+class UntrainedWarnings:
+    """Warns once of each variable that will not be trained. Trace time."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def warn(self, trace: BackwardTrace) -> None:
+        """Warns of the variables that a trace found.
+
+        Args:
+          trace: What the trace of the passes found out.
+        """
+        self._warn_of(
+            trace.unreached,
+            "No loss reaches these trainable variables, so they are not trained: {}.",
+        )
+        self._warn_of(
+            trace.untracked,
+            "The training forward uses trainable tf.Variables that Keras doesn't know, so they "
+            "are not trained: {}. Make them with add_weight.",
+        )
+
+    def _warn_of(self, variables: Sequence[Any], message: str) -> None:
+        names = [v.path if isinstance(v, keras.Variable) else v.name for v in variables]
+        new = [name for name in names if name not in self._warned]
+        self._warned.update(new)
+        if new:
+            warnings.warn(message.format(", ".join(new)), stacklevel=2)
