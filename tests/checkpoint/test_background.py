@@ -49,7 +49,7 @@ def _sparsely(variable):
 
 
 @pytest.mark.parametrize("update", [_by_hand, _in_a_graph, _in_xla, _sparsely])
-def test_what_changes_after_the_save_is_not_written(update, tmp_path):
+def test_changes_after_the_save_are_not_written(update, tmp_path):
     directory, writer = Held(tmp_path), BackgroundWriter()
     variables = {"v": tf.Variable(tf.ones([4, 1000])), "scalar": tf.Variable(3.0)}
     before = {name: variable.numpy() for name, variable in variables.items()}
@@ -66,7 +66,7 @@ def test_what_changes_after_the_save_is_not_written(update, tmp_path):
     assert directory.restore(directory.at(1), variables) == {"hook": {"best": [1]}}
 
 
-def test_what_an_optimizer_changes_in_place_is_not_written(tmp_path):
+def test_in_place_updates_after_the_save_are_not_written(tmp_path):
     directory, writer = Held(tmp_path), BackgroundWriter()
     weights = keras.Variable(tf.ones([1000]), name="w")
     optimizer = keras.optimizers.Adam(0.1)
@@ -100,7 +100,7 @@ def test_it_returns_before_it_is_written_and_the_next_save_waits(tmp_path):
     writer.wait()  # there is nothing to wait for
 
 
-def test_another_shape_takes_other_memory(tmp_path):
+def test_another_shape_gets_another_buffer(tmp_path):
     directory, writer = CheckpointDirectory(tmp_path), BackgroundWriter()
     for step, shape in enumerate(([3], [4, 2], [3]), 1):
         variables = {"v": tf.Variable(tf.fill(shape, float(step)))}
@@ -110,7 +110,7 @@ def test_another_shape_takes_other_memory(tmp_path):
 
 
 @pytest.mark.parametrize("at", ["the next save", "wait"])
-def test_a_failure_comes_back_once_and_names_the_checkpoint(at, tmp_path):
+def test_an_error_is_raised_once_and_names_the_checkpoint(at, tmp_path):
     place = tmp_path / "c"
     place.write_text("in the way")
     directory, writer = CheckpointDirectory(place), BackgroundWriter()
@@ -135,7 +135,7 @@ def test_values_that_are_not_finite_are_found_in_the_background_too(tmp_path):
     assert directory.steps() == []
 
 
-def test_what_comes_after_a_write_is_left_out_if_that_failed():
+def test_then_is_not_called_after_a_failed_write():
     writer, done = BackgroundWriter(), []
     writer.start(lambda: done.append("write"))
     writer.then(lambda: done.append("then"))
@@ -161,7 +161,7 @@ BackgroundWriter().start(lambda: files.write(1, fill, {}))
 """
 
 
-def test_a_program_that_ends_while_it_is_written_leaves_it_whole(tmp_path):
+def test_a_program_that_ends_during_a_write_completes_it(tmp_path):
     command = [sys.executable, "-c", _ENDS_WITHOUT_WAITING, str(tmp_path)]
     subprocess.run(command, check=True, timeout=60)
     files = CheckpointFiles(tmp_path)

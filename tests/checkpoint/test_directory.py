@@ -88,13 +88,13 @@ def test_slots_that_are_not_finite_are_not_saved_whatever_their_precision(tmp_pa
         CheckpointDirectory(tmp_path).save(2, slots)
 
 
-def test_metrics_and_variables_of_ones_own_may_be_anything(tmp_path):
+def test_metrics_and_raw_variables_may_be_infinite(tmp_path):
     model = _model()  # with an infinite tf.Variable
     model.mean.update_state(np.nan)
     CheckpointDirectory(tmp_path).save(1, named_variables(model))
 
 
-def test_no_variables(tmp_path):
+def test_saving_no_variables_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="No variables to save at step 2"):
         CheckpointDirectory(tmp_path).save(2, {})
 
@@ -124,7 +124,7 @@ def test_more_files_come_back_as_they_were_saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "variables.index", "a/b", "../a", ".hidden", ""])
-def test_files_of_impossible_names_are_refused(name, tmp_path):
+def test_invalid_file_names_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match="the name must be a plain file name"):
         CheckpointDirectory(tmp_path).save(1, {"v": tf.Variable(1.0)}, files={name: b""})
 
@@ -143,7 +143,7 @@ def test_a_manifest_says_what_it_was_made_with(tmp_path):
 
 @pytest.mark.parametrize("file", ["variables.index", "variables.data-00000-of-00001"])
 @pytest.mark.parametrize("how", ["delete", "empty", "truncate", "zero", "flip"])
-def test_damaged_files_restore_nothing(file, how, tmp_path):
+def test_a_corrupt_checkpoint_restores_nothing(file, how, tmp_path):
     directory, variables = CheckpointDirectory(tmp_path), {}
     for name in "abc":
         variables[name] = tf.Variable(np.arange(100.0))

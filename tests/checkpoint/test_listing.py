@@ -52,7 +52,7 @@ def test_on_a_terminal_it_is_drawn(tmp_path, capsys, monkeypatch):
     assert "[red] is no markup here" in out and "│" in out
 
 
-def test_there_are_none(tmp_path):
+def test_no_checkpoint_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint in .* or .*/checkpoints"):
         listing.find_checkpoints(tmp_path)
 

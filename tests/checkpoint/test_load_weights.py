@@ -119,7 +119,7 @@ def test_random_states_are_left_alone_however_many_there_are(there, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 40])
-def test_a_damaged_checkpoint(size, workdir):
+def test_a_corrupt_checkpoint_is_an_error(size, workdir):
     model = _model(["encoder", "head"])
     before = _values(model)
     index = workdir / "checkpoints" / "step_00000005" / "variables.index"

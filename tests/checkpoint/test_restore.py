@@ -1,4 +1,4 @@
-"""There and back, and what doesn't fit (pains.md 2, 12, 13, 28)."""
+"""All state is restored exactly, and a checkpoint that doesn't match changes nothing."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.checkpoint.nets import CONTAINERS, built, chain, everything, scramble
 from tfloss.checkpoint import CheckpointDirectory, load_values, named_variables, read
 from tfloss.errors import CheckpointError
 
-# There and back
+# Saving and restoring
 
 
 @pytest.mark.promise(2)
@@ -54,7 +54,7 @@ def test_upstream_leaves_out_layers_in_lists_and_dicts(container, tmp_path):
 
 
 @pytest.mark.promise(13)
-def test_dropout_goes_on_with_the_next_mask(tmp_path):
+def test_dropout_continues_with_the_next_mask(tmp_path):
     def masks(model, count):
         return [model(tf.ones([4, 3]), training=True).numpy() for _ in range(count)]
 
@@ -74,7 +74,7 @@ def test_upstream_has_no_place_for_dropouts_state(tmp_path):
         tf.train.Checkpoint(seed=keras.random.SeedGenerator(1))
 
 
-def test_a_tensorflow_generator_goes_on(tmp_path):
+def test_a_tensorflow_generator_continues(tmp_path):
     class Layer(keras.layers.Layer):
         def __init__(self):
             super().__init__(name="noise")
@@ -134,7 +134,7 @@ def test_a_learning_rate_can_stay_as_it_is(tmp_path):
     assert saved == np.float32(0.1)
 
 
-# What doesn't fit
+# Mismatches
 
 
 @pytest.mark.promise(12)
@@ -153,7 +153,7 @@ def test_a_model_that_differs_is_left_alone_and_all_differences_are_listed(tmp_p
 
 @pytest.mark.promise(12)
 @pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, keras.optimizers.Adafactor])
-def test_a_layer_in_between_takes_nobodys_slots(optimizer, tmp_path):
+def test_an_inserted_layer_does_not_take_the_slots_of_another(optimizer, tmp_path):
     saved = chain("a", "b", optimizer=optimizer(0.1))
     scramble(saved)
     path = CheckpointDirectory(tmp_path).save(1, saved)
@@ -201,7 +201,7 @@ def test_upstream_gives_slots_to_the_layer_in_the_same_place(tmp_path):
 
 @pytest.mark.promise(12)
 @pytest.mark.upstream
-def test_upstream_restores_by_halves(tmp_path):
+def test_upstream_restores_a_part_before_it_fails(tmp_path):
     def model(width):
         layers = [keras.layers.Dense(2, name="a"), keras.layers.Dense(width, name="b")]
         model = keras.Sequential(layers, name="m")
@@ -213,55 +213,3 @@ def test_upstream_restores_by_halves(tmp_path):
     with pytest.raises(ValueError, match="incompatible"):
         tf.train.Checkpoint(model=second).read(path)
     np.testing.assert_array_equal(second.layers[0].kernel, first.layers[0].kernel)
-
-
-def test_shapes_dtypes_and_leftovers_are_listed(tmp_path):
-    saved = {
-        "a": tf.Variable([1.0]),
-        "b": tf.Variable(1),
-        **{f"c{i}": tf.Variable(0.0) for i in range(12)},
-    }
-    path = CheckpointDirectory(tmp_path).save(1, saved)
-    here = {"a": tf.Variable([1.0, 2.0]), "b": tf.Variable(1.0)}
-    with pytest.raises(CheckpointError) as e:
-        CheckpointDirectory(tmp_path).restore(path, here)
-    for part in (
-        "different shape: a (saved [1], here [2])",
-        "different dtype: b (saved int32, here float32)",
-        "only in the checkpoint: c0, c1",
-        "c9, ... and 2 more",
-    ):
-        assert part in str(e.value)
-    assert CheckpointDirectory(tmp_path).restore(path, {}, ignore=list(saved)) == {}
-
-
-def _numbered(before):
-    """Two Dense layers of different widths, after so many others in the process."""
-
-    class Model(keras.Model):
-        def __init__(self):
-            super().__init__(name="m")
-            self.both = [keras.layers.Dense(3), keras.layers.Dense(2)]
-
-        def call(self, x):
-            return self.both[1](self.both[0](x))
-
-    keras.utils.clear_session(free_memory=False)
-    for _ in range(before):
-        keras.layers.Dense(1)
-    model = Model()
-    model(tf.ones([1, 5]))
-    return named_variables(model)
-
-
-@pytest.mark.parametrize("before", [1, 2])  # dense_1 is in both, with another shape; or in none
-def test_automatic_layer_numbers_are_recognised(before, tmp_path):
-    path = CheckpointDirectory(tmp_path).save(1, _numbered(0))
-    with pytest.raises(CheckpointError, match="only in the numbers that Keras.*clear_session"):
-        CheckpointDirectory(tmp_path).restore(path, _numbered(before))
-
-
-def test_a_name_with_another_number_and_shape_is_another_variable(tmp_path):
-    path = CheckpointDirectory(tmp_path).save(1, {"dense/kernel": tf.Variable([1.0])})
-    with pytest.raises(CheckpointError, match="changed on purpose"):
-        CheckpointDirectory(tmp_path).restore(path, {"dense_1/kernel": tf.Variable([1.0, 2.0])})

@@ -102,7 +102,7 @@ def test_sums_come_back_exactly(dtype, replicas):
     assert _local(strategy, variable) == [7, 0, 0]
 
 
-def test_other_ways_to_aggregate(replicas):
+def test_other_aggregations(replicas):
     strategy, how = replicas(2), tf.VariableAggregation
     assert read(_per_replica(strategy, tf.float32, how.MEAN, [1, 4])) == 2.5
     assert read(_per_replica(strategy, tf.float32, how.ONLY_FIRST_REPLICA, [1, 4])) == 1
@@ -111,7 +111,7 @@ def test_other_ways_to_aggregate(replicas):
     assert half == 2.5 and tf.as_dtype(half.dtype) == tf.bfloat16
 
 
-def test_a_metric_goes_on(replicas, tmp_path):
+def test_a_metric_continues_after_restoring(replicas, tmp_path):
     strategy = replicas(2)
 
     def make():
@@ -136,7 +136,7 @@ def test_a_metric_goes_on(replicas, tmp_path):
     assert [read(v) for v in variables.values()] == [36.0, 12.0]
 
 
-def test_a_trainer_goes_on_from_the_state_that_it_saved(replicas, tmp_path):
+def test_a_trainer_continues_from_the_state_that_it_saved(replicas, tmp_path):
     class Model(keras.Model):
         def __init__(self):
             super().__init__(name="m")

@@ -12,7 +12,7 @@ from tfloss.distribute.strategy import is_chief, worker_position
 from tfloss.errors import WorkerError
 
 
-def test_a_single_worker_has_its_way(replicas):
+def test_a_single_worker_agrees_with_itself(replicas):
     for strategy in (replicas(1), replicas(2)):
         agreement = Agreement(strategy)
         assert agreement.chief and agreement.workers == 1
@@ -54,7 +54,7 @@ def _fail():
     raise OSError("the disk is full")
 
 
-def test_nobody_goes_on_before_it_is_done_on_all():
+def test_no_worker_continues_before_all_are_done():
     ends = {}
 
     def work(agreement):
@@ -71,7 +71,7 @@ def test_nobody_goes_on_before_it_is_done_on_all():
     assert left >= ends["chief"] > ends["other"]
 
 
-def test_what_fails_on_one_worker_fails_on_all():
+def test_a_failure_on_one_worker_is_raised_on_all():
     def work(agreement):
         try:
             return agreement.run_on_all("save a checkpoint", _fail if agreement.chief else str)
@@ -84,7 +84,7 @@ def test_what_fails_on_one_worker_fails_on_all():
     ]
 
 
-def test_a_single_worker_just_does_it():
+def test_a_single_worker_just_calls_the_function():
     alone = Agreement(tf.distribute.get_strategy())
 
     assert alone.run_on_all("save", lambda: 7) == 7

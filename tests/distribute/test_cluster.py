@@ -154,7 +154,7 @@ def test_tensorflow_reads_the_same(environ, monkeypatch):
         (slurm(SLURM_LOCALID="1"), "SLURM_LOCALID is 1, but task 2 .* should have 0: "),
     ],
 )
-def test_a_wrong_or_half_set_one_is_refused(environ, message):
+def test_an_invalid_or_incomplete_cluster_is_refused(environ, message):
     with pytest.raises(ClusterError, match=message):
         find_cluster(environ)
 
@@ -167,7 +167,7 @@ def test_a_wrong_or_half_set_one_is_refused(environ, message):
         ({"JOB_COMPLETION_INDEX": "0"}, "Set it to the addresses of all pods"),
     ],
 )
-def test_what_to_do_where_there_is_none(environ, message):
+def test_advice_without_a_cluster(environ, message):
     assert re.search(message, no_cluster_advice(environ))
 
 

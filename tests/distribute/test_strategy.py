@@ -75,7 +75,7 @@ def test_mirrored_runs_on_as_many_devices():
         (("tpu",), r"found no TPU 'local'; set the variable TPU_NAME"),
     ],
 )
-def test_what_can_not_be_is_said(arguments, message):
+def test_impossible_arguments_are_errors(arguments, message):
     tf.constant(0)  # TensorFlow has started
 
     with pytest.raises(ValueError, match=message):
@@ -97,7 +97,7 @@ def test_auto_needs_several_workers(monkeypatch):
     assert make_strategy("auto").num_replicas_in_sync == 1
 
 
-def test_a_broken_tf_config_is_shown(monkeypatch):
+def test_an_invalid_tf_config_is_shown(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{")
 
     with pytest.raises(ClusterError, match="TF_CONFIG is invalid"):
@@ -254,7 +254,7 @@ def test_an_absent_worker_ends_a_training_script(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_while_tensorflow_starts_is_not_waited_for_without_end():
+def test_the_wait_for_a_worker_that_dies_while_tensorflow_starts_ends():
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     stays = (
         "from tfloss.distribute import strategy\n"
