@@ -1,4 +1,4 @@
-"""Values that replicas have of their own (pains.md 4): what is read, what is assigned."""
+"""Values that differ between replicas: what is read, and what is assigned."""
 
 import keras
 import numpy as np
