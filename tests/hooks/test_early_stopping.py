@@ -55,15 +55,15 @@ def test_an_improving_run_continues(make_trainer):
 
 def test_a_resumed_run_stops_where_an_uninterrupted_one_does(make_trainer):
     values = [0.5, 0.7, 0.6, 0.65, 0.6, 0.9]
-    whole = trainer_of(make_trainer, values, EarlyStopping("val/accuracy", patience=3))
-    whole.train(6)
+    uninterrupted = trainer_of(make_trainer, values, EarlyStopping("val/accuracy", patience=3))
+    uninterrupted.train(6)
     first = trainer_of(make_trainer, values, EarlyStopping("val/accuracy", patience=3))
     first.train(3)
     second = trainer_of(make_trainer, values, EarlyStopping("val/accuracy", patience=3))
     second.restore(3, json.loads(json.dumps([hook.state for hook in first.hooks])))
     second.train(6)
-    assert whole.step == second.step == 5
-    assert whole.hooks[1].state == second.hooks[1].state
+    assert uninterrupted.step == second.step == 5
+    assert uninterrupted.hooks[1].state == second.hooks[1].state
 
 
 def test_a_run_out_of_patience_starts_again_only_if_patience_is_raised(make_trainer):

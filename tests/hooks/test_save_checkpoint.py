@@ -286,11 +286,11 @@ def test_the_end_warns_if_the_last_checkpoint_is_missing(make_run, tmp_path):
     trainer = make_run(hook, on_step=Disk(tmp_path / "c", 3))
     with pytest.warns(UserWarning) as warned:
         trainer.train(5)
-    said = [str(one.message) for one in warned]
+    messages = [str(one.message) for one in warned]
     assert trainer.error is None
-    assert said[-1].startswith("Training ended without a checkpoint of step 5. The checkpoint ")
+    assert messages[-1].startswith("Training ended without a checkpoint of step 5. The checkpoint ")
     # In the background the one before is found out at the end too, when it no longer matters.
-    assert len(said) == (2 if trainer.writer is None else 1)
+    assert len(messages) == (2 if trainer.writer is None else 1)
 
 
 def test_the_end_raises_the_error_if_on_error_is_stop(make_run, tmp_path):
