@@ -23,10 +23,6 @@ STILL_MISSING = {
     "tfloss/step/variables.py",
     "tfloss/app/flag_errors.py",
     "tfloss/app/flag_types.py",
-    "tfloss/checkpoint/manifest.py",
-    "tfloss/checkpoint/mismatch.py",
-    "tfloss/checkpoint/ranking.py",
-    "tfloss/evaluation/evaluator_cache.py",
     "tfloss/trainer/checkpointed_state.py",
     "tfloss/trainer/default_hooks.py",
 }

@@ -73,7 +73,7 @@ def test_drawings_are_made_on_the_host_of_the_first_replica(count, mode, replica
     assert found["a/bars"].value.shape == (2, 5, 6, 3) and (found["a/bars"].value == 7).all()
 
 
-def test_a_drawing_that_fails_says_so_once_and_training_goes_on():
+def test_a_drawing_that_fails_warns_once_and_training_continues():
     def crooked(y):
         raise KeyError("no such colour")
 
@@ -129,7 +129,7 @@ def test_scope_puts_a_prefix_before_tags():
     assert (scalars["rpn/head/score"], scalars["score"]) == (1.0, 2.0)
 
 
-def test_the_same_name_twice_says_where_both_are():
+def test_the_same_name_twice_is_rejected_with_both_lines():
     def report(model, batch, y):
         summary.scalar("a", y[0])
         summary.scalar("a", y[1])

@@ -75,7 +75,7 @@ def test_batches_smaller_than_the_replicas(size, replicas):
     assert found["seen/count"] == 7.0
 
 
-def test_metrics_start_anew_each_time(replicas):
+def test_metrics_are_reset_before_each_evaluation(replicas):
     mean = metric(keras.metrics.Mean(), lambda batch, p: p["y"])
     evaluator = None
     with replicas(2).scope():
@@ -172,7 +172,7 @@ def test_summaries_and_losses_of_the_inference_forward_are_dropped(replicas):
 # What is refused
 
 
-def test_an_empty_or_endless_data_set(replicas):
+def test_an_empty_or_infinite_data_set_is_rejected(replicas):
     evaluator = Evaluator(Line(), {"seen": Seen()})
     with pytest.raises(DataError, match="empty"):
         evaluator.run(batches(VALUES[:0]))
@@ -180,7 +180,7 @@ def test_an_empty_or_endless_data_set(replicas):
         evaluator.run(batches().repeat())
 
 
-def test_tensors_that_disagree_about_the_batch(replicas):
+def test_tensors_with_different_batch_sizes_are_rejected(replicas):
     data = tf.data.Dataset.from_tensors({"x": tf.ones([4]), "z": tf.ones([3])})
     with pytest.raises(DataError, match="first dimensions of its tensors are 3, 4"):
         Evaluator(Line(), {"seen": Seen()}).run(data)
@@ -191,7 +191,7 @@ def _picky(b, p):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_metric_that_asks_for_what_is_not_there(count, replicas):
+def test_a_metric_that_needs_a_missing_key_is_named(count, replicas):
     metrics = {"fine": Seen(), "acc": metric(keras.metrics.MeanSquaredError(), _picky)}
     with pytest.raises(MetricError) as e:
         evaluate(Line, metrics, batches(), replicas(count))
@@ -204,7 +204,7 @@ def test_a_metric_that_asks_for_what_is_not_there(count, replicas):
     assert "_picky" in "".join(traceback.format_exception(e.value))  # the line that asked
 
 
-def test_a_metric_in_plain_python_that_fails():
+def test_a_failing_metric_in_plain_python_is_named():
     class Fails(Seen):
         def update(self, batch, predictions):
             raise RuntimeError("no boxes")
@@ -240,7 +240,7 @@ class _Host:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_predictions_that_have_no_examples_are_refused(count, replicas):
+def test_scalar_predictions_are_rejected(count, replicas):
     class Model(keras.Model):
         def call(self, batch, training=False):
             return {"y": batch["x"], "t": tf.reduce_mean(batch["x"])}
@@ -252,7 +252,7 @@ def test_predictions_that_have_no_examples_are_refused(count, replicas):
         evaluator.run(data)
 
 
-def test_predictions_of_a_size_that_depends_on_the_examples_are_refused(replicas):
+def test_predictions_with_shapes_that_differ_between_replicas_are_rejected(replicas):
     class Model(keras.Model):
         def call(self, batch, training=False):
             return tf.RaggedTensor.from_row_lengths(

@@ -56,7 +56,7 @@ def test_weights_broadcast_and_half_precision_is_summed_in_float32():
     assert float(global_mean(values * 2.0, tf.constant([[1.0], [0.0]]))) == 2.0
 
 
-def test_integers_are_refused():
+def test_integers_are_rejected():
     with pytest.raises(LossError, match="need floating-point values, got int32"):
         global_mean(tf.constant([1, 2]))
 
