@@ -8,29 +8,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.optimizers.fused_adam import fused_updates
 from tfloss.optimizers.groups import Group
-
-# Only those whose code was read for it, exactly: a subclass may do anything.
-_MOVED_BY_GRADIENTS_AND_RATE = (
-    keras.optimizers.SGD,
-    keras.optimizers.RMSprop,
-    keras.optimizers.Adagrad,
-    keras.optimizers.Adam,
-    keras.optimizers.AdamW,
-)
-_COMPUTED_FROM_ITERATIONS = (
-    keras.optimizers.schedules.CosineDecay,
-    keras.optimizers.schedules.CosineDecayRestarts,
-    keras.optimizers.schedules.ExponentialDecay,
-    keras.optimizers.schedules.InverseTimeDecay,
-    keras.optimizers.schedules.PiecewiseConstantDecay,
-    keras.optimizers.schedules.PolynomialDecay,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +109,8 @@ def apply(
         for group, mine, each in zip(groups, variables, gradients, strict=True):
             optimizer = group.optimizer
             with _upstream.gradients_already_reduced(optimizer):
-                counted = _besides_gradients(optimizer)
-                if counted is not None:
-                    with tf.control_dependencies([after]):
-                        each = [tf.identity(gradient) for gradient in each]
-                        for variable in counted:  # what reads it comes later than this
-                            variable.assign(variable)
+                with tf.control_dependencies([after]):
                     optimizer.apply(each, mine)
-                else:
-                    with tf.control_dependencies([after]):
-                        optimizer.apply(each, mine)
 
     with contextlib.ExitStack() as stack:
         for group in groups if fused_adam else ():
@@ -173,26 +147,6 @@ def restore_states(
             state.assign(value)
 
     strategy.run(replica, args=(before,))
-
-
-def _besides_gradients(optimizer: Any) -> list[Any] | None:
-    """The variables from which, with the gradients, `apply` computes whatever it assigns.
-
-    Then it is enough that those wait. Where all that `apply` adds to the graph waits, each read
-    and constant has a control edge, which a step of many small variables takes time for.
-
-    Returns:
-      The iterations, which a schedule is computed from, and the rate that decays the weights;
-      None where something else moves too (averages), or may (a rate that the user wrote).
-    """
-    if type(optimizer) not in _MOVED_BY_GRADIENTS_AND_RATE or optimizer.use_ema:
-        return None
-    if optimizer.weight_decay is None:
-        return [optimizer.iterations]
-    rate = _upstream.configured_learning_rate(optimizer)
-    if type(rate) in _COMPUTED_FROM_ITERATIONS:
-        return [optimizer.iterations]
-    return [optimizer.iterations, rate] if isinstance(rate, keras.Variable) else None
 
 
 def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
