@@ -104,3 +104,22 @@ def test_files_stay_small():
     for path in ROOT.rglob("*.py"):
         lines = path.read_text().count("\n")
         assert lines <= 455, f"{path} has {lines} lines"
+
+
+def test_classes_and_functions_stay_small():
+    """A class of more than 15 methods says in its docstring why: "methods because"."""
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                methods = sum(isinstance(one, ast.FunctionDef) for one in node.body)
+                excused = "methods because" in (ast.get_docstring(node) or "")
+                assert methods <= 15 or excused, f"{path}: {node.name} has {methods} methods"
+            elif isinstance(node, ast.FunctionDef):
+                lines = _body_lines(node)
+                assert lines <= 60, f"{path}: {node.name} has {lines} lines"
+
+
+def _body_lines(function: ast.FunctionDef) -> int:
+    """The lines of a function's body without its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0

@@ -1,0 +1,1 @@
+"""What all packages share: the logger, files, unique names, nested differences."""

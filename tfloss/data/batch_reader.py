@@ -83,7 +83,7 @@ class BatchReader:
     def open(
         self,
         start: int = 0,
-        watch: Callable[[tf.data.Dataset], tf.data.Dataset] | None = None,
+        watch: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Opens an iterator of this process's batches. Host code.
 
@@ -128,7 +128,7 @@ class BatchReader:
                 + "Use one Trainer for one kind of batch."
             )
 
-    def _dataset(self, start: int) -> tf.data.Dataset:
+    def _dataset(self, start: int) -> Any:
         """The batches of this process; those of a `Source` from number `start` on."""
         if isinstance(self.data, Source):
             found = self.data.dataset(start, shard=self._worker, shards=self._workers)

@@ -1,0 +1,1 @@
+"""One update: forward pass, backward pass, application."""
