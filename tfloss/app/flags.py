@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -14,6 +14,9 @@ from tfloss.app.flag_types import JitFlag, StepRangeParser
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
 
 MODES = ("train", "train_and_eval", "eval", "export")
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ Three modes give the same results, at speeds that depend on the model:
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class StepLogs:
       values: float32 [steps, names], on the device until somebody reads them.
       summaries: Summaries of the last step, if it was recorded.
       waited: Seconds that the steps waited for their batches.
+      losses: `{tag: name}` of the columns that are losses; their total is last.
     """
 
     first: int
@@ -60,6 +61,7 @@ class StepLogs:
     values: Any
     summaries: tuple[Summary, ...] = ()
     waited: Any = 0.0
+    losses: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -156,8 +158,9 @@ class Engine:
             raise
         except Exception as error:
             raise _upstream.find_cause(error, TflossError) from None
-        names = tuple(self._outputs[recording].scalars)
-        return StepLogs(first, names, values, summaries, waited)
+        output = self._outputs[recording]
+        names = tuple(output.scalars)
+        return StepLogs(first, names, values, summaries, waited, output.losses)
 
     def _run_iterator(
         self, iterator: Any, steps: int, recording: bool

@@ -33,6 +33,7 @@ class StepOutput:
       dropped: Whether the forward pass has summaries that are not due.
       watched: `{tag of a scalar: its name in an error message}`, for the scalars that must be
         finite: losses, and gradient norms where a bad gradient is a failure.
+      losses: `{tag: name}` of the losses that the step returned, and of their total, which is last.
       graphs: The graphs that XLA compiles, in the mode "step".
       vectors: The vectors that scalars were taken out of.
     """
@@ -41,6 +42,7 @@ class StepOutput:
     summaries: list[RecordedSummary] = dataclasses.field(default_factory=list)
     dropped: bool = False
     watched: dict[str, str] = dataclasses.field(default_factory=dict)
+    losses: dict[str, str] = dataclasses.field(default_factory=dict)
     graphs: list[tf.Graph] = dataclasses.field(default_factory=list)
     vectors: Vectors = dataclasses.field(default_factory=list)
 
@@ -265,6 +267,7 @@ class OutputBuilder:
             summaries=list(self._summaries.values()),
             dropped=self._dropped,
             watched=watched | self._watched,
+            losses={f"losses/{name}": name for name in (*shown, TOTAL)},
             graphs=self.graphs,
             vectors=self._vectors,
         )

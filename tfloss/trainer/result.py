@@ -3,7 +3,6 @@
 import dataclasses
 
 from tfloss.engine.engine import StepLogs
-from tfloss.step.output import TOTAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +20,16 @@ class TrainResult:
     reason: str | None = None
 
 
-def last_losses(block: StepLogs | None) -> dict[str, float]:
-    """`{name: value}` of the last step of a block, `total` last; empty without one."""
-    if block is None:
+def last_losses(logs: StepLogs | None) -> dict[str, float]:
+    """Returns the losses of the last of some steps.
+
+    Args:
+      logs: What the steps reported, or None if no step was run.
+
+    Returns:
+      `{name: value}`, with `total` last; empty without steps.
+    """
+    if logs is None:
         return {}
-    row = dict(zip(block.names, block.rows()[-1].tolist(), strict=True))
-    prefix = "losses/"
-    losses = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-    return {**{k: v for k, v in losses.items() if k != TOTAL}, TOTAL: losses[TOTAL]}
+    row = dict(zip(logs.names, logs.rows()[-1].tolist(), strict=True))
+    return {name: row[tag] for tag, name in logs.losses.items()}
