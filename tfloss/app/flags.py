@@ -29,7 +29,7 @@ class Options:
     strategy: str
     replicas: int | None
     seed: int
-    jit: bool | str | None
+    jit: "Jit | None"
     profile: tuple[int, int] | None
     overfit_batches: int | None
     max_steps: int | None

@@ -50,7 +50,7 @@ class Run:
     mode: str
     strategy: "tf.distribute.Strategy"
     seed: int
-    jit: bool | str | None
+    jit: "Jit | None"
     profile: tuple[int, int] | None
     overfit_batches: int | None
     max_steps: int | None

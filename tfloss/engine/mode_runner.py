@@ -20,12 +20,12 @@ from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.engine import Engine, StepLogs
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
 from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck
-from tfloss.step.trace_options import Mode
+from tfloss.step.trace_options import Jit, Mode
 from tfloss.step.train_step import TrainStep
 
 FILE = "engine.json"
 MAX_STATE_BYTES = 256 * 2**20  # a loop that is compiled whole needs a second copy of the state
-_FIXED: dict[Any, Mode] = {False: "graph", True: "step", "loop": "loop"}
+_FIXED: dict[Jit, Mode] = {False: "graph", True: "step", "loop": "loop"}
 
 
 class ModeRunner:
@@ -52,7 +52,7 @@ class ModeRunner:
 
     def __init__(
         self,
-        jit: bool | str,
+        jit: Jit,
         train_step: TrainStep,
         *,
         log_every_step: bool,
@@ -65,7 +65,7 @@ class ModeRunner:
     ):
         if not (isinstance(jit, bool) or jit in ("loop", "auto")):
             raise ValueError(f"jit must be True, False, 'loop' or 'auto', got {jit!r}.")
-        self._jit = False if deterministic and jit == "auto" else jit
+        self._jit: Jit = False if deterministic and jit == "auto" else jit
         self._step, self._every_step = train_step, log_every_step
         self._check = UnsaveableOpCheck(deterministic, saved)
         self._file = workdir / FILE if workdir is not None and agreement.chief else None

@@ -17,6 +17,7 @@ from tfloss.checkpoint.directory import CheckpointDirectory
 from tfloss.common.logger import ChiefLogger
 from tfloss.distribute.agreement import Agreement
 from tfloss.hooks.run_info import RunInfo
+from tfloss.step.trace_options import Mode
 from tfloss.step.train_step import TrainStep
 from tfloss.summary import Summary
 
@@ -64,7 +65,7 @@ class TrainerProtocol(Protocol):
         ...
 
     @property
-    def mode(self) -> str | None:
+    def mode(self) -> Mode | None:
         """The mode that steps run in, or None while modes are measured."""
         ...
 

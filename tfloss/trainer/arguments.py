@@ -7,11 +7,12 @@ import numpy as np
 
 from tfloss.data.feed import Feed
 from tfloss.hooks.run_info import RunInfo
+from tfloss.step.step_options import StepOptions
 from tfloss.step.train_step import TrainStep
 
 
 def made_step(
-    train_step: type[TrainStep] | TrainStep, model: Any, optimizer: Any, options: dict[str, Any]
+    train_step: type[TrainStep] | TrainStep, model: Any, optimizer: Any, options: StepOptions
 ) -> TrainStep:
     """The step: the given instance, or one that is made of the arguments.
 

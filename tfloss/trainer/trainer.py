@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 import tensorflow as tf
@@ -33,6 +33,8 @@ from tfloss.hooks import Hook, NaNGuard
 from tfloss.hooks.run_info import RunInfo
 from tfloss.inspect.determinism import enable_op_determinism
 from tfloss.step.random_states import process_variables
+from tfloss.step.step_options import StepOptions
+from tfloss.step.trace_options import Jit, Mode
 from tfloss.step.train_step import TrainStep
 from tfloss.summary import Summary
 from tfloss.trainer.arguments import check_positive, made_step, optimizer_of, run_info
@@ -116,12 +118,12 @@ class Trainer:
         steps_per_call: int | str = "auto",
         log_every: int = 100,
         log_every_step: bool = False,
-        jit: bool | str = "auto",
+        jit: Jit = "auto",
         train_step: type[TrainStep] | TrainStep = TrainStep,
         async_checkpoint: bool = False,
         deterministic: bool = False,
         clock: Callable[[], float] = time.monotonic,
-        **step_options: Any,
+        **step_options: Unpack[StepOptions],
     ):
         check_positive("log_every", log_every)
         if steps_per_call != "auto":
@@ -194,7 +196,7 @@ class Trainer:
         return self._run.error
 
     @property
-    def mode(self) -> str | None:
+    def mode(self) -> Mode | None:
         """The mode that steps run in: "graph", "step" or "loop".
 
         None before the first call of `train`, and while `jit="auto"` still measures.
