@@ -13,10 +13,10 @@ from tfloss.app.flag_errors import FlagError, check_file_exists, unknown_flag, u
 from tfloss.app.flag_types import JitFlag, StepRangeParser
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
 
-MODES = ("train", "train_and_eval", "eval", "export")
-
 if TYPE_CHECKING:
-    pass
+    from tfloss.step.trace_options import Jit
+
+MODES = ("train", "train_and_eval", "eval", "export")
 
 
 @dataclasses.dataclass(frozen=True)

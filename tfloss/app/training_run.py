@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tfloss.data.distributed import Data
     from tfloss.evaluation.metrics import BoundMetric, HostMetric
     from tfloss.hooks import Every, Hook, OnSteps
+    from tfloss.step.trace_options import Jit
     from tfloss.trainer.trainer import Trainer
 
 
