@@ -314,16 +314,6 @@ def test_a_python_float_is_a_constant_loss():
     assert reported(found) == {"good": 2.5, "off": 0.0, "total": 2.5}
 
 
-def test_unreached_variables_are_named_in_a_warning():
-    class Extra(Line):
-        def __init__(self):
-            super().__init__()
-            self.unused = self.add_weight(name="unused", shape=())
-
-    with pytest.warns(UserWarning, match="line/unused"):
-        run(Extra, ONES)
-
-
 # Precision
 
 
@@ -396,16 +386,3 @@ def test_upstream_divides_some_losses_by_the_replicas_and_some_not(replicas):
     with replicas(2).scope():
         assert float(keras.losses.MeanSquaredError()(zero, y)) == 0.5
         assert float(tf.reduce_mean(keras.losses.mean_squared_error(zero, y))) == 1.0
-
-
-def test_a_raw_variable_that_takes_part_is_pointed_out():
-    class Model(Line):
-        def __init__(self):
-            super().__init__()
-            self.scale = tf.Variable(1.0, name="scale")
-
-        def call(self, batch, training=False):
-            return {"mean": tf.reduce_mean(self.scale * self.w * batch["x"])}
-
-    with pytest.warns(UserWarning, match="that Keras doesn't know.*scale.*add_weight"):
-        run(Model, rows([1.0], 1))

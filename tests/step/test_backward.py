@@ -146,3 +146,23 @@ def test_state_changes_once_a_forward_pass(count, accumulate, mode, replicas):
         assert float(value.numpy()) == pytest.approx(1 - 0.5**passes)
     for value in local(model.queue.value):
         assert value.numpy().tolist() == [max(0.0, passes - 3.0 + i) for i in range(4)]
+
+
+@pytest.mark.promise(9)
+def test_a_replica_without_examples_keeps_its_statistics(replicas):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.norm = keras.layers.BatchNormalization(name="norm", momentum=0.5)
+
+        def call(self, batch, training=False):
+            return {"mean": tf.reduce_mean(self.norm(batch["x"][:, None], training=training) ** 2)}
+
+    dataset = tf.data.Dataset.from_tensor_slices({"x": np.full(4, 8.0, np.float32)})
+    dataset = dataset.batch(4).take(1).concatenate(dataset.take(1).batch(4))  # 4, then 1
+    train_step, iterator = make_step(Model, dataset, strategy=replicas(2))
+    Engine(train_step).run(iterator, 2)
+    mean = train_step.strategy.experimental_local_results(train_step.model.norm.moving_mean.value)
+    assert [float(one.numpy()[0]) for one in mean] == [6.0, 4.0]
+    for variable in train_step.model.weights:
+        assert np.isfinite(variable.numpy()).all(), variable.path

@@ -6,69 +6,10 @@ import tensorflow as tf
 from tests.toys import Line, make_step, rows, run
 from tfloss import summary
 from tfloss.engine.engine import Engine
-from tfloss.errors import LossError, ModelError, SummaryError
+from tfloss.errors import DataError, LossError, SummaryError
 from tfloss.step.train_step import TrainStep
 
 DATA = rows([1.0, 2.0, 3.0, 4.0], 4)
-
-
-# Clipping (pains.md 8)
-
-
-class _TwoWeights(keras.Model):
-    """Gradient [3, 4] on replica 0 and [0, 0.1] on replica 1: their mean is [1.5, 2.05]."""
-
-    def __init__(self):
-        super().__init__(name="m")
-        self.w = self.add_weight(name="w", shape=(2,), initializer="ones")
-
-    def call(self, batch, training=False):
-        return tf.reduce_sum(self.w * tf.reduce_mean(batch["x"], 0)) if training else batch["x"]
-
-
-@pytest.mark.promise(8)
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_gradient_is_clipped_after_it_is_reduced(count, replicas):
-    data = rows([[3.0, 4.0], [0.0, 0.1]], 2)
-    train_step, found, _ = run(
-        _TwoWeights,
-        data,
-        strategy=replicas(count),
-        optimizer=lambda: keras.optimizers.SGD(1.0),
-        clip_norm=1.0,
-    )
-    norm = np.hypot(1.5, 2.05)
-    assert found["gradient_norm"] == pytest.approx(norm)
-    assert train_step.model.w.numpy() == pytest.approx(1 - np.array([1.5, 2.05]) / norm)
-
-
-@pytest.mark.promise(8)
-@pytest.mark.parametrize("count", [1, 2])
-def test_an_optimizers_own_clipping_sees_the_reduced_gradient_too(count, replicas):
-    data = rows([[3.0, 4.0], [0.0, 0.1]], 2)
-    train_step, _, _ = run(
-        _TwoWeights,
-        data,
-        strategy=replicas(count),
-        optimizer=lambda: keras.optimizers.SGD(1.0, global_clipnorm=1.0),
-    )
-    reduced = np.array([1.5, 2.05])
-    assert train_step.model.w.numpy() == pytest.approx(1 - reduced / np.linalg.norm(reduced))
-
-
-@pytest.mark.promise(8)
-@pytest.mark.upstream
-def test_upstream_clips_before_it_reduces(replicas):
-    strategy = replicas(2)
-    with strategy.scope():
-        w = tf.Variable([1.0, 1.0])
-        optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
-        optimizer.build([w])
-    grads = strategy.experimental_distribute_values_from_function(
-        lambda c: tf.constant([[3.0, 4.0], [0.0, 0.1]][c.replica_id_in_sync_group])
-    )
-    tf.function(lambda: strategy.run(lambda g: optimizer.apply([g], [w]), (grads,)))()
-    assert w.numpy() != pytest.approx(1 - np.array([3.0, 4.1]) / np.hypot(3.0, 4.1))
 
 
 @pytest.mark.parametrize("clip_norm", [0, -1.0])
@@ -133,7 +74,7 @@ def test_xla_agrees_with_the_graph():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-# Labels reach the model as they are (pains.md 11)
+# Labels reach the model as they are
 
 
 @pytest.mark.promise(11)
@@ -203,56 +144,29 @@ def test_batches_of_tuples_strings_and_ragged_tensors(count, replicas):
     assert found["losses/loss"] == pytest.approx((10 + 4 + 10) / 4)
 
 
-# Variables
+# Micro-batches
 
 
-def test_building_computes_nothing_and_changes_no_state():
-    class Model(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.bn = keras.layers.BatchNormalization()
-            self.drop = keras.layers.Dropout(0.5, seed=3)
-            self.out = keras.layers.Dense(1)
-
-        def call(self, batch, training=False):
-            x = self.drop(self.bn(batch["x"], training=training), training=training)
-            return tf.reduce_mean(self.out(x)) if training else x
-
-    train_step, _ = make_step(Model, rows(np.ones([4, 2]), 4))
-    model = train_step.model
-    assert model.bn.moving_mean.numpy().tolist() == [0.0, 0.0]
-    assert model.drop.seed_generator.state.numpy().tolist() == [3, 0]
-    assert train_step.optimizers["optimizer"].iterations.numpy() == 0
+def test_batches_left_over_at_the_end_are_not_an_update():
+    values = np.arange(1.0, 33.0, dtype=np.float32)
+    dataset = tf.data.Dataset.from_tensor_slices({"x": values}).batch(8)
+    train_step, iterator = make_step(Line, dataset, accumulate=3)
+    with pytest.raises(tf.errors.OutOfRangeError):
+        Engine(train_step).run(iterator, 2)
+    assert train_step.counter.numpy() == 1
+    assert train_step.model.w.numpy() == pytest.approx(1 - 0.1 * values[:24].mean())
 
 
-def test_an_error_in_the_models_call_is_shown_as_it_is():
-    class Model(Line):
-        def call(self, batch, training=False):
-            return {"a": tf.reduce_mean(self.w * batch["labels"])}
-
-    with pytest.raises(KeyError, match="labels"):
-        make_step(Model, DATA)
+@pytest.mark.parametrize("value", [0, 1.5, True])
+def test_accumulate_must_be_a_positive_integer(value):
+    with pytest.raises(ValueError, match="accumulate must be an integer, at least 1"):
+        TrainStep(Line(), keras.optimizers.SGD(), accumulate=value)
 
 
-@pytest.mark.parametrize("what", ["model", "optimizer"])
-def test_a_model_or_optimizer_of_another_scope_is_refused(what, replicas):
-    strategy = replicas(2)
-    model, optimizer = Line(), keras.optimizers.SGD(0.1)
-    with strategy.scope():
-        model = Line() if what == "optimizer" else model
-        optimizer = keras.optimizers.SGD(0.1) if what == "model" else optimizer
-        train_step = TrainStep(model, optimizer)
-    with pytest.raises(ModelError, match=f"{what}.* was created outside of the scope"):
-        train_step.build(DATA.element_spec)
-
-
-def test_a_model_without_trainable_variables_is_refused():
-    class Model(keras.Model):
-        def call(self, batch, training=False):
-            return tf.reduce_mean(batch["x"])
-
-    with pytest.raises(ModelError, match="nothing to train"):
-        make_step(Model, DATA)
+def test_tensors_that_disagree_about_the_number_of_examples_are_refused(replicas):
+    dataset = tf.data.Dataset.from_tensors({"x": np.ones(4, "f"), "anchors": np.ones((9, 4), "f")})
+    with pytest.raises(DataError, match="first dimensions of its tensors are 4, 9"):
+        make_step(Line, dataset.repeat(), strategy=replicas(2))
 
 
 # Other algorithms

@@ -811,22 +811,6 @@ def test_a_model_of_another_scope(replicas):
         one.train(DATA, steps=1)
 
 
-@pytest.mark.promise(20)
-def test_variables_made_inside_the_step_are_refused():
-    class Late(Line):
-        def __init__(self):
-            super().__init__()
-            self.late = keras.layers.Dense(1, name="late")
-
-        def call(self, batch, training=False):
-            if tfloss.forward.context.current_context() is not None:  # not while the model is built
-                self.late(tf.zeros([1, 1]))
-            return super().call(batch, training)
-
-    with pytest.raises(ModelError, match="created variables: line/late/kernel, line/late/bias"):
-        trainer(Late).train(DATA, steps=1)
-
-
 def test_bad_losses_leave_no_checkpoint(tmp_path):
     one = trainer(lambda: Line(lambda m, b, y: y), workdir=tmp_path, default_hooks=True)
     with pytest.raises(LossError, match="not a scalar"):

@@ -1,0 +1,176 @@
+"""An update that is not finite is skipped: nothing changes but the counts of skipped updates."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.step.masked_net import data
+from tests.toys import Line, make_step
+from tfloss.data.stacked_batches import BatchStacker
+from tfloss.engine.engine import Engine
+from tfloss.errors import NonFiniteLossError
+from tfloss.optimizers.mixed_precision import LossScale
+from tfloss.step.skipping import MOST_SKIPPED, Skipping, counter
+
+
+@pytest.mark.parametrize(
+    ("skip_nonfinite", "scaled", "active", "tolerated", "watches", "watches_clipped"),
+    [
+        (False, False, False, 0, False, True),
+        (False, True, True, 0, False, False),
+        (True, False, True, MOST_SKIPPED, True, True),
+        (True, True, True, MOST_SKIPPED, True, True),
+    ],
+)
+def test_what_is_skipped_tolerated_and_watched(
+    skip_nonfinite, scaled, active, tolerated, watches, watches_clipped
+):
+    skipping = Skipping(skip_nonfinite, LossScale() if scaled else None)
+
+    assert (skipping.active, skipping.tolerated) == (active, tolerated)
+    assert skipping.watches_gradients(False) == watches
+    assert skipping.watches_gradients(True) == watches_clipped
+    names = (["skipped"] if active else []) + (
+        ["loss_scale/value", "loss_scale/good_updates"] if scaled else []
+    )
+    assert list(skipping.variables()) == names
+
+
+def test_twenty_updates_in_a_row_may_be_skipped():
+    skipping = Skipping(True, None)
+
+    for count, tolerates in ((0, True), (19, True), (20, False), (21, False)):
+        skipping.in_a_row.assign(count)
+        assert bool(skipping.tolerates()) == tolerates
+    assert Skipping(False, LossScale()).tolerates() is None
+
+
+def test_an_update_is_either_applied_or_the_state_restored():
+    skipping, state = Skipping(True, None), tf.Variable(5.0)
+
+    @tf.function(autograph=False)
+    def update(finite):
+        state.assign_add(1.0)  # the forward pass
+        return skipping.decide(finite, lambda: state.assign_add(10.0), lambda: state.assign(5.0))
+
+    assert not update(tf.constant(False)) and state.numpy() == 5.0
+    assert update(tf.constant(True)) and state.numpy() == 16.0
+
+
+def test_skipped_updates_are_counted_until_one_is_applied_and_the_scale_follows():
+    skipping = Skipping(True, LossScale(initial=8.0, interval=2))
+
+    @tf.function(autograph=False)
+    def record(applied):
+        return skipping.record(applied)
+
+    found = []
+    for applied in (False, False, True, False, True, True, True):
+        record(tf.constant(applied))
+        found.append((int(skipping.in_a_row), float(skipping.loss_scale.value)))
+    # Each skipped update halves the scale; two applied ones in a row double it.
+    assert found == [(1, 4), (2, 2), (0, 2), (1, 1), (0, 1), (0, 2), (0, 2)]
+
+
+def test_a_counter_starts_at_zero_and_is_the_same_on_all_replicas(replicas):
+    with replicas(2).scope():
+        found = counter("steps")
+
+    assert (found.dtype, found.numpy(), found.trainable) == (tf.int64, 0, False)
+    assert found.aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA
+
+
+def _poisoned(bad_rows, kind):
+    bad = np.zeros(32, np.float32)
+    bad[bad_rows] = 1.0
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.w = self.add_weight(name="w", shape=(), initializer="ones")
+            self.norm = keras.layers.BatchNormalization(name="norm")
+            counter = {"shape": (), "dtype": "int32", "initializer": "zeros", "trainable": False}
+            self.count = self.add_weight(name="count", **counter)
+            self.first = self.add_weight(name="1", aggregation="only_first_replica", **counter)
+            self.mean = keras.metrics.Mean(name="mean")
+
+        def call(self, batch, training=False):
+            self.count.assign_add(1)
+            self.first.assign_add(1)
+            self.mean.update_state(tf.where(batch["bad"] > 0, np.nan, batch["x"]))
+            x = batch["x"] / 32.0
+            if kind == "loss":
+                x = tf.where(batch["bad"] > 0, np.nan, x)
+            x = self.norm(x[:, None], training=training)[:, 0]
+            y = self.w * (x + 1.0)
+            if kind == "gradient":  # a finite loss, but the slope of a root is infinite at 0
+                y += tf.sqrt(tf.where(batch["bad"] > 0, 0.0 * self.w, 1.0))
+            return {"mean": tf.reduce_mean(y)}
+
+    return Model, data(8, bad=bad)
+
+
+@pytest.mark.promise(3, 15)
+@pytest.mark.parametrize("count", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_bad_update_on_one_replica_changes_nothing_anywhere(count, kind, replicas):
+    model, dataset = _poisoned([15], kind)  # the last replica's, in the second step
+    train_step, iterator = make_step(
+        model,
+        dataset,
+        strategy=replicas(count),
+        optimizer=lambda: keras.optimizers.Adam(0.1),
+        skip_nonfinite=True,
+        ema=0.5,
+    )
+    engine = Engine(train_step)
+    engine.run(iterator, 1)
+
+    def state():
+        everything = [*train_step.model.variables, *train_step.model.metrics_variables]
+        everything += train_step.optimizers["optimizer"].variables
+        values = [v.value for v in everything] + list(train_step.extra_variables().values())[1:]
+        local = train_step.strategy.experimental_local_results
+        return [np.asarray(one) for value in values for one in local(value)]
+
+    before = state()
+    done = int(train_step.optimizers["optimizer"].iterations.numpy())
+    block = engine.run(iterator, 1)
+    for old, new in zip(before, state(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert dict(zip(block.names, block.rows()[0], strict=True))["skipped"] == 1.0
+    block = engine.run(iterator, 1)
+    assert dict(zip(block.names, block.rows()[0], strict=True))["skipped"] == 0.0
+    assert int(train_step.optimizers["optimizer"].iterations.numpy()) == done + 1
+    assert np.isfinite(np.concatenate([v.ravel() for v in state()])).all()
+
+
+def test_too_many_in_a_row_are_a_failure_that_names_the_loss():
+    def report(m, b, y):
+        return {"good": tf.reduce_mean(y), "bad": tf.reduce_mean(y) * np.nan}
+
+    train_step, iterator = make_step(lambda: Line(report), data(8), skip_nonfinite=True)
+    with pytest.raises(NonFiniteLossError, match="'bad'.* is not finite") as error:
+        Engine(train_step).run(iterator, 100)
+    assert error.value.step == MOST_SKIPPED + 1
+    assert train_step.model.w.numpy() == 1.0
+
+
+@pytest.mark.parametrize("mode", ["graph", "step", "loop"])
+def test_many_bad_gradients_of_good_losses_are_a_failure_too(mode):
+    """At 0 the root is 0, and its gradient infinite times 0."""
+
+    def report(model, batch, y):
+        return {"root": tf.sqrt((model.w - 1.0) ** 2) + 0.0 * tf.reduce_mean(y)}
+
+    train_step, iterator = make_step(lambda: Line(report), data(8), skip_nonfinite=True)
+    if mode == "loop":
+        iterator = BatchStacker(iterator)
+        iterator.reads_ahead = True
+    with pytest.raises(NonFiniteLossError, match="'gradient_norm'.* is not finite") as error:
+        engine, done = Engine(train_step, mode=mode), 0
+        while done < 100:
+            done += engine.run(iterator, 100 - done).steps
+    assert error.value.step == MOST_SKIPPED + 1
+    assert train_step.model.w.numpy() == 1.0
