@@ -60,18 +60,6 @@ def test_an_optimizer_keeps_its_slots_in_the_order_of_its_variables():
     assert {v.name for _, v in moved if v is not None} == {"two"}
 
 
-def test_an_optimizer_keeps_what_its_rate_is_computed_from():
-    fixed = keras.optimizers.AdamW(0.5, weight_decay=0.1)
-    assert _upstream.configured_learning_rate(fixed) is fixed.learning_rate
-    schedule = keras.optimizers.schedules.CosineDecay(0.5, 10)
-    assert _upstream.configured_learning_rate(keras.optimizers.SGD(schedule)) is schedule
-    # Decay takes the rate from there: with a rate of 0.5, weights go down by a twentieth.
-    weight = keras.Variable([2.0])
-    fixed.build([weight])
-    fixed.apply([tf.constant([0.0])], [weight])
-    assert weight.numpy().tolist() == pytest.approx([1.9])
-
-
 def test_adams_moments_are_found_by_the_variable():
     optimizer = keras.optimizers.Adam(0.1, beta_1=0.5, beta_2=0.75)
     weights = [keras.Variable([2.0]), keras.Variable([3.0])]

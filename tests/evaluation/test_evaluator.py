@@ -116,7 +116,7 @@ def test_nests_of_ragged_and_string_tensors(replicas):
         assert found["sum"] == 20.0
 
 
-# Validation losses (pains.md 29)
+# Validation losses
 
 
 class _Stateful(keras.Model):

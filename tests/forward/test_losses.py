@@ -161,7 +161,7 @@ def test_objective_is_the_mean_over_replicas(count, replicas):
 
 
 class _Synced(keras.Model):
-    """pains.md 1: a synchronisation between two add_loss mixes replicas in stock Keras."""
+    """A synchronisation between two add_loss mixes replicas in stock Keras."""
 
     def __init__(self):
         super().__init__(name="m")
@@ -326,7 +326,7 @@ def test_losses_are_float32_under_mixed_precision():
     assert reported(values(report)) == {"half": 2.5, "line": 2.5, "total": 5.0}
 
 
-# Where a loss can't leave (pains.md 10 and 22)
+# Where a loss can't leave
 
 
 @pytest.mark.promise(22)

@@ -224,7 +224,7 @@ def test_data_may_be_a_function_of_an_input_context():
     assert seen == [1]
 
 
-# What is frozen in a trace (pains.md 16)
+# What is frozen in a trace
 
 
 class _Two(keras.Model):
@@ -307,7 +307,7 @@ def test_the_step_is_traced_once():
     assert one._modes._engines["graph"].traces == 1  # it has no summaries to record
 
 
-# Learning rate (pains.md 28), resuming
+# Learning rate, resuming
 
 
 class _Dropout(keras.Model):

@@ -29,7 +29,6 @@ from tfloss._upstream.keras_layers import (
 )
 from tfloss._upstream.keras_optimizers import (
     adam_moments,
-    configured_learning_rate,
     extend_optimizer,
     gradients_already_reduced,
     optimizer_built_for,
@@ -73,7 +72,6 @@ __all__ = [
     "caused_by_merge_call",
     "caused_by_missing_deterministic_kernel",
     "caused_by_unequal_shapes_in_concat",
-    "configured_learning_rate",
     "dataset_graphs",
     "dataset_order",
     "dataset_seeds",

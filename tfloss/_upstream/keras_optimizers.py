@@ -65,15 +65,6 @@ def optimizer_slots(optimizer: Any) -> dict[int, tuple[str, Any]]:
     return found
 
 
-def configured_learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
-    """Returns the variable, `LearningRateSchedule` or function that gives the learning rate.
-
-    The public `learning_rate` is already computed. It does not tell a schedule of Keras, which
-    depends only on the iterations, from a function, which may depend on anything.
-    """
-    return optimizer._learning_rate
-
-
 def adam_moments(optimizer: keras.optimizers.Adam, variable: tf.Variable) -> tuple[Any, Any]:
     """Returns the `tf.Variable`s of a variable's first and second moment.
 

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from tfloss.checkpoint import skip_replica_sync
+from tfloss.common.files import replace_directory
 from tfloss.hooks.base import Hook
 from tfloss.hooks.monitored_metric import Mode, MonitoredMetric
 from tfloss.summary import Summary
@@ -114,12 +115,10 @@ def _save_weights(model: keras.Model, path: Path) -> None:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Moves source to target. One call can't replace a directory, so the old one is renamed."""
+    """Moves source to target, which may be a file or a directory, and deletes the old target."""
     old = target.with_name(target.name + ".old")
     _remove(old)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
+    replace_directory(source, target, old)
     _remove(old)
 
 
