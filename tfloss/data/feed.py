@@ -4,10 +4,11 @@ What goes into a feed and comes out of it, and when:
 
 | caller | method | when |
 | --- | --- | --- |
-| `Trainer.train` | `warn`, `resume` | before the first step of a call of `train` |
+| `Trainer.train` | `reader`, `warn`, `resume` | before the first step of a call of `train` |
 | `ModeRunner` | `input.source` | before each call of the engine, for the mode that runs |
 | `ModeRunner` | `snapshot`, `input.failed` | around the first call of a mode that may not compile |
-| `Loop` | `trained` | after each call: so many batches were trained on |
+| `Loop` | `input.failed` | after an error of TensorFlow |
+| `Loop` | `trained` | after each call, with the number of steps that it trained |
 | `Loop` | `compare_workers`, `keep` | after each call |
 | `Loop` | `after_end`, `after_error` | the data ended, or raised an error |
 | `Trainer.save_checkpoint` | `state` | between two calls |
@@ -34,7 +35,7 @@ from tfloss.distribute.agreement import Agreement
 from tfloss.errors import DataError
 
 # An iterator that is read ahead is past the position that a checkpoint needs. So its state is
-# recorded this often, in at most this fraction of the time.
+# recorded at most every 10 s, and recording takes at most 1 % of the time.
 _KEEP_SECONDS = 10.0
 _KEEP_FRACTION = 0.01
 
@@ -54,7 +55,7 @@ class Feed:
     Attributes:
       reader: The description of the data.
       batches: Batches that were trained on since the beginning of the data.
-      passes: How often the data were started again: each time a shuffle may have another order.
+      passes: Number of restarts of the data. A shuffle may differ in each pass.
       resume_strategy: How a resumed run finds the position again.
       input: What the engine takes its batches from.
 
@@ -90,7 +91,7 @@ class Feed:
         self.input.open(self.resume_strategy.open(batches))
 
     def warn(self, deterministic: bool = False) -> None:
-        """Warns once of what keeps a resumed run from seeing the batches that this run will see.
+        """Warns once of parts of the pipeline that may give other batches after a resume.
 
         Args:
           deterministic: Whether op determinism is on; then it is an error.
@@ -188,8 +189,8 @@ class Feed:
           state: The position as `state` returned it.
           files: The files as `state` returned them.
           logger: Receives the differences, and the progress of reading.
-          midway: Whether the position was saved within a call of `train` that continues now. Then
-            an early end of the data is an error, and not the end of an earlier call.
+          midway: Whether the checkpoint was saved in the middle of the call of `train` that now
+            resumes. Then an early end of the data is an error, and not the end of an earlier call.
 
         Raises:
           DataError: The data end before the position, or can't be brought there.
@@ -229,7 +230,7 @@ class Feed:
             )
 
     def compare_workers(self, agreement: Agreement) -> None:
-        """Warns if the first batches of several workers differ. Some batches were taken."""
+        """Warns if the first batches of several workers differ. Call it after the first batch."""
         if self.resume_strategy.first is not None:
             self.resume_strategy.first.compare(agreement)
 

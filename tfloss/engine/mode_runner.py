@@ -44,7 +44,7 @@ class ModeRunner:
       clock: A function that returns the time in seconds.
 
     Attributes:
-      steps_limit: The most steps in a call, as the loop of the last run found it.
+      steps_limit: The largest call size that the loop used last; the next run starts from it.
 
     Raises:
       ValueError: `jit` has another value.
@@ -92,7 +92,7 @@ class ModeRunner:
 
     @property
     def looping(self) -> bool:
-        """Whether steps run in a loop compiled whole, and that is settled."""
+        """Whether the mode "loop" is chosen."""
         return self._mode == "loop"
 
     def prepare(self, reader: BatchReader, guard: bool, steps_left: Callable[[], int]) -> None:

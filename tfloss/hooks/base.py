@@ -20,8 +20,9 @@ class Hook:
     """The base class of hooks. Every method is optional, and `super()` need not be called.
 
     Each method is called on all hooks in the order of their list. So a hook that produces values
-    (Evaluate) stands before the one that keeps them, and writers come last. Hooks that save
-    checkpoints are called last, because a checkpoint holds the state of every hook.
+    (Evaluate) stands before the one that uses them. There is one exception: in `after_step` and
+    `after_train`, hooks that save checkpoints are called last wherever they stand, because a
+    checkpoint holds the state of every hook.
 
     Attributes:
       every: When `after_step` is due. None: never.

@@ -4,9 +4,9 @@
     result = trainer.train(dataset, steps=2_000)
     metrics = trainer.evaluate(test_set, {"accuracy": accuracy})
 
-`train` makes the variables, resumes if there is a checkpoint, and then runs the loop: as many steps
-in one call as no hook interrupts, then the hooks that are due. All of it is host code. `Trainer`
-only puts its parts together, and nothing below it imports it.
+`train` makes the variables, resumes if there is a checkpoint, and then runs the loop. Each call of
+the engine runs up to the step where the next hook is due. All of it is host code. `Trainer` only
+puts its parts together, and nothing below it imports it.
 """
 
 import contextlib
@@ -77,10 +77,10 @@ class Trainer:
         replica only). "auto" measures on the first steps which is the fastest, if the run is long
         enough for it, logs the choice, and keeps it in the workdir. The results are the same up
         to rounding.
-      train_step: A subclass of `TrainStep`, for another algorithm; or an instance, for one with
-        arguments of its own, which was made with model, optimizer and the options of the step.
-      async_checkpoint: Whether to write checkpoints while training continues. Training waits only
-        until the values are copied to the host's memory, which needs room for them.
+      train_step: A subclass of `TrainStep`, for another algorithm. Or, if your class has more
+        arguments, an instance that you made with model, optimizer and step options.
+      async_checkpoint: Whether to write checkpoints while training continues. Training pauses while
+        the values are copied to the host's memory; the copy is as large as all variables.
       deterministic: Whether each run must give the same bits, resumed or not. Turns on TensorFlow's
         op determinism (for the whole process), refuses a step with state that no checkpoint can
         hold, and lets no clock choose the mode. Needs a seed. It costs speed.
@@ -96,7 +96,7 @@ class Trainer:
       logger: The logger for messages, silent on all workers but the first.
       hooks: The hooks of the current call of `train`, in order.
       stopwatch: Where the time of the current call goes.
-      window: The steps that are not logged yet; false if there are none.
+      window: The steps that are not logged yet; `bool(window)` is False if there are none.
       writer: What writes checkpoints in the background, or None.
 
     Raises:
@@ -235,7 +235,10 @@ class Trainer:
           DataError: The data ended before `steps`. The message says after how many batches.
           NonFiniteLossError: A loss became NaN or infinite (see `NaNGuard`).
           CheckpointError: The checkpoint in the workdir doesn't fit the model.
+          CheckpointWriteError: A checkpoint can't be written (see `SaveCheckpoint`).
           WorkdirInUseError: Another process trains in the workdir.
+          Preempted: SIGTERM came, or a time limit was reached; a checkpoint was saved.
+          KeyboardInterrupt: Ctrl-C came; with a workdir, a checkpoint was saved.
         """
         check_positive("steps", steps)
         with contextlib.ExitStack() as stack:
