@@ -81,7 +81,7 @@ def test_a_state_that_is_too_large_changes_the_strategy(monkeypatch):
     iterator = strategy.open(0)
     values(iterator, 1)
     changed = strategy.record(iterator, 1)
-    assert type(changed) is ReadAgain and "its buffers take" in changed.reason
+    assert type(changed) is ReadAgain and "state takes" in changed.reason
 
 
 def test_what_a_resumed_run_will_not_see_again():

@@ -53,7 +53,7 @@ def trained(data, jit, hook):
 
 @pytest.mark.parametrize("jit", [False, True, "loop"])
 def test_waiting_for_data_is_measured_and_warned_of(jit, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "_WAITED_SECONDS", 0.1)
+    monkeypatch.setattr(loop, "_WAIT_SECONDS", 0.1)
     hook = Logs()
     trained(slowly(0.03), jit, hook)
     assert 0.8 < np.mean([one["input/wait_fraction"] for one in hook.logs[1:]]) <= 1.0
@@ -63,7 +63,7 @@ def test_waiting_for_data_is_measured_and_warned_of(jit, capsys, monkeypatch):
 
 @pytest.mark.parametrize("jit", [False, "loop"])
 def test_a_fast_input_is_not(jit, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "_WAITED_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_WAIT_SECONDS", 0.0)
     hook = Logs(0.2)
     trained(rows([1.0, 2.0, 3.0, 4.0], 4), jit, hook)
     assert max(one["input/wait_fraction"] for one in hook.logs[1:]) < 0.2
@@ -171,11 +171,11 @@ def test_what_was_logged_before_a_bad_loss_is_written(jit):
 def test_calls_get_longer_up_to_a_second_and_shorter_at_once():
     most, seen = 1, []
     for _ in range(5):  # steps of 0.15 s
-        most = loop.next_most(most, most, 0.15 * most)
+        most = loop.next_limit(most, most, 0.15 * most)
         seen.append(most)
     assert seen == [2, 4, 6, 6, 6]
-    assert loop.next_most(1, 1, 8.0) == 1  # it compiled
-    assert loop.next_most(64, 1, 0.1) == 64  # cut short, and written out
-    assert loop.next_most(400, 400, 4.0) == 100
-    assert loop.next_most(400, 30, 3.0) == 10  # the data got slow
-    assert loop.next_most(800, 800, 0.0) == 1000
+    assert loop.next_limit(1, 1, 8.0) == 1  # it compiled
+    assert loop.next_limit(64, 1, 0.1) == 64  # cut short, and written out
+    assert loop.next_limit(400, 400, 4.0) == 100
+    assert loop.next_limit(400, 30, 3.0) == 10  # the data got slow
+    assert loop.next_limit(800, 800, 0.0) == 1000
