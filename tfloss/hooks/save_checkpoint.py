@@ -3,7 +3,8 @@
     Evaluate(test_set, {"accuracy": accuracy}, every=Every(epochs=1)),
     SaveCheckpoint(every=Every(epochs=1), keep_last=3, keep_best=1, metric="val/accuracy")
 
-Put it after all other hooks except writers, because a checkpoint stores the state of every hook.
+It is called after all other hooks, wherever it stands in the list, because a checkpoint stores the
+state of every hook.
 """
 
 import functools
@@ -32,9 +33,10 @@ from tfloss.summary import Summary
 class SaveCheckpoint(Hook):
     """Saves when due and at a clean end, then deletes old checkpoints. Host.
 
-    Put it after the hooks whose state matters, Evaluate above all: a checkpoint holds the state of
-    every hook at the moment it is saved. If a hook has changed its state since the last one (by a
-    final evaluation), the end saves again at the same step.
+    At each step and at the end of training, it is called after all other hooks, wherever it stands
+    in the list. So a checkpoint holds the results of an evaluation at its step. If a hook has
+    changed its state since the last checkpoint (by a final evaluation), the end of training saves
+    again at the same step.
 
     A clean end is one without an error, the end of the data, Ctrl-C or SIGTERM. After any other
     error (such as a loss that is not finite), nothing is saved.
@@ -177,7 +179,7 @@ class SaveCheckpoint(Hook):
             warnings.warn(
                 f"SaveCheckpoint(keep_best={self.keep_best}) kept nothing: no checkpoint was "
                 f"saved at a step where {self._metric.name!r} was logged as a finite number. "
-                "Give SaveCheckpoint the same every as Evaluate, and put it after Evaluate.",
+                "Give SaveCheckpoint the same every as Evaluate.",
                 stacklevel=3,
             )
 

@@ -1,12 +1,13 @@
-"""One training step: forward, backward, update, on every replica. Traced, once per shape.
+"""One training step: forward, backward, update, on every replica. Traced.
 
     class MyStep(tfloss.TrainStep):
         def step(self, batch):                         # override for another algorithm
             return self.minimize(self.forward, batch)
 
-`step` is cross-replica code: `batch` is what the distributed iterator yields and is only
-passed on. The function given to `minimize` is replica code: it gets this replica's batch,
-as the data set yields it, and reports losses as a model's training forward does.
+`step` is cross-replica code. Its `batch` is one element of the distributed iterator, or with
+`accumulate` a `MicroBatches` of several. `step` only passes it on to `minimize`. The function given
+to `minimize` is replica code: it gets this replica's part of one element, and reports losses as a
+model's training forward does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,14 +44,15 @@ class TrainStep:
       loss_weights: `{loss name or glob: float or callable of the step}`.
       clip_norm: Global norm to which each group's gradient, summed over losses and reduced
         over replicas and micro-batches, is clipped before the update. None: no clipping.
-      accumulate: Number of micro-batches (elements of the data set) in one update. The update is
-        that of their union: each counts by its number of examples.
+      accumulate: Number of micro-batches (elements of the data set) in one update. The update
+        equals that of one batch with all examples of the micro-batches.
       precision: None (as the layers are), "mixed_bfloat16" or "mixed_float16" (with a loss
         scale); see `tfloss.optimizers.mixed_precision`.
       ema: Decay of an exponential moving average of all weights, or a `tfloss.Ema`.
       skip_nonfinite: Whether to skip an update whose losses or gradients are not finite, and to
-        continue. Weights, slots, averages and statistics keep their values; the step counts, the
-        optimizer's iterations don't. After 20 in a row the NaN guard stops the run.
+        continue. Weights, slots, averages and statistics keep their values. The step counter
+        advances; the optimizer's iterations don't. After 20 skipped updates in a row, one more
+        bad update stops the run, if it has a `NaNGuard`.
       fused_adam: Whether Adam and AdamW are one op for each variable. False: Keras's ops, bit
         for bit those of `fit`.
 
