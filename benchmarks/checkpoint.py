@@ -23,7 +23,7 @@ from _timing import interleaved, ratio
 import tfloss
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
 from tfloss.engine.engine import Engine
-from tfloss.trainer.checkpointed_state import TrainerState
+from tfloss.trainer.checkpointed_variables import CheckpointedVariables
 
 ROUNDS = 9
 LAYERS, WIDTH = 33, 1024  # 4 MB per layer, three times with Adam's slots
@@ -51,7 +51,7 @@ def main() -> None:
     step.build(data.element_spec)
     engine, iterator = Engine(step), iter(data)
     engine.run(iterator, 1)
-    variables = TrainerState(step).variables()
+    variables = CheckpointedVariables(step).variables()
     size = sum(v.numpy().nbytes for v in variables.values()) / 1e6
 
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,7 @@ _RESULT_FILE = "replay.txt"  # beside the batch; it also shows that the step was
 
 
 class _State(Protocol):
-    """The part of a `CheckpointedState` that a replay needs."""
+    """The part of a `CheckpointedVariables` that a replay needs."""
 
     def restore_for_replay(self, path: Path, replica: int = 0) -> None:
         """Restores the weights and the random states of one replica."""
@@ -51,7 +51,7 @@ class _Trainer(Protocol):
 
     model: keras.Model
     train_step: TrainStep
-    state: Any  # a `CheckpointedState`, which is in a package above this module
+    state: Any  # a `CheckpointedVariables`, which is in a package above this module
 
 
 def main(workdir: str | Path) -> int:

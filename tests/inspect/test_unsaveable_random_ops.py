@@ -12,7 +12,7 @@ from tests.toys import rows
 from tfloss.checkpoint.names import named_variables
 from tfloss.errors import ModelError
 from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck, find_unsaveable_ops
-from tfloss.trainer.checkpointed_state import CheckpointedState
+from tfloss.trainer.checkpointed_variables import CheckpointedVariables
 
 HERE = f"{__file__}:"
 
@@ -145,7 +145,7 @@ def trainer(model, strategy=None, deterministic=False, **options):
     with strategy.scope():
         model, optimizer = model(), keras.optimizers.Adam(0.01)
     one = tfloss.Trainer(model, optimizer, strategy=strategy, default_hooks=False, **options)
-    saved = lambda: CheckpointedState(one.train_step).variables().values()  # noqa: E731
+    saved = lambda: CheckpointedVariables(one.train_step).variables().values()  # noqa: E731
     one._modes._check = UnsaveableOpCheck(deterministic, saved)
     return one
 

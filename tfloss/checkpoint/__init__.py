@@ -8,7 +8,7 @@ A checkpoint is a directory `step_00000100`. It has a TensorFlow tensor bundle, 
 keys are the names of the variables (`tf.train.load_checkpoint` reads it), and `manifest.json` with
 the step, shapes, dtypes, versions, checksums of all files, and the caller's own entries.
 
-A checkpoint of a run is composed in `tfloss/trainer/resume.py` and `checkpointed_state.py` there.
+`tfloss/trainer/run_checkpoint.py` composes the checkpoint of a run.
 `CheckpointDirectory.save` in `directory.py` reads the variables and writes the tensor bundle,
 `CheckpointFiles.write` in `files.py` makes the write atomic, and `manifest.py` adds the checksums.
 It is restored in `CheckpointDirectory.restore`: `manifest.py` checks the files, `mismatch.py` the

@@ -47,7 +47,7 @@ class TrainerProtocol(Protocol):
     clock: Callable[[], float]
     logger: ChiefLogger
     hooks: list[Any]
-    state: Any  # a `CheckpointedState`, which is built on top of hooks
+    state: Any  # a `CheckpointedVariables`, which is built on top of hooks
 
     @property
     def step(self) -> int:

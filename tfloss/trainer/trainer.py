@@ -38,12 +38,12 @@ from tfloss.step.trace_options import Jit, Mode
 from tfloss.step.train_step import TrainStep
 from tfloss.summary import Summary
 from tfloss.trainer.arguments import check_positive, made_step, optimizer_of, run_info
-from tfloss.trainer.checkpointed_state import CheckpointedState, warn_if_unrestored
+from tfloss.trainer.checkpointed_variables import CheckpointedVariables, warn_if_unrestored
 from tfloss.trainer.default_hooks import DefaultHooks
 from tfloss.trainer.hook_list import HookList
 from tfloss.trainer.loop import Loop
 from tfloss.trainer.result import TrainResult
-from tfloss.trainer.resume import Resume
+from tfloss.trainer.run_checkpoint import RunCheckpoint
 from tfloss.trainer.run_state import RunState
 from tfloss.trainer.workdir import locked, writable
 
@@ -147,7 +147,7 @@ class Trainer:
             self.train_step = made_step(train_step, model, optimizer, step_options)
         self.model = self.train_step.model
         self.optimizer = optimizer_of(self.train_step) if optimizer is None else optimizer
-        self.state = CheckpointedState(self.train_step)
+        self.state = CheckpointedVariables(self.train_step)
         self._run = RunState(
             self.train_step.counter,
             self.agreement,
@@ -170,8 +170,10 @@ class Trainer:
         )
         self._steps_per_call = steps_per_call
         self._feed: Feed | None = None
-        self._resume = Resume(self._run, self.state, self.checkpoints, background=async_checkpoint)
-        self.writer = self._resume.writer
+        self._checkpoint = RunCheckpoint(
+            self._run, self.state, self.checkpoints, background=async_checkpoint
+        )
+        self.writer = self._checkpoint.writer
         self._own_hooks = list(hooks)
         self._defaults = DefaultHooks(default_hooks, self.workdir is not None)
         self.hooks = list(self._own_hooks)
@@ -259,12 +261,12 @@ class Trainer:
         self.train_step.build(feed.reader.element_spec)
         if bundle := os.environ.get(replay.VARIABLE):
             replay.replay_and_exit(self, bundle)
-        if not self._resume.loaded:
-            self._resume.load(self._seed)
+        if not self._checkpoint.loaded:
+            self._checkpoint.load(self._seed)
         if run.step < steps and self.checkpoints is not None:
             feed.warn(self._deterministic)
         lasting = self._defaults.after(self._own_hooks)
-        place = self._resume.continuation(data, steps, self._hook_list, lasting)
+        place = self._checkpoint.continuation(data, steps, self._hook_list, lasting)
         if place is not None:
             feed.resume(place.state, place.files, self.logger, midway=place.midway)
         if run.step >= steps:
@@ -323,7 +325,7 @@ class Trainer:
                 "as train() takes them, not those of inference."
             )
             raise
-        if not self._resume.load(self._seed):
+        if not self._checkpoint.load(self._seed):
             raise nothing
         return self._run.step
 
@@ -354,7 +356,7 @@ class Trainer:
         metrics = dict(metrics or {})
         if not metrics and not losses:
             raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
-        if not self._resume.loaded and not self._evaluators:
+        if not self._checkpoint.loaded and not self._evaluators:
             warn_if_unrestored(self.checkpoints)  # once
         if not self.model.built:
             self.train_step.build(as_dataset(data, self.strategy).element_spec)
@@ -417,7 +419,7 @@ class Trainer:
 
         def save() -> Path:
             position = None if self._feed is None else self._feed.state()
-            return self._resume.save(self._hook_list, position)
+            return self._checkpoint.save(self._hook_list, position)
 
         return self.agreement.run_on_all("save a checkpoint", save)
 

@@ -195,7 +195,7 @@ def test_a_model_may_draw_from_the_global_generators(tmp_path, monkeypatch):
 def test_other_versions_are_reported(tmp_path, monkeypatch):
     trainer, _ = make(tmp_path)
     trainer.train(numbers(), 1)
-    monkeypatch.setattr("tfloss.trainer.resume.versions", lambda: {"tensorflow": "9.9"})
+    monkeypatch.setattr("tfloss.trainer.run_checkpoint.versions", lambda: {"tensorflow": "9.9"})
     again, _ = make(tmp_path)
     with pytest.warns(UserWarning, match=f"was saved: tensorflow {tf.__version__} -> 9.9"):
         again.train(numbers(), 2)
@@ -353,7 +353,7 @@ def test_a_relative_workdir_stays_where_it_was(tmp_path, monkeypatch):
 DETERMINISTIC = """
 import sys, keras, tensorflow as tf, tfloss
 from tests.toys import Line
-from tests.trainer.test_resume import mean_of_batch, numbers
+from tests.trainer.test_run_checkpoint import mean_of_batch, numbers
 keras.utils.set_random_seed(0)
 trainer = tfloss.Trainer(
     Line(mean_of_batch), keras.optimizers.SGD(0.1), seed=0, deterministic=True,

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.toys import Line, make_step, rows
 from tfloss.checkpoint import CheckpointDirectory
 from tfloss.errors import CheckpointError
-from tfloss.trainer.checkpointed_state import CheckpointedState, warn_if_unrestored
+from tfloss.trainer.checkpointed_variables import CheckpointedVariables, warn_if_unrestored
 
 DATA = rows(np.ones(8), 4)
 
@@ -25,7 +25,7 @@ class Noisy(Line):
 
 def state(optimizer=lambda: keras.optimizers.Adam(0.1), model=Noisy, **options):
     step, _ = make_step(model, DATA, optimizer=optimizer, **options)
-    return step, CheckpointedState(step)
+    return step, CheckpointedVariables(step)
 
 
 def test_the_names_of_all_variables():
@@ -113,6 +113,6 @@ def test_statistics_of_replicas_are_replaced_by_their_mean(replicas):
         step.model.seen.value.assign(tf.cast(context.replica_id_in_sync_group, tf.float32) * 4.0)
 
     strategy.run(assign)
-    CheckpointedState(step).sync_replicas()
+    CheckpointedVariables(step).sync_replicas()
     local = strategy.experimental_local_results(step.model.seen.value)
     assert [float(one) for one in local] == [2.0, 2.0]

@@ -31,7 +31,7 @@ from tfloss.step.random_states import STRIDE, set_seed, split_seeds
 from tfloss.step.train_step import TrainStep
 
 
-class CheckpointedState:
+class CheckpointedVariables:
     """The variables of a training step: saved, restored, and seeded.
 
     Args:

@@ -1,8 +1,8 @@
-"""Saves all of a run in a checkpoint, and restores it so that the run continues. Host code.
+"""The checkpoint of a run: saves all of the run, and restores it so that it continues. Host.
 
-Besides the variables (`tfloss.trainer.checkpointed_state`) a checkpoint holds every hook's state,
-the position in the data, the steps that are not logged yet, the random states of Python and NumPy,
-the config, and the versions of the libraries that it was made with.
+Besides the variables (`tfloss.trainer.checkpointed_variables`) a checkpoint holds every hook's
+state, the position in the data, the steps that are not logged yet, the random states of Python and
+NumPy, the config, and the versions of the libraries that it was made with.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from tfloss.distribute.agreement import Agreement
 from tfloss.errors import CheckpointError
 from tfloss.hooks.base import Hook
 from tfloss.step.random_states import process_states, set_process_states
-from tfloss.trainer.checkpointed_state import CheckpointedState
+from tfloss.trainer.checkpointed_variables import CheckpointedVariables
 from tfloss.trainer.hook_list import HookList, set_hook_states
 from tfloss.trainer.run_state import RunState
 
@@ -70,7 +70,7 @@ class Continuation:
     midway: bool
 
 
-class Resume:
+class RunCheckpoint:
     """Saves and restores the checkpoints of one trainer.
 
     Args:
@@ -87,7 +87,7 @@ class Resume:
     def __init__(
         self,
         run: RunState,
-        state: CheckpointedState,
+        state: CheckpointedVariables,
         directory: CheckpointDirectory | None,
         *,
         background: bool,
