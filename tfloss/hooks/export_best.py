@@ -18,6 +18,7 @@ from tfloss.checkpoint import skip_replica_sync
 from tfloss.common.files import replace_directory
 from tfloss.hooks.base import Hook
 from tfloss.hooks.monitored_metric import Mode, MonitoredMetric
+from tfloss.hooks.output_path import output_path
 from tfloss.summary import Summary
 
 
@@ -62,14 +63,7 @@ class ExportBest(Hook):
         Raises:
           ValueError: There is neither a path nor a workdir.
         """
-        if self._path is not None:
-            return Path(self._path)
-        if self.trainer.workdir is None:
-            raise ValueError(
-                "ExportBest has no path to write to. Give the Trainer a workdir, or use "
-                "ExportBest(..., path=...)."
-            )
-        return Path(self.trainer.workdir) / "export"
+        return output_path(self, self._path, "export", "ExportBest(..., path=...)")
 
     def before_train(self) -> None:
         """Checks that there is a path, before the first evaluation."""

@@ -17,6 +17,7 @@ from typing import TextIO
 
 from tfloss.hooks.base import Hook
 from tfloss.hooks.log_truncation import LogTruncation
+from tfloss.hooks.output_path import output_path
 from tfloss.summary import Summary
 
 _RESERVED = ("step", "time")
@@ -52,14 +53,7 @@ class MetricsFile(Hook):
         Raises:
           ValueError: There is neither a path nor a workdir.
         """
-        if self._path is not None:
-            return Path(self._path)
-        if self.trainer.workdir is None:
-            raise ValueError(
-                "MetricsFile has no path to write to. Give the Trainer a workdir, or use "
-                "MetricsFile(path)."
-            )
-        return Path(self.trainer.workdir) / "metrics.jsonl"
+        return output_path(self, self._path, "metrics.jsonl", "MetricsFile(path)")
 
     def before_train(self) -> None:
         """Removes the lines of the steps that the run repeats."""

@@ -14,6 +14,7 @@ from tfloss.hooks.event_file import EventFileWriter, split_records
 from tfloss.hooks.event_protos import ScalarEvents, summary_event
 from tfloss.hooks.every import Every
 from tfloss.hooks.log_truncation import LogTruncation
+from tfloss.hooks.output_path import output_path
 from tfloss.summary import Summary
 
 _MAX_PENDING = 1000  # logs in memory
@@ -51,14 +52,7 @@ class TensorBoard(Hook):
         Raises:
           ValueError: There is neither a logdir nor a workdir.
         """
-        if self._logdir is not None:
-            return Path(self._logdir)
-        if self.trainer.workdir is None:
-            raise ValueError(
-                "TensorBoard has no directory to write to. Give the Trainer a workdir, or use "
-                "TensorBoard(logdir)."
-            )
-        return Path(self.trainer.workdir) / "train"
+        return output_path(self, self._logdir, "train", "TensorBoard(logdir)")
 
     def before_train(self) -> None:
         """Removes the events of the steps that the run repeats."""
