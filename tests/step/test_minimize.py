@@ -49,6 +49,20 @@ def test_rate_losses_and_norm_of_one_update(mode, count, replicas):
     assert train_step.optimizers["optimizer"].iterations.numpy() == 1
 
 
+def test_the_norm_is_known_where_a_gradient_can_skip_the_update_or_is_clipped():
+    norms = []
+    for options in (
+        {},
+        {"clip_norm": 9.0},
+        {"skip_nonfinite": True},
+        {"precision": "mixed_float16"},
+    ):
+        _, found, _ = run(Line, rows([1.0], 1), **options)
+        norms.append((found.get("gradient_norm"), found.get("skipped")))
+
+    assert norms == [(None, None), (1.0, None), (1.0, 0.0), (1.0, 0.0)]
+
+
 class _Pair(keras.Model):
     def __init__(self):
         super().__init__(name="pair")

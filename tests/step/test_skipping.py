@@ -67,7 +67,7 @@ def test_skipped_updates_are_counted_until_one_is_applied_and_the_scale_follows(
 
     found = []
     for applied in (False, False, True, False, True, True, True):
-        record(tf.constant(applied))
+        assert len(record(tf.constant(applied))) == 3  # the count, the scale, its good updates
         found.append((int(skipping.in_a_row), float(skipping.loss_scale.value)))
     # Each skipped update halves the scale; two applied ones in a row double it.
     assert found == [(1, 4), (2, 2), (0, 2), (1, 1), (0, 1), (0, 2), (0, 2)]
