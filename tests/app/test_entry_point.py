@@ -222,8 +222,8 @@ def _press(process):
     line = next(line for line in process.stderr if "Ctrl-C" in line)
     assert time.monotonic() - began < 1
     assert re.fullmatch(
-        r"tfloss: Ctrl-C at step \d+: finishing the step and what is due, then saving a "
-        r"checkpoint; Ctrl-C again exits at once.\n",
+        r"tfloss: Ctrl-C at step \d+: finishing the step and the hooks that are due, then "
+        r"saving a checkpoint; press Ctrl-C again to exit at once.\n",
         line,
     )
 
