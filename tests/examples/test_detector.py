@@ -103,6 +103,7 @@ def test_losses_and_weights_are_those_of_a_loop_by_hand(on_one_replica):
         assert_same(on_one_replica, by_hand(counts_steps=False))
 
 
+@pytest.mark.slow  # test_losses_and_weights_are_those_of_one_replica is quick, with random examples
 def test_hard_examples_are_the_same_on_two_replicas(replicas):
     one = train_a_little(_make(hard_examples=True, masks=False), _data(3), replicas(1))
     assert_same(one, train_a_little(_make(hard_examples=True, masks=False), _data(3), replicas(2)))
