@@ -15,9 +15,9 @@ class _Chief:
     def __init__(self, value):
         self.value, self.asked = value, 0
 
-    def agree(self, wishes, numbers=()):
+    def agree(self, flags, numbers=()):
         self.asked += 1
-        return list(wishes), [self.value for _ in numbers]
+        return list(flags), [self.value for _ in numbers]
 
 
 def _first(elements):

@@ -90,11 +90,6 @@ class ModeRunner:
         """Whether a logged step must be recorded. False if the model has no summaries."""
         return all(engine.has_summaries() for engine in self._engines.values())
 
-    @property
-    def looping(self) -> bool:
-        """Whether the mode "loop" is chosen."""
-        return self._mode == "loop"
-
     def prepare(self, reader: BatchReader, guard: bool, steps_left: Callable[[], int]) -> None:
         """Prepares a run: new engines if something that is frozen in a trace has changed.
 

@@ -136,7 +136,7 @@ class Loop:
         log_at = min(steps, (step // every + 1) * every)
         stop_at = min(steps, self._hooks.next_due(step) or steps)
         records = self._modes.records
-        if records or not (self._modes.looping and self._async_logs):
+        if records or not (self._modes.mode == "loop" and self._async_logs):
             stop_at = min(stop_at, log_at)
         if not records:
             return min(stop_at - step, limit), False, log_at
