@@ -141,6 +141,16 @@ STATEMENTS = {
         "iterator was used, up to a minute. The end of `fit` and of the process hang that long.",
         "`train` and `evaluate` return within 0.2 s of their last step.",
     ),
+    40: (
+        "Metrics of predictions [n] (MAE, MSE, Hinge and so on) are the mean over batches: the "
+        "examples of a shorter batch count more.",
+        "Every example counts once, on any number of replicas. A metric that mixes the examples of "
+        "a batch is refused.",
+    ),
+    42: (
+        "`get_config` of some metrics lacks arguments, so that a copy computes another number.",
+        "A metric that was created in the scope of a strategy is copied with all of its arguments.",
+    ),
 }
 
 

@@ -86,3 +86,14 @@ def test_seed_states_are_those_that_layers_own():
         ("noisy/seed_generator", 1),
         ("noisy/seed_generator", 2),
     ]
+
+
+def test_masks_are_attached_to_tensors():
+    embedded = keras.layers.Embedding(3, 2, mask_zero=True)(tf.constant([[1, 0]]))
+    assert _upstream.mask_of(embedded).numpy().tolist() == [[True, False]]
+    assert _upstream.mask_of(embedded + 1.0) is None and _upstream.mask_of(3.0) is None
+    error = keras.losses.MeanAbsoluteError()
+    plain = tf.constant([[[1.0], [9.0]]])
+    assert float(error(tf.zeros_like(plain), plain)) == 5.0
+    masked = _upstream.with_mask(plain, tf.constant([[True, False]]))
+    assert float(error(tf.zeros_like(plain), masked)) == 1.0

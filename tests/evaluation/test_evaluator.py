@@ -75,6 +75,23 @@ def test_batches_smaller_than_the_replicas(size, replicas):
     assert found["seen/count"] == 7.0
 
 
+@pytest.mark.parametrize("method", ["reset", "reset_state"])
+def test_a_metric_in_plain_python_starts_each_evaluation_anew(method):
+    class Sum:
+        total = 0.0
+
+        def update(self, batch, predictions):
+            self.total += float(predictions["y"].sum())
+
+        def result(self):
+            return self.total
+
+    setattr(Sum, method, lambda self: setattr(self, "total", 0.0))
+    evaluator = Evaluator(Line(), {"sum": Sum()})
+    data = batches(np.float32([1, 4]))
+    assert [evaluator.run(data)["sum"] for _ in range(3)] == [5.0, 5.0, 5.0]
+
+
 def test_metrics_are_reset_before_each_evaluation(replicas):
     mean = metric(keras.metrics.Mean(), lambda batch, p: p["y"])
     evaluator = None
@@ -169,6 +186,111 @@ def test_summaries_and_losses_of_the_inference_forward_are_dropped(replicas):
     assert found == {"step": 17.0}
 
 
+# Each example counts once
+
+
+@pytest.mark.promise(40)
+@pytest.mark.parametrize("count", [1, 2])
+def test_vectors_of_predictions_count_by_example_not_by_batch(count, replicas):
+    # Errors 0 0 0 0 | 8 8 8: 24 / 7 = 3.4286. The mean of the batches is 4.
+    data = tf.data.Dataset.from_tensor_slices({"x": np.float32([0, 0, 0, 0, 8, 8, 8])}).batch(4)
+    vectors = lambda b, p: (tf.zeros_like(b["x"]), p["y"])  # noqa: E731
+    metrics = {
+        "mae": metric(keras.metrics.MeanAbsoluteError(), vectors),
+        "mse": metric(keras.metrics.MeanSquaredError(), vectors),
+        "hinge": metric(
+            keras.metrics.Hinge(), lambda b, p: (tf.ones_like(b["x"]), -p["y"])
+        ),  # 1 1 1 1 | 9 9 9
+        "weighted": metric(
+            keras.metrics.MeanAbsoluteError(), lambda b, p: (*vectors(b, p), 1.0 + b["x"])
+        ),
+    }
+    found, _ = evaluate(Line, metrics, data, replicas(count))
+    assert found == {
+        "mae": pytest.approx(24 / 7),
+        "mse": pytest.approx(192 / 7),
+        "hinge": pytest.approx(31 / 7),
+        "weighted": pytest.approx(3 * 8 * 9 / (4 + 3 * 9)),
+    }
+
+
+class _Masked(keras.Model):
+    """Gives word vectors of which Keras masks those of word 0."""
+
+    def __init__(self):
+        super().__init__(name="masked")
+        self.words = keras.layers.Embedding(4, 1, mask_zero=True, embeddings_initializer="ones")
+
+    def call(self, batch, training=False):
+        return {"y": self.words(batch["x"])}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_masked_words_do_not_count(count, replicas):
+    words = np.int32([[1, 0, 0, 0], [1, 2, 0, 0], [1, 2, 3, 3]])
+    error = np.where(words == 0, 100.0, words).astype(np.float32)
+    data = tf.data.Dataset.from_tensor_slices({"x": words, "error": error}).batch(3)
+    mae = metric(
+        keras.metrics.MeanAbsoluteError(), lambda b, p: (1.0 + b["error"][..., None], p["y"])
+    )
+    with replicas(count).scope():
+        evaluator = Evaluator(_Masked(), {"mae": mae})
+    # 1, 1, 2, 1, 2, 3 and 3 are seven words; padding would add 5 x 100.
+    assert evaluator.run(data)["mae"] == pytest.approx(13 / 7)
+
+
+# Each forward runs only for who needs it
+
+
+class _Generator(keras.Model):
+    """Trains on pictures, and generates from latents."""
+
+    def __init__(self):
+        super().__init__(name="generator")
+        self.w = self.add_weight(name="w", shape=(), initializer="ones")
+
+    def call(self, batch, training=False):
+        if training:
+            return {"reconstruction": self.w * tf.reduce_mean(batch["picture"])}
+        return self.w * batch["latent"]
+
+
+def _data_of(key):
+    return tf.data.Dataset.from_tensor_slices({key: np.float32([1, 2, 3, 4, 5])}).batch(2)
+
+
+class _CountExamples:
+    def reset(self):
+        self.count = 0
+
+    def update(self, batch):
+        self.count += len(batch["picture"])
+
+    def result(self):
+        return self.count
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_validation_losses_alone_do_not_run_the_inference_forward(count, replicas):
+    with replicas(count).scope():
+        model = _Generator()
+        of_batch = metric(keras.metrics.Mean(), lambda b, p: b["picture"])
+        only_losses = Evaluator(model, {}, losses=True)
+        metrics = {"mean": of_batch, "count": _CountExamples()}
+        of_batches = Evaluator(model, metrics, losses=True)
+    losses = {"losses/reconstruction": 3.0, "losses/total": 3.0}
+    assert only_losses.run(_data_of("picture")) == losses
+    assert of_batches.run(_data_of("picture")) == {"mean": 3.0, "count": 5.0, **losses}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_metrics_alone_do_not_run_the_training_forward(count, replicas):
+    with replicas(count).scope():
+        mean = metric(keras.metrics.Mean(), lambda b, p: p)
+        evaluator = Evaluator(_Generator(), {"mean": mean})
+    assert evaluator.run(_data_of("latent")) == {"mean": 3.0}
+
+
 # What is refused
 
 
@@ -232,6 +354,9 @@ def test_a_global_mean_is_the_same_validation_loss_on_uneven_parts(count, replic
 
 
 class _Host:
+    def reset(self):
+        self.seen = None
+
     def update(self, batch, predictions):
         self.seen = predictions
 

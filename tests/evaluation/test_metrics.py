@@ -7,27 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.evaluation.metrics import HostMetric, check_metric, describe_nest, flat_results, metric
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        lambda batch, predictions: (batch, predictions),
-        lambda batch, predictions: {"y_true": batch, "y_pred": predictions},
-    ],
-    ids=["positional", "by name"],
+from tfloss.evaluation.metrics import (
+    HostMetric,
+    check_metrics,
+    describe_nest,
+    flat_results,
+    metric,
+    takes_predictions,
 )
-def test_a_bound_metric_passes_its_arguments(arguments):
-    bound = metric(keras.metrics.MeanSquaredError(), arguments)
-    bound(tf.constant([1.0]), tf.constant([3.0]))
-    assert float(bound.metric.result()) == 4.0
-
-
-def test_one_tensor_is_one_argument():
-    bound = metric(keras.metrics.Mean(), lambda batch, predictions: predictions)
-    bound(None, tf.constant([1.0, 2.0]))
-    assert float(bound.metric.result()) == 1.5
+from tfloss.hooks import Evaluate
 
 
 def test_a_metric_with_replicated_variables_is_copied_outside_of_the_scope(replicas):
@@ -36,7 +24,18 @@ def test_a_metric_with_replicated_variables_is_copied_outside_of_the_scope(repli
         replicated = metric(keras.metrics.Mean(), lambda batch, predictions: predictions)
     assert plain.outside_scope() is plain
     copy = replicated.outside_scope()
+    copy.metric.update_state([1.0, 2.0])
+    assert float(copy.metric.result()) == 1.5
     assert copy.metric is not replicated.metric and copy.arguments is replicated.arguments
+
+
+@pytest.mark.promise(42)
+def test_a_copy_outside_of_the_scope_has_all_arguments(replicas):
+    with replicas(2).scope():
+        cosine = metric(keras.metrics.CosineSimilarity(axis=0), lambda b, p: (b, p))
+    # Columns 3 4 and 1 0 have the cosine 0.6; rows would have 1 and 0.
+    found = cosine.outside_scope().metric([[3.0], [4.0]], [[1.0], [0.0]])
+    assert float(found) == pytest.approx(0.6)
 
 
 def test_only_keras_metrics_can_be_bound():
@@ -44,22 +43,49 @@ def test_only_keras_metrics_can_be_bound():
         metric(1.0, lambda batch, predictions: predictions)
 
 
-def test_an_unbound_keras_metric_is_rejected():
-    with pytest.raises(TypeError, match="'acc' must be made by tfloss.metric.*Bind it"):
-        check_metric("acc", keras.metrics.Mean())
-    with pytest.raises(TypeError, match=r"'acc' must be made.*got int\.$"):
-        check_metric("acc", 1)
+class _Count:
+    def update(self, batch, predictions): ...
+
+    def result(self):
+        return 0
 
 
-def test_an_object_with_update_and_result_is_a_metric():
-    class Count:
-        def update(self, batch, predictions): ...
+class _Reset(_Count):
+    def reset(self): ...
 
-        def result(self):
-            return 0
 
-    assert isinstance(Count(), HostMetric)
-    check_metric("count", Count())
+class _OfBatch(_Reset):
+    def update(self, batch): ...
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (keras.metrics.Mean(), "'acc' must be made by tfloss.metric.*Bind it"),
+        (1, r"'acc' must be made.*got int\.$"),
+        (_Reset, "got the class _Reset"),
+        (_Count(), r"'acc' \(_Count\) has neither reset\(\) nor reset_state\(\)"),
+    ],
+)
+def test_what_is_no_metric_is_rejected(value, message):
+    with pytest.raises(TypeError, match=message):
+        check_metrics({"acc": value})
+    with pytest.raises(TypeError, match=message):  # before training
+        Evaluate(tf.data.Dataset.range(1).batch(1), {"acc": value})
+
+
+def test_one_metric_under_two_names_is_rejected():
+    mean, host = keras.metrics.Mean(), _Reset()
+    bound = [metric(mean, lambda b, p: p), metric(mean, lambda b, p: -p)]
+    for pair in [bound, [host, host]]:
+        with pytest.raises(ValueError, match="'a' and 'b' are the same .* would be mixed"):
+            check_metrics(dict(zip("ab", pair, strict=True)))
+
+
+def test_an_object_with_update_result_and_reset_is_a_metric():
+    assert isinstance(_Reset(), HostMetric)
+    check_metrics({"count": _Reset()})
+    assert takes_predictions(_Reset()) and not takes_predictions(_OfBatch())
 
 
 def test_mappings_and_arrays_are_flattened_with_keys_and_indices():

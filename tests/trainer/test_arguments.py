@@ -82,3 +82,31 @@ def test_an_instance_brings_its_strategy(replicas):
     assert trainer.strategy is strategy
     assert w == pytest.approx(0.7)
     assert tf.distribute.get_strategy() is not strategy
+
+
+class _Generator(keras.Model):
+    """Its training needs pictures, and its inference needs latents."""
+
+    def __init__(self):
+        super().__init__(name="generator")
+        self.scale = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+
+    def call(self, batch, training=False):
+        if training:
+            return {"error": tf.reduce_mean(self.scale(batch["picture"]))}
+        return self.scale(batch["latent"])
+
+
+def test_evaluate_runs_each_forward_only_if_it_is_needed():
+    pictures, latents = (
+        tf.data.Dataset.from_tensor_slices({key: np.float32([[1], [2], [6]])}).batch(2)
+        for key in ("picture", "latent")
+    )
+    mean = {"mean": tfloss.metric(keras.metrics.Mean(), lambda batch, drawn: drawn)}
+    trainer = tfloss.Trainer(_Generator(), keras.optimizers.SGD(0.0), default_hooks=False)
+    with pytest.raises(KeyError, match="picture") as caught:
+        trainer.evaluate(latents, mean)
+    assert "builds the model by its training forward" in caught.value.__notes__[-1]
+    losses = {"losses/error": 3.0, "losses/total": 3.0}
+    assert trainer.evaluate(pictures, losses=True) == losses
+    assert trainer.evaluate(latents, mean) == {"mean": 3.0}

@@ -25,8 +25,11 @@ from tfloss._upstream.keras_layers import (
     intercept_add_loss,
     layers_by_path,
     losses_not_divided,
+    mask_of,
     seed_states,
+    with_mask,
 )
+from tfloss._upstream.keras_metrics import copy_metric, metric_mode
 from tfloss._upstream.keras_optimizers import (
     adam_moments,
     extend_optimizer,
@@ -72,6 +75,7 @@ __all__ = [
     "caused_by_merge_call",
     "caused_by_missing_deterministic_kernel",
     "caused_by_unequal_shapes_in_concat",
+    "copy_metric",
     "dataset_graphs",
     "dataset_order",
     "dataset_seeds",
@@ -88,6 +92,8 @@ __all__ = [
     "layers_by_path",
     "losses_not_divided",
     "made_by_dropout",
+    "mask_of",
+    "metric_mode",
     "next_in_this_thread",
     "op_determinism_enabled",
     "op_state",
@@ -99,4 +105,5 @@ __all__ = [
     "replaced",
     "seed_states",
     "intercept_tf_summary",
+    "with_mask",
 ]

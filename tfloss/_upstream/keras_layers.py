@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import keras
+import tensorflow as tf
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.losses import loss as loss_module
 
@@ -123,3 +125,19 @@ def seed_states(model: keras.Layer) -> list[tuple[str, keras.Variable]]:
         for path, layer in layers_by_path(model)
         for generator in layer._seed_generators
     ]
+
+
+def mask_of(tensor: Any) -> Any:
+    """Returns the mask that Keras has attached to a tensor (`Masking`, `mask_zero`), or None.
+
+    Losses and metrics read it there. No public function does, and the mask is lost when the tensor
+    leaves a `tf.function` or is concatenated.
+    """
+    return get_keras_mask(tensor) if tf.is_tensor(tensor) else None
+
+
+def with_mask(tensor: Any, mask: Any) -> Any:
+    """Attaches a mask to a tensor for Keras's losses and metrics, and returns the tensor."""
+    if mask is not None:
+        set_keras_mask(tensor, mask)
+    return tensor

@@ -6,11 +6,15 @@ A batch is split over the replicas on the host. The predictions are concatenated
 data set, and metrics get whole batches. So metrics get the same values on 1 and on 4 replicas, the
 last, shorter batch included. A batch with fewer examples than replicas runs on one replica.
 
+Each forward runs only if something needs it: the inference forward for metrics that use
+predictions, and the training forward for validation losses.
+
 With several workers, each evaluates the whole data set on one device. Nothing is communicated, and
 it takes as long as with one worker. The results are those of the first worker.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,12 +26,15 @@ from tfloss.data.batches import count, named_leaves, split
 from tfloss.data.distributed import Data, as_dataset
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
+from tfloss.evaluation.keras_updates import KerasUpdate
 from tfloss.evaluation.metrics import (
     BoundMetric,
     HostMetric,
-    check_metric,
+    check_metrics,
     flat_results,
     metric_error,
+    reset,
+    takes_predictions,
 )
 from tfloss.forward.context import forward_context
 from tfloss.forward.losses import LossWeights, collect
@@ -63,10 +70,10 @@ class Evaluator:
           loss_weights: Weights for `losses/total`.
 
         Raises:
-          TypeError: A metric is neither.
+          TypeError: A metric is neither, or can't be reset.
+          ValueError: Two names stand for one metric object.
         """
-        for name, metric in metrics.items():
-            check_metric(name, metric)
+        check_metrics(metrics)
         self.model = model
         self.metrics = dict(metrics)
         self.losses = losses
@@ -74,11 +81,15 @@ class Evaluator:
         self.strategy = tf.distribute.get_strategy()
         one_worker = worker_position(self.strategy)[1] == 1
         self._parts = self.strategy.num_replicas_in_sync if one_worker else 1
-        self._bound = {
-            k: m.outside_scope() for k, m in metrics.items() if isinstance(m, BoundMetric)
+        self._keras = {
+            k: KerasUpdate(k, m) for k, m in metrics.items() if isinstance(m, BoundMetric)
         }
         self._host = {k: m for k, m in metrics.items() if not isinstance(m, BoundMetric)}
-        self._predict = tf.function(self._forward, autograph=False, reduce_retracing=True)
+        function = functools.partial(tf.function, autograph=False, reduce_retracing=True)
+        self._predict = function(self._inference_forward)
+        self._training_losses = function(self._training_forward)
+        self._update = function(self._update_keras_metrics)
+        self._needs_predictions: bool | None = None  # known from the first batch on
         self._loss_names: list[str] = []
 
     def run(self, data: Data, step: int = 0) -> dict[str, float]:
@@ -111,48 +122,83 @@ class Evaluator:
         self._reset_metrics()
         sums: dict[str, float] = collections.defaultdict(float)
         examples = 0
+        compared = _FirstAndOther()
         for batch in dataset.with_options(options):
             parts = split(batch, self._parts)
             sizes = [int(count(part)) for part in parts]
-            predictions, losses = self._predict_parts(batch, parts, step)
-            self._update_host_metrics(batch, predictions)
-            for size, values in zip(sizes, losses, strict=True):
-                for name, value in zip(self._loss_names, values.numpy().tolist(), strict=True):
+            predictions = self._update_metrics(batch, parts, step)
+            if self._keras:
+                compared.add(sum(sizes), (batch, predictions))
+            for size, values in zip(sizes, self._losses_of(parts, step), strict=True):
+                for name, value in zip(self._loss_names, values, strict=True):
                     sums[name] += size * value
             examples += sum(sizes)
         if not examples:
             raise DataError("The data set to evaluate on is empty.")
-        return self._results() | {f"losses/{name}": v / examples for name, v in sums.items()}
+        results = self._results()
+        if compared.other is not None:
+            for update in self._keras.values():
+                update.check_sizes(compared.first, compared.other)
+        return results | {f"losses/{name}": v / examples for name, v in sums.items()}
 
     def _reset_metrics(self) -> None:
         for metric in self._host.values():
-            reset: Callable[[], None] | None = getattr(metric, "reset", None)
-            if reset is not None:
-                reset()
-        for bound in self._bound.values():
-            bound.metric.reset_state()
+            reset(metric)
+        for update in self._keras.values():
+            update.metric.reset_state()
 
     def _results(self) -> dict[str, float]:
         """Returns the flat results, in the order in which the metrics were given."""
         results: dict[str, float] = {}
         for name in self.metrics:
-            source = self._bound[name].metric if name in self._bound else self._host[name]
+            source = self._keras[name].metric if name in self._keras else self._host[name]
             results |= flat_results(name, source.result())
         return results
 
+    def _update_metrics(self, batch: Any, parts: list[Any], step: int) -> Any:
+        """Adds a batch to all metrics, and returns its predictions: None if none are needed."""
+        if self._needs_predictions is None:
+            self._needs_predictions = any(map(takes_predictions, self._host.values())) or any(
+                update.needs_predictions(batch) for update in self._keras.values()
+            )
+        predictions, masks = None, []
+        if self._needs_predictions:
+            predictions, masks = self._predict_parts(parts, step)
+        if self._keras:
+            predictions = _with_masks(predictions, masks)
+            for update in self._keras.values():
+                update.choose(batch, predictions)
+            try:
+                self._update(batch, predictions, masks)
+            except MetricError as error:
+                raise error from error.__context__  # TensorFlow has dropped the cause
+        self._update_host_metrics(batch, predictions)
+        return predictions
+
+    def _update_keras_metrics(self, batch: Any, predictions: Any, masks: list[Any]) -> None:
+        """Adds a batch to the Keras metrics. Traced, cross-replica."""
+        predictions = _with_masks(predictions, masks)
+        for update in self._keras.values():
+            update(batch, predictions)
+
     def _update_host_metrics(self, batch: Any, predictions: Any) -> None:
         for name, metric in self._host.items():
+            values = [_to_numpy(batch)]
+            if takes_predictions(metric):
+                values.append(_to_numpy(predictions))
             try:
-                metric.update(_to_numpy(batch), _to_numpy(predictions))
+                metric.update(*values)
             except Exception as error:
                 raise metric_error(name, error, batch, predictions) from error
 
-    def _predict_parts(self, batch: Any, parts: list[Any], step: int) -> tuple[Any, list[Any]]:
-        """Runs the traced forward, and explains its errors."""
+    def _predict_parts(self, parts: list[Any], step: int) -> tuple[Any, list[Any]]:
+        """Runs the inference forward, and explains its errors.
+
+        Returns:
+          The predictions of the batch, and the mask of each tensor among them, or None.
+        """
         try:
-            return self._predict(batch, parts, tf.constant(step, tf.int64))
-        except MetricError as error:
-            raise error from error.__context__  # TensorFlow has dropped the cause
+            return self._predict(parts, tf.constant(step, tf.int64))
         except tf.errors.InvalidArgumentError as error:
             if not _upstream.caused_by_unequal_shapes_in_concat(error):
                 raise
@@ -162,60 +208,84 @@ class Evaluator:
                 f"examples in the batch. TensorFlow's message: {str(error).splitlines()[-1]}"
             ) from None
 
-    def _forward(
-        self, batch: Any, parts: list[Any], step: tf.Tensor
-    ) -> tuple[Any, list[tf.Tensor]]:
-        """Returns the predictions and the losses of each part. Traced, cross-replica."""
+    def _inference_forward(self, parts: list[Any], step: tf.Tensor) -> tuple[Any, list[Any]]:
+        """Returns the predictions of all parts, and their masks. Traced, cross-replica."""
+
+        def replica(index: int) -> tuple[Any, list[Any]]:
+            with _upstream.inputs_untouched(self.model):
+                with forward_context(step, recording=False) as context, context.silent():
+                    predictions = self.model(parts[index], training=False)
+            _check_predictions(predictions)
+            return predictions, [_upstream.mask_of(x) for x in tf.nest.flatten(predictions)]
+
+        if len(parts) == 1:
+            return replica(0)
+        nest = self._run_replicas(replica)
+        local = self.strategy.experimental_local_results
+        flat = [local(x) for x in tf.nest.flatten(nest)]
+        joined = [None if each[0] is None else tf.concat(list(each), 0) for each in flat]
+        return tf.nest.pack_sequence_as(nest, joined)
+
+    def _losses_of(self, parts: list[Any], step: int) -> list[list[float]]:
+        """Returns the validation losses of each part, in the order of their names."""
+        if not self.losses:
+            return [[] for _ in parts]
+        values = self._training_losses(parts, tf.constant(step, tf.int64))
+        return [one.numpy().tolist() for one in values]
+
+    def _training_forward(self, parts: list[Any], step: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the losses of each part, without changing state. Traced, cross-replica."""
         sizes = [count(part) for part in parts]
         total = sum(sizes[1:], sizes[0])
 
-        def replica(part: Any, size: Any) -> tuple[Any, tf.Tensor]:
-            example_weight = 1.0 if len(parts) == 1 else size / total
-            with _upstream.inputs_untouched(self.model):
-                with forward_context(step, recording=False) as context, context.silent():
-                    predictions = self.model(part, training=False)
-                _check_predictions(predictions)
-                return predictions, self._training_losses(part, step, example_weight)
+        def replica(index: int) -> tf.Tensor:
+            weight = 1.0 if len(parts) == 1 else tf.cast(sizes[index] / total, tf.float32)
+            with (
+                _upstream.inputs_untouched(self.model),
+                keras.StatelessScope(),
+                forward_context(step, False, weight) as context,
+            ):
+                returned = self.model(parts[index], training=True)
+                losses = collect(returned, context, self.model.trainable_variables)
+            weighted = list(self.weights.apply(losses, step).values())
+            named = {**losses, "total": sum(weighted[1:], weighted[0])}
+            self._loss_names = list(named)
+            return tf.stack(list(named.values()))
 
         if len(parts) == 1:
-            predictions, one = replica(parts[0], sizes[0])
-            losses = [one]
-        else:
-            predictions, losses = self._run_replicas(replica, parts, sizes)
-        for name, metric in self._bound.items():
-            try:
-                metric(batch, predictions)
-            except Exception as error:
-                raise metric_error(name, error, batch, predictions) from error
-        return predictions, losses
+            return [replica(0)]
+        return list(self.strategy.experimental_local_results(self._run_replicas(replica)))
 
-    def _run_replicas(
-        self, replica: Callable[[Any, Any], Any], parts: list[Any], sizes: list[Any]
-    ) -> tuple[Any, list[tf.Tensor]]:
+    def _run_replicas(self, replica: Callable[[int], Any]) -> Any:
         def run_part() -> Any:
             context = tf.distribute.get_replica_context()
-            index = int(tf.get_static_value(context.replica_id_in_sync_group))
-            return replica(parts[index], sizes[index])
+            return replica(int(tf.get_static_value(context.replica_id_in_sync_group)))
 
-        predictions, losses = self.strategy.run(run_part)
-        local = self.strategy.experimental_local_results
-        flat = [local(x) for x in tf.nest.flatten(predictions)]
-        joined = [None if each[0] is None else tf.concat(list(each), 0) for each in flat]
-        return tf.nest.pack_sequence_as(predictions, joined), list(local(losses))
+        return self.strategy.run(run_part)
 
-    def _training_losses(self, part: Any, step: tf.Tensor, example_weight: Any) -> tf.Tensor:
-        """Returns the losses of the training forward, without changing state. Replica code."""
-        if not self.losses:
-            return tf.zeros([0])
-        if not isinstance(example_weight, float):
-            example_weight = tf.cast(example_weight, tf.float32)
-        with keras.StatelessScope(), forward_context(step, False, example_weight) as context:
-            returned = self.model(part, training=True)
-            losses = collect(returned, context, self.model.trainable_variables)
-        weighted = list(self.weights.apply(losses, step).values())
-        named = {**losses, "total": sum(weighted[1:], weighted[0])}
-        self._loss_names = list(named)
-        return tf.stack(list(named.values()))
+
+class _FirstAndOther:
+    """Keeps the first batch, and the first one of another size. Host code."""
+
+    first: Any = None
+    other: Any = None
+
+    def __init__(self) -> None:
+        self._size = 0
+
+    def add(self, size: int, batch: Any) -> None:
+        if self.first is None:
+            self.first, self._size = batch, size
+        elif self.other is None and size != self._size:
+            self.other = batch
+
+
+def _with_masks(predictions: Any, masks: list[Any]) -> Any:
+    """Attaches to tensors the masks that Keras had attached to them in the model."""
+    if not any(mask is not None for mask in masks):
+        return predictions
+    leaves = zip(tf.nest.flatten(predictions), masks, strict=True)
+    return tf.nest.pack_sequence_as(predictions, [_upstream.with_mask(*one) for one in leaves])
 
 
 def _check_predictions(predictions: Any) -> None:

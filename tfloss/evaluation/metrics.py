@@ -6,6 +6,7 @@ accuracy = tfloss.metric(
 )
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -13,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.errors import MetricError
 
 
@@ -20,7 +22,10 @@ from tfloss.errors import MetricError
 class HostMetric(Protocol):
     """A metric in plain Python, for what does not fit a Keras metric, such as mAP. Host code.
 
-    If the metric has a method `reset()`, it is called before each evaluation.
+    Besides the two methods, it must have `reset()`, or `reset_state()` as in Keras. This method is
+    called before each evaluation and must clear everything that `update` has collected.
+
+    A metric whose `update(batch)` takes the batch alone doesn't need the inference forward.
     """
 
     def update(self, batch: Any, predictions: Any) -> None:
@@ -55,33 +60,16 @@ class BoundMetric:
         self.metric = metric
         self.arguments = arguments
 
-    def __call__(self, batch: Any, predictions: Any) -> None:
-        """Updates the metric. Runs traced, cross-replica, on whole batches.
-
-        Args:
-          batch: The batch.
-          predictions: Its predictions.
-        """
-        arguments = self.arguments(batch, predictions)
-        if isinstance(arguments, Mapping):
-            self.metric.update_state(**cast(Mapping[str, Any], arguments))
-        elif isinstance(arguments, tuple):
-            self.metric.update_state(*cast(tuple[Any, ...], arguments))
-        else:
-            self.metric.update_state(arguments)
-
     def outside_scope(self) -> "BoundMetric":
         """Returns this metric, or a copy of it if its variables are replicated. Host code.
 
         Metrics are updated with whole batches, not on the replicas, where replicated variables
         can't be assigned.
         """
-        if not any(
-            isinstance(v.value, tf.distribute.DistributedValues) for v in self.metric.variables
-        ):
+        variables = self.metric.variables
+        if not any(isinstance(v.value, tf.distribute.DistributedValues) for v in variables):
             return self
-        copy = type(self.metric).from_config(self.metric.get_config())
-        return BoundMetric(copy, self.arguments)
+        return BoundMetric(_upstream.copy_metric(self.metric), self.arguments)
 
 
 def metric(metric: keras.Metric, arguments: Callable[[Any, Any], Any]) -> BoundMetric:
@@ -90,7 +78,8 @@ def metric(metric: keras.Metric, arguments: Callable[[Any, Any], Any]) -> BoundM
     Args:
       metric: Any Keras metric.
       arguments: Function from (batch, predictions) to the arguments of `metric.update_state`: a
-        tuple (positional), a mapping (by name) or one tensor. It runs traced, on whole batches.
+        tuple (positional), a mapping (by name) or one tensor. It runs traced, on whole batches,
+        and several times. If it uses only the batch, the inference forward need not run for it.
 
     Returns:
       The metric, for `Trainer.evaluate` and `hooks.Evaluate`.
@@ -103,22 +92,75 @@ def metric(metric: keras.Metric, arguments: Callable[[Any, Any], Any]) -> BoundM
     return BoundMetric(metric, arguments)
 
 
-def check_metric(name: str, metric: Any) -> None:
-    """Checks that a value is a metric that an evaluation can use.
+def check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Checks that an evaluation can use these metrics together. Host code.
 
     Args:
-      name: Name of the metric.
-      metric: Value passed by the user.
+      metrics: Metrics by name, as the user passed them.
 
     Raises:
-      TypeError: It is neither a `BoundMetric` nor a `HostMetric`.
+      TypeError: One is neither made by `tfloss.metric` nor a `HostMetric` that can be reset.
+      ValueError: Two names stand for one metric object, whose values would be mixed.
     """
-    if not isinstance(metric, BoundMetric | HostMetric):
+    owners: dict[int, str] = {}
+    for name, metric in metrics.items():
+        _check_type(name, metric)
+        counted = metric.metric if isinstance(metric, BoundMetric) else metric
+        other = owners.setdefault(id(counted), name)
+        if other is not name:
+            raise ValueError(
+                f"Metrics {other!r} and {name!r} are the same {type(counted).__name__} object, so "
+                "their values would be mixed. Create one object for each name."
+            )
+
+
+def _check_type(name: str, metric: Any) -> None:
+    if isinstance(metric, BoundMetric):
+        return
+    if not isinstance(metric, HostMetric) or isinstance(metric, type):
         hint = " Bind it with tfloss.metric(...)." if isinstance(metric, keras.Metric) else ""
+        what = f"the class {metric.__name__}" if isinstance(metric, type) else type(metric).__name__
         raise TypeError(
             f"Metric {name!r} must be made by tfloss.metric(...) or have update() and result(), "
-            f"got {type(metric).__name__}.{hint}"
+            f"got {what}.{hint}"
         )
+    if _reset_method(metric) is None:
+        raise TypeError(
+            f"Metric {name!r} ({type(metric).__name__}) has neither reset() nor reset_state(), so "
+            "each evaluation would add to the last one. Add `def reset(self)`, which clears what "
+            "update() has collected. If there is nothing to clear, let it do nothing."
+        )
+
+
+def reset(metric: HostMetric) -> None:
+    """Clears a metric in plain Python before an evaluation. Host code.
+
+    Args:
+      metric: Metric that `check_metrics` has accepted.
+    """
+    method = _reset_method(metric)
+    if method is not None:
+        method()
+
+
+def takes_predictions(metric: HostMetric) -> bool:
+    """Returns whether `metric.update` takes predictions, not only the batch. Host code.
+
+    Args:
+      metric: Metric in plain Python.
+    """
+    try:
+        inspect.signature(metric.update).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
+def _reset_method(metric: HostMetric) -> Callable[[], Any] | None:
+    methods = (getattr(metric, name, None) for name in ("reset", "reset_state"))
+    return next((method for method in methods if callable(method)), None)
 
 
 def flat_results(name: str, value: Any) -> dict[str, float]:

@@ -8,7 +8,7 @@ It logs val/accuracy, val/losses/total and val/losses/<name>.
 from collections.abc import Mapping
 
 from tfloss.data.distributed import Data
-from tfloss.evaluation.metrics import BoundMetric, HostMetric
+from tfloss.evaluation.metrics import BoundMetric, HostMetric, check_metrics
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
 
@@ -27,7 +27,9 @@ class Evaluate(Hook):
       ema: Whether to evaluate the moving averages of the weights (`Trainer(ema=...)`).
 
     Raises:
-      ValueError: `every` is not a trigger, or `name` is empty or ends with "/".
+      TypeError: A metric is none, or can't be reset before each evaluation.
+      ValueError: `every` is not a trigger, `name` is empty or ends with "/", or two names stand
+        for one metric.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Evaluate(Hook):
         check_trigger(every, "Evaluate")
         if not name or name.endswith("/"):
             raise ValueError(f"Evaluate(name={name!r}): name must be like 'val', without a '/'.")
+        check_metrics(metrics)
         self.data = data
         self.metrics = metrics
         self.every = every

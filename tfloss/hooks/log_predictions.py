@@ -78,6 +78,9 @@ class _LastBatch:
     batch: Any = None
     predictions: Any = None
 
+    def reset(self) -> None:
+        self.batch = self.predictions = None
+
     def update(self, batch: Any, predictions: Any) -> None:
         self.batch, self.predictions = batch, predictions
 

@@ -5,10 +5,30 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfloss.data.distributed import as_dataset
 from tfloss.data.feed import Feed
 from tfloss.hooks.run_info import RunInfo
 from tfloss.step.step_options import StepOptions
 from tfloss.step.train_step import TrainStep
+
+
+def build_by_training_forward(train_step: TrainStep, data: Any, caller: str) -> None:
+    """Builds the model by its training forward, for a method that may have got other data.
+
+    Args:
+      train_step: The step.
+      data: Batches as `train` takes them. Only their structure is used.
+      caller: Name of the method of `Trainer`, for the message.
+    """
+    try:
+        train_step.build(as_dataset(data, train_step.strategy).element_spec)
+    except Exception as error:
+        error.add_note(
+            f"Trainer.{caller}(data) builds the model by its training forward. For this it needs "
+            "batches as train() takes them, not those of inference. If they differ, call "
+            "trainer.restore(training_data) before evaluate()."
+        )
+        raise
 
 
 def made_step(

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfloss import replay
 from tfloss.checkpoint import CheckpointDirectory
-from tfloss.data.distributed import Data, as_dataset
+from tfloss.data.distributed import Data
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
 from tfloss.distribute.strategy import check_strategy
@@ -37,7 +37,13 @@ from tfloss.step.step_options import StepOptions
 from tfloss.step.trace_options import Jit, Mode
 from tfloss.step.train_step import TrainStep
 from tfloss.summary import Summary
-from tfloss.trainer.arguments import check_positive, made_step, optimizer_of, run_info
+from tfloss.trainer.arguments import (
+    build_by_training_forward,
+    check_positive,
+    made_step,
+    optimizer_of,
+    run_info,
+)
 from tfloss.trainer.checkpointed_variables import CheckpointedVariables, warn_if_unrestored
 from tfloss.trainer.default_hooks import DefaultHooks
 from tfloss.trainer.hook_list import HookList
@@ -317,14 +323,7 @@ class Trainer:
         if self.checkpoints is None or not self.checkpoints.steps():
             raise nothing
         self._use(self._defaults.after(self._own_hooks))
-        try:
-            self.train_step.build(as_dataset(data, self.strategy).element_spec)
-        except Exception as error:
-            error.add_note(
-                "Trainer.restore(data) builds the model by its training forward: give it batches "
-                "as train() takes them, not those of inference."
-            )
-            raise
+        build_by_training_forward(self.train_step, data, "restore")
         if not self._checkpoint.load(self._seed):
             raise nothing
         return self._run.step
@@ -337,12 +336,15 @@ class Trainer:
         losses: bool = False,
         ema: bool = False,
     ) -> dict[str, float]:
-        """Runs `model(batch, training=False)` over `data`, every example once. Host code.
+        """Evaluates the model on `data`, every example once. Host code.
+
+        The inference forward runs only if a metric uses predictions, and the training forward only
+        for validation losses. (A model that isn't built is built by its training forward.)
 
         Args:
           data: A finite data set of batches.
           metrics: `{name: tfloss.metric(keras_metric, arguments)}`, or objects with
-            `update(batch, predictions)` and `result()`.
+            `update(batch, predictions)`, `result()` and `reset()`.
           losses: Whether to return validation losses too, as `losses/<name>`. No state changes. See
             `tfloss.evaluation.evaluator.Evaluator.run` for what Dropout and BatchNormalization do.
           ema: Whether to evaluate the moving averages of the weights (`Trainer(ema=...)`).
@@ -351,7 +353,9 @@ class Trainer:
           `{name: value}`.
 
         Raises:
+          TypeError: A metric is none, or can't be reset.
           ValueError: There is nothing to do, or there are no averages.
+          MetricError: A metric failed, or does not count every example once.
         """
         metrics = dict(metrics or {})
         if not metrics and not losses:
@@ -359,7 +363,7 @@ class Trainer:
         if not self._checkpoint.loaded and not self._evaluators:
             warn_if_unrestored(self.checkpoints)  # once
         if not self.model.built:
-            self.train_step.build(as_dataset(data, self.strategy).element_spec)
+            build_by_training_forward(self.train_step, data, "evaluate")
         evaluator = self._evaluators.get(metrics, losses, self.train_step.signature())
         self.state.sync_replicas()
         with self.averaged() if ema else contextlib.nullcontext():
