@@ -151,6 +151,14 @@ STATEMENTS = {
         "`get_config` of some metrics lacks arguments, so that a copy computes another number.",
         "A metric that was created in the scope of a strategy is copied with all of its arguments.",
     ),
+    43: (
+        "A vocabulary is not among the weights: `load_weights` under another order of the tokens "
+        "is silently wrong. `tf.train.Checkpoint` restores the variables of a Normalization, and "
+        "not the constants that it computes with.",
+        "Vocabularies, bins, configurations of preprocessing layers and whatever a layer saves "
+        "by its own methods are saved. They are restored or, where they differ, refused by name. "
+        "Constants made of variables are made again.",
+    ),
 }
 
 

@@ -97,3 +97,11 @@ def test_masks_are_attached_to_tensors():
     assert float(error(tf.zeros_like(plain), plain)) == 5.0
     masked = _upstream.with_mask(plain, tf.constant([[True, False]]))
     assert float(error(tf.zeros_like(plain), masked)) == 1.0
+
+
+def test_paths_by_parents_do_not_depend_on_the_first_call():
+    layer = keras.layers.Dense(1, name="d")
+    layer.build((None, 1))
+    model = keras.Sequential([layer], name="m")
+    assert [path for path, _ in _upstream.layers_by_path(model)] == ["m", "d"]
+    assert [path for path, _ in _upstream.layers_by_path(model, by_parents=True)] == ["m", "m/d"]

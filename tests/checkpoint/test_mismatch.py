@@ -58,3 +58,28 @@ def test_a_name_with_another_number_and_shape_is_another_variable(tmp_path):
     path = CheckpointDirectory(tmp_path).save(1, {"dense/kernel": tf.Variable([1.0])})
     with pytest.raises(CheckpointError, match="changed on purpose"):
         CheckpointDirectory(tmp_path).restore(path, {"dense_1/kernel": tf.Variable([1.0, 2.0])})
+
+
+def test_a_layer_that_was_built_before_its_model(tmp_path):
+    """Its path has no model. `adapt` builds a layer, for example."""
+
+    def variables(early):
+        keras.utils.clear_session(free_memory=False)
+
+        class Model(keras.Model):
+            def __init__(self):
+                super().__init__(name="m")
+                self.dense = keras.layers.Dense(1, name="d")
+                if early:
+                    self.dense.build((None, 3))
+
+            def call(self, x):
+                return self.dense(x)
+
+        model = Model()
+        model(tf.ones([1, 3]))
+        return {f"model/{k}": v for k, v in named_variables(model).items()}
+
+    path = CheckpointDirectory(tmp_path).save(1, variables(early=True))
+    with pytest.raises(CheckpointError, match="differ only in their beginnings.*adapt them"):
+        CheckpointDirectory(tmp_path).restore(path, variables(early=False))

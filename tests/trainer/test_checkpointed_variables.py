@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.toys import Line, make_step, rows
+from tfloss import Trainer, export, load_weights, metric
 from tfloss.checkpoint import CheckpointDirectory
 from tfloss.errors import CheckpointError
 from tfloss.trainer.checkpointed_variables import CheckpointedVariables, warn_if_unrestored
@@ -116,3 +117,57 @@ def test_statistics_of_replicas_are_replaced_by_their_mean(replicas):
     CheckpointedVariables(step).sync_replicas()
     local = strategy.experimental_local_results(step.model.seen.value)
     assert [float(one) for one in local] == [2.0, 2.0]
+
+
+class Standardised(keras.Model):
+    """Predicts the standardised input, and learns nothing."""
+
+    def __init__(self):
+        super().__init__(name="net")
+        self.normal = keras.layers.Normalization(name="normal")
+        self.w = self.add_weight(name="w", shape=(), initializer="ones")
+
+    def call(self, batch, training=False):
+        y = self.normal(batch["x"])
+        return {"loss": 0.0 * self.w + tf.reduce_mean(y)} if training else {"y": y}
+
+
+@pytest.mark.promise(43)
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_normalization_computes_with_what_was_restored(tmp_path, replicas, number):
+    x = np.array([[1.0], [3.0]], np.float32)  # mean 2, variance 1: standardised -1 and 1
+    data = tf.data.Dataset.from_tensor_slices({"x": x}).batch(2, drop_remainder=True)
+    strategy = replicas(number)
+
+    def trainer(workdir=tmp_path):
+        with strategy.scope():
+            made = Standardised(), keras.optimizers.SGD(0.0)
+            made[0].normal.build((None, 1))
+        return Trainer(*made, strategy=strategy, workdir=workdir, default_hooks=False, jit=False)
+
+    largest = {
+        "mse": metric(
+            keras.metrics.MeanSquaredError(),
+            lambda batch, y: (tf.constant([[-1.0], [1.0]]), y["y"]),
+        )
+    }
+    first = trainer()
+    with strategy.scope():
+        first.model.normal.adapt(x)
+    first.train(data.repeat(), 1)
+    assert first.evaluate(data, largest) == {"mse": pytest.approx(0.0, abs=1e-6)}
+    path = first.save_checkpoint()
+
+    restored = trainer()
+    restored.restore(data)
+    assert restored.evaluate(data, largest) == {"mse": pytest.approx(0.0, abs=1e-6)}
+    resumed = trainer()
+    assert resumed.train(data.repeat(), 2).losses["loss"] == pytest.approx(0.0, abs=1e-6)
+
+    loaded = trainer(None)
+    assert loaded.evaluate(data, largest)["mse"] == pytest.approx(4.0)  # x - x/|x|: 2 and 2
+    load_weights(loaded.model, path)  # after the forward was traced
+    assert loaded.evaluate(data, largest) == {"mse": pytest.approx(0.0, abs=1e-6)}
+    exported = export(loaded.model, tmp_path / "export", {"x": tf.TensorSpec([None, 1])})
+    served = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    np.testing.assert_allclose(served(x=tf.constant(x))["y"], [[-1.0], [1.0]], atol=1e-6)

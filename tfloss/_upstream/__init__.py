@@ -37,6 +37,17 @@ from tfloss._upstream.keras_optimizers import (
     optimizer_built_for,
     optimizer_slots,
 )
+from tfloss._upstream.keras_states import (
+    LOOKUP_LAYERS,
+    constants_outside_of_graphs,
+    derived_state,
+    finalize_states,
+    idf_weights,
+    lookup_in,
+    overridden,
+    rnn_states,
+    set_vocabulary,
+)
 from tfloss._upstream.op_kinds import (
     COLLECTIVE_OPS,
     PYTHON_OPS,
@@ -61,6 +72,14 @@ from tfloss._upstream.traced_graphs import (
 )
 
 __all__ = [
+    "constants_outside_of_graphs",
+    "LOOKUP_LAYERS",
+    "derived_state",
+    "finalize_states",
+    "idf_weights",
+    "overridden",
+    "rnn_states",
+    "set_vocabulary",
     "COLLECTIVE_OPS",
     "PYTHON_OPS",
     "REF_VARIABLE_WRITE_OPS",
@@ -90,6 +109,7 @@ __all__ = [
     "inputs_untouched",
     "is_autograph_file",
     "layers_by_path",
+    "lookup_in",
     "losses_not_divided",
     "made_by_dropout",
     "mask_of",

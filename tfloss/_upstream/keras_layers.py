@@ -94,18 +94,26 @@ def in_scratch_graph() -> bool:
     return in_symbolic_scope()
 
 
-def layers_by_path(model: keras.Layer) -> list[tuple[str, keras.Layer]]:
+def layers_by_path(
+    model: keras.Layer, *, by_parents: bool = False
+) -> list[tuple[str, keras.Layer]]:
     """Returns the model and all its layers, nested in lists, dicts and attributes, with paths.
 
     A layer without variables of its own (Dropout) has no path in Keras; here its path is that of
     its parent and its name. `model.layers` is public but stops at layers that are not models, so
     `_layers` is used.
+
+    Args:
+      model: The model.
+      by_parents: Whether all paths are made of the names of the parents. Keras's depends on where a
+        layer was called first.
     """
     found: dict[int, tuple[str, keras.Layer]] = {}
 
     def visit(layer: keras.Layer, parent: str) -> None:
         if id(layer) not in found:
-            path = layer.path or (f"{parent}/{layer.name}" if parent else layer.name)
+            path = f"{parent}/{layer.name}" if parent else layer.name
+            path = path if by_parents else layer.path or path
             found[id(layer)] = (path, layer)
             for child in layer._layers:
                 visit(child, path)

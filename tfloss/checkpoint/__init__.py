@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tfloss.checkpoint.background import BackgroundWriter
     from tfloss.checkpoint.directory import CheckpointDirectory, load_values, versions
     from tfloss.checkpoint.files import CheckpointFiles
+    from tfloss.checkpoint.layer_states import named_layer_states
     from tfloss.checkpoint.manifest import load_file, load_manifest
     from tfloss.checkpoint.mismatch import Mismatch
     from tfloss.checkpoint.names import named_optimizer_variables, named_variables, random_states
@@ -40,6 +41,7 @@ _MODULES = {
     "load_file": "manifest",
     "load_manifest": "manifest",
     "load_values": "directory",
+    "named_layer_states": "layer_states",
     "named_optimizer_variables": "names",
     "named_variables": "names",
     "random_states": "names",
@@ -58,6 +60,7 @@ __all__ = [
     "load_file",
     "load_manifest",
     "load_values",
+    "named_layer_states",
     "named_optimizer_variables",
     "named_variables",
     "random_states",

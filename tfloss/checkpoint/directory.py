@@ -19,9 +19,14 @@ import tensorflow as tf
 
 from tfloss.checkpoint.background import BackgroundWriter
 from tfloss.checkpoint.files import CheckpointFiles
+from tfloss.checkpoint.layer_states import (
+    LAYER_STATE_ADVICE,
+    assign_values,
+    layer_state_problems,
+)
 from tfloss.checkpoint.manifest import MANIFEST, load_manifest
 from tfloss.checkpoint.mismatch import Mismatch
-from tfloss.checkpoint.values import as_array, assign, is_accumulator, read_tensor
+from tfloss.checkpoint.values import ReplicaRows, as_array, is_accumulator, read_tensor
 from tfloss.errors import CheckpointError
 from tfloss.version import __version__
 
@@ -131,8 +136,12 @@ class CheckpointDirectory(CheckpointFiles):
                 + mismatch.advice()
             )
         values = load_values(path, variables)
-        for name, variable in variables.items():
-            assign(variable, values[name])
+        if problems := layer_state_problems(variables, values):
+            raise CheckpointError(
+                f"The checkpoint {path} doesn't match:\n  {'; '.join(problems.values())}\nNothing "
+                f"was restored. {LAYER_STATE_ADVICE}"
+            )
+        assign_values(variables, values)
         return manifest["extra"]
 
 
@@ -182,7 +191,8 @@ def _check_file_names(files: Mapping[str, bytes]) -> None:
 
 
 def _must_be_finite(variable: Any) -> bool:
-    return isinstance(variable, keras.Variable) and not is_accumulator(variable)
+    kept = isinstance(variable, keras.Variable | ReplicaRows)
+    return kept and not is_accumulator(variable)
 
 
 def _check_finite(step: int, values: Mapping[str, np.ndarray], names: Collection[str]) -> None:

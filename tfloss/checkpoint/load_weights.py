@@ -8,14 +8,21 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 
+from tfloss import _upstream
 from tfloss.checkpoint.directory import CheckpointDirectory, load_values
+from tfloss.checkpoint.layer_states import (
+    LAYER_STATE_ADVICE,
+    assign_values,
+    layer_state_problems,
+    named_layer_states,
+)
 from tfloss.checkpoint.manifest import MANIFEST, load_manifest
 from tfloss.checkpoint.mismatch import Mismatch
 from tfloss.checkpoint.names import named_variables, random_states
-from tfloss.checkpoint.values import assign
 from tfloss.errors import CheckpointError
 
 _PREFIX = "model/"
@@ -58,7 +65,7 @@ def load_weights(
     strict: bool = True,
     rename: Mapping[str, str] | None = None,
 ) -> LoadReport:
-    """Loads a model's variables from a checkpoint. Host code.
+    """Loads a model's variables from a checkpoint, and what its layers have besides. Host code.
 
     The states of random generators and the optimizer's variables are not loaded.
 
@@ -85,7 +92,8 @@ def load_weights(
     entries = load_manifest(checkpoint)["variables"]
     saved_names = _saved_names([n for n in entries if n.startswith(_PREFIX)], rename or {})
     random = random_states(model)
-    variables = {k: v for k, v in named_variables(model).items() if k not in random}
+    variables: dict[str, Any] = {**named_variables(model), **named_layer_states(model)}
+    variables = {k: v for k, v in variables.items() if k not in random}
     saved = {
         new: entries[old]
         for new, old in saved_names.items()
@@ -99,9 +107,18 @@ def load_weights(
         )
     mismatched = mismatch.shapes | mismatch.dtypes
     matching = [name for name in variables if name in saved and name not in mismatched]
-    values = load_values(checkpoint, [saved_names[name] for name in matching])
-    for name in matching:
-        assign(variables[name], values[saved_names[name]])
+    loaded = load_values(checkpoint, [saved_names[name] for name in matching])
+    values = {name: loaded[saved_names[name]] for name in matching}
+    problems = layer_state_problems({name: variables[name] for name in matching}, values)
+    if strict and problems:
+        raise CheckpointError(
+            f"The checkpoint {checkpoint} doesn't match the model:\n  "
+            f"{'; '.join(problems.values())}\nNothing was loaded. {LAYER_STATE_ADVICE}"
+        )
+    matching = [name for name in matching if name not in problems]
+    mismatched |= problems
+    assign_values({name: variables[name] for name in matching}, values)
+    _upstream.finalize_states(model)
     return LoadReport(matching, mismatch.missing, mismatch.unexpected, list(mismatched.values()))
 
 

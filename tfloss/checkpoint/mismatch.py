@@ -44,6 +44,7 @@ class Mismatch:
                 self.shapes[name] = f"{name} ({both})"
             elif dtype != saved_dtype:
                 self.dtypes[name] = f"{name} (saved {saved_dtype}, here {dtype})"
+        self._only_prefixes = _same_ends(self.missing, self.unexpected)
         self._only_numbers = _without_numbers(here) == _without_numbers(there)
 
     def __bool__(self) -> bool:
@@ -67,6 +68,12 @@ class Mismatch:
                 "The names differ only in the numbers that Keras gives to layers without a name "
                 "(dense, dense_1, ...). Name the layers, or call keras.utils.clear_session() "
                 "before making the model a second time in one process."
+            )
+        if self.missing and self._only_prefixes:
+            return (
+                "The names differ only in their beginnings: a layer that is built before its "
+                "model, by adapt() or by a call of its own, has a path without the model. Build "
+                "the layers in the same order as before: adapt them, or call layer.build(shape)."
             )
         if self.missing and not (self.unexpected or self.shapes or self.dtypes):
             return (
@@ -96,6 +103,20 @@ def _without_numbers(
     return sorted(
         (re.sub(r"_\d+(?=[/_#]|$)", "", name), str(shape), dtype)
         for name, (shape, dtype) in variables.items()
+    )
+
+
+def _same_ends(some: list[str], others: list[str]) -> bool:
+    """Whether each name of one list is the end of one of the other, group and all."""
+
+    def plain(name: str) -> str:
+        return name.removeprefix("model/")
+
+    def fits(one: str, other: str) -> bool:
+        return f"/{plain(one)}".endswith(f"/{plain(other)}")
+
+    return len(some) == len(others) and all(
+        any(fits(a, b) or fits(b, a) for b in others) for a in some
     )
 
 

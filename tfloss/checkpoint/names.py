@@ -5,23 +5,26 @@ variable. Host code.
 """
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.checkpoint.untracked import untracked, variable_of
+from tfloss.checkpoint.values import per_example
 from tfloss.common.unique_names import unique_name
 
 
 def named_variables(model: keras.Model) -> dict[str, Any]:
-    """Names all variables of a model: weights, statistics, seeds, metrics, raw tf.Variables.
+    """Names all variables of a model: weights, statistics, seeds, metrics, and untracked ones.
 
     Layers may be held in attributes, lists, dicts and tuples, nested as you like. A variable is
-    named by its path. A seed generator is named after the layer that owns it. A raw `tf.Variable`,
-    or the state of a `tf.random.Generator`, is named after the layer, the attribute and the keys in
-    it: `net/queues/left`. If two variables have the same path, the later one gets `#1`.
+    named by its path. A seed generator is named after the layer that owns it. What Keras doesn't
+    track (a raw `tf.Variable`, the state of a `tf.random.Generator` or of a stateful RNN) is named
+    after the layer, the attribute and the keys in it: `net/queues/left`. If two variables have the
+    same path, the later one gets `#1`. The state of a stateful RNN, of which each replica holds the
+    rows of its own examples, is one `ReplicaRows`.
 
     Args:
       model: A built model.
@@ -34,11 +37,12 @@ def named_variables(model: keras.Model) -> dict[str, Any]:
     for variable in [*model.variables, *model.metrics_variables]:
         _add(named, owners.get(id(variable)) or str(variable.path), variable)
     known = {id(variable) for variable in named.values()}
-    for name, holder in _untracked(model):
-        variable = holder.state if isinstance(holder, tf.random.Generator) else holder
-        if id(variable) not in known:
+    rows = {id(state) for state in _upstream.rnn_states(model)}
+    for name, holder in untracked(model):
+        variable = variable_of(holder)
+        if variable is not None and id(variable) not in known:
             known.add(id(variable))
-            _add(named, name, variable)
+            _add(named, name, per_example(variable) if id(variable) in rows else variable)
     return named
 
 
@@ -52,33 +56,10 @@ def random_states(model: keras.Model) -> set[str]:
       The names of the states, among those of `named_variables`.
     """
     states = {id(state) for _, state in _upstream.seed_states(model)}
-    for _, holder in _untracked(model):
+    for _, holder in untracked(model):
         if isinstance(holder, tf.random.Generator):
             states.add(id(holder.state))
     return {name for name, variable in named_variables(model).items() if id(variable) in states}
-
-
-def _untracked(model: keras.Model) -> Iterator[tuple[str, Any]]:
-    """Yields `(layer path/attribute/keys, tf.Variable or tf.random.Generator)`.
-
-    Keras tracks neither of the two.
-    """
-    for path, layer in _upstream.layers_by_path(model):
-        for attribute, value in vars(layer).items():
-            if not attribute.startswith("_self_"):  # TensorFlow's own record of the same objects
-                yield from _untracked_in(f"{path}/{attribute}", value)
-
-
-def _untracked_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Searches an attribute. `keras.tree` takes Keras's own wrappers of tuples for leaves."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _untracked_in(f"{name}/{key}", part)
-    elif isinstance(value, list | tuple):
-        for index, part in enumerate(value):
-            yield from _untracked_in(f"{name}/{index}", part)
-    elif isinstance(value, tf.random.Generator | tf.Variable):
-        yield name, value
 
 
 def named_optimizer_variables(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:

@@ -64,6 +64,49 @@ def read_tensor(variable: Any) -> tf.Tensor:
         return tf.constant(mean.astype(arrays[0].dtype))
 
 
+class ReplicaRows:
+    """A distributed variable of which each replica holds the rows of its own examples.
+
+    It is read and assigned as one tensor, with the rows of all replicas in order, so that its value
+    doesn't depend on the number of replicas. Host code.
+
+    Args:
+      variable: A distributed `tf.Variable` whose replicas are all in this process.
+
+    Attributes:
+      values: The variables of the replicas.
+      shape: Shape of the whole.
+      dtype: Dtype of the variable.
+    """
+
+    def __init__(self, variable: Any):
+        self.values = _replica_values(variable)
+        rows, *rest = self.values[0].shape
+        self.shape = tf.TensorShape([rows * len(self.values), *rest])
+        self.dtype = variable.dtype
+
+    def read_value(self) -> tf.Tensor:
+        """Returns the rows of all replicas, on the host."""
+        with tf.device("CPU:0"):
+            return tf.concat([tf.identity(one) for one in self.values], 0)
+
+    def assign(self, value: Any) -> None:
+        """Gives each replica its rows of a value with the shape of the whole."""
+        for one, part in zip(self.values, tf.split(value, len(self.values)), strict=True):
+            one.assign(part)
+
+
+def per_example(variable: Any) -> Any:
+    """Returns a variable that has a row for each example of a batch, as a checkpoint holds it.
+
+    Args:
+      variable: A `keras.Variable` or `tf.Variable`.
+    """
+    inner = tf_variable(variable)
+    distributed = isinstance(inner, tf.distribute.DistributedValues)
+    return ReplicaRows(inner) if distributed else variable
+
+
 def as_array(tensor: tf.Tensor) -> np.ndarray:
     """Returns a tensor on the host as an array, without a copy.
 

@@ -70,7 +70,7 @@ def find_unsaveable_ops(graph: tf.Graph, saved: Iterable[Any] | None = None) -> 
     Returns:
       The ops, each source line once.
     """
-    handles = {id(variable.handle) for variable in _local_variables(saved or ())}
+    handles = {id(getattr(one, "handle", None)) for one in _local_variables(saved or ())}
     found: dict[tuple[str, str], UnsaveableOp] = {}
     for op, known in operations(graph):
         state = _upstream.op_state(op)

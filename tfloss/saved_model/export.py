@@ -25,6 +25,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.checkpoint import sync_replicas
 from tfloss.common.files import replace_directory
 from tfloss.distribute.strategy import is_chief
@@ -89,6 +90,7 @@ def export(
         export disagrees with the model. Nothing has changed at the path.
     """
     _check_model(model)
+    _upstream.finalize_states(model)
     target = _checked_path(path, overwrite)
     examples = example_inputs or {}
     parsed = _parse_all({name: inputs}, signatures or {}, examples)

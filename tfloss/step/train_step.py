@@ -232,7 +232,14 @@ class TrainStep:
         """What is frozen when the step is traced. If it changes, the step is traced again."""
         trainable = tuple(v.path for v in self.model.trainable_variables)
         flags = tuple(layer.trainable for _, layer in _upstream.layers_by_path(self.model))
-        return (trainable, flags, self.loss_weights.signature(), self.clip_norm, self.fused_adam)
+        return (
+            trainable,
+            flags,
+            _upstream.derived_state(self.model),
+            self.loss_weights.signature(),
+            self.clip_norm,
+            self.fused_adam,
+        )
 
     def __call__(self, batch: Any, options: TraceOptions | None = None) -> StepOutput:
         """Traces one step. Cross-replica code, inside a `tf.function`.

@@ -44,7 +44,9 @@ class Variables:
         self._check_scope()
         with self._strategy.scope():
             if not self._model.built:
-                self._trace_once(element_spec, forward)
+                with _upstream.constants_outside_of_graphs():
+                    self._trace_once(element_spec, forward)
+                _upstream.finalize_states(self._model)
             variables = {name: one.trainable(self._model) for name, one in self._groups.items()}
             check_disjoint(variables)
             for name, group in self._groups.items():

@@ -1,6 +1,7 @@
 """The variables that a checkpoint of a training run holds, by name.
 
-    model/<path>           weights, statistics, seed generators, other variables of the model
+    model/<path>           weights, statistics, seed generators, other variables of the model, and
+                           what its layers have besides (`tfloss.checkpoint.layer_states`)
     <optimizer>/<path>     slots, by the path of the variable they belong to; iterations
     step                   completed updates
     ...                    the variables of `TrainStep.extra_variables`, under their own names
@@ -22,6 +23,7 @@ from tfloss.checkpoint import (
     CheckpointDirectory,
     load_manifest,
     load_values,
+    named_layer_states,
     named_optimizer_variables,
     named_variables,
     sync_replicas,
@@ -42,9 +44,10 @@ class CheckpointedVariables:
         self._step = train_step
 
     def variables(self) -> dict[str, Any]:
-        """Returns `{name: variable}` of all variables."""
+        """Returns `{name: variable}` of all variables and of what layers have besides."""
         found: dict[str, Any] = {"step": self._step.counter}
-        for name, variable in named_variables(self._step.model).items():
+        model = self._step.model
+        for name, variable in {**named_variables(model), **named_layer_states(model)}.items():
             found[f"model/{name}"] = variable
         for optimizer_name, optimizer in self._step.optimizers.items():
             for name, variable in named_optimizer_variables(optimizer).items():
@@ -122,6 +125,7 @@ class CheckpointedVariables:
         rates = {name: variables.pop(name) for name in list(variables) if self._is_rate(name)}
         ignored = [name for name in saved if self._is_rate(name)]
         directory.restore(path, variables, ignore=ignored)
+        _upstream.finalize_states(self._step.model)
         split_seeds(self._step.model, self._step.strategy)
         self._report_rates(path, rates)
         return int(self._step.counter.numpy()), states
@@ -167,6 +171,7 @@ class CheckpointedVariables:
         newest = directory.latest()
         assert newest is not None, f"{path}/state is empty"
         directory.restore(newest, model)
+        _upstream.finalize_states(self._step.model)
         for _, state in _upstream.seed_states(self._step.model):
             state.assign(state.numpy() + np.array([replica * STRIDE, 0]))
 

@@ -1,0 +1,125 @@
+"""What tfloss needs to know about the state that Keras layers keep outside of their variables."""
+
+# This package is the place for private attributes.
+# pyright: reportPrivateUsage=false
+
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfloss._upstream.keras_layers import layers_by_path
+from tfloss._upstream.patching import replaced
+
+LOOKUP_LAYERS: Any = (keras.layers.StringLookup, keras.layers.IntegerLookup)
+"""The layers that map between tokens and numbers. Their common base class is not public."""
+
+
+def rnn_states(model: keras.Layer) -> list[keras.Variable]:
+    """Returns the states of all RNNs with `stateful=True`, which have a row for each example.
+
+    Keras tracks them nowhere. `layer.states` is public, but undocumented.
+    """
+    found: dict[int, keras.Variable] = {}
+    for _, layer in layers_by_path(model):
+        if getattr(layer, "stateful", False):
+            states = keras.tree.flatten(vars(layer).get("states"))
+            found |= {id(one): one for one in states if isinstance(one, keras.Variable)}
+    return list(found.values())
+
+
+def finalize_states(model: keras.Layer) -> None:
+    """Computes again what layers derive from their variables, such as Normalization's constants.
+
+    Keras calls `finalize_state` when it has loaded the variables of a layer. Other code must call
+    it too, but only `adapt`, which does, is documented. Keras's own lookup layers and
+    Discretization keep nothing in variables.
+    """
+    without = (*LOOKUP_LAYERS, keras.layers.TextVectorization, keras.layers.Discretization)
+    for _, layer in layers_by_path(model):
+        finalize = getattr(layer, "finalize_state", None)
+        if layer.built and callable(finalize) and not isinstance(layer, without):
+            finalize()
+
+
+@contextlib.contextmanager
+def constants_outside_of_graphs() -> Generator[None]:
+    """Makes a Normalization that is built while a graph is traced keep eager constants.
+
+    It computes them where it is built, and another trace can't use the tensors of that graph. Where
+    the variables have no value yet, as those made in the `tf.function` itself, the constants must
+    be made again afterwards, by `finalize_states`.
+
+    Yields:
+      None.
+    """
+
+    def make(original: Any) -> Any:
+        def finalize_state(self: Any) -> None:
+            try:
+                with tf.init_scope():
+                    original(self)
+            except tf.errors.InvalidArgumentError:
+                original(self)
+
+        return finalize_state
+
+    with replaced(keras.layers.Normalization, "finalize_state", make):
+        yield
+
+
+def derived_state(model: keras.Layer) -> tuple[Any, ...]:
+    """Returns a hashable value of what preprocessing layers keep outside of variables.
+
+    A trace holds it as constants and tables, so it must be traced again when this changes.
+    """
+    found: list[Any] = []
+    for _, layer in layers_by_path(model):
+        if isinstance(layer, LOOKUP_LAYERS):
+            found.append(id(layer.lookup_table.resource_handle))  # traces keep the handle alive
+        elif isinstance(layer, keras.layers.Discretization):
+            found.append(tuple(layer.bin_boundaries or ()))
+        elif isinstance(layer, keras.layers.Normalization) and layer.built:
+            constants: Any = (layer.mean, layer.variance)
+            found += [one.numpy().tobytes() for one in constants]
+    return tuple(found)
+
+
+def overridden(layer: keras.Layer, method: str) -> Any:
+    """Returns a method of a layer that its author wrote for saving; None if Keras wrote it.
+
+    Keras calls `save_own_variables`, `load_own_variables`, `save_assets` and `load_assets` if a
+    layer has them. What Keras's own layers do there is known.
+    """
+    for owner in type(layer).__mro__:
+        if method in vars(owner):
+            own = owner.__module__.partition(".")[0] not in ("keras", "tensorflow")
+            return getattr(layer, method) if own else None
+    return None
+
+
+def lookup_in(layer: keras.Layer) -> Any:
+    """Returns the lookup layer that a layer is or, as a TextVectorization, consists of; or None.
+
+    A TextVectorization has no public name for it.
+    """
+    if isinstance(layer, keras.layers.TextVectorization):
+        return layer._lookup_layer
+    return layer if isinstance(layer, LOOKUP_LAYERS) else None
+
+
+def set_vocabulary(layer: Any, tokens: list[Any], idf_weights: list[float] | None) -> None:
+    """Gives a lookup layer that has no vocabulary yet the one that it was saved with.
+
+    `set_vocabulary` is public, but refuses a layer that was traced before.
+    """
+    layer._frozen_vocab_size = None
+    layer.set_vocabulary(tokens, idf_weights)
+
+
+def idf_weights(layer: Any) -> list[float] | None:
+    """Returns the weights of a lookup layer's tokens, which only its constructor accepts."""
+    weights = getattr(layer, "idf_weights_const", None)
+    return None if weights is None else weights.numpy().tolist()
