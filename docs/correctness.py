@@ -159,6 +159,23 @@ STATEMENTS = {
         "by its own methods are saved. They are restored or, where they differ, refused by name. "
         "Constants made of variables are made again.",
     ),
+    49: (
+        "`training=False` given to one sublayer also applies to the layers called after it, so "
+        "that a frozen layer turns off Dropout. Layers called outside of a model's `call`, as in a "
+        "GAN's step, are in inference mode.",
+        "The mode of a layer ends with its call. All layers that `minimize` calls are in training "
+        "mode, unless their call says otherwise.",
+    ),
+    50: (
+        "A rematerialised block is run again in inference mode, if its layers take the mode from "
+        "the call around them. Its gradient is wrong.",
+        "It is run again in the same mode, and changes no statistics twice.",
+    ),
+    51: (
+        "A functional model passes its own training mode to layers that were called with "
+        "`training=False` when it was built.",
+        "They keep their mode.",
+    ),
 }
 
 

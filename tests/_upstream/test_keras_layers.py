@@ -105,3 +105,46 @@ def test_paths_by_parents_do_not_depend_on_the_first_call():
     model = keras.Sequential([layer], name="m")
     assert [path for path, _ in _upstream.layers_by_path(model)] == ["m", "d"]
     assert [path for path, _ in _upstream.layers_by_path(model, by_parents=True)] == ["m", "m/d"]
+
+
+def test_the_losses_of_a_layer_can_be_replaced():
+    original, layer = keras.Layer.losses, keras.layers.Dense(1, kernel_regularizer="l2")
+    layer.build([1, 1])
+    with _upstream.intercept_losses(lambda one: ["mine"] if one is layer else None):
+        assert layer.losses == ["mine"]
+        assert keras.layers.Dense(1).losses == []
+    assert keras.Layer.losses is original
+    assert len(layer.losses) == 1
+
+
+def test_sublayers_come_in_the_order_of_losses():
+    class Adds(keras.Layer):
+        def __init__(self, value, *inner):
+            super().__init__()
+            self.value, self.inner = value, list(inner)
+
+        def call(self, x):
+            for one in self.inner:
+                one(x)
+            self.add_loss(tf.constant(self.value))
+            return x
+
+    layer = Adds(1.0, Adds(2.0, Adds(3.0)), Adds(4.0))
+    layer(tf.ones([1]))
+    order = [one.value for one in _upstream.with_sublayers(layer)]
+    assert [float(one) for one in layer.losses] == order
+
+
+def test_variables_keep_their_dtype_without_autocast():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(dtype="mixed_float16")
+            self.w = self.add_weight(name="w", shape=())
+
+        def call(self, x):
+            with _upstream.no_autocast():
+                exact = tf.convert_to_tensor(self.w)
+            return exact, tf.convert_to_tensor(self.w)
+
+    exact, cast = Model()(tf.zeros([]))
+    assert exact.dtype == tf.float32 and cast.dtype == tf.float16

@@ -3,12 +3,15 @@
 import threading
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.toys import rows, run
 from tfloss import summary
 from tfloss.errors import SummaryError
 from tfloss.forward.context import current_context, current_step, forward_context
+from tfloss.step.train_step import TrainStep
 
 STEP = tf.constant(7, tf.int64)
 
@@ -81,3 +84,104 @@ def test_a_name_can_be_used_once():
         summary.scalar("value", 1.0)
         with pytest.raises(SummaryError, match="'value' is recorded twice in one step"):
             summary.scalar("value", 2.0)
+
+
+# The training mode of layers. BatchNormalization moves its mean by half of the way, from 0 to that
+# of the batch, where it is in training mode.
+
+X = np.float32([[1.0], [3.0], [2.0], [6.0]])  # mean 3; of the halves 2 and 4
+
+
+def norm(name):
+    return keras.layers.BatchNormalization(name=name, momentum=0.5)
+
+
+class Modes(keras.Model):
+    """Layers whose calls do and don't say their mode; `judge` is not the model's `call`."""
+
+    def __init__(self, kind):
+        super().__init__(name="modes")
+        self.kind, self.frozen, self.after = kind, norm("frozen"), norm("after")
+        self.fixed, self.dense = norm("fixed"), keras.layers.Dense(1, name="dense")
+        self.fixed.trainable = False
+        self.inner = keras.Sequential([norm("nested")])
+        inputs = keras.Input([1])
+        first = norm("first")(inputs, training=False)
+        self.functional = keras.Model(inputs, norm("second")(first))
+        self({"x": X})  # builds the layers, in inference mode
+
+    def judge(self, batch):
+        x = batch["x"]
+        self.fixed(x)
+        self.inner(x)
+        self.functional(x)
+        y = self.after(self.frozen(x, training=False), training=None)
+        return {"loss": tf.reduce_mean(self.dense(y) ** 2)}
+
+    def call(self, batch, training=False):
+        return self.judge(batch)
+
+    def means(self):
+        layers = [self.frozen, self.after, self.fixed, *self.inner.layers]
+        layers += self.functional.layers[1:]
+        return {one.name: _mean(one.moving_mean.value) for one in layers}
+
+
+def _mean(variable):
+    """The mean of a variable over the replicas."""
+    return float(np.mean([one.numpy() for one in getattr(variable, "values", [variable])]))
+
+
+class Judging(TrainStep):
+    def step(self, batch):
+        if self.model.kind == "step":
+            return self.minimize(self.model.judge, batch)
+        return super().step(batch)
+
+    def forward(self, batch):
+        return self.model.judge(batch) if self.model.kind == "forward" else super().forward(batch)
+
+
+@pytest.mark.promise(49, 51)
+@pytest.mark.filterwarnings("ignore:No loss reaches")
+@pytest.mark.parametrize(("mode", "count"), [("graph", 1), ("graph", 2), ("step", 1)])
+@pytest.mark.parametrize("kind", ["call", "forward", "step"])
+def test_each_layer_of_a_training_forward_is_in_its_own_mode(kind, mode, count, replicas):
+    strategy = replicas(count)
+    train_step, _, _ = run(
+        lambda: Modes(kind), rows(X, 4), strategy=strategy, step=Judging, mode=mode
+    )
+    expected = dict.fromkeys(["frozen", "fixed", "first"], 0.0)
+    expected |= dict.fromkeys(["after", "nested", "second"], 1.5)  # some are divided by 1.0005
+    assert train_step.model.means() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.promise(50)
+@pytest.mark.parametrize("mode", ["graph", "step"])
+@pytest.mark.parametrize("training", [None, False])
+def test_a_rematerialised_block_has_the_gradient_of_the_block_itself(training, mode):
+    class Model(keras.Model):
+        def __init__(self, remat):
+            super().__init__(name="model")
+            self.dense = keras.layers.Dense(1, name="dense", kernel_initializer="ones")
+            self.norm, self.remat = norm("norm"), remat
+
+        def build(self, shapes):
+            self.dense.build([None, 1])
+            self.norm.build([None, 1])
+
+        def block(self, x):
+            return self.norm(self.dense(x), training=training)
+
+        def call(self, batch, training=False):
+            y = tf.recompute_grad(self.block)(batch["x"]) if self.remat else self.block(batch["x"])
+            return tf.reduce_mean(y**3 * batch["x"])
+
+    found = []
+    for remat in (False, True):
+        train_step, _, _ = run(lambda remat=remat: Model(remat), rows(X, 4), mode=mode)
+        found.append([one.numpy() for one in train_step.model.variables])
+    for plain, again in zip(*found, strict=True):
+        np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-6)
+    moved = 0.0 if training is False else 1.5
+    assert float(found[1][-2][0]) == pytest.approx(moved)

@@ -262,6 +262,16 @@ def test_a_weight_must_be_a_number_or_a_callable():
         LossWeights({"a": "1"})
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_loss_may_be_named_like_a_part_of_a_reserved_name(count, replicas):
+    def report(model, batch, y):
+        mean = tf.reduce_mean(y)
+        return {"net": {"total": mean}, "total_loss": 2 * mean, "total": {"box": 3 * mean}}
+
+    expected = {"net/total": 2.5, "total_loss": 5.0, "total/box": 7.5, "total": 15.0}
+    assert reported(values(report, strategy=replicas(count))) == expected
+
+
 # What is refused
 
 
@@ -279,6 +289,17 @@ def test_a_weight_must_be_a_number_or_a_callable():
         (
             lambda m, b, y: {"a/b": tf.reduce_mean(y), "a": {"b": tf.reduce_mean(y)}},
             "same name 'a/b'",
+        ),
+        (lambda m, b, y: {"total": tf.reduce_mean(y)}, "named 'total': .* the objective"),
+        (
+            lambda m, b, y: {"regularization": tf.reduce_mean(y)},
+            "named 'regularization': .* all weight regularizers",
+        ),
+        (lambda m, b, y: {"gradient_norm": tf.reduce_mean(y)}, "named 'gradient_norm'"),
+        (lambda m, b, y: {"gradient_norm": {"a": tf.reduce_mean(y)}}, "named 'gradient_norm/a'"),
+        (
+            lambda m, b, y: keras.layers.Layer(name="total").add_loss(tf.reduce_mean(y)),
+            "named 'total': .*If a layer adds it.*rename the layer",
         ),
         (
             lambda m, b, y: {"good": tf.reduce_mean(y), "bad": tf.reduce_mean(b["x"])},

@@ -140,6 +140,10 @@ def test_losses_and_groups_must_match():
         "a": ["a", "regularization"],
         "b": ["b/x", "regularization"],
     }
+    assert split_losses(["regularization/x", "b/x", "regularization"], ["regularization", "b"]) == {
+        "regularization": ["regularization/x", "regularization"],
+        "b": ["b/x", "regularization"],
+    }
     assert split_losses(list(x), ["only"]) == {"only": ["a", "c"]}
 
 

@@ -237,6 +237,49 @@ def test_two_updates_must_report_under_different_names(kind):
         Engine(train_step).run(iterator, 1, recording=True)
 
 
+class _TwoCalls(TrainStep):
+    """The first call adds 1 w x; the second adds 2 w x, and 4 w x named like a renamed loss."""
+
+    def step(self, batch):
+        def add(*factors):
+            def replica(b):
+                for factor in factors:
+                    self.model.add_loss(factor * tf.reduce_mean(self.model.w * b["x"]))
+
+            return replica
+
+        first = self.minimize(add(1.0), batch)
+        return {**first, **self.minimize(add(2.0, 4.0), batch)}
+
+
+def test_added_losses_of_two_calls_keep_their_names_and_values_apart():
+    options = {"step": _TwoCalls, "optimizer": lambda: keras.optimizers.SGD(0.0)}
+    _, found, _ = run(Line, rows([1.0], 1), **options)
+    losses = {name: found[name] for name in found if name.startswith("losses/")}
+    # The second call has line and line_1. The first is renamed, and does not take line_1's place.
+    assert losses == {
+        "losses/line": 1.0,
+        "losses/line_2": 2.0,
+        "losses/line_1": 4.0,
+        "losses/total": 7.0,
+    }
+    # A weight belongs to a name in the forward pass, and so to both calls.
+    _, found, _ = run(Line, rows([1.0], 1), loss_weights={"line": 10.0}, **options)
+    assert found["losses/total"] == 34.0
+    with pytest.raises(LossError, match=r"curve of loss 'line' .*write loss_weights\['line'\]"):
+        run(Line, rows([1.0], 1), loss_weights={"line_2": 10.0}, **options)
+
+
+def test_a_step_can_not_return_a_loss_named_total():
+    class Sums(TrainStep):
+        def step(self, batch):
+            losses = self.minimize(self.forward, batch)
+            return {**losses, "total": losses["mean"] * 2.0}
+
+    with pytest.raises(LossError, match="`step` returned a loss named 'total'"):
+        run(Line, rows([1.0], 1), step=Sums)
+
+
 def test_a_step_that_updates_nothing_is_refused():
     class Idle(TrainStep):
         def step(self, batch):

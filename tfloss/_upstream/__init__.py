@@ -23,11 +23,14 @@ from tfloss._upstream.keras_layers import (
     in_scratch_graph,
     inputs_untouched,
     intercept_add_loss,
+    intercept_losses,
     layers_by_path,
     losses_not_divided,
     mask_of,
+    no_autocast,
     seed_states,
     with_mask,
+    with_sublayers,
 )
 from tfloss._upstream.keras_metrics import copy_metric, metric_mode
 from tfloss._upstream.keras_optimizers import (
@@ -70,6 +73,7 @@ from tfloss._upstream.traced_graphs import (
     is_autograph_file,
     made_by_dropout,
 )
+from tfloss._upstream.training_mode import LayerCalls, layer_modes
 
 __all__ = [
     "constants_outside_of_graphs",
@@ -81,6 +85,7 @@ __all__ = [
     "rnn_states",
     "set_vocabulary",
     "COLLECTIVE_OPS",
+    "LayerCalls",
     "PYTHON_OPS",
     "REF_VARIABLE_WRITE_OPS",
     "SUMMARY_OPS",
@@ -107,7 +112,9 @@ __all__ = [
     "gradients_already_reduced",
     "in_scratch_graph",
     "inputs_untouched",
+    "intercept_losses",
     "is_autograph_file",
+    "layer_modes",
     "layers_by_path",
     "lookup_in",
     "losses_not_divided",
@@ -115,6 +122,7 @@ __all__ = [
     "mask_of",
     "metric_mode",
     "next_in_this_thread",
+    "no_autocast",
     "op_determinism_enabled",
     "op_state",
     "op_state_by_definition",
@@ -124,6 +132,7 @@ __all__ = [
     "raised_by_iterator",
     "replaced",
     "seed_states",
+    "with_sublayers",
     "intercept_tf_summary",
     "with_mask",
 ]

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.losses import loss as loss_module
 
 from tfloss._upstream.patching import replaced
@@ -40,6 +41,38 @@ def intercept_add_loss(observe: Callable[[keras.Layer, Any], bool]) -> Generator
 
     with replaced(keras.Layer, "add_loss", make):
         yield
+
+
+@contextlib.contextmanager
+def intercept_losses(read: Callable[[keras.Layer], list[Any] | None]) -> Generator[None]:
+    """Replaces the property `layer.losses`, whose list is incomplete while losses are intercepted.
+
+    Replacing a public property on the class is not documented.
+
+    Args:
+      read: Returns the losses of a layer. None: Keras's own list.
+
+    Yields:
+      None.
+    """
+
+    def make(original: Any) -> Any:
+        def losses(self: keras.Layer) -> list[Any]:
+            found = read(self)
+            return original.fget(self) if found is None else found
+
+        return property(losses, doc=original.__doc__)
+
+    with replaced(keras.Layer, "losses", make):
+        yield
+
+
+def with_sublayers(layer: keras.Layer) -> list[keras.Layer]:
+    """Returns a layer and its sublayers, in the order in which Keras lists their losses.
+
+    `layer.losses` is public, but the order that it has is that of `_flatten_layers`.
+    """
+    return list(layer._flatten_layers())
 
 
 @contextlib.contextmanager
@@ -82,6 +115,17 @@ def inputs_untouched(model: keras.Model) -> Generator[None]:
       None.
     """
     with replaced(model, "_convert_input_args", lambda original: False):
+        yield
+
+
+@contextlib.contextmanager
+def no_autocast() -> Generator[None]:
+    """Shows variables in their own dtype, also inside the call of a layer in half precision.
+
+    Yields:
+      None.
+    """
+    with AutocastScope(None):
         yield
 
 

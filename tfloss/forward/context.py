@@ -11,7 +11,6 @@ Keras.
 """
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Generator
 from typing import Any, Protocol
@@ -22,23 +21,9 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError, SummaryError
+from tfloss.forward.layer_losses import AddedLoss, LayerLosses
 from tfloss.forward.recorded_summaries import RecordedSummary
 from tfloss.inspect.source_lines import caller_line
-
-
-@dataclasses.dataclass(frozen=True)
-class AddedLoss:
-    """One value passed to `layer.add_loss`. Replica code, traced.
-
-    Attributes:
-      layer: Layer whose `add_loss` was called.
-      name: Name passed to `tfloss.add_loss`, or None.
-      value: The loss, as it was passed.
-    """
-
-    layer: keras.Layer
-    name: str | None
-    value: Any
 
 
 class Normalisers(Protocol):
@@ -64,6 +49,9 @@ class ForwardContext:
       example_weight: Weight of this forward pass in the objective.
       normalisers: Where `global_mean` takes its global sums from, or None.
       losses: The values passed to `add_loss` so far.
+      layer_losses: What `layer.losses` returns.
+      holders: `{id of a variable or AddedLoss: names of the losses that contain its value}`, of
+        what the forward pass read from `layer.losses`, after the losses were collected.
       summaries: The summaries recorded so far. The key is the name, with a suffix for each tensor
         of a drawing.
       prefixes: Prefixes of the open `tfloss.summary.scope`s.
@@ -93,10 +81,15 @@ class ForwardContext:
         self.example_weight = example_weight
         self.normalisers = normalisers
         self.losses: list[AddedLoss] = []
+        self.layer_losses = LayerLosses(self.losses)
+        self.holders: dict[int, list[str]] = {}
         self.summaries: dict[str, RecordedSummary] = {}
         self.prefixes: list[str] = []
         self.pending_name: str | None = None
         self.collecting = True
+        self._training: bool | None = True  # of layers whose call doesn't say
+        self._rerun = False  # whether a backward pass runs
+        self._modes: dict[int, bool | None] = {}  # by id of a layer, of its last call
         self._graph = _current_graph()
         self._claimed: dict[str, str] = {}
 
@@ -130,6 +123,49 @@ class ForwardContext:
         for one in tf.nest.flatten(value):
             self.losses.append(AddedLoss(layer, self.pending_name, one))
         return True
+
+    def read_losses(self, layer: keras.Layer) -> list[tf.Tensor] | None:
+        """Returns the value of `layer.losses`.
+
+        Args:
+          layer: Layer whose `losses` are read.
+
+        Returns:
+          The losses. If None, Keras should say.
+
+        Raises:
+          LossError: A value that is computed here can't leave the current graph.
+        """
+        if not self.collecting or _upstream.in_scratch_graph():
+            return None
+        self._check_graph(
+            LossError,
+            f"`losses` of layer {layer.path or layer.name!r}",
+            "Read them outside of it.",
+        )
+        return self.layer_losses.of(layer)
+
+    def enter(self, layer: keras.Layer) -> bool | None:
+        """Runs before a layer is called outside of the call of another one.
+
+        Args:
+          layer: The layer.
+
+        Returns:
+          Whether it is in training mode if its call doesn't say. In a backward pass, it is in the
+          mode of its last call in the forward pass.
+        """
+        self.layer_losses.clear(layer)
+        return self._modes.get(id(layer), self._training) if self._rerun else self._training
+
+    def leave(self, layer: keras.Layer, training: bool | None) -> None:
+        """Runs after the call of a layer.
+
+        Args:
+          layer: The layer.
+          training: The mode that it was called in.
+        """
+        self._modes[id(layer)] = training
 
     def claim(self, name: str) -> bool:
         """Reserves the name of a summary.
@@ -205,23 +241,29 @@ class ForwardContext:
         Yields:
           None.
         """
-        self.collecting = False
+        self.collecting, self._training = False, None
         try:
             yield
         finally:
-            self.collecting = True
+            self.collecting, self._training = True, True
 
     @contextlib.contextmanager
     def backward(self) -> Generator[None]:
         """Makes the context current for a backward pass, and drops losses and summaries.
 
         The backward pass runs rematerialised blocks again. They must see the same `current_step()`
-        and must not report twice.
+        and training mode, must not report twice, and must not change statistics twice.
 
         Yields:
           None.
         """
-        with self.silent(), _entered(self):
+        self._rerun = True
+        with (
+            self.silent(),
+            keras.StatelessScope(),
+            _upstream.layer_modes(current_context),
+            _entered(self),
+        ):
             yield
 
     def _check_graph(self, error: type[Exception], what: str, remedy: str) -> None:
@@ -281,11 +323,43 @@ def forward_context(
     context = ForwardContext(step, recording, example_weight, normalisers)
     with (
         _upstream.intercept_add_loss(_observe_add_loss),
+        _upstream.intercept_losses(_observe_read),
         _upstream.intercept_tf_summary(_observe_write),
+        _upstream.layer_modes(current_context),
         _upstream.losses_not_divided(lambda: current_context() is not None),
         _entered(context),
     ):
         yield context
+
+
+@contextlib.contextmanager
+def plain_forward(training: bool | None) -> Generator[None]:
+    """Runs a forward pass without a context, such as that of an export. Traced or eager.
+
+    Each layer is in the mode that its call says, or the call around it, as in a forward context.
+
+    Args:
+      training: Whether layers that are called outside of all calls are in training mode, if their
+        call doesn't say. None leaves it to Keras.
+
+    Yields:
+      None.
+    """
+    modes = _DefaultMode(training)
+    with _upstream.layer_modes(lambda: modes):
+        yield
+
+
+class _DefaultMode:
+    """The mode of outermost calls."""
+
+    def __init__(self, training: bool | None):
+        self._training = training
+
+    def enter(self, layer: keras.Layer) -> bool | None:
+        return self._training
+
+    def leave(self, layer: keras.Layer, training: bool | None) -> None: ...
 
 
 @contextlib.contextmanager
@@ -302,6 +376,11 @@ def _entered(context: ForwardContext) -> Generator[None]:
 def _observe_add_loss(layer: keras.Layer, value: Any) -> bool:
     context = current_context()
     return context is not None and context.add_loss(layer, value)
+
+
+def _observe_read(layer: keras.Layer) -> list[tf.Tensor] | None:
+    context = current_context()
+    return None if context is None else context.read_losses(layer)
 
 
 def _observe_write(tag: str, tensor: Any, metadata: Any) -> bool:

@@ -9,7 +9,8 @@ layer, or both:
     tfloss.add_loss(layer, kl=v)         path/kl
     weight regularizers                  regularization (their sum)
 
-A tensor that is both returned and added counts once, under the returned name. All losses are
+A tensor that is both returned and added counts once, under the returned name. What a forward pass
+reads from `layer.losses` and puts into a loss counts once too, in that loss. All losses are
 converted to float32 scalars, whatever the precision of the model. Replica code, traced.
 """
 
@@ -21,13 +22,20 @@ from typing import Any, cast
 import keras
 import tensorflow as tf
 
-from tfloss import _upstream
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError
-from tfloss.forward.context import AddedLoss, ForwardContext, current_context
+from tfloss.forward.context import ForwardContext, current_context
+from tfloss.forward.layer_losses import AddedLoss
+from tfloss.forward.reachability import gradient_reaches
 
 Weight = float | Callable[[tf.Tensor], Any]
 REGULARIZATION = "regularization"
+TOTAL = "total"
+_RESERVED = {
+    TOTAL: "the weighted sum of all losses, the objective",
+    REGULARIZATION: "the sum of all weight regularizers",
+    "gradient_norm": "the norm of the gradient",
+}
 
 
 def add_loss(layer: keras.Layer, **losses: Any) -> None:
@@ -66,22 +74,31 @@ def collect(
       regularization.
 
     Raises:
-      LossError: There is no loss, a loss is not a floating-point scalar, or the forward pass
-        returned something else.
+      LossError: There is no loss, a loss is not a floating-point scalar or has a reserved name,
+        or the forward pass returned something else.
     """
     named = _flatten(returned)
+    values = [*named.values(), *(one.value for one in context.losses)]
+    parts = context.layer_losses.parts_of(values)
+    counted = {id(part) for found in parts for part in found}
     losses = {name: _checked(name, value) for name, value in named.items()}
+    names = list(losses)
     for added in context.losses:
-        if not any(added.value is value for value in named.values()):
-            name = unique_name(_added_name(added), losses)
+        once = id(added) in counted or any(added.value is value for value in named.values())
+        name = unique_name(_added_name(added), losses)
+        names.append("" if once else name)
+        if not once:
             losses[name] = _checked(name, added.value)
+    for name, found in zip(names, parts, strict=True):
+        for part in found if name else ():
+            context.holders.setdefault(id(part), []).append(name)
     terms = [
         tf.cast(variable.regularizer(variable), tf.float32)
         for variable in variables
-        if getattr(variable, "regularizer", None) is not None
+        if getattr(variable, "regularizer", None) is not None and id(variable) not in counted
     ]
     if terms:
-        losses[unique_name(REGULARIZATION, losses)] = sum(terms[1:], terms[0])
+        losses[REGULARIZATION] = sum(terms[1:], terms[0])
     if not losses:
         raise LossError(
             "The training forward reported no loss. In `call(..., training=True)` return a "
@@ -134,6 +151,13 @@ def _describe(value: Any) -> str:
 
 def _checked(name: str, value: Any) -> tf.Tensor:
     """Converts a loss to a float32 scalar. Raises LossError with its name if it is not one."""
+    if name.split("/")[0] == "gradient_norm" or name in _RESERVED:
+        reserved = _RESERVED[name.split("/")[0]]
+        raise LossError(
+            f"A loss can't be named {name!r}: tfloss itself uses this name for {reserved}. Return "
+            "it under another name. If a layer adds it, the layer has this name: rename the "
+            "layer, or use tfloss.add_loss(layer, another_name=value)."
+        )
     tensor = tf.convert_to_tensor(value)
     rank: Any = tensor.shape.rank
     if rank not in (0, None):
@@ -205,17 +229,27 @@ class LossWeights:
             )
         return self._patterns[found[0]] if found else 1.0
 
-    def check_all_used(self, names: Sequence[str]) -> None:
+    def check_all_used(self, curves: Mapping[str, str]) -> None:
         """Checks that every pattern matches a loss.
 
         Args:
-          names: Names of the losses of a step.
+          curves: `{name of a loss in its forward pass: name of its curve}`. They differ if two
+            `minimize` calls of a step add a loss of the same name.
 
         Raises:
           LossError: A pattern matches none.
         """
+        names = list(curves)
         for pattern in self._patterns:
             if pattern not in names and not fnmatch.filter(names, pattern):
+                for name, curve in curves.items():
+                    if pattern == curve:
+                        raise LossError(
+                            f"loss_weights[{pattern!r}] names the curve of loss {name!r} in a "
+                            "later `minimize` call of the step. A loss has one weight in all "
+                            f"calls: write loss_weights[{name!r}]. To weight the calls "
+                            "differently, return the losses under different names."
+                        )
                 near = difflib.get_close_matches(pattern, names, 1)
                 raise LossError(
                     f"loss_weights[{pattern!r}] matches no loss. The losses are: "
@@ -242,6 +276,31 @@ class LossWeights:
         return weighted
 
 
+def check_regularizers_are_trained(
+    context: ForwardContext, losses: Mapping[str, Sequence[str]], variables: Mapping[str, Any]
+) -> None:
+    """Checks that a regularizer which is part of a loss is part of one that trains its variable.
+
+    Args:
+      context: Context of the forward pass, after `collect`.
+      losses: `{group: names of the losses that train it}`.
+      variables: `{group: its trained variables}`.
+
+    Raises:
+      LossError: The only losses with a regularizer train other groups.
+    """
+    for group, mine in variables.items():
+        for variable in mine:
+            holders = context.holders.get(id(variable), [])
+            if holders and not set(holders) & set(losses[group]):
+                raise LossError(
+                    f"Loss {holders[0]!r} contains the regularizer of {variable.path!r}, but does "
+                    f"not train this variable: it belongs to optimizer group {group!r}. Sum the "
+                    "`losses` of the layers of one group only, or leave regularizers to tfloss, "
+                    "which counts each of them."
+                )
+
+
 def check_reaches_variables(
     losses: Mapping[str, tf.Tensor], returned: Any, variables: Iterable[Any]
 ) -> None:
@@ -261,56 +320,13 @@ def check_reaches_variables(
     """
     if tf.executing_eagerly():
         return
-    targets = _handles(variables)
+    reaches = gradient_reaches(variables)
     constants = {k for k, v in _flatten(returned).items() if isinstance(v, float)}
     for name, value in losses.items():
-        if name not in constants and not _reaches(value, targets):
+        if name not in constants and not reaches(value):
             raise LossError(
                 f"The gradient of loss {name!r} reaches no trainable variable. Is its input "
                 "behind tf.stop_gradient, an integer cast or argmax, or are all layers that "
                 "it depends on frozen (trainable=False)? If you only want to log it, use "
                 "tfloss.summary.scalar."
             )
-
-
-def gradient_reaches(variables: Iterable[Any]) -> Callable[[tf.Tensor], bool]:
-    """Returns a function that tells whether a tensor's gradient can reach one of the variables.
-
-    Call this outside of `Model.call`; inside, Keras autocasting replaces variables by tensors.
-    Runs traced, in replica code.
-
-    Args:
-      variables: Variables of Keras or TensorFlow.
-
-    Returns:
-      Function of a tensor of the current graph.
-    """
-    targets = _handles(variables)
-    return lambda tensor: _reaches(tensor, targets)
-
-
-_NO_GRADIENT = {"StopGradient", "PreventGradient", "Round", "Rint", "Floor", "Ceil", "Sign"}
-
-
-def _handles(variables: Iterable[Any]) -> set[str]:
-    """Returns the names of the tensors that stand for the variables in the current graph."""
-    values = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-    return {_upstream.captured_here(value.handle).name for value in values}
-
-
-def _reaches(tensor: tf.Tensor, targets: set[str]) -> bool:
-    seen: set[str] = set()
-    todo: list[Any] = [tensor]
-    while todo:
-        one = todo.pop()
-        if one.name in targets:
-            return True
-        if one.op.name in seen or one.op.type in _NO_GRADIENT:
-            continue
-        seen.add(one.op.name)
-        todo += [
-            x
-            for x in one.op.inputs
-            if x.dtype.is_floating or x.dtype.is_complex or x.dtype in (tf.resource, tf.variant)
-        ]
-    return False

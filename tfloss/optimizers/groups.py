@@ -173,11 +173,11 @@ def split_losses(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[
     found: dict[str, list[str]] = {group: [] for group in groups}
     for name in names:
         group = name.split("/")[0]
-        if group in found:
-            found[group].append(name)
-        elif name == REGULARIZATION:
+        if name == REGULARIZATION:
             for each in found.values():
                 each.append(name)
+        elif group in found:
+            found[group].append(name)
         else:
             raise LossError(
                 f"Loss {name!r} belongs to no optimizer group: its name must begin with "

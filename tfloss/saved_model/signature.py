@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.errors import ExportError
+from tfloss.forward.context import plain_forward
 from tfloss.inspect.source_lines import error_line
 
 Specs = tf.TensorSpec | Sequence[tf.TensorSpec] | Mapping[str, tf.TensorSpec]
@@ -117,7 +118,8 @@ def predict(
     """
     try:
         batch = signature.batch(tensors)
-        with _upstream.inputs_untouched(model), tf.summary.record_if(False):
+        quiet = tf.summary.record_if(False)
+        with _upstream.inputs_untouched(model), plain_forward(False), quiet:
             predictions = model(batch, training=False)
     except KeyError as error:
         cause = _upstream.find_cause(error, KeyError)

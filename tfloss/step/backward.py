@@ -19,6 +19,7 @@ from tfloss.forward.losses import (
     REGULARIZATION,
     LossWeights,
     check_reaches_variables,
+    check_regularizers_are_trained,
     collect,
     returned_names,
 )
@@ -132,6 +133,7 @@ class Backward:
             for group, names in mine.items():
                 own = {n: losses[n] for n in names if n != REGULARIZATION}
                 check_reaches_variables(own, returned, self.variables[group])
+            check_regularizers_are_trained(context, mine, self.variables)
             weighted = self.loss_weights.apply(losses, context.step)
             objectives = {
                 group: _objective([weighted[name] for name in mine[group]], context, scale)

@@ -17,7 +17,7 @@ from tfloss.data.batches import MicroBatches
 from tfloss.errors import LossError
 from tfloss.forward.context import forward_context
 from tfloss.forward.global_batch import CountingNormalisers
-from tfloss.forward.losses import gradient_reaches
+from tfloss.forward.reachability import gradient_reaches
 from tfloss.inspect.traced_ops import operations
 from tfloss.step.traced_calls import compiled, split_static
 

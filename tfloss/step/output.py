@@ -14,9 +14,8 @@ import tensorflow as tf
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError, SummaryError
 from tfloss.forward.context import ForwardContext
+from tfloss.forward.losses import TOTAL
 from tfloss.forward.recorded_summaries import RecordedSummary
-
-TOTAL = "total"
 
 Vectors = list[tuple[tf.Tensor, list[tf.Tensor]]]
 """Vectors, each with the scalars that were taken out of it, in order."""
@@ -170,6 +169,8 @@ class OutputBuilder:
 
     Attributes:
       losses: `{name: float32 scalar}`.
+      pattern_names: `{name in its forward pass: name of its curve}`, of the latest `minimize`
+        call with this name. Loss weights use the former.
       updates: Tensors that come after the updates of the step.
       applied: bool scalars, whether each update was applied; empty if none can be skipped.
       graphs: The graphs that XLA compiles.
@@ -177,6 +178,7 @@ class OutputBuilder:
 
     def __init__(self) -> None:
         self.losses: dict[str, tf.Tensor] = {}
+        self.pattern_names: dict[str, str] = {}
         self.updates: list[tf.Tensor] = []
         self.applied: list[tf.Tensor] = []
         self.graphs: list[tf.Graph] = []
@@ -209,9 +211,13 @@ class OutputBuilder:
         each = tf.unstack(vector)
         self._vectors.append((vector, each))
         numbers = iter(each)
-        names = {name: self._loss_name(name, name in spec.returned) for name in spec.losses}
-        losses = {new: next(numbers) for new in names.values()}
+        names: dict[str, str] = {}
+        losses: dict[str, tf.Tensor] = {}
+        for name in spec.losses:
+            names[name] = self._loss_name(name, spec, losses)
+            losses[names[name]] = next(numbers)
         self.losses.update(losses)
+        self.pattern_names.update(names)
         self._weighted.update({names[name]: next(numbers) for name in spec.weighted})
         for name in spec.scalars:
             _add_summary(self._scalars, name, next(numbers))
@@ -246,8 +252,14 @@ class OutputBuilder:
           shown: Losses as `TrainStep.step` returned them.
 
         Raises:
+          LossError: `TrainStep.step` returned a loss named "total".
           SummaryError: A summary has the tag of a loss or of another scalar of the step.
         """
+        if TOTAL in shown:
+            raise LossError(
+                f"`step` returned a loss named {TOTAL!r}: tfloss itself uses this name for the "
+                "weighted sum of all losses, the objective. Return it under another name."
+            )
         scalars = {f"losses/{name}": tf.cast(value, tf.float32) for name, value in shown.items()}
         reported = {id(value) for value in self.losses.values()}
         watched = {f"losses/{name}": name for name in shown if id(shown[name]) in reported}
@@ -272,14 +284,16 @@ class OutputBuilder:
             vectors=self._vectors,
         )
 
-    def _loss_name(self, name: str, returned: bool) -> str:
+    def _loss_name(self, name: str, spec: ReplicaSpec, taken: Mapping[str, Any]) -> str:
         """A name that no earlier `minimize` call has used, if it is not the user's choice."""
-        if name in self.losses and returned:
+        if name in self.losses and name in spec.returned:
             raise LossError(
                 f"Two `minimize` calls of one step report a loss named {name!r}. Return a "
                 "mapping with another name from one of them."
             )
-        return unique_name(name, self.losses)
+        if name not in self.losses:
+            return name
+        return unique_name(name, {*self.losses, *spec.losses, *taken})
 
 
 def _add_summary(into: dict[str, Any], name: str, value: Any) -> None:

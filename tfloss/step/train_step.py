@@ -257,7 +257,7 @@ class TrainStep:
         self._variables.check_no_new()
         if not output.updates:
             raise LossError(f"{type(self).__name__}.step never called self.minimize(...).")
-        self.loss_weights.check_all_used(list(output.losses))
+        self.loss_weights.check_all_used(output.pattern_names)
         with tf.control_dependencies(output.updates):
             if self.averages is not None:
                 self.averages.update(self.strategy, output.applied)

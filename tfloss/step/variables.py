@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.errors import ModelError, TflossError
+from tfloss.forward.context import plain_forward
 from tfloss.optimizers.groups import Group, check_disjoint
 from tfloss.step.random_states import split_seeds
 
@@ -83,7 +84,7 @@ class Variables:
         """
 
         def dry_run(batch: Any) -> None:
-            with _upstream.inputs_untouched(self._model):
+            with _upstream.inputs_untouched(self._model), plain_forward(True):
                 forward(batch)
 
         try:
