@@ -30,6 +30,19 @@ class Line(keras.Model):
         return self.report(self, batch, y) if training else {"y": y}
 
 
+class Accuracy:
+    """A metric in plain Python that says of itself that higher values are better."""
+
+    mode = "max"
+
+    def reset(self) -> None: ...
+
+    def update(self, batch: Any, predictions: Any) -> None: ...
+
+    def result(self) -> float:
+        return 1.0
+
+
 def rows(values: Any, batch: int, key: str = "x") -> tf.data.Dataset:
     """Repeats `{key: values}` (float32) for ever, in batches of a fixed size."""
     values = np.asarray(values, np.float32)

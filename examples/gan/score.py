@@ -25,6 +25,8 @@ class Frechet:
       features: The feature extractor: images to features [n, k].
     """
 
+    mode = "min"
+
     def __init__(self, features: keras.Model):
         self.features = tf.function(features)
         self.reset()

@@ -15,6 +15,8 @@ class LinearProbe:
     predictions have `"features"` [n, k].
     """
 
+    mode = "max"
+
     def __init__(self):
         self.reset()
 

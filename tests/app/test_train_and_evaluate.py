@@ -33,6 +33,8 @@ class Slope(keras.Model):
 class LastValue:
     """A metric: the prediction for the last example."""
 
+    mode = "max"
+
     def reset(self):
         self.value = float("nan")
 
@@ -105,6 +107,7 @@ def test_train_and_eval_evaluates_beside_training_and_exports_the_best(start, ca
     assert _checkpoints(run) == ["step_00000002", "step_00000004", "step_00000006"]
     assert (run.workdir / "export" / "w.txt").read_text() == str(1 - 0.5**6)
     printed = capsys.readouterr().out
+    assert "export  (val/last 0.984375, step 6)\n" in printed
     assert "test/last 0.98438  test/losses/error 0.00024414  test/losses/total 0.0002" in printed
     assert printed.endswith(run.where() + "\n")
 

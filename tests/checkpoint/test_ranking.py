@@ -6,12 +6,12 @@ import pytest
 
 from tfloss.checkpoint.ranking import Ranking, ranking_of_checkpoint, ranking_of_state
 
-RANKING = Ranking("val/accuracy", ((0.9, 200), (0.8, 100)))
+RANKING = Ranking("val/accuracy", "max", ((0.9, 200), (0.8, 100)))
 
 
 def test_a_ranking_survives_json():
     state = json.loads(json.dumps(RANKING.to_state()))
-    assert state == {"metric": "val/accuracy", "best": [[0.9, 200], [0.8, 100]]}
+    assert state == {"metric": "val/accuracy", "mode": "max", "best": [[0.9, 200], [0.8, 100]]}
     assert ranking_of_state(state) == RANKING and RANKING.steps == {100, 200}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
+from tfloss.common.logger import ChiefLogger
 from tfloss.distribute.agreement import Agreement
 from tfloss.hooks import Hook, RunInfo
 from tfloss.trainer.stopwatch import Stopwatch
@@ -52,6 +53,7 @@ class FakeTrainer:
     window: bool = False
     writer: Any = None
     saves: list[int] = dataclasses.field(default_factory=list)
+    logger: ChiefLogger = dataclasses.field(default_factory=lambda: ChiefLogger(chief=True))
 
     def log(self, step, scalars, summaries=()) -> None:
         self.logged.append((step, dict(scalars)))

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tests.toys import Accuracy
 from tfloss.hooks import EarlyStopping, Evaluate, Every
 
 NAN = float("nan")
@@ -9,7 +10,7 @@ NAN = float("nan")
 
 def trainer_of(make_trainer, values, hook, name="accuracy"):
     results = {step: {name: value} for step, value in enumerate(values, 1)}
-    evaluate = Evaluate("data", {}, every=Every(steps=1), losses=True)
+    evaluate = Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=1), losses=True)
     return make_trainer([evaluate, hook], results=results)
 
 
@@ -79,7 +80,9 @@ def test_a_run_out_of_patience_starts_again_only_if_patience_is_raised(make_trai
 
 
 def test_a_name_that_is_never_logged_is_reported(make_trainer):
-    trainer = trainer_of(make_trainer, [0.5, 0.4], EarlyStopping("val/acuracy", patience=1))
+    trainer = trainer_of(
+        make_trainer, [0.5, 0.4], EarlyStopping("val/acuracy", mode="max", patience=1)
+    )
     with pytest.warns(UserWarning) as caught:
         trainer.train(2)
     first, last = [str(one.message) for one in caught]

@@ -1,5 +1,6 @@
 import pytest
 
+from tests.toys import Accuracy
 from tfloss.errors import NonFiniteLossError
 from tfloss.hooks import EarlyStopping, Evaluate, Every
 
@@ -49,7 +50,8 @@ def test_a_finished_run_is_not_evaluated_again(make_trainer):
 
 def test_a_stopped_run_is_evaluated_where_it_stopped(make_trainer):
     results = {s: {"accuracy": 0.5} for s in range(1, 10)}
-    hooks = [Evaluate("data", {}, every=Every(steps=2)), EarlyStopping("val/accuracy", patience=1)]
+    evaluate = Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=2))
+    hooks = [evaluate, EarlyStopping("val/accuracy", patience=1)]
     trainer = make_trainer(hooks, results=results)
     trainer.train(9)
     assert trainer.step == 4

@@ -4,12 +4,13 @@ import keras
 import numpy as np
 import pytest
 
+from tests.toys import Accuracy
 from tfloss.hooks import Evaluate, Every, ExportBest
 
 
 def trainer_of(make_trainer, tmp_path, values, hook, model="model"):
     results = {step: {"accuracy": value} for step, value in enumerate(values, 1)}
-    hooks = [Evaluate("data", {}, every=Every(steps=1)), hook]
+    hooks = [Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=1)), hook]
     return make_trainer(hooks, workdir=tmp_path, results=results, model=model)
 
 
@@ -42,8 +43,11 @@ def test_it_exports_at_each_improvement_and_keeps_the_best(
     trainer.train(5)
     assert export.steps == steps
     assert (tmp_path / "export/step").read_text() == str(steps[-1])
-    assert hook.state == {"best": values[steps[-1] - 1], "step": steps[-1]}
-    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    best = {"metric": "val/accuracy", "mode": mode, "step": steps[-1]}
+    assert hook.state == {**best, "best": values[steps[-1] - 1]}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "export.best.json"]
+    described = json.loads((tmp_path / "export.best.json").read_text())
+    assert described == {**best, "value": values[steps[-1] - 1]}
 
 
 def test_a_resumed_run_keeps_a_better_export(make_trainer, tmp_path):
@@ -59,6 +63,16 @@ def test_a_resumed_run_keeps_a_better_export(make_trainer, tmp_path):
         assert export.steps == called
 
 
+def test_the_best_value_of_another_metric_is_not_compared(make_trainer, tmp_path, messages):
+    for state in ({"metric": "val/f1"}, {"metric": "val/accuracy", "mode": "min"}):
+        hook = ExportBest("val/accuracy", export=lambda model, path: path.write_text(""))
+        trainer = trainer_of(make_trainer, tmp_path, [0.5], hook)
+        trainer.restore(0, [{}, {**state, "best": 0.9, "step": 7}])
+        trainer.train(1)
+        assert hook.state["best"] == 0.5
+        assert f"the checkpoint's best value is that of {state['metric']!r}" in messages[-2]
+
+
 def test_a_failing_export_leaves_the_last_one_intact(make_trainer, tmp_path):
     def export(model, path):
         path.write_text("first") if trainer.step == 1 else path.write_text("ha")
@@ -70,7 +84,8 @@ def test_a_failing_export_leaves_the_last_one_intact(make_trainer, tmp_path):
     trainer.train(2)
     assert isinstance(trainer.error, OSError)
     assert (tmp_path / "export").read_text() == "first"
-    assert hook.state == {"best": 0.1, "step": 1}
+    assert (hook.state["best"], hook.state["step"]) == (0.1, 1)
+    assert json.loads((tmp_path / "export.best.json").read_text())["step"] == 1
 
 
 def test_by_default_the_best_weights_are_saved(make_trainer, tmp_path):
@@ -91,5 +106,26 @@ def test_an_export_that_writes_elsewhere_is_an_error(make_trainer, tmp_path):
 
 def test_it_needs_a_path(make_trainer, tmp_path):
     with pytest.raises(ValueError, match="Give the Trainer a workdir"):
-        make_trainer([ExportBest("val/accuracy")]).begin(1)
-    make_trainer([ExportBest("val/accuracy", path=tmp_path)]).begin(1)
+        make_trainer([ExportBest("val/losses/total", "min")]).begin(1)
+    make_trainer([ExportBest("val/losses/total", "min", path=tmp_path)]).begin(1)
+
+
+def test_what_was_exported_is_printed(make_trainer, tmp_path, messages):
+    hook = ExportBest("val/accuracy", export=lambda model, path: path.write_text(""))
+    trainer_of(make_trainer, tmp_path, [0.5, 0.4, 0.75], hook).train(3)
+    assert messages == [
+        f"step {step} has the highest val/accuracy so far, {value}: exported to {tmp_path}/export"
+        for step, value in [(1, 0.5), (3, 0.75)]
+    ]
+
+
+def test_a_value_of_an_earlier_step_is_not_exported(make_trainer, tmp_path):
+    """With log_every_step=True the values of several steps are logged after the last of them."""
+    export = Exports()
+    hook = ExportBest("losses/total", export=export)
+    export.trainer = trainer = make_trainer([hook], workdir=tmp_path)
+    trainer.begin(3)
+    trainer.step = 3
+    for step, value in [(1, 0.5), (2, 0.1), (3, 0.4)]:
+        trainer.log(step, {"losses/total": value})
+    assert export.steps == [3] and hook.state["best"] == 0.4

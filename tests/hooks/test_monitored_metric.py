@@ -1,34 +1,117 @@
 import warnings
 
+import keras
 import pytest
 
-from tfloss.hooks import EarlyStopping, ExportBest, SaveCheckpoint
-from tfloss.hooks.monitored_metric import MonitoredMetric, default_mode
+from tests.toys import Accuracy
+from tfloss.evaluation.metrics import metric
+from tfloss.hooks import EarlyStopping, Evaluate, ExportBest, SaveCheckpoint
+from tfloss.hooks.monitored_metric import MonitoredMetric, known_mode
+
+
+class ErrorRate(keras.metrics.BinaryAccuracy):
+    """Inherits the direction of the accuracy, but lower values are better."""
+
+    def result(self):
+        return 1.0 - super().result()
+
+
+def _bound(keras_metric):
+    return metric(keras_metric, lambda batch, predictions: (batch, predictions))
+
+
+EVALUATE = Evaluate(
+    "data",
+    {
+        "mae": _bound(keras.metrics.MeanAbsoluteError()),
+        "accuracy": _bound(keras.metrics.BinaryAccuracy()),
+        "f1": _bound(keras.metrics.F1Score()),
+        "mean": _bound(keras.metrics.Mean()),
+        "error_rate": _bound(ErrorRate()),
+        "loss": _bound(keras.metrics.MeanMetricWrapper(lambda y, p: abs(y - p))),
+        "coco": Accuracy(),
+        "losses": _bound(keras.metrics.Mean()),
+        "test/map": Accuracy(),
+    },
+    losses=True,
+)
+OTHER = Evaluate("data", {"accuracy": _bound(keras.metrics.BinaryAccuracy())}, name="losses")
 
 
 @pytest.mark.parametrize(
-    ("metric", "mode", "lower_is_better"),
+    ("name", "mode"),
     [
-        ("losses/total", None, True),
-        ("val/losses/total", None, True),
-        ("val/losses/rpn/box", None, True),
-        ("weighted_losses/kl", None, True),
-        ("val/accuracy", None, False),
-        ("val/losses", None, False),  # a metric of that name, not a loss
-        ("losses_found", None, False),
-        ("val/losses/total", "max", False),
-        ("val/error", "min", True),
+        ("val/mae", "min"),
+        ("val/accuracy", "max"),
+        ("val/f1/0", "max"),
+        ("val/coco/box/AP50", "max"),
+        ("val/test/map", "max"),
+        ("losses/total", "min"),
+        ("losses/rpn/box", "min"),
+        ("weighted_losses/kl", "min"),
+        ("losses/accuracy", "max"),  # the evaluation named "losses"
+        # Nobody knows these.
+        ("val/mean", None),
+        ("val/error_rate", None),
+        ("val/loss", None),
+        ("val/losses", None),
+        ("val/losses/total", None),  # the metric "losses", or a validation loss
+        ("losses", None),
+        ("test/losses/total", None),  # logged by nobody
+        ("accuracy", None),
+        ("val/acuracy", None),
     ],
 )
-def test_losses_are_minimized_unless_a_mode_is_given(metric, mode, lower_is_better):
-    monitored = MonitoredMetric("Owner", metric, mode)
+def test_the_direction_is_that_of_the_metric_and_not_of_its_name(name, mode):
+    assert known_mode(name, [EVALUATE, OTHER]) == mode
+
+
+def test_validation_losses_are_minimised():
+    assert known_mode("val/losses/total", [Evaluate("data", {}, losses=True)]) == "min"
+    assert known_mode("val/losses/total", [Evaluate("data", {})]) is None
+
+
+def test_two_evaluations_that_disagree_know_nothing():
+    hooks = [
+        Evaluate("data", {"a/x": _bound(keras.metrics.MeanAbsoluteError())}),
+        Evaluate("data", {"x": _bound(keras.metrics.BinaryAccuracy())}, name="val/a"),
+    ]
+    assert known_mode("val/a/x", hooks[:1]) == "min" and known_mode("val/a/x", hooks) is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name, mode=None: EarlyStopping(name, patience=1, mode=mode),
+        lambda name, mode=None: ExportBest(name, mode, path="unused"),
+        lambda name, mode=None: SaveCheckpoint(keep_best=1, metric=name, mode=mode),
+    ],
+    ids=["EarlyStopping", "ExportBest", "SaveCheckpoint"],
+)
+def test_every_hook_that_looks_for_the_best_must_know_the_direction(make, make_trainer, request):
+    owner = request.node.callspec.id
+    message = f"{owner} monitors 'val/acuracy', and nobody knows.*mean 'val/accuracy'.*mode='min'"
+    with pytest.raises(ValueError, match=message):
+        make_trainer([EVALUATE, make("val/acuracy")]).begin(1)
+    for hook, mode in [
+        (make("val/mae"), "min"),
+        (make("val/accuracy"), "max"),
+        (make("val/accuracy", "min"), "min"),
+        (make("val/mean", "max"), "max"),
+    ]:
+        make_trainer([EVALUATE, hook]).begin(1)
+        assert hook._metric.mode == mode
+
+
+@pytest.mark.parametrize(("mode", "lower_is_better"), [("min", True), ("max", False)])
+def test_the_mode_decides_what_is_better(mode, lower_is_better):
+    monitored = MonitoredMetric("Owner", "val/error", mode)
     assert monitored.is_improvement(1.0, 2.0) is lower_is_better
     assert monitored.is_improvement(2.0, 1.0) is not lower_is_better
-    assert mode or default_mode(metric) == monitored.mode
 
 
 def test_an_improvement_is_finite_and_exceeds_min_delta():
-    monitored = MonitoredMetric("Owner", "val/accuracy", min_delta=0.1)
+    monitored = MonitoredMetric("Owner", "val/accuracy", "max", min_delta=0.1)
     assert monitored.is_improvement(0.5, None)
     assert not monitored.is_improvement(float("nan"), None)
     assert not monitored.is_improvement(float("inf"), 0.5)
@@ -47,15 +130,6 @@ def test_an_improvement_is_finite_and_exceeds_min_delta():
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         MonitoredMetric("Owner", "val/accuracy", **arguments)
-
-
-def test_hooks_with_a_mode_take_the_default_of_the_metric():
-    for hook in [
-        EarlyStopping("val/losses/total", patience=1),
-        ExportBest("val/losses/total"),
-        SaveCheckpoint(keep_best=1, metric="val/losses/total"),
-    ]:
-        assert hook._metric.mode == "min"
 
 
 def test_a_missing_metric_is_reported_at_the_first_log_of_its_neighbors():

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import tensorflow as tf
 
+from tests.toys import Accuracy
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
 from tfloss.errors import CheckpointWriteError, DataError, NonFiniteLossError, Preempted
 from tfloss.hooks import EarlyStopping, Evaluate, Every, SaveCheckpoint
@@ -12,7 +13,11 @@ from tfloss.hooks import EarlyStopping, Evaluate, Every, SaveCheckpoint
 
 def trainer_of(make_trainer, tmp_path, hook, values=(), evaluate_every=1):
     results = {step: {"accuracy": value} for step, value in enumerate(values, 1)}
-    evaluate = [Evaluate("data", {}, every=Every(steps=evaluate_every))] if values else []
+    evaluate = (
+        [Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=evaluate_every))]
+        if values
+        else []
+    )
     return make_trainer([*evaluate, hook], workdir=tmp_path, results=results)
 
 
@@ -108,7 +113,7 @@ def test_a_best_checkpoint_that_was_deleted_is_replaced_in_the_ranking(make_trai
 
 
 def test_the_last_checkpoint_holds_a_final_evaluation_by_a_later_hook(make_trainer, tmp_path):
-    evaluate = Evaluate("data", {}, every=Every(steps=3))
+    evaluate = Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=3))
     stopping = EarlyStopping("val/accuracy", patience=9)
     save = SaveCheckpoint(Every(steps=2), keep_best=1, metric="val/accuracy")
     results = {3: {"accuracy": 0.5}, 4: {"accuracy": 0.75}}
@@ -117,15 +122,15 @@ def test_the_last_checkpoint_holds_a_final_evaluation_by_a_later_hook(make_train
     assert trainer.saves == [2, 4]
     assert trainer.checkpoints.saved[4] == [
         {"step": 4},
-        {"best": 0.75, "step": 4, "count": 0},
-        {"best": [[0.75, 4]], "metric": "val/accuracy"},
+        {"metric": "val/accuracy", "mode": "max", "best": 0.75, "step": 4, "count": 0},
+        {"metric": "val/accuracy", "mode": "max", "best": [[0.75, 4]]},
     ]
 
 
 def test_a_warning_tells_if_no_checkpoint_has_the_metric(make_trainer, tmp_path):
     hook = SaveCheckpoint(Every(steps=2), keep_best=1, metric="val/accuracy")
     results = {3: {"accuracy": 0.5}}
-    evaluate = Evaluate("data", {}, every=Every(steps=3))
+    evaluate = Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=3))
 
     class Fails(Exception):
         pass
@@ -168,13 +173,14 @@ def test_multiples_of_keep_every_are_never_deleted(make_trainer, tmp_path):
     assert trainer.checkpoints.steps() == [6, 12, 16]
 
 
-def test_another_metric_starts_another_ranking(make_trainer, tmp_path):
+@pytest.mark.parametrize("other", [("val/losses/total", "min"), ("val/accuracy", "min")])
+def test_another_metric_or_direction_starts_another_ranking(make_trainer, tmp_path, other):
     hook = SaveCheckpoint(Every(steps=1), keep_last=1, keep_best=1, metric="val/accuracy")
     trainer = trainer_of(make_trainer, tmp_path, hook, [0.5, 0.25])
     trainer.checkpoints.saved[9] = []
-    hook.state = {"best": [[400.0, 9]], "metric": "val/losses/total"}
+    hook.state = {"best": [[400.0, 9]], **dict(zip(("metric", "mode"), other, strict=True))}
     trainer.train(2)
-    assert hook.state == {"best": [[0.5, 1]], "metric": "val/accuracy"}
+    assert hook.state == {"best": [[0.5, 1]], "metric": "val/accuracy", "mode": "max"}
     assert trainer.checkpoints.steps() == [1, 9]  # 9 is newer than 2
 
 
@@ -201,7 +207,9 @@ def make_run(request, make_trainer, tmp_path):
     def make(hook, values=(), **options):
         directory = CheckpointDirectory(tmp_path / "c")
         results = {step: {"accuracy": value} for step, value in enumerate(values, 1)}
-        evaluate = [Evaluate("data", {}, every=Every(steps=1))] if values else []
+        evaluate = (
+            [Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=1))] if values else []
+        )
         hooks = [*evaluate, hook]
         trainer = Run(hooks, workdir=tmp_path, results=results, checkpoints=directory, **options)
         on_step = trainer.on_step
@@ -240,7 +248,7 @@ def test_last_and_best_are_kept_and_everything_is_written_at_the_end(make_run):
     assert trainer.checkpoints.steps() == trainer.checkpoints.valid_steps() == [2, 5, 6]
     extra = trainer.checkpoints.restore(trainer.checkpoints.at(6), {"v": tf.Variable(0)})
     assert extra["hooks"]["SaveCheckpoint"] == hook.state
-    assert hook.state == {"best": [[0.9, 2]], "metric": "val/accuracy"}
+    assert hook.state == {"metric": "val/accuracy", "mode": "max", "best": [[0.9, 2]]}
 
 
 def test_corrupt_checkpoints_do_not_count_and_are_not_deleted(make_run, tmp_path):

@@ -41,10 +41,13 @@ def copy_metric(metric: keras.Metric) -> keras.Metric:
 def metric_mode(metric: keras.Metric) -> Literal["min", "max"] | None:
     """Returns whether lower or higher values of a metric are better, or None if Keras doesn't say.
 
-    Keras's callbacks read the same private attribute; nothing public tells.
+    Keras's callbacks read the same private attribute; nothing public tells. A subclass inherits it
+    but may compute something else (an error rate from an accuracy), so only classes of Keras count.
 
     Args:
       metric: Any Keras metric.
     """
+    if type(metric) is not getattr(keras.metrics, type(metric).__name__, None):
+        return None
     modes: dict[Any, Literal["min", "max"]] = {"down": "min", "up": "max"}
     return modes.get(getattr(metric, "_direction", None))

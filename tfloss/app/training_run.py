@@ -12,6 +12,7 @@ def main(run: app.Run) -> None:
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,7 +121,8 @@ class Run:
           ema: Whether to evaluate and export the moving averages of the weights.
           best: The name of a logged metric, such as "val/accuracy". Each time it improves, the
             model is exported to `workdir/export`. None turns this off.
-          best_mode: "max" or "min". None decides as `tfloss.hooks.ExportBest` does.
+          best_mode: "max" or "min". None: what is known of the metric; see
+            `tfloss.hooks.ExportBest`.
           export: Function `(model, path)` that exports the model to `path`. Without it `best` saves
             weights only, and `--mode=export` is an error.
           hooks: Further hooks. They run after evaluations and before checkpoints.
@@ -129,7 +131,8 @@ class Run:
           The results of the final evaluation by name; empty in modes that don't evaluate.
 
         Raises:
-          ValueError: The mode is "export", and there is no `export`.
+          ValueError: The mode is "export", and there is no `export`. Or nobody knows the direction
+            of `best`, and there is no `best_mode`.
           CheckpointError: The mode doesn't train, and the workdir has no usable checkpoint.
         """
         from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
@@ -240,7 +243,7 @@ class Run:
             "checkpoints": ("checkpoints", ""),
             "metrics.jsonl": ("values", ""),
             "config.json": ("config", ""),
-            "export": ("export", ""),
+            "export": ("export", _best_note(self.workdir / "export")),
             **{path.name: ("export", "") for path in exports},  # step 300 before step 1000
             "nonfinite": ("nonfinite", f"  (tfloss replay {self.workdir})"),
         }
@@ -252,3 +255,14 @@ class Run:
         if (self.workdir / "train").exists():
             lines.append(f"{'curves':<12}tensorboard --logdir {self.workdir}")
         return "\n".join(lines)
+
+
+def _best_note(export: Path) -> str:
+    """Returns what is known of a best export: the value of the metric and its step."""
+    from tfloss.hooks.export_best import best_file
+
+    try:
+        best = json.loads(best_file(export).read_text())
+    except OSError:
+        return ""
+    return f"  ({best['metric']} {best['value']:.6g}, step {best['step']})"

@@ -1,6 +1,6 @@
 """Prints the checkpoints of a workdir as a table. Host code, without TensorFlow.
 
-step  age    size      state                                        val/accuracy
+step  age    size      state                                        val/accuracy (max)
 1000  3 h    412.0 MB  valid                                        0.9712
 2000  2 h    412.0 MB  variables.index is missing                   0.9801 (best)
 """
@@ -99,7 +99,8 @@ def _best_values(
     for step in reversed(valid_steps):
         ranking = ranking_of_checkpoint(load_manifest(files.at(step))["extra"])
         if ranking is not None:
-            return ranking.metric, {at: value for value, at in ranking.best}
+            mode = f" ({ranking.mode})" if ranking.mode else ""
+            return f"{ranking.metric}{mode}", {at: value for value, at in ranking.best}
     return _NO_METRIC, {}
 
 

@@ -19,10 +19,12 @@ class Ranking:
 
     Attributes:
       metric: The name of the metric, as logged.
+      mode: "min" if lower values are better, "max" if higher ones are. None: not stored.
       best: `(value of the metric, step)` of the best checkpoints, the best one first.
     """
 
     metric: str
+    mode: str | None = None
     best: tuple[tuple[float, int], ...] = ()
 
     @property
@@ -30,9 +32,19 @@ class Ranking:
         """The steps of the best checkpoints."""
         return {step for _, step in self.best}
 
+    def is_by(self, metric: str, mode: str) -> bool:
+        """Returns whether this is a ranking by a metric in a direction.
+
+        Args:
+          metric: The name of the metric, as logged.
+          mode: "min" or "max". A ranking that was stored without one fits both.
+        """
+        return self.metric == metric and self.mode in (None, mode)
+
     def to_state(self) -> dict[str, Any]:
         """Returns the ranking as JSON values, for the state of the hook."""
-        return {"metric": self.metric, "best": [list(entry) for entry in self.best]}
+        best = [list(entry) for entry in self.best]
+        return {"metric": self.metric, "mode": self.mode, "best": best}
 
 
 def ranking_of_state(state: Mapping[str, Any]) -> Ranking | None:
@@ -46,7 +58,8 @@ def ranking_of_state(state: Mapping[str, Any]) -> Ranking | None:
     """
     if "metric" not in state:
         return None
-    return Ranking(state["metric"], tuple((value, step) for value, step in state.get("best", ())))
+    best = tuple((value, step) for value, step in state.get("best", ()))
+    return Ranking(state["metric"], state.get("mode"), best)
 
 
 def ranking_of_checkpoint(extra: Mapping[str, Any]) -> Ranking | None:

@@ -31,6 +31,8 @@ class CocoMetric:
     are interpolated bilinearly to the image, and a pixel is set from 0.5 on.
     """
 
+    mode = "max"
+
     def __init__(self, class_names: Sequence[str], *, masks: bool = False):
         """Creates the metric. Runs on the host.
 

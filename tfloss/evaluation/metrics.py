@@ -8,7 +8,7 @@ accuracy = tfloss.metric(
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import keras
 import numpy as np
@@ -16,6 +16,9 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.errors import MetricError
+
+# Whether lower or higher values of a metric are better.
+Mode: TypeAlias = Literal["min", "max"]
 
 
 @runtime_checkable
@@ -25,7 +28,9 @@ class HostMetric(Protocol):
     Besides the two methods, it must have `reset()`, or `reset_state()` as in Keras. This method is
     called before each evaluation and must clear everything that `update` has collected.
 
-    A metric whose `update(batch)` takes the batch alone doesn't need the inference forward.
+    A metric whose `update(batch)` takes the batch alone doesn't need the inference forward. The
+    attribute `mode`, "min" or "max", says whether lower or higher values are better. Without it,
+    hooks that look for the best value must be told.
     """
 
     def update(self, batch: Any, predictions: Any) -> None:
@@ -141,6 +146,18 @@ def reset(metric: HostMetric) -> None:
     method = _reset_method(metric)
     if method is not None:
         method()
+
+
+def metric_mode(metric: BoundMetric | HostMetric) -> Mode | None:
+    """Returns whether lower ("min") or higher values ("max") are better; None if nobody knows.
+
+    Args:
+      metric: A metric of Keras itself knows it. A metric in plain Python may have it as `mode`.
+    """
+    if isinstance(metric, BoundMetric):
+        return _upstream.metric_mode(metric.metric)
+    mode: Any = getattr(metric, "mode", None)
+    return mode if mode in ("min", "max") else None
 
 
 def takes_predictions(metric: HostMetric) -> bool:

@@ -8,8 +8,9 @@ Patience is a number of evaluations, that is, of logs of the metric.
 
 from collections.abc import Mapping, Sequence
 
+from tfloss.evaluation.metrics import Mode
 from tfloss.hooks.base import Hook
-from tfloss.hooks.monitored_metric import Mode, MonitoredMetric
+from tfloss.hooks.monitored_metric import MonitoredMetric
 from tfloss.summary import Summary
 
 
@@ -24,11 +25,13 @@ class EarlyStopping(Hook):
       metric: Name of the metric as logged, such as "val/accuracy".
       patience: Number of evaluations (logs of the metric), at least 1.
       min_delta: Difference that an improvement must exceed, at least 0.
-      mode: "max" if higher values are better, "min" if lower ones are. None: "min" for what is
-        logged under `losses/` (`losses/total`, `val/losses/kl`), else "max".
+      mode: "max" if higher values are better, "min" if lower ones are. None: "min" for losses
+        (`losses/total`, `val/losses/kl`), and what the metric says of itself for a metric that an
+        Evaluate hook computes: Keras's own metrics know it.
 
     Raises:
-      ValueError: An argument is out of its range.
+      ValueError: An argument is out of its range. Before the first step: no `mode` was given, and
+        nobody knows the direction of the metric.
     """
 
     def __init__(
@@ -45,8 +48,9 @@ class EarlyStopping(Hook):
         self._metric = MonitoredMetric("EarlyStopping", metric, mode, min_delta)
 
     def before_train(self) -> None:
-        """Stops a run whose patience is already exhausted."""
-        self._metric.reset()
+        """Finds the mode, and stops a run whose patience is already exhausted."""
+        self._metric.start(self.trainer.hooks)
+        self.state = self._metric.restored(self.state, self.trainer.logger)
         self._stop_if_exhausted()
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
@@ -55,9 +59,9 @@ class EarlyStopping(Hook):
         if value is None:
             return
         if self._metric.is_improvement(value, self.state.get("best")):
-            self.state = {"best": value, "step": step, "count": 0}
+            self.state = {**self._metric.identity(), "best": value, "step": step, "count": 0}
         else:
-            self.state["count"] = self.state.get("count", 0) + 1
+            self.state |= {**self._metric.identity(), "count": self.state.get("count", 0) + 1}
         self._stop_if_exhausted()
 
     def after_train(self) -> None:

@@ -8,7 +8,7 @@ It logs val/accuracy, val/losses/total and val/losses/<name>.
 from collections.abc import Mapping
 
 from tfloss.data.distributed import Data
-from tfloss.evaluation.metrics import BoundMetric, HostMetric, check_metrics
+from tfloss.evaluation.metrics import BoundMetric, HostMetric, Mode, check_metrics, metric_mode
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
 
@@ -65,6 +65,34 @@ class Evaluate(Hook):
                     f"Two Evaluate hooks log under the name {self.name!r}, so their values would "
                     "be mixed. Give one of them another name: Evaluate(..., name='test')."
                 )
+
+    def logs(self, name: str) -> bool:
+        """Returns whether this hook logs a curve of this name.
+
+        Args:
+          name: Name as logged, such as "val/accuracy".
+        """
+        is_loss = self.losses and name.startswith(f"{self.name}/losses/")
+        return is_loss or self._metric_of(name) is not None
+
+    def mode_of(self, name: str) -> Mode | None:
+        """Returns whether lower or higher values of a curve are better; None if nobody knows.
+
+        Args:
+          name: Name of a curve that this hook logs.
+        """
+        key = self._metric_of(name)
+        return "min" if key is None else metric_mode(self.metrics[key])
+
+    def known_names(self) -> list[str]:
+        """Returns the names of curves that are known before an evaluation."""
+        losses = [f"{self.name}/losses/total"] if self.losses else []
+        return [f"{self.name}/{key}" for key in self.metrics] + losses
+
+    def _metric_of(self, name: str) -> str | None:
+        """Returns the key of the metric that logs a curve: itself, or with a part of its result."""
+        keys = [k for k in self.metrics if f"{name}/".startswith(f"{self.name}/{k}/")]
+        return max(keys, key=len, default=None)
 
     def after_step(self, step: int) -> None:
         """Evaluates and logs the results."""

@@ -7,6 +7,7 @@ Put Evaluate, or whatever else logs the metric, before it in the list of hooks.
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 import keras
 
 from tfloss.checkpoint import skip_replica_sync
-from tfloss.common.files import replace_directory
+from tfloss.common.files import replace_directory, replace_file
+from tfloss.evaluation.metrics import Mode
 from tfloss.hooks.base import Hook
-from tfloss.hooks.monitored_metric import Mode, MonitoredMetric
+from tfloss.hooks.monitored_metric import MonitoredMetric
 from tfloss.hooks.output_path import output_path
 from tfloss.summary import Summary
 
@@ -26,20 +28,24 @@ class ExportBest(Hook):
     """Writes `workdir/export` each time the metric improves. Host.
 
     The export is written under a temporary name and renamed when it is complete, so readers never
-    see an incomplete one. A value that is not finite is no improvement. Checkpoints hold the best
-    value and its step, so a resumed run does not replace a better export.
+    see an incomplete one. `workdir/export.best.json` says which step was exported, by which value
+    of the metric. A value that is not finite is no improvement. Checkpoints hold the best value and
+    its step, so a resumed run does not replace a better export. With `Trainer(log_every_step=True)`
+    only values of the current step count, because the weights of earlier ones are gone.
 
     Args:
       metric: Name of the metric as logged, such as "val/accuracy".
-      mode: "max" if higher values are better, "min" if lower ones are. None: "min" for what is
-        logged under `losses/` (`losses/total`, `val/losses/kl`), else "max".
+      mode: "max" if higher values are better, "min" if lower ones are. None: "min" for losses
+        (`losses/total`, `val/losses/kl`), and what the metric says of itself for a metric that an
+        Evaluate hook computes: Keras's own metrics know it.
       export: Function `(model, path)` that writes a file or directory at `path`. By default it
         saves the weights as `path/best.weights.h5`.
       path: Path of the export, instead of `workdir/export`.
       ema: Whether to export the moving averages of the weights (`Trainer(ema=...)`).
 
     Raises:
-      ValueError: `mode` is another value.
+      ValueError: `mode` is another value. Before the first step: no `mode` was given, and nobody
+        knows the direction of the metric.
     """
 
     def __init__(
@@ -66,8 +72,9 @@ class ExportBest(Hook):
         return output_path(self, self._path, "export", "ExportBest(..., path=...)")
 
     def before_train(self) -> None:
-        """Checks that there is a path, before the first evaluation."""
-        self._metric.reset()
+        """Finds the mode, and checks that there is a path, before the first evaluation."""
+        self._metric.start(self.trainer.hooks)
+        self.state = self._metric.restored(self.state, self.trainer.logger)
         _ = self.path
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
@@ -75,22 +82,30 @@ class ExportBest(Hook):
         value = self._metric.value(step, scalars)
         if value is None or not self._metric.is_improvement(value, self.state.get("best")):
             return
+        if step != self.trainer.step:
+            return
+        found = {**self._metric.identity(), "value": value, "step": step}
         agreement = self.trainer.agreement
         if agreement.workers > 1:
             self.trainer.state.sync_replicas()
         with self.trainer.averaged() if self._ema else contextlib.nullcontext():
             if agreement.workers == 1:
-                self._write()
+                self._write(found)
             elif agreement.chief:
                 with skip_replica_sync():
-                    self._write()
-        self.state = {"best": value, "step": step}
+                    self._write(found)
+        best = "highest" if self._metric.mode == "max" else "lowest"
+        self.trainer.logger.info(
+            f"step {step} has the {best} {self._metric.name} so far, {value:.6g}: exported to "
+            f"{self.path}"
+        )
+        self.state = {**self._metric.identity(), "best": value, "step": step}
 
     def after_train(self) -> None:
         """Warns if the metric was never logged."""
         self._metric.warn_if_never_logged(self.trainer.error)
 
-    def _write(self) -> None:
+    def _write(self, found: dict[str, Any]) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
         _remove(partial)
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +115,19 @@ class ExportBest(Hook):
                 f"ExportBest: export(model, path) wrote nothing at its path, {partial}. It must "
                 "write there; the result is then moved to its final path."
             )
+        description = best_file(self.path)
+        _remove(description)  # so that it never describes another export
         _replace(partial, self.path)
+        replace_file(description, json.dumps(found, indent=2) + "\n")
+
+
+def best_file(path: Path) -> Path:
+    """Returns the path of the file that describes a best export: metric, mode, value and step.
+
+    Args:
+      path: Path of the export.
+    """
+    return path.with_name(path.name + ".best.json")
 
 
 def _save_weights(model: keras.Model, path: Path) -> None:

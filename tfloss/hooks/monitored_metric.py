@@ -1,6 +1,7 @@
 """A logged metric that a hook compares with its earlier values.
 
     monitored = MonitoredMetric("EarlyStopping", "val/accuracy")
+    monitored.start(trainer.hooks)                      # now it knows its mode
     value = monitored.value(step, scalars)              # None if this log doesn't have it
     monitored.is_improvement(value, best)
 
@@ -11,9 +12,12 @@ import difflib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any
 
-Mode = Literal["min", "max"]
+from tfloss.common.logger import ChiefLogger
+from tfloss.evaluation.metrics import Mode
+from tfloss.hooks.base import Hook
+from tfloss.hooks.evaluate import Evaluate
 
 _LOSS_GROUPS = ("losses", "weighted_losses")
 
@@ -24,12 +28,12 @@ class MonitoredMetric:
     Args:
       owner: Class name of the hook, for messages.
       name: Name of the metric as logged, such as "val/accuracy".
-      mode: "max" if higher values are better, "min" if lower ones are. None: see `default_mode`.
+      mode: "max" if higher values are better, "min" if lower ones are. None: what is known of the
+        metric, see `known_mode`.
       min_delta: Difference that an improvement must exceed, at least 0.
 
     Attributes:
       name: As given.
-      mode: "min" or "max".
       min_delta: As given.
 
     Raises:
@@ -42,15 +46,61 @@ class MonitoredMetric:
         if not min_delta >= 0:
             raise ValueError(f"{owner}(min_delta={min_delta!r}): min_delta must be at least 0.")
         self.name, self.min_delta = name, min_delta
-        self.mode: Mode = mode or default_mode(name)
+        self._given: Mode | None = mode
+        self._mode: Mode | None = mode
         self._owner = owner
         self._prefix = _log_prefix(name)
         self._other_names: set[str] = set()
         self._seen = self._warned = False
 
-    def reset(self) -> None:
-        """Forgets which names were logged."""
+    @property
+    def mode(self) -> Mode:
+        """Whether lower ("min") or higher values ("max") are better; known after `start`."""
+        if self._mode is None:
+            raise RuntimeError(f"{self._owner}: the mode of {self.name!r} is not known yet.")
+        return self._mode
+
+    def start(self, hooks: Sequence[Hook]) -> None:
+        """Finds the mode, and forgets which names were logged. Call it before training.
+
+        Args:
+          hooks: All hooks of the run.
+
+        Raises:
+          ValueError: No mode was given, and nobody knows it.
+        """
         self._other_names, self._seen, self._warned = set(), False, False
+        self._mode = self._given or known_mode(self.name, hooks)
+        if self._mode is None:
+            names = [n for hook in hooks if isinstance(hook, Evaluate) for n in hook.known_names()]
+            raise ValueError(
+                f"{self._owner} monitors {self.name!r}, and nobody knows whether lower or higher "
+                f"values of it are better.{_suggestion(self.name, names)} Give "
+                f"{self._owner}(..., mode='min') or mode='max'. Only losses and metrics of Keras "
+                "itself have a known direction. A metric in plain Python can have the attribute "
+                "mode = 'min' or 'max'."
+            )
+
+    def restored(self, state: dict[str, Any], logger: ChiefLogger) -> dict[str, Any]:
+        """Returns a hook's state without what belongs to another metric.
+
+        Args:
+          state: State of the hook, with the entries of `identity`.
+          logger: Logger that is told if the state is not used.
+        """
+        before = {key: state.get(key, value) for key, value in self.identity().items()}
+        if before == self.identity():
+            return state
+        logger.info(
+            f"{self._owner} starts anew: the checkpoint's best value is that of "
+            f"{before['metric']!r} (mode={before['mode']!r}), not of {self.name!r} "
+            f"(mode={self.mode!r})."
+        )
+        return {}
+
+    def identity(self) -> dict[str, str]:
+        """Returns what a best value belongs to, as JSON values for the state of a hook."""
+        return {"metric": self.name, "mode": self.mode}
 
     def value(self, step: int, scalars: Mapping[str, float]) -> float | None:
         """Returns the value of the metric in a log.
@@ -112,16 +162,24 @@ class MonitoredMetric:
         )
 
 
-def default_mode(metric: str) -> Mode:
-    """Returns the direction in which a metric improves, if the user doesn't give one.
+def known_mode(name: str, hooks: Sequence[Hook]) -> Mode | None:
+    """Returns whether lower or higher values of a logged metric are better, if that is known.
 
     Args:
-      metric: Name of the metric as logged.
+      name: Name of the metric as logged.
+      hooks: All hooks of the run.
 
     Returns:
-      "min" for what is logged under `losses/` (`losses/total`, `val/losses/kl`), else "max".
+      For a metric of an `Evaluate` hook what the metric itself says; "min" for its validation
+      losses and for the losses of training. None for everything else.
     """
-    return "max" if _loss_group(metric) is None else "min"
+    owners = [hook for hook in hooks if isinstance(hook, Evaluate) and hook.logs(name)]
+    if owners:
+        modes: list[Mode | None] = [hook.mode_of(name) for hook in owners]
+        return modes[0] if len(set(modes)) == 1 else None
+    if "/" in name and name.split("/")[0] in _LOSS_GROUPS:
+        return "min"
+    return None
 
 
 def _loss_group(metric: str) -> int | None:

@@ -24,9 +24,10 @@ from tfloss.errors import (
     Preempted,
     WorkerError,
 )
+from tfloss.evaluation.metrics import Mode
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
-from tfloss.hooks.monitored_metric import Mode, MonitoredMetric
+from tfloss.hooks.monitored_metric import MonitoredMetric
 from tfloss.summary import Summary
 
 
@@ -51,8 +52,9 @@ class SaveCheckpoint(Hook):
       keep_last: Number of newest checkpoints to keep. None: all.
       keep_best: Number of best checkpoints to keep besides.
       metric: Name of the metric as logged, such as "val/accuracy". Required by `keep_best`.
-      mode: "max" if higher values are better, "min" if lower ones are. None: "min" for what is
-        logged under `losses/` (`losses/total`, `val/losses/kl`), else "max".
+      mode: "max" if higher values are better, "min" if lower ones are. None: "min" for losses
+        (`losses/total`, `val/losses/kl`), and what the metric says of itself for a metric that an
+        Evaluate hook computes: Keras's own metrics know it.
       keep_every: Checkpoints at multiples of this number of steps are never deleted.
       on_error: What happens if a checkpoint can't be written. "stop" ends training with
         CheckpointWriteError. "continue" warns and retries when next due; the end of training
@@ -60,7 +62,8 @@ class SaveCheckpoint(Hook):
 
     Raises:
       ValueError: An argument is out of its range, or `metric` and `keep_best` aren't given
-        together.
+        together. Before the first step: no `mode` was given, and nobody knows the direction of the
+        metric.
     """
 
     time_bucket = "checkpoint"
@@ -114,7 +117,7 @@ class SaveCheckpoint(Hook):
         """Checks that there is a directory, before the first checkpoint is due.
 
         Raises:
-          ValueError: The trainer has no workdir.
+          ValueError: The trainer has no workdir, or nobody knows the direction of the metric.
         """
         self._value = self._failure = self._pending = None
         start = self.trainer.run.start
@@ -122,7 +125,7 @@ class SaveCheckpoint(Hook):
         self._saved = (start, self._state_of_hooks()) if resumed else None
         self._ranking, self._ending = ranking_of_state(self.state), False
         if self._metric is not None:
-            self._metric.reset()
+            self._metric.start(self.trainer.hooks)
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
         """Remembers the value of the metric."""
@@ -224,7 +227,7 @@ class SaveCheckpoint(Hook):
             save()
         except (CheckpointError, OSError, WorkerError) as error:
             if self._metric is not None:
-                before = self._ranking or Ranking(self._metric.name)
+                before = self._ranking or Ranking(self._metric.name, self._metric.mode)
                 self.state.update(before.to_state())
             fatal = not isinstance(error, CheckpointWriteError | WorkerError)
             # An error that ended training must not be hidden; the end warns about the checkpoint.
@@ -247,8 +250,10 @@ class SaveCheckpoint(Hook):
         if metric is None:
             return
         directory, before = self._directory(), ranking_of_state(self.state)
-        # The ranking by another metric is of no use.
-        best = list(before.best) if before is not None and before.metric == metric.name else []
+        # The ranking by another metric, or in the other direction, is of no use.
+        best: list[tuple[float, int]] = []
+        if before is not None and before.is_by(metric.name, metric.mode):
+            best = list(before.best)
         # Only the first worker reads the files. Its state is the one that is saved.
         found = directory.valid_steps() if self.trainer.agreement.chief else directory.steps()
         existing = {*found, step}
@@ -259,7 +264,8 @@ class SaveCheckpoint(Hook):
                 best = [entry for entry in best if entry[1] != step] + [(value, step)]
         # The sort is stable: of equal ones, the earlier one is better.
         best.sort(key=lambda entry: -entry[0] if metric.mode == "max" else entry[0])
-        self.state.update(Ranking(metric.name, tuple(best[: self.keep_best])).to_state())
+        ranking = Ranking(metric.name, metric.mode, tuple(best[: self.keep_best]))
+        self.state.update(ranking.to_state())
 
     def _delete_old(self, best: set[int]) -> None:
         """Deletes the checkpoints that need not be kept. It may run in the background writer."""
