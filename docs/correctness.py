@@ -176,6 +176,19 @@ STATEMENTS = {
         "`training=False` when it was built.",
         "They keep their mode.",
     ),
+    53: (
+        "Layers that a nested `tf.function` calls are never trained if the model was not built "
+        "before: `fit` uses the trace that built them, in which the initial weights are "
+        "constants. After a stateless call, statistics are never updated.",
+        "Each forward pass has its own traces of nested functions, in training, evaluation and "
+        "export.",
+    ),
+    54: (
+        "On several replicas, a variable that is created in a traced function, such as in a "
+        "model's `build`, can't be initialized (`UnliftableError`).",
+        "Variables are created eagerly, with the same initial values, bit for bit, on any number "
+        "of replicas.",
+    ),
 }
 
 

@@ -27,7 +27,7 @@ def test_a_normalization_built_in_a_graph_keeps_tensors_of_that_graph():
 
     with pytest.raises(NotImplementedError, match="symbolic"):
         np.asarray(build().mean)
-    with _upstream.constants_outside_of_graphs():
+    with _upstream.built_eagerly():
         layer = build()
     _upstream.finalize_states(layer)
     assert np.asarray(layer.mean) == 0.0

@@ -8,7 +8,39 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfloss import _upstream
+
 pytestmark = pytest.mark.upstream
+
+
+def test_a_scope_can_be_left_for_a_single_replica(replicas):
+    with replicas(2).scope():
+        weight = keras.Variable([1.0, 2.0])
+        assert tf.distribute.get_replica_context() is None
+        with pytest.raises(ValueError, match="handle is not available"):
+            weight.handle  # noqa: B018
+        with _upstream.as_single_replica():
+            context = tf.distribute.get_replica_context()
+            assert context.num_replicas_in_sync == 1 and weight.handle is not None
+            weight.assign([3.0, 4.0])
+        assert tf.distribute.get_replica_context() is None
+    for one in weight.value.values:
+        assert one.numpy().tolist() == [3.0, 4.0]
+
+
+@pytest.mark.promise(54)
+def test_a_variable_created_in_a_trace_cannot_be_initialized(replicas):
+    class Model(keras.Model):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(1, 1), name="w")
+
+        def call(self, x):
+            return x @ self.w
+
+    with replicas(2).scope():
+        model = Model()
+        with pytest.raises(Exception, match="Unable to lift tensor"):
+            tf.function(model).get_concrete_function(tf.TensorSpec([4, 1]))
 
 
 def per_replica(strategy, values):

@@ -78,3 +78,39 @@ def test_files_that_autograph_generates_are_known_by_their_name():
     generated = tf.autograph.to_graph(branch).__code__.co_filename
     assert generated != __file__ and _upstream.is_autograph_file(generated)
     assert not _upstream.is_autograph_file(__file__)
+
+
+def test_a_pass_has_its_own_traces_of_the_functions_that_it_calls():
+    traces = []
+
+    @tf.function
+    def nested(x):
+        traces.append(1)
+        return x + 1.0
+
+    def call():
+        return tf.function(lambda x: nested(nested(x)))(tf.constant(1.0))
+
+    call()
+    call()
+    assert len(traces) == 1
+    for owner in ("a", "b", "a"):
+        with _upstream.own_function_traces(owner):
+            assert float(call()) == 3.0
+    assert len(traces) == 3
+    call()
+    assert len(traces) == 3
+
+
+def test_a_tensor_is_evaluated_while_its_graph_is_traced():
+    found = []
+
+    @tf.function
+    def traced(x):
+        found.append(_upstream.evaluated(tf.range(3) * 2))
+        found.append(_upstream.evaluated(x * 2))
+        return x
+
+    traced(tf.constant(1))
+    assert found[0].numpy().tolist() == [0, 2, 4]
+    assert found[1] is None

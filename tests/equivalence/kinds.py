@@ -76,8 +76,7 @@ def _contrastive(model, batch, z):
     """Everybody's embeddings are negatives; the neighbour in the global batch is positive."""
     z = tf.math.l2_normalize(z + batch["y"], -1)
     logits = 2.0 * z @ tf.transpose(tfloss.cross_replica_concat(z))
-    replica = tf.distribute.get_replica_context()  # None while the model is built
-    first = replica.replica_id_in_sync_group * tf.shape(z)[0] if replica else 0
+    first = tf.distribute.get_replica_context().replica_id_in_sync_group * tf.shape(z)[0]
     labels = (tf.range(tf.shape(z)[0]) + first + 1) % tf.shape(logits)[1]
     return {"nce": tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))}
 

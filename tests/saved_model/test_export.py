@@ -90,6 +90,26 @@ def test_functional_models(tmp_path):
     np.testing.assert_allclose(serve(path, x=value)["y"], model({"x": value})["y"], atol=1e-6)
 
 
+@pytest.mark.promise(53)
+def test_a_nested_function_has_the_current_weights(tmp_path):
+    """A functional model is built symbolically, which traces the function with initial weights."""
+
+    class Features(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1, use_bias=False)
+
+        @tf.function
+        def call(self, x):
+            return self.dense(x)
+
+    x = keras.Input([1], name="x")
+    model = keras.Model(x, {"y": Features()(x)})
+    model.set_weights([np.float32([[3.0]])])
+    path = export(model, tmp_path / "export", {"x": tf.TensorSpec([None, 1])})
+    assert serve(path, x=np.float32([[2.0]]))["y"].tolist() == [[6.0]]
+
+
 def test_two_signatures_one_of_png_bytes(tmp_path):
     def decode(batch):
         one = lambda png: tf.cast(tf.io.decode_png(png, 1), tf.float32) / 255  # noqa: E731

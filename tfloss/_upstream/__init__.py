@@ -19,6 +19,7 @@ from tfloss._upstream.input_pipelines import (
     datasets_below,
     next_in_this_thread,
 )
+from tfloss._upstream.keras_builds import built_eagerly, has_unbuilt_parts
 from tfloss._upstream.keras_layers import (
     in_scratch_graph,
     inputs_untouched,
@@ -42,7 +43,6 @@ from tfloss._upstream.keras_optimizers import (
 )
 from tfloss._upstream.keras_states import (
     LOOKUP_LAYERS,
-    constants_outside_of_graphs,
     derived_state,
     finalize_states,
     idf_weights,
@@ -64,19 +64,21 @@ from tfloss._upstream.op_kinds import (
 )
 from tfloss._upstream.patching import replaced
 from tfloss._upstream.random_generators import global_generators, op_determinism_enabled
+from tfloss._upstream.strategies import as_single_replica
 from tfloss._upstream.tf_summary import intercept_tf_summary
 from tfloss._upstream.traced_graphs import (
     called_graph,
     captured_handles,
     captured_here,
+    evaluated,
     gradient_is_recorded,
     is_autograph_file,
     made_by_dropout,
+    own_function_traces,
 )
 from tfloss._upstream.training_mode import LayerCalls, layer_modes
 
 __all__ = [
-    "constants_outside_of_graphs",
     "LOOKUP_LAYERS",
     "derived_state",
     "finalize_states",
@@ -92,6 +94,8 @@ __all__ = [
     "TABLE_WRITE_OPS",
     "VARIABLE_WRITE_OPS",
     "adam_moments",
+    "as_single_replica",
+    "built_eagerly",
     "intercept_add_loss",
     "called_graph",
     "captured_handles",
@@ -104,12 +108,14 @@ __all__ = [
     "dataset_order",
     "dataset_seeds",
     "datasets_below",
+    "evaluated",
     "extend_optimizer",
     "failed_numerics_check",
     "find_cause",
     "global_generators",
     "gradient_is_recorded",
     "gradients_already_reduced",
+    "has_unbuilt_parts",
     "in_scratch_graph",
     "inputs_untouched",
     "intercept_losses",
@@ -129,6 +135,7 @@ __all__ = [
     "ops_without_xla_kernel",
     "optimizer_built_for",
     "optimizer_slots",
+    "own_function_traces",
     "raised_by_iterator",
     "replaced",
     "seed_states",

@@ -3,15 +3,11 @@
 # This package is the place for private attributes.
 # pyright: reportPrivateUsage=false
 
-import contextlib
-from collections.abc import Generator
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tfloss._upstream.keras_layers import layers_by_path
-from tfloss._upstream.patching import replaced
 
 LOOKUP_LAYERS: Any = (keras.layers.StringLookup, keras.layers.IntegerLookup)
 """The layers that map between tokens and numbers. Their common base class is not public."""
@@ -42,32 +38,6 @@ def finalize_states(model: keras.Layer) -> None:
         finalize = getattr(layer, "finalize_state", None)
         if layer.built and callable(finalize) and not isinstance(layer, without):
             finalize()
-
-
-@contextlib.contextmanager
-def constants_outside_of_graphs() -> Generator[None]:
-    """Makes a Normalization that is built while a graph is traced keep eager constants.
-
-    It computes them where it is built, and another trace can't use the tensors of that graph. Where
-    the variables have no value yet, as those made in the `tf.function` itself, the constants must
-    be made again afterwards, by `finalize_states`.
-
-    Yields:
-      None.
-    """
-
-    def make(original: Any) -> Any:
-        def finalize_state(self: Any) -> None:
-            try:
-                with tf.init_scope():
-                    original(self)
-            except tf.errors.InvalidArgumentError:
-                original(self)
-
-        return finalize_state
-
-    with replaced(keras.layers.Normalization, "finalize_state", make):
-        yield
 
 
 def derived_state(model: keras.Layer) -> tuple[Any, ...]:

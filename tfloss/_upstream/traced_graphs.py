@@ -1,10 +1,70 @@
 """What tfloss needs to know about the graphs of traced functions and the ops in them."""
 
+import contextlib
 import inspect
+import threading
+from collections.abc import Generator
 from pathlib import PurePath
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import lift_to_graph
+from tensorflow.python.eager.polymorphic_function import function_context
+
+from tfloss._upstream.patching import replaced
+
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def own_function_traces(owner: object) -> Generator[None]:
+    """Gives a forward pass its own traces of the `tf.function`s that it calls.
+
+    A `tf.function` keeps what it captured when it was first traced. So one that Keras traced to
+    build a layer holds the initial weights as constants, and one that was traced in a
+    `keras.StatelessScope` never updates statistics. The layers in it would silently not be trained.
+    A trace can't be thrown away, but the context in which it was made is a part of its key.
+
+    Args:
+      owner: Identifies the pass.
+
+    Yields:
+      None.
+    """
+
+    def make(original: Any) -> Any:
+        def make_function_context(scope_type: Any = None) -> Any:
+            found = original(scope_type)
+            current = getattr(_local, "owner", None)
+            return found if current is None else found._replace(scope_type=(scope_type, current))
+
+        return make_function_context
+
+    before = getattr(_local, "owner", None)
+    _local.owner = owner
+    try:
+        with replaced(function_context, "make_function_context", make):
+            yield
+    finally:
+        _local.owner = before
+
+
+def evaluated(tensor: tf.Tensor) -> tf.Tensor | None:
+    """Computes a tensor of a graph that is still being traced, or None if it needs an input.
+
+    TensorFlow does the same for the initial values of variables, with `lift_to_graph`.
+    """
+
+    def lifted() -> tf.Tensor:
+        graph = tf.compat.v1.get_default_graph()
+        copies: Any = lift_to_graph.lift_to_graph([tensor], graph)
+        return copies[tensor]
+
+    try:
+        with tf.init_scope():
+            return tf.function(lifted, autograph=False)()
+    except lift_to_graph.UnliftableError:
+        return None
 
 
 def gradient_is_recorded() -> bool:

@@ -57,6 +57,7 @@ class ForwardContext:
       prefixes: Prefixes of the open `tfloss.summary.scope`s.
       pending_name: Name that `tfloss.add_loss` gives to the next loss, or None.
       collecting: Whether losses and summaries are accepted.
+      traces: Owner of the traces of nested `tf.function`s, which capture tensors of this pass.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class ForwardContext:
         self._training: bool | None = True  # of layers whose call doesn't say
         self._rerun = False  # whether a backward pass runs
         self._modes: dict[int, bool | None] = {}  # by id of a layer, of its last call
+        self.traces = object()
         self._graph = _current_graph()
         self._claimed: dict[str, str] = {}
 
@@ -346,7 +348,7 @@ def plain_forward(training: bool | None) -> Generator[None]:
       None.
     """
     modes = _DefaultMode(training)
-    with _upstream.layer_modes(lambda: modes):
+    with _upstream.layer_modes(lambda: modes), _upstream.own_function_traces(modes):
         yield
 
 
@@ -368,7 +370,8 @@ def _entered(context: ForwardContext) -> Generator[None]:
         _local.stack = []
     _local.stack.append(context)
     try:
-        yield
+        with _upstream.own_function_traces(context.traces):
+            yield
     finally:
         _local.stack.pop()
 

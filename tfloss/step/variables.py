@@ -10,9 +10,9 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.errors import ModelError, TflossError
-from tfloss.forward.context import plain_forward
+from tfloss.errors import ModelError
 from tfloss.optimizers.groups import Group, check_disjoint
+from tfloss.step.dry_run import dry_run
 from tfloss.step.random_states import split_seeds
 
 
@@ -36,18 +36,22 @@ class Variables:
 
         Args:
           element_spec: `tf.TypeSpec`s of one replica's batch.
-          forward: The training forward, traced once if the model isn't built.
+          forward: The training forward, traced once if it might create variables.
 
         Raises:
           ModelError: Something was created outside of the scope, nothing can be trained, or two
             groups have a variable in common.
         """
         self._check_scope()
+        if not self._model.built or (not self._known and _upstream.has_unbuilt_parts(self._model)):
+            dry_run(self._model, forward, element_spec, self._strategy)
+            _upstream.finalize_states(self._model)
+        if not self._model.built and not self._model.variables:
+            raise ModelError(
+                f"Calling {self._model.name!r} did not build it: it has no variables after a "
+                "training forward. Call its layers there, or build them in the model's build()."
+            )
         with self._strategy.scope():
-            if not self._model.built:
-                with _upstream.constants_outside_of_graphs():
-                    self._trace_once(element_spec, forward)
-                _upstream.finalize_states(self._model)
             variables = {name: one.trainable(self._model) for name, one in self._groups.items()}
             check_disjoint(variables)
             for name, group in self._groups.items():
@@ -76,23 +80,6 @@ class Variables:
                 "exist before the first step: call these layers in every training forward, or "
                 "build them in the model's build()."
             )
-
-    def _trace_once(self, element_spec: Any, forward: Callable[[Any], Any]) -> None:
-        """Builds the model by tracing its training forward, without computing anything.
-
-        Not inside `strategy.run`, where variables can't be created after a synchronisation.
-        """
-
-        def dry_run(batch: Any) -> None:
-            with _upstream.inputs_untouched(self._model), plain_forward(True):
-                forward(batch)
-
-        try:
-            tf.function(dry_run, autograph=False).get_concrete_function(element_spec)
-        except Exception as error:
-            raise _upstream.find_cause(error, TflossError) from None
-        if not self._model.built:
-            raise ModelError(f"Calling {self._model.name!r} did not build it.")
 
     def _check_scope(self) -> None:
         """Raises ModelError if a variable belongs to another strategy."""
