@@ -147,6 +147,11 @@ STATEMENTS = {
         "Every example counts once, on any number of replicas. A metric that mixes the examples of "
         "a batch is refused.",
     ),
+    41: (
+        "Losses with masks, `ignore_class` or `mean_with_sample_weight` divide by the count of "
+        "each replica.",
+        "`adapters.supervised` divides by the count of the global batch.",
+    ),
     42: (
         "`get_config` of some metrics lacks arguments, so that a copy computes another number.",
         "A metric that was created in the scope of a strategy is copied with all of its arguments.",

@@ -47,7 +47,7 @@ def arrows() -> set[tuple[str, str]]:
     """The imports between rooms, without those that a longer path implies."""
     found: dict[str, set[str]] = {}
     for importer, imported in package_imports():
-        if SHARED & {importer, imported}:
+        if (SHARED | UNDRAWN) & {importer, imported}:
             continue
         above, below = JOINED.get(importer, importer), JOINED.get(imported, imported)
         if above != below:

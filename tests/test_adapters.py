@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfloss
 from tfloss.adapters import supervised
-from tfloss.errors import DataError
+from tfloss.errors import DataError, LossError
 
 
 def _net():
@@ -70,6 +70,92 @@ def test_adapter_and_loss_in_the_model_train_bit_for_bit_as_fit(loss, weights):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def _sequences():
+    """Predicts three classes for each word that is not masked."""
+    layers = [keras.layers.Embedding(5, 4, mask_zero=True), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input([3], dtype="int32"), *layers], name="sequences")
+
+
+def _two_outputs():
+    x = keras.Input([5])
+    outputs = [keras.layers.Dense(2, name="a")(x), keras.layers.Dense(1, name="b")(x)]
+    return keras.Model(x, outputs, name="two")
+
+
+def _two_named():
+    x = keras.Input([5])
+    outputs = {"a": keras.layers.Dense(2, name="a")(x), "b": keras.layers.Dense(1, name="b")(x)}
+    return keras.Model(x, outputs, name="two")
+
+
+_RANDOM = np.random.RandomState(1)
+_WORDS = _RANDOM.randint(0, 5, [16, 3]), _RANDOM.randint(0, 3, [16, 3])
+_X, _A, _B = (_RANDOM.randn(16, size).astype(np.float32) for size in (5, 2, 1))
+_WEIGHT = _RANDOM.rand(16).astype(np.float32)
+_SPARSE = keras.losses.SparseCategoricalCrossentropy
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "arrays"),
+    [
+        (_sequences, _SPARSE(from_logits=True), _WORDS),
+        (_sequences, _SPARSE(from_logits=True), (*_WORDS, _RANDOM.rand(16, 3).astype("f"))),
+        (_sequences, _SPARSE(from_logits=True, reduction="mean_with_sample_weight"), _WORDS),
+        (_sequences, _SPARSE(from_logits=True, ignore_class=1), _WORDS),
+        (_sequences, _SPARSE(from_logits=True, reduction="sum"), _WORDS),
+        (_two_outputs, ["mse", "mae"], (_X, (_A, _B))),
+        (_two_outputs, {"b": "mse", "a": "mae"}, (_X, (_A, _B), _WEIGHT)),
+        (_two_named, {"a": "mse", "b": "huber"}, (_X, {"a": _A, "b": _B})),
+        (_two_named, {"a": "mse", "b": None}, (_X, {"a": _A, "b": _B}, {"a": _WEIGHT})),
+    ],
+)
+def test_masks_weights_and_several_outputs_train_bit_for_bit_as_fit(make, loss, arrays):
+    data = tf.data.Dataset.from_tensor_slices(arrays).batch(4)
+    found = []
+    for way in ("fit", "adapter"):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(5)
+        net, optimizer = make(), keras.optimizers.SGD(0.1)
+        if way == "fit":
+            net.compile(optimizer=optimizer, loss=loss, jit_compile=False)
+            net.fit(data, verbose=0)
+        else:
+            options = {"default_hooks": False, "jit": False}
+            trainer = tfloss.Trainer(supervised(net, loss), optimizer, **options)
+            trainer.train(data, steps=4)
+        found.append([v.numpy() for v in net.variables])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "names"),
+    [
+        (_two_outputs, ["mse", "mae"], {"a", "b"}),
+        (_two_named, {"a": "mse"}, {"a"}),
+    ],
+)
+def test_losses_of_several_outputs_are_named_after_them(make, loss, names):
+    labels = (_A, _B) if make is _two_outputs else {"a": _A, "b": _B}
+    data = tf.data.Dataset.from_tensor_slices((_X, labels)).batch(4)
+    model = supervised(make(), loss)
+    trainer = tfloss.Trainer(model, keras.optimizers.SGD(0.1), default_hooks=False, jit=False)
+    assert set(trainer.evaluate(data, losses=True)) == {f"losses/{n}" for n in (*names, "total")}
+
+
+def test_losses_that_do_not_fit_are_refused():
+    with pytest.raises(LossError, match="has reduction=None.*Choose reduction='sum' for the same"):
+        supervised(_net(), keras.losses.MeanSquaredError(reduction=None))
+    data = tf.data.Dataset.from_tensor_slices((_X, {"a": _A, "b": _B})).batch(4)
+    for loss, message in [
+        ({"a": "mse", "c": "mse"}, "a loss for the output 'c', which is not in the predictions"),
+        (["mse"], "a loss for the output '0'"),
+    ]:
+        model = supervised(_two_named(), loss)
+        with pytest.raises(LossError, match=message):
+            tfloss.Trainer(model, keras.optimizers.SGD(0.1), default_hooks=False).train(data, 1)
 
 
 def test_the_loss_is_named_and_inference_accepts_x_alone():

@@ -148,3 +148,19 @@ def test_variables_keep_their_dtype_without_autocast():
 
     exact, cast = Model()(tf.zeros([]))
     assert exact.dtype == tf.float32 and cast.dtype == tf.float16
+
+
+def test_masks_are_merged_with_weights_as_losses_do():
+    mask, weights = (
+        tf.constant([[True, False], [True, True]]),
+        tf.constant([[2.0, 3.0], [4.0, 5.0]]),
+    )
+    merge = _upstream.weights_with_mask
+    assert merge(None, None, "float32") is None
+    assert merge(None, mask, "float32").numpy().tolist() == [[1, 0], [1, 1]]
+    assert merge(weights, mask, "float32").numpy().tolist() == [[2, 0], [4, 5]]
+    values = _upstream.with_mask(tf.ones([2, 2, 1]), mask)
+    loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
+    expected = (2 * 1 + 4 * 9 + 5 * 9) / (2 + 4 + 5)
+    truth = tf.constant([[[2.0], [7.0]], [[4.0], [4.0]]])
+    assert float(loss(truth, values, weights)) == pytest.approx(expected)

@@ -30,6 +30,7 @@ from tfloss._upstream.keras_layers import (
     mask_of,
     no_autocast,
     seed_states,
+    weights_with_mask,
     with_mask,
     with_sublayers,
 )
@@ -141,5 +142,6 @@ __all__ = [
     "seed_states",
     "with_sublayers",
     "intercept_tf_summary",
+    "weights_with_mask",
     "with_mask",
 ]

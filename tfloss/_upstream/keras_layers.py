@@ -193,3 +193,19 @@ def with_mask(tensor: Any, mask: Any) -> Any:
     if mask is not None:
         set_keras_mask(tensor, mask)
     return tensor
+
+
+def weights_with_mask(sample_weight: Any, mask: Any, dtype: str) -> Any:
+    """Merges sample weights and a mask as `keras.losses.Loss` does before it reduces its values.
+
+    Args:
+      sample_weight: Weights, or None.
+      mask: Boolean mask, or None.
+      dtype: Dtype of the loss.
+
+    Returns:
+      The weights, 0 where the mask is False; None if there are neither weights nor a mask.
+    """
+    if sample_weight is not None:
+        sample_weight = tf.cast(sample_weight, dtype)
+    return loss_module.apply_mask(sample_weight, mask, dtype=dtype, reduction="sum")

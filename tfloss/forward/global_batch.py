@@ -67,6 +67,14 @@ def global_sum(values: Any, weights: Any = None) -> tf.Tensor:
     return total if _is_one(example_weight) else tf.math.divide_no_nan(total, example_weight)
 
 
+def divides_batch() -> bool:
+    """Returns whether this forward pass has only a part of the global batch. Replica code."""
+    context = current_context()
+    if context is not None and context.normalisers is not None:
+        return True
+    return _replica_context() is not None or not _is_one(_example_weight())
+
+
 def cross_replica_concat(tensor: Any) -> tf.Tensor:
     """Concatenates the tensors of all replicas. Runs traced, in replica code.
 
