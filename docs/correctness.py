@@ -164,6 +164,12 @@ STATEMENTS = {
         "by its own methods are saved. They are restored or, where they differ, refused by name. "
         "Constants made of variables are made again.",
     ),
+    45: (
+        "`keras.random` without a seed, and layers that use it so, draw from a generator that each "
+        "thread has for itself. On several replicas this fails, and no checkpoint has its state.",
+        "Each replica draws its own numbers. Checkpoints contain the state, and evaluation leaves "
+        "it as it was.",
+    ),
     49: (
         "`training=False` given to one sublayer also applies to the layers called after it, so "
         "that a frozen layer turns off Dropout. Layers called outside of a model's `call`, as in a "

@@ -1,5 +1,7 @@
 """Random generators still behave as `tfloss._upstream.random_generators` expects."""
 
+import random
+
 import keras
 import pytest
 import tensorflow as tf
@@ -25,3 +27,32 @@ def test_global_generators_are_made_when_first_asked_for(monkeypatch):
     assert set(_upstream.global_generators()) == {"keras"}
     made = _upstream.global_generators(make=["tensorflow"])["tensorflow"]
     assert made is tf.random.get_global_generator().state
+
+
+def test_keras_takes_the_generator_of_the_thread(replicas):
+    strategy = replicas(2)
+    generator = _upstream.keras_generator(strategy)
+    assert _upstream.keras_generator(strategy) is generator
+    assert _upstream.keras_generator_states(strategy) == [generator.state]
+
+    @tf.function
+    def draw():
+        def replica():
+            with _upstream.keras_generator_of_strategy():
+                return keras.random.uniform([])
+
+        return strategy.run(replica)
+
+    first, second = strategy.experimental_local_results(draw())
+    assert first != second
+    states = [one.numpy().tolist() for one in generator.state.value.values]
+    assert states[0] == states[1] == [5387, 5387]  # (0 + 1) * 5387 % 933199
+
+
+def test_making_the_generator_of_keras_draws_nothing_from_python():
+    keras.backend.clear_session()
+    random.seed(3)
+    expected = random.random()
+    random.seed(3)
+    _upstream.keras_generator(None)
+    assert random.random() == expected

@@ -116,3 +116,85 @@ def test_a_second_trainer_of_the_same_model_does_not_split_again(replicas):
         one.train(DATA, steps=2)
     first, second = _states(one)
     assert second[0] - first[0] == STRIDE and first[1] == second[1] == 4
+
+
+class Drawing(keras.Model):
+    """Draws without a seed, in each of the ways that Keras has."""
+
+    def __init__(self):
+        super().__init__(name="drawing")
+        self.w = self.add_weight(name="w", shape=(), initializer="ones")
+        self.last = self.add_weight(
+            name="last", shape=(3,), initializer="zeros", trainable=False, aggregation="none"
+        )
+
+    def call(self, batch, training=False):
+        if not training:
+            return {"y": batch["x"] + keras.random.normal([1])}
+        drawn = [keras.random.uniform([]), keras.random.normal([])]
+        drawn.append(tf.reduce_sum(keras.random.shuffle(tf.range(3.0)) * [1.0, 10.0, 100.0]))
+        self.last.assign(tf.stack(drawn))
+        kept = keras.random.dropout(tf.ones([64]), 0.5)
+        return self.w * (drawn[0] + tf.reduce_mean(kept))
+
+
+def _drawing(strategy, workdir=None, **options):
+    keras.utils.clear_session(free_memory=False)
+    with strategy.scope():
+        model, optimizer = Drawing(), keras.optimizers.SGD(0.1)
+    options = {"seed": 4, "default_hooks": False, "log_every": 1} | options
+    return tfloss.Trainer(model, optimizer, strategy=strategy, workdir=workdir, **options)
+
+
+def _drawn(trainer):
+    value = trainer.model.last.value
+    return [one.numpy().tolist() for one in getattr(value, "values", (value,))]
+
+
+CASES = [(1, False), (1, "loop"), (2, False), pytest.param(2, True, marks=pytest.mark.slow)]
+
+
+@pytest.mark.promise(45)
+@pytest.mark.parametrize(("count", "jit"), CASES)
+def test_keras_random_without_a_seed_is_saved_and_differs_per_replica(
+    count, jit, replicas, tmp_path
+):
+    strategy = replicas(count)
+    whole = _drawing(strategy, jit=jit)
+    whole.train(DATA, 3)
+    third = _drawn(whole)
+    assert len({str(one) for one in third}) == count
+    first = _drawing(strategy, tmp_path, jit=jit)
+    first.train(DATA, 2)
+    second = _drawn(first)
+    assert second != third
+    first.save_checkpoint()
+    keras.random.normal([3])  # what others draw between two runs doesn't matter
+    resumed = _drawing(strategy, tmp_path, jit=jit, seed=9)
+    resumed.train(DATA, 3)
+    assert _drawn(resumed) == third
+
+
+@pytest.mark.promise(45)
+def test_the_first_replica_draws_what_one_replica_draws(replicas, tmp_path):
+    found = []
+    for count in (1, 2):
+        trainer = _drawing(replicas(count), tmp_path / str(count), jit=False)
+        trainer.train(DATA, 2)
+        trainer.save_checkpoint()
+        found.append([_drawn(trainer)[0]])
+        trainer.train(DATA, 3)
+        found[-1].append(_drawn(trainer)[0])
+    assert found[0] == found[1]
+    resumed = _drawing(replicas(2), tmp_path / "1", jit=False, seed=9)  # saved on one
+    resumed.train(DATA, 3)
+    assert _drawn(resumed)[0] == found[0][1]
+
+
+@pytest.mark.promise(45)
+@pytest.mark.upstream
+def test_upstream_makes_a_generator_in_the_thread_of_a_replica(replicas):
+    strategy = replicas(2)
+    draw = tf.function(lambda: strategy.run(lambda: keras.random.normal([])))
+    with pytest.raises(ValueError, match="only supports singleton tf.Variables"):
+        draw()

@@ -64,7 +64,13 @@ from tfloss._upstream.op_kinds import (
     ops_without_xla_kernel,
 )
 from tfloss._upstream.patching import replaced
-from tfloss._upstream.random_generators import global_generators, op_determinism_enabled
+from tfloss._upstream.random_generators import (
+    global_generators,
+    keras_generator,
+    keras_generator_of_strategy,
+    keras_generator_states,
+    op_determinism_enabled,
+)
 from tfloss._upstream.strategies import as_single_replica
 from tfloss._upstream.tf_summary import intercept_tf_summary
 from tfloss._upstream.traced_graphs import (
@@ -122,6 +128,9 @@ __all__ = [
     "intercept_losses",
     "is_autograph_file",
     "layer_modes",
+    "keras_generator",
+    "keras_generator_of_strategy",
+    "keras_generator_states",
     "layers_by_path",
     "lookup_in",
     "losses_not_divided",

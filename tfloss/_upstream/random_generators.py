@@ -1,8 +1,11 @@
 """What tfloss needs to know about the random generators of the process and op determinism."""
 
-from collections.abc import Collection
+import contextlib
+import random
+from collections.abc import Collection, Generator
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.random import seed_generator
@@ -27,7 +30,79 @@ def global_generators(make: Collection[str] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "tensorflow" in make or stateful_random_ops.global_generator is not None:
         found["tensorflow"] = tf.random.get_global_generator().state
-    attribute = seed_generator.GLOBAL_SEED_GENERATOR
-    if "keras" in make or global_state.get_global_attribute(attribute) is not None:
+    if "keras" in make or _of_this_thread() is not None:
         found["keras"] = seed_generator.global_seed_generator().state
     return found
+
+
+_KERAS = seed_generator.GLOBAL_SEED_GENERATOR
+_REPLICAS = "_tfloss_keras_generator"  # attribute of a strategy, so that it lives as long
+
+
+class _ReplicaSeedGenerator(keras.random.SeedGenerator):
+    """Gives each replica seeds of its own, though the state is the same on all of them."""
+
+    _STRIDE = 1_000_003
+
+    def next(self, ordered: bool = True) -> Any:
+        """Returns the next seed of the current replica. Replica code, traced."""
+        seed: Any = super().next(ordered)
+        context = tf.distribute.get_replica_context()
+        index = 0 if context is None else context.replica_id_in_sync_group
+        offset = tf.cast(index, seed.dtype) * tf.constant(self._STRIDE, seed.dtype)
+        return seed + tf.stack([offset, tf.zeros_like(offset)])
+
+
+def keras_generator(strategy: tf.distribute.Strategy | None) -> keras.random.SeedGenerator:
+    """Returns what `keras.random.normal(shape)` without a seed draws from in a forward pass.
+
+    With one replica it is the global generator of Keras. Keras has one for each thread. The thread
+    of a replica would have to make its own, in the middle of a trace, and no checkpoint would hold
+    it. So with several replicas there is one for the strategy, that gives each replica seeds of
+    its own. Host code, in the main thread.
+
+    Args:
+      strategy: The strategy that the forward pass runs under. None: no matter which, Keras's own.
+    """
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        if _of_this_thread() is None:
+            before = random.getstate()  # it takes its seed from Python
+            seed_generator.global_seed_generator()
+            random.setstate(before)
+        return seed_generator.global_seed_generator()
+    found: Any = getattr(strategy, _REPLICAS, None)
+    if found is None:
+        with strategy.scope():
+            found = _ReplicaSeedGenerator(0, name="keras_random")
+        setattr(strategy, _REPLICAS, found)
+    return found
+
+
+def keras_generator_states(strategy: tf.distribute.Strategy) -> list[keras.Variable]:
+    """Returns the state of `keras_generator`, if there is one already."""
+    several = strategy.num_replicas_in_sync > 1
+    found = getattr(strategy, _REPLICAS, None) if several else _of_this_thread()
+    return [] if found is None else [found.state]
+
+
+def _of_this_thread() -> Any:
+    return global_state.get_global_attribute(_KERAS)
+
+
+@contextlib.contextmanager
+def keras_generator_of_strategy() -> Generator[None]:
+    """Inside the `with`, Keras uses the generator of the current strategy in this thread.
+
+    Yields:
+      None.
+    """
+    generator = getattr(tf.distribute.get_strategy(), _REPLICAS, None)
+    if generator is None:
+        yield
+        return
+    before = _of_this_thread()
+    global_state.set_global_attribute(_KERAS, generator)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_KERAS, before)

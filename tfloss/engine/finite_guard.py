@@ -42,7 +42,9 @@ class FiniteGuard:
         Returns:
           PerReplica copies of the variables.
         """
-        return read_states(self._step.strategy, lambda: forward_state(self._step.model))
+        return read_states(
+            self._step.strategy, lambda: forward_state(self._step.model, self._step.strategy)
+        )
 
     @property
     def failed(self) -> bool:
@@ -61,7 +63,11 @@ class FiniteGuard:
         if error is None:
             return
         local = self._step.strategy.experimental_local_results
-        variables = [one for state in forward_state(self._step.model) for one in local(state)]
+        variables = [
+            one
+            for state in forward_state(self._step.model, self._step.strategy)
+            for one in local(state)
+        ]
         for variable, value in zip(variables, self._before, strict=True):
             variable.assign(value)
         raise error from None

@@ -329,6 +329,7 @@ def forward_context(
         _upstream.intercept_tf_summary(_observe_write),
         _upstream.layer_modes(current_context),
         _upstream.losses_not_divided(lambda: current_context() is not None),
+        _upstream.keras_generator_of_strategy(),
         _entered(context),
     ):
         yield context

@@ -19,6 +19,7 @@ from tfloss.forward.context import forward_context
 from tfloss.forward.global_batch import CountingNormalisers
 from tfloss.forward.reachability import gradient_reaches
 from tfloss.inspect.traced_ops import operations
+from tfloss.step.random_states import drawn_states
 from tfloss.step.traced_calls import compiled, split_static
 
 
@@ -86,7 +87,7 @@ class NormaliserPass:
 
     def _seed_states(self) -> list[tf.Tensor]:
         """Reads the random states of this replica. Replica code, traced."""
-        return [tf.identity(state.value) for _, state in _upstream.seed_states(self.model)]
+        return [tf.identity(state.value) for state in drawn_states(self.model)]
 
     def _local_sums(
         self, batch: Any, step: tf.Tensor, seeds: list[tf.Tensor]
@@ -104,7 +105,7 @@ class NormaliserPass:
 
         def compute(batch: Any, step: tf.Tensor, seeds: list[tf.Tensor]) -> Any:
             counting = CountingNormalisers(gradient_reaches(self.variables))
-            states = [state for _, state in _upstream.seed_states(self.model)]
+            states = drawn_states(self.model)
             scope = keras.StatelessScope(state_mapping=list(zip(states, seeds, strict=True)))
             with scope, _upstream.inputs_untouched(self.model):
                 with forward_context(step, False, normalisers=counting):

@@ -8,7 +8,7 @@ cross-replica.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.checkpoint import read
 
 STRIDE = 1_000_003
 
@@ -59,13 +60,52 @@ def split_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
     tf.function(lambda: strategy.run(replica), autograph=False)()
 
 
-def process_variables() -> list[Any]:
-    """The states of TensorFlow's and Keras's global generators, as far as they exist."""
-    return list(_upstream.global_generators().values())
+def drawn_states(model: keras.Model) -> list[Any]:
+    """The states that a forward pass draws from: those of the model, and that of `keras.random`.
+
+    Args:
+      model: A built model. The states are those for the current strategy.
+    """
+    shared = _upstream.keras_generator_states(tf.distribute.get_strategy())
+    return [*(state for _, state in _upstream.seed_states(model)), *shared]
 
 
-def process_states() -> dict[str, Any]:
+def begin_keras_random(strategy: tf.distribute.Strategy) -> None:
+    """Makes the generator that `keras.random` without a seed draws from, before the first trace.
+
+    With several replicas its state is at first that of the global generator of Keras.
+
+    Args:
+      strategy: The strategy that forward passes run under.
+    """
+    state = _upstream.keras_generator(strategy).state
+    if strategy.num_replicas_in_sync > 1:
+        process = _upstream.keras_generator(None).state
+        state.assign(process.numpy())
+
+
+def process_variables(strategy: tf.distribute.Strategy) -> list[Any]:
+    """The states of TensorFlow's and Keras's global generators, as far as they exist.
+
+    Args:
+      strategy: The strategy that forward passes run under.
+    """
+    return list(_global_states(strategy).values())
+
+
+def _global_states(strategy: tf.distribute.Strategy, make: Collection[str] = ()) -> dict[str, Any]:
+    """The states of the global generators by name; Keras's is that of the forward passes."""
+    found = _upstream.global_generators(make)
+    if strategy.num_replicas_in_sync > 1:
+        found["keras"] = _upstream.keras_generator(strategy).state
+    return found
+
+
+def process_states(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Reads the states of the global generators of Python, NumPy, TensorFlow and Keras.
+
+    Args:
+      strategy: The strategy that forward passes run under.
 
     Returns:
       JSON values.
@@ -75,21 +115,21 @@ def process_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [kind, np.asarray(keys).tolist(), *rest],
         "variables": {
-            name: np.asarray(state).tolist()
-            for name, state in _upstream.global_generators().items()
+            name: read(state).tolist() for name, state in _global_states(strategy).items()
         },
     }
 
 
-def set_process_states(states: Mapping[str, Any]) -> None:
+def set_process_states(states: Mapping[str, Any], strategy: tf.distribute.Strategy) -> None:
     """Sets the states of the global generators.
 
     Args:
+      strategy: The strategy that forward passes run under.
       states: Result of `process_states`, perhaps after a round trip through JSON.
     """
     variables = states["variables"]
     # Making Keras's generator draws from Python's, whose state is set afterwards.
-    for name, state in _upstream.global_generators(make=variables).items():
+    for name, state in _global_states(strategy, make=variables).items():
         if name in variables:
             state.assign(tf.constant(variables[name], state.dtype))
     version, numbers, gauss = states["python"]

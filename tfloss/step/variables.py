@@ -13,7 +13,7 @@ from tfloss import _upstream
 from tfloss.errors import ModelError
 from tfloss.optimizers.groups import Group, check_disjoint
 from tfloss.step.dry_run import dry_run
-from tfloss.step.random_states import split_seeds
+from tfloss.step.random_states import begin_keras_random, split_seeds
 
 
 class Variables:
@@ -43,6 +43,8 @@ class Variables:
             groups have a variable in common.
         """
         self._check_scope()
+        if not self._known:
+            begin_keras_random(self._strategy)
         if not self._model.built or (not self._known and _upstream.has_unbuilt_parts(self._model)):
             dry_run(self._model, forward, element_spec, self._strategy)
             _upstream.finalize_states(self._model)
@@ -108,9 +110,11 @@ def replica_statistics(model: keras.Model) -> list[tf.Variable]:
     ]
 
 
-def forward_state(model: keras.Model) -> list[tf.Variable]:
+def forward_state(model: keras.Model, strategy: tf.distribute.Strategy) -> list[tf.Variable]:
     """The variables that a forward pass changes: statistics, counters, random states, metrics."""
-    return [one.value for one in (*model.non_trainable_variables, *model.metrics_variables)]
+    others = (*_upstream.rnn_states(model), *_upstream.keras_generator_states(strategy))
+    found = (*model.non_trainable_variables, *model.metrics_variables, *others)
+    return [one.value for one in found]
 
 
 def skipped_state(model: keras.Model) -> list[tf.Variable]:
@@ -122,4 +126,4 @@ def skipped_state(model: keras.Model) -> list[tf.Variable]:
     seeds = {id(state) for _, state in _upstream.seed_states(model)}
     own = [one for one in model.non_trainable_variables if id(one) not in seeds]
     own = [one for one in own if one.aggregation != "sum"]
-    return [one.value for one in (*own, *model.metrics_variables)]
+    return [one.value for one in (*own, *model.metrics_variables, *_upstream.rnn_states(model))]

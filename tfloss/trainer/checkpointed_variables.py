@@ -38,10 +38,14 @@ class CheckpointedVariables:
 
     Args:
       train_step: The step.
+
+    Attributes:
+      strategy: The strategy that the step runs under.
     """
 
     def __init__(self, train_step: TrainStep):
         self._step = train_step
+        self.strategy = train_step.strategy
 
     def variables(self) -> dict[str, Any]:
         """Returns `{name: variable}` of all variables and of what layers have besides."""

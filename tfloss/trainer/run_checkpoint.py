@@ -121,7 +121,7 @@ class RunCheckpoint:
             extra["config"] = json.loads(config.read_text())
         files = {f"{_DATA}{name}": one for name, one in content.items()}
         files[_WINDOW] = run.window.saved()
-        files[_RANDOM] = json.dumps(process_states()).encode()
+        files[_RANDOM] = json.dumps(process_states(self._state.strategy)).encode()
         return self._state.save(
             self._directory,
             run.step,
@@ -162,7 +162,7 @@ class RunCheckpoint:
         if window := load_file(path, _WINDOW):
             run.window.restore(window)
         if random := load_file(path, _RANDOM):
-            set_process_states(json.loads(random))
+            set_process_states(json.loads(random), self._state.strategy)
         position = manifest["extra"].get("data")
         names = position["files"] if position else []
         files = {name: load_file(path, f"{_DATA}{name}") or b"" for name in names}

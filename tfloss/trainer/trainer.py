@@ -171,7 +171,7 @@ class Trainer:
             agreement=self.agreement,
             logger=self.logger,
             deterministic=deterministic,
-            saved=lambda: [*self.state.variables().values(), *process_variables()],
+            saved=lambda: [*self.state.variables().values(), *process_variables(self.strategy)],
             clock=clock,
         )
         self._steps_per_call = steps_per_call
