@@ -141,6 +141,23 @@ STATEMENTS = {
         "iterator was used, up to a minute. The end of `fit` and of the process hang that long.",
         "`train` and `evaluate` return within 0.2 s of their last step.",
     ),
+    34: (
+        "An embedding's gradient lists a row as often as the batch looks it up, and optimizers "
+        "square each entry. A row that occurs 64 times moves several times too far with Adam, "
+        "Adagrad, RMSprop, AdamW, Nadam and Lamb.",
+        "The update is that of the dense gradient, with every optimizer and option, in all modes, "
+        "on any number of replicas. Momentum also moves rows that were not looked up.",
+    ),
+    35: (
+        "Scales and maxima (amax histories) of float8 layers differ from replica to replica. If a "
+        "layer is called twice, they are summed.",
+        "They are those of the whole batch: maxima over replicas, micro-batches and calls, never "
+        "scaled, clipped or averaged.",
+    ),
+    36: (
+        "The default reduction of `MirroredStrategy` refuses gradients of several dtypes.",
+        "Gradients of any dtypes are reduced, and half precision is summed in float32.",
+    ),
     40: (
         "Metrics of predictions [n] (MAE, MSE, Hinge and so on) are the mean over batches: the "
         "examples of a shorter batch count more.",

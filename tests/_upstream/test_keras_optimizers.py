@@ -68,3 +68,12 @@ def test_adams_moments_are_found_by_the_variable():
     first, second = _upstream.adam_moments(optimizer, weights[1].value)
     assert (first.numpy().tolist(), second.numpy().tolist()) == ([2.0], [4.0])
     assert isinstance(first, tf.Variable) and first.handle is not None
+
+
+def test_every_option_of_an_optimizer_is_applied_or_refused():
+    """`tfloss.optimizers.groups` must refuse an option that Keras applies outside of `apply`."""
+    config = keras.optimizers.Optimizer(0.1).get_config()
+    applied = {"name", "learning_rate", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm"}
+    refused = {"use_ema", "loss_scale_factor", "gradient_accumulation_steps"}
+    only_with_use_ema = {"ema_momentum", "ema_overwrite_frequency"}
+    assert set(config) == applied | refused | only_with_use_ema

@@ -114,3 +114,28 @@ def test_a_tensor_is_evaluated_while_its_graph_is_traced():
     traced(tf.constant(1))
     assert found[0].numpy().tolist() == [0, 2, 4]
     assert found[1] is None
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_tape_sums_the_uses_of_a_variable_by_one_op(persistent):
+    weight = tf.Variable(1.0)
+
+    def looped(x):
+        return tf.while_loop(lambda i, _: i < 3, lambda i, y: (i + 1, y * weight), [0, x])[1]
+
+    def terms(function, x):
+        with tf.GradientTape(persistent=persistent) as tape:
+            y = function(x)
+        return _upstream.terms_of_gradient(tape.gradient(y, weight))
+
+    @tf.function(autograph=False)
+    def traced(x):
+        assert terms(looped, x) is None
+        assert terms(tf.function(lambda x: 3.0 * weight + 4.0 * weight), x) is None
+        return [
+            terms(lambda x: 2.0 * weight, x),
+            terms(lambda x: 3.0 * weight + 4.0 * weight, x),
+        ]
+
+    found = [sorted(float(term) for term in one) for one in traced(tf.constant(1.0))]
+    assert found == [[2.0], [3.0, 4.0]]

@@ -11,6 +11,7 @@ from tests.toys import Line, run
 from tfloss import summary
 from tfloss.data.batches import MicroBatches
 from tfloss.forward.context import current_step
+from tfloss.step.backward import Gradients
 from tfloss.step.gradients import accumulate
 from tfloss.step.normalisers import NormaliserSums
 
@@ -29,7 +30,8 @@ class _Backward:
         dense = weight * batch["x"] * (1.0 if scale is None else scale)
         sparse = tf.IndexedSlices(dense[:, None], batch["row"], tf.constant([4, 1]))
         given = [] if normalisers is None else [normalisers.sums[0] * weight]
-        return (vector, [[dense, sparse], given], {"x": batch["x"]}), TRACE
+        gradients = Gradients([[dense, sparse], given], [[batch["x"]], []])
+        return (vector, gradients, {"x": batch["x"]}), TRACE
 
 
 def _accumulated(strategy, weights, *, scale=None, normalisers=None):
@@ -60,6 +62,11 @@ def _accumulated(strategy, weights, *, scale=None, normalisers=None):
 
     vector, gradients, summaries = run(*[batch(1.0 + 2.0 * i) for i in range(len(weights))])
     local = strategy.experimental_local_results
+    gradients, overwriting = gradients
+    assert local(overwriting[0][0])[0].numpy().tolist() == [
+        2.0 * len(weights) - 1,
+        2 * len(weights),
+    ]
     gradients = [[local(one) for one in group] for group in gradients]
     return [one.numpy().tolist() for one in local(vector)], gradients, summaries, backward
 

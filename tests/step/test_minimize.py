@@ -179,7 +179,6 @@ OPTIMIZERS = {
     ),
     "decay by own schedule": lambda: keras.optimizers.AdamW(_Constant(), weight_decay=0.1),
     "decay by function": lambda: keras.optimizers.Adam(lambda: 0.1, weight_decay=0.1),
-    "ema": lambda: keras.optimizers.Adam(0.1, use_ema=True),
     "nadam": lambda: keras.optimizers.Nadam(0.1),
 }
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tests.toys import make_step, rows, run
 from tfloss.engine.engine import Engine
+from tfloss.errors import ModelError
 
 
 class _TwoWeights(keras.Model):
@@ -108,3 +109,68 @@ def test_the_norm_of_an_embeddings_gradient_counts_repeated_rows_together(count,
     assert found["gradient_norm"] == pytest.approx(100.0)
     weights = train_step.model.table.embeddings.numpy().ravel()
     assert weights.tolist() == pytest.approx([0.0, 1.0, 1.0])
+
+
+@pytest.mark.promise(36)
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0, "accumulate": 2}])
+def test_float64_weights_beside_half_ones(count, options):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="mixed")
+            dtypes = {"a": "float64", "b": "bfloat16", "c": "float16", "d": "float32"}
+            self.parts = {
+                name: self.add_weight(name=name, dtype=dtype, initializer="zeros", autocast=False)
+                for name, dtype in dtypes.items()
+            }
+
+        def call(self, batch, training=False):
+            a, b, c, d = (tf.cast(one.value, tf.float64) for one in self.parts.values())
+            return {"loss": tf.reduce_mean(tf.cast(batch["x"], tf.float64)) * (a + b + c + d)}
+
+    # This reduction joins the gradients of a call, as TensorFlow's default does.
+    strategy = tf.distribute.MirroredStrategy(
+        [f"CPU:{index}" for index in range(count)],
+        cross_device_ops=tf.distribute.HierarchicalCopyAllReduce(),
+    )
+    train_step, _, _ = run(
+        Model,
+        rows([1.0, 3.0], 2 // options.get("accumulate", 1)),
+        strategy=strategy,
+        optimizer=lambda: keras.optimizers.SGD(1.0),
+        **options,
+    )
+    # Each gradient is the mean of x. Clipped, each of the four is 1/2.
+    expected = 0.5 if options else 2.0
+    for weight in train_step.model.parts.values():
+        assert float(weight.numpy()) == pytest.approx(-expected)
+
+
+def test_the_norm_of_half_precision_does_not_overflow():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="half")
+            self.w = self.add_weight(shape=(2,), dtype="float16", initializer="zeros", name="w")
+
+        def call(self, batch, training=False):
+            return {"loss": 300.0 * tf.reduce_sum(tf.cast(self.w, tf.float32))}
+
+    _, found, _ = run(
+        Model, rows([1.0], 1), optimizer=lambda: keras.optimizers.SGD(0.0), clip_norm=1.0
+    )
+    assert found["gradient_norm"] == pytest.approx(300.0 * np.sqrt(2.0))
+
+
+def test_an_optimizers_own_global_clipping_of_several_dtypes_is_refused():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="mixed")
+            self.w = self.add_weight(dtype="float64", initializer="zeros", name="w")
+            self.v = self.add_weight(initializer="zeros", name="v")
+
+        def call(self, batch, training=False):
+            return {"loss": tf.cast(self.w, tf.float32) + self.v}
+
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
+    with pytest.raises(ModelError, match=r"float32, float64.*clip_norm=1\.0"):
+        run(Model, rows([1.0], 1), optimizer=lambda: optimizer)

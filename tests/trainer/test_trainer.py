@@ -424,13 +424,16 @@ def test_a_checkpoint_of_another_optimizer_is_refused_in_plain_words(tmp_path):
     for optimizer, keeps in (
         (keras.optimizers.SGD(0.1), r"iteration\."),
         (keras.optimizers.SGD(0.1, momentum=0.9), r"iteration, momentum\."),
-        (keras.optimizers.Adam(0.1, use_ema=True), r"average, iteration, momentum, velocity\."),
+        (
+            keras.optimizers.Adam(0.1, amsgrad=True),
+            r"iteration, momentum, velocity, velocity_hat\.",
+        ),
         (keras.optimizers.Nadam(0.1), r"iteration, momentum, u_product, velocity\."),
     ):
         one = _with(optimizer, tmp_path)
         match = (
             "written with another optimizer. There 'optimizer' keeps iteration, momentum, "
-            rf"velocity; this one \({type(optimizer).__name__}\) keeps {keeps}.*load_weights"
+            rf"velocity; this one \({type(optimizer).__name__}\) keeps .*{keeps}.*load_weights"
         )
         with pytest.raises(CheckpointError, match=match):
             one.train(DATA, steps=2)

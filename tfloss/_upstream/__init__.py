@@ -82,6 +82,7 @@ from tfloss._upstream.traced_graphs import (
     is_autograph_file,
     made_by_dropout,
     own_function_traces,
+    terms_of_gradient,
 )
 from tfloss._upstream.training_mode import LayerCalls, layer_modes
 
@@ -150,6 +151,7 @@ __all__ = [
     "replaced",
     "seed_states",
     "with_sublayers",
+    "terms_of_gradient",
     "intercept_tf_summary",
     "weights_with_mask",
     "with_mask",

@@ -81,6 +81,34 @@ def gradient_is_recorded() -> bool:
     return gradient is not None
 
 
+def terms_of_gradient(gradient: tf.Tensor) -> list[tf.Tensor] | None:
+    """Returns what the uses of a variable added to its gradient, one tensor for each use.
+
+    A tape sums the terms by a single `AddN`, and nothing public asks it for them.
+
+    Returns:
+      The terms; None if some of them were summed inside a loop or a nested function.
+    """
+    op = _without_identity(gradient).op
+    terms = list(op.inputs) if op.type == "AddN" else [gradient]
+    return None if any(_summed_inside(one) for one in terms) else terms
+
+
+def _summed_inside(tensor: tf.Tensor, nested: bool = False) -> bool:
+    tensor = _without_identity(tensor)
+    op = tensor.op
+    if op.type in ("PartitionedCall", "StatefulPartitionedCall"):
+        graph = called_graph(op, op.get_attr("f").name)
+        return graph is None or _summed_inside(graph.outputs[tensor.value_index], nested=True)
+    return op.type in ("While", "StatelessWhile") or (nested and op.type == "AddN")
+
+
+def _without_identity(tensor: tf.Tensor) -> tf.Tensor:
+    while tensor.op.type == "Identity":
+        tensor = tensor.op.inputs[0]
+    return tensor
+
+
 def captured_here(handle: tf.Tensor) -> tf.Tensor:
     """Returns the tensor that stands for a variable's resource handle in the current graph.
 

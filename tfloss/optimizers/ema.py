@@ -42,6 +42,8 @@ class Ema:
 class Averages:
     """The averages of a model's floating-point weights; at first they are the weights.
 
+    Variables that Keras overwrites with their gradient (of float8 layers) are used as they are.
+
     Create it in the strategy's scope, when the model is built.
 
     Args:
@@ -52,10 +54,15 @@ class Averages:
     def __init__(self, ema: Ema, model: keras.Model):
         self._decay = ema.decay
         weights = model.trainable_variables if ema.trainable_only else model.weights
-        self._weights = [v for v in weights if tf.as_dtype(v.dtype).is_floating]
+        self._weights = [
+            v
+            for v in weights
+            # The scales of a float8 layer and the maxima they come from are no weights.
+            if tf.as_dtype(v.dtype).is_floating and not v.overwrite_with_gradient
+        ]
         self._averages = [
             # No aggregation: each replica averages its own statistics.
-            tf.Variable(tf.cast(v.value, tf.float32), trainable=False, name=_name(v))
+            tf.Variable(tf.cast(v.value, _dtype(v)), trainable=False, name=_name(v))
             for v in self._weights
         ]
 
@@ -69,7 +76,7 @@ class Averages:
 
         def replica() -> None:
             for average, weight in zip(self._averages, self._weights, strict=True):
-                value = tf.cast(weight.value, tf.float32)
+                value = tf.cast(weight.value, average.dtype)
                 average.assign_add((1.0 - self._decay) * (value - average))
 
         def move() -> tf.Tensor:
@@ -101,7 +108,7 @@ class Averages:
         def swap() -> None:
             for average, weight in zip(self._averages, self._weights, strict=True):
                 value = tf.identity(average)
-                average.assign(tf.cast(weight.value, tf.float32))
+                average.assign(tf.cast(weight.value, average.dtype))
                 weight.value.assign(tf.cast(value, weight.dtype))
 
         run = tf.autograph.experimental.do_not_convert(swap)
@@ -110,6 +117,12 @@ class Averages:
             yield
         finally:
             strategy.run(run)
+
+
+def _dtype(variable: Any) -> tf.DType:
+    """float32, or a wider dtype that the variable has."""
+    dtype = tf.as_dtype(variable.dtype)
+    return dtype if dtype.size > tf.float32.size else tf.float32
 
 
 def _name(variable: Any) -> str:

@@ -25,7 +25,7 @@ def fused_updates(optimizer: keras.optimizers.Optimizer) -> Generator[None]:
 
     Replica or cross-replica code, traced. Keras does the rest: clipping, weight decay, averages,
     constraints and iterations. It also does all of the update of other optimizers, with
-    `amsgrad`, of sparse gradients, and of an optimizer that was given another `update_step`.
+    `amsgrad`, and of an optimizer that was given another `update_step`.
 
     Args:
       optimizer: Any Keras optimizer.

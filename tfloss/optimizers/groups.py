@@ -225,6 +225,12 @@ def _check_supported(optimizer: Any) -> None:
             "LossScaleOptimizer looks at one replica's gradients only. Give the optimizer in it, "
             'and precision="mixed_float16", which scales the loss.'
         )
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        raise ValueError(
+            "MultiOptimizer hides its optimizers, so that their options and learning rates can't "
+            "be seen. Give a group for each: {'encoder': (keras.optimizers.Adam(1e-4), "
+            "model.encoder), ...}, or one optimizer."
+        )
     if optimizer.gradient_accumulation_steps:
         raise ValueError(
             "The optimizer's gradient_accumulation_steps runs schedules and averages at the "
@@ -236,8 +242,10 @@ def _check_supported(optimizer: Any) -> None:
             "The optimizer's loss_scale_factor is not applied by tfloss. Leave it out and give "
             'precision="mixed_float16", which scales the loss.'
         )
-    if optimizer.use_ema and optimizer.ema_overwrite_frequency:
+    if optimizer.use_ema:
         raise ValueError(
-            "The optimizer's ema_overwrite_frequency fails under several replicas. Leave out "
-            "use_ema and give ema=0.999 instead."
+            "The optimizer's use_ema keeps averages that only Keras's fit puts into the model, at "
+            f"its end. Leave it out and give ema={optimizer.ema_momentum}, then use "
+            "evaluate(ema=True) or `with trainer.averaged():`. Nothing replaces "
+            "ema_overwrite_frequency: the weights are never overwritten with averages in training."
         )

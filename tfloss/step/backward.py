@@ -6,7 +6,7 @@ XLA can compile all of it and each micro-batch can run it.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -26,12 +26,27 @@ from tfloss.forward.losses import (
 from tfloss.optimizers.groups import split_losses
 from tfloss.step.normalisers import NormaliserSums
 from tfloss.step.output import ReplicaSpec
+from tfloss.step.overwritten_variables import largest_use, split_reached
 from tfloss.step.traced_calls import compiled, split_static
 from tfloss.step.variables import replica_statistics
 
-Tensors = tuple[tf.Tensor, list[list[Any]], dict[str, tf.Tensor]]
-"""The vector that `ReplicaSpec` describes; for each group that is due, the gradients of the
-variables that a loss reaches; summaries by name."""
+
+class Gradients(NamedTuple):
+    """The gradients of the variables that a loss reaches, for each group that is due.
+
+    Attributes:
+      weights: Tensors or IndexedSlices. They are summed over micro-batches and replicas.
+      overwriting: Values of the variables that Keras overwrites with their gradient, such as the
+        scales and amax histories of float8 layers. They are no gradients of the objective. Of
+        several values the largest counts, for each element, as in Keras's own accumulation.
+    """
+
+    weights: list[list[Any]]
+    overwriting: list[list[tf.Tensor]]
+
+
+Tensors = tuple[tf.Tensor, Gradients, dict[str, tf.Tensor]]
+"""The vector that `ReplicaSpec` describes; gradients; summaries by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +159,15 @@ class Backward:
                 group: tape.gradient(objective, _tf_variables(self.variables[group]))
                 for group, objective in objectives.items()
             }
+        reached, overwritten = split_reached(self.variables, found)
         spec, vector, summaries = ReplicaSpec.pack(
-            losses, returned_names(returned), weighted, _sum(weighted.values()), context, found
+            losses,
+            returned_names(returned),
+            weighted,
+            _sum(weighted.values()),
+            context,
+            reached,
+            overwritten,
         )
         known = {id(v.value) for v in self.model.variables}
         trace = BackwardTrace(
@@ -159,12 +181,20 @@ class Backward:
             untracked=[v for v in tape.watched_variables() if id(v) not in known],
             graph=tf.compat.v1.get_default_graph() if self.jit else None,
         )
-        gradients = [[found[k][i] for i in reached] for k, reached in spec.reached.items()]
+        gradients = Gradients(
+            [[found[k][i] for i in mine] for k, mine in spec.reached.items()],
+            [
+                [largest_use(found[k][i], self.variables[k][i]) for i in mine]
+                for k, mine in spec.overwritten.items()
+            ],
+        )
         return (vector, gradients, summaries), trace
 
 
 def _nothing_if_empty(number: Any, tensors: Tensors, states: list[Any], before: list[Any]) -> Any:
     """Makes a batch without examples change nothing: its gradients are 0, statistics restored.
+
+    A value that overwrites a variable is the lowest number, which is the maximum of no values.
 
     Args:
       number: Number of examples: an int, an int32 scalar, or None if it can't be known.
@@ -184,7 +214,11 @@ def _nothing_if_empty(number: Any, tensors: Tensors, states: list[Any], before: 
             return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
         return tf.where(some, gradient, tf.zeros_like(gradient))
 
-    return vector, [[masked(g) for g in each] for each in gradients], summaries
+    weights = [[masked(g) for g in each] for each in gradients.weights]
+    overwriting = [
+        [tf.where(some, value, value.dtype.min) for value in each] for each in gradients.overwriting
+    ]
+    return vector, Gradients(weights, overwriting), summaries
 
 
 def _objective(

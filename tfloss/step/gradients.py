@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss.data.batches import MicroBatches
-from tfloss.step.backward import Backward, BackwardTrace
+from tfloss.step.backward import Backward, BackwardTrace, Gradients
 from tfloss.step.normalisers import NormaliserSums
 from tfloss.step.traced_calls import split_static
 
@@ -17,7 +17,7 @@ class StepGradients:
 
     Attributes:
       vector: PerReplica float32 [n]; `BackwardTrace.spec` describes it.
-      gradients: PerReplica; for each group that is due a list.
+      gradients: PerReplica `Gradients`.
       summaries: `{name: its tensor of each replica and micro-batch}`.
       trace: What is known of them at trace time.
     """
@@ -83,15 +83,22 @@ def accumulate(
 
 
 def _add(one: Any, other: Any) -> Any:
-    """Adds two nests of gradients. Replica code, traced."""
-    return tf.nest.map_structure(_added, one, other)
+    """Adds vectors and gradients; takes the maximum of overwriting values. Replica code, traced."""
+    (vector, (weights, overwriting)), (vector2, (weights2, overwriting2)) = one, other
+    return vector + vector2, Gradients(
+        tf.nest.map_structure(_added, weights, weights2),
+        tf.nest.map_structure(tf.maximum, overwriting, overwriting2),
+    )
 
 
 def _added(a: Any, b: Any) -> Any:
+    """The sum; of float16 and bfloat16 in float32, so that many micro-batches lose no digits."""
     if isinstance(a, tf.IndexedSlices):
         return tf.IndexedSlices(
             tf.concat([a.values, b.values], 0),
             tf.concat([a.indices, b.indices], 0),
             a.dense_shape,
         )
+    if b.dtype.size < tf.float32.size:
+        a, b = tf.cast(a, tf.float32), tf.cast(b, tf.float32)
     return a + b

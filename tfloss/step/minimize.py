@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfloss.data.batches import MicroBatches
 from tfloss.forward.losses import LossWeights
 from tfloss.optimizers.groups import Group, due_sets
+from tfloss.optimizers.sparse_gradients import Form, sparse_form
 from tfloss.step import update
 from tfloss.step.backward import Backward, BackwardTrace
 from tfloss.step.example_weights import example_weights
@@ -121,10 +122,16 @@ class Minimize:
         before = update.read_states(strategy, states) if skipping.active else None
         found = self._gradients(forward, micro_batches, step, due, scale)
         spec = found.trace.spec
+        reached, overwritten = (
+            [[self.variables[k][i] for i in indices[k]] for k in due]
+            for indices in (spec.reached, spec.overwritten)
+        )
         reduced = update.reduce(
             strategy,
             found.vector,
             found.gradients,
+            reached,
+            [self._sparse_form(self.groups[name]) for name in due],
             scale=scale,
             clip_norm=self.clip_norm,
             norms=skipping.active,
@@ -140,9 +147,9 @@ class Minimize:
 
         def apply() -> None:
             groups = [self.groups[name] for name in due]
-            reached = [[self.variables[k][i] for i in spec.reached[k]] for k in due]
+            mine = [[*each, *over] for each, over in zip(reached, overwritten, strict=True)]
             update.apply(
-                strategy, reduced.gradients, groups, reached, token, fused_adam=self.fused_adam
+                strategy, reduced.gradients, groups, mine, token, fused_adam=self.fused_adam
             )
 
         applied = tf.constant(True)
@@ -194,6 +201,11 @@ class Minimize:
             scale=scale,
             normalisers=normalisers,
         )
+
+    def _sparse_form(self, group: Group) -> Form:
+        """The form in which the optimizer of a group gets sparse gradients."""
+        norm = self.skipping.active or self.clip_norm is not None
+        return sparse_form(group.optimizer, norm=norm, static=self.options.mode == "loop")
 
     def _watched(
         self, spec: ReplicaSpec, vector: tf.Tensor, norms: Mapping[str, tf.Tensor]

@@ -88,7 +88,9 @@ class ReplicaSpec:
       summed: Names of the scalar summaries that are summed over replicas.
       summaries: The other summaries, by name.
       dropped: Whether the forward pass has summaries that are not due.
-      reached: `{group: indices of its variables that a loss reaches}`.
+      reached: `{group: indices of its variables that a loss reaches}`, except for those of
+        `overwritten`.
+      overwritten: The same for variables that Keras overwrites with their gradient.
     """
 
     losses: tuple[str, ...]
@@ -99,6 +101,7 @@ class ReplicaSpec:
     summaries: dict[str, RecordedSummary]
     dropped: bool
     reached: dict[str, tuple[int, ...]]
+    overwritten: dict[str, tuple[int, ...]]
 
     @classmethod
     def pack(
@@ -108,7 +111,8 @@ class ReplicaSpec:
         weighted: Mapping[str, tf.Tensor],
         total: tf.Tensor,
         context: ForwardContext,
-        gradients: Mapping[str, list[Any]],
+        reached: dict[str, tuple[int, ...]],
+        overwritten: dict[str, tuple[int, ...]],
     ) -> tuple["ReplicaSpec", tf.Tensor, dict[str, tf.Tensor]]:
         """Packs the results of one replica. Replica code, traced.
 
@@ -121,7 +125,8 @@ class ReplicaSpec:
           weighted: The losses times their weights.
           total: Sum of the weighted losses.
           context: Context of the forward pass.
-          gradients: `{group: gradient or None of each of its variables}`.
+          reached: The attribute.
+          overwritten: The attribute.
 
         Returns:
           The description, the vector, and the tensors of the other summaries by name.
@@ -137,10 +142,8 @@ class ReplicaSpec:
             summed=tuple(k for k, v in scalars.items() if v.reduce == "sum"),
             summaries=others,
             dropped=context.dropped,
-            reached={
-                group: tuple(i for i, g in enumerate(each) if g is not None)
-                for group, each in gradients.items()
-            },
+            reached=reached,
+            overwritten=overwritten,
         )
         values = [*losses.values(), *changed.values(), *(v.value for v in scalars.values()), total]
         vector, weight = tf.stack(values), context.example_weight

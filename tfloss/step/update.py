@@ -13,6 +13,9 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.optimizers.fused_adam import fused_updates
 from tfloss.optimizers.groups import Group
+from tfloss.optimizers.sparse_gradients import Form, in_form
+from tfloss.step.all_reduce import max_over_replicas, sum_over_replicas
+from tfloss.step.backward import Gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Reduced:
 
     Attributes:
       vector: float32 [n]; `ReplicaSpec` describes it.
-      gradients: PerReplica; for each group that is due a list.
+      gradients: PerReplica `Gradients`.
       norms: float32 scalars, the global norm of each group's gradient before clipping; empty if
         they were not computed.
     """
@@ -35,53 +38,75 @@ def reduce(
     strategy: tf.distribute.Strategy,
     vector: Any,
     gradients: Any,
+    variables: Sequence[list[Any]],
+    sparse: Sequence[Form],
     *,
     scale: tf.Tensor | None,
     clip_norm: float | None,
     norms: bool,
 ) -> Reduced:
-    """Sums vector and gradients over replicas; then unscales, then clips each group.
+    """Reduces vector and gradients over replicas; then unscales, then clips each group.
+
+    Values that overwrite a variable are neither scaled nor clipped, and have no part in a norm.
 
     Args:
       strategy: The strategy that the step runs under.
       vector: PerReplica float32 [n].
-      gradients: PerReplica; for each group that is due a list.
+      gradients: PerReplica `Gradients`.
+      variables: For each group, the variables that `Gradients.weights` belong to.
+      sparse: For each group, the form of its sparse gradients.
       scale: float32 scalar by which the objective was multiplied, or None.
       clip_norm: Global norm that each group's gradient is clipped to, or None.
       norms: Whether to compute norms even without clipping.
     """
 
-    def replica(vector: tf.Tensor, gradients: list[list[Any]]) -> Any:
+    def replica(vector: tf.Tensor, gradients: Gradients) -> Any:
+        weights, overwriting = gradients
         if strategy.num_replicas_in_sync > 1:
-            context = tf.distribute.get_replica_context()
-            flat = [vector, *(g for each in gradients for g in each)]
-            vector, *flat = context.all_reduce(tf.distribute.ReduceOp.SUM, flat)
-            rest = iter(flat)
-            gradients = [[next(rest) for _ in each] for each in gradients]
+            vector, *flat = sum_over_replicas([vector, *(g for each in weights for g in each)])
+            weights = _nested(flat, weights)
+            if any(overwriting):
+                flat = max_over_replicas([value for each in overwriting for value in each])
+                overwriting = _nested(flat, overwriting)
         if scale is not None:
-            gradients = [[_scaled(g, 1.0 / scale) for g in each] for each in gradients]
+            weights = [[_scaled(g, 1.0 / scale) for g in each] for each in weights]
+        weights = [
+            [in_form(g, v, form) for g, v in zip(each, mine, strict=True)]
+            for each, mine, form in zip(weights, variables, sparse, strict=True)
+        ]
         found = []
         if norms or clip_norm is not None:
-            gradients = [[_merged(g) for g in each] for each in gradients]
-            found = [_norm(each) for each in gradients]
+            found = [_norm(each) for each in weights]
         if clip_norm is not None:
-            gradients = [
+            weights = [
                 tf.clip_by_global_norm(each, clip_norm, use_norm=norm)[0]
-                for each, norm in zip(gradients, found, strict=True)
+                for each, norm in zip(weights, found, strict=True)
             ]
-        return vector, gradients, found
+        return vector, Gradients(weights, overwriting), found
 
     vector, gradients, found = strategy.run(replica, args=(vector, gradients))
     local = strategy.experimental_local_results
     return Reduced(local(vector)[0], gradients, [local(norm)[0] for norm in found])
 
 
+def _nested(flat: list[Any], like: list[list[Any]]) -> list[list[Any]]:
+    rest = iter(flat)
+    return [[next(rest) for _ in each] for each in like]
+
+
 def _norm(gradients: list[Any]) -> tf.Tensor:
     """The global norm, float32. TensorFlow refuses gradients of several dtypes."""
-    by_dtype: dict[Any, list[Any]] = {}
+    by_dtype: dict[Any, list[Any]] = {tf.float32: []}
     for one in gradients:
-        by_dtype.setdefault(one.dtype, []).append(one)
-    norms = [tf.cast(tf.linalg.global_norm(each), tf.float32) for each in by_dtype.values()]
+        value = one.values if isinstance(one, tf.IndexedSlices) else one
+        if value.dtype.is_complex:
+            value = tf.abs(value)
+        if value.dtype.size < tf.float32.size:
+            value = tf.cast(value, tf.float32)  # the square of 256 overflows float16
+        by_dtype.setdefault(value.dtype, []).append(value)
+    norms = [tf.cast(tf.linalg.global_norm(each), tf.float32) for each in by_dtype.values() if each]
+    if not norms:
+        return tf.constant(0.0)
     return norms[0] if len(norms) == 1 else tf.linalg.global_norm(norms)
 
 
@@ -98,19 +123,20 @@ def apply(
 
     Args:
       strategy: The strategy that the step runs under.
-      gradients: PerReplica, reduced; for each group a list.
+      gradients: PerReplica `Gradients`, reduced.
       groups: The groups that are due.
-      variables: For each group, the variables that the gradients belong to.
+      variables: For each group, the variables of `Gradients.weights`, then those of
+        `Gradients.overwriting`.
       after: Tensor that must be computed before anything is changed.
       fused_adam: Whether Adam is one op for each variable (`tfloss.optimizers.fused_adam`).
     """
 
-    def replica(gradients: list[list[Any]]) -> None:
-        for group, mine, each in zip(groups, variables, gradients, strict=True):
+    def replica(gradients: Gradients) -> None:
+        for group, mine, each, over in zip(groups, variables, *gradients, strict=True):
             optimizer = group.optimizer
             with _upstream.gradients_already_reduced(optimizer):
                 with tf.control_dependencies([after]):
-                    optimizer.apply(each, mine)
+                    optimizer.apply([*each, *over], mine)
 
     with contextlib.ExitStack() as stack:
         for group in groups if fused_adam else ():
@@ -153,12 +179,3 @@ def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
     return gradient * factor
-
-
-def _merged(gradient: Any) -> Any:
-    """The gradient of an embedding with each row once: with repeated rows its norm is too small."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    rows, index = tf.unique(gradient.indices)
-    values = tf.math.unsorted_segment_sum(gradient.values, index, tf.size(rows))
-    return tf.IndexedSlices(values, rows, gradient.dense_shape)

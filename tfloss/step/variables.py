@@ -3,7 +3,7 @@
 Host code, in the strategy's scope.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from tfloss import _upstream
 from tfloss.errors import ModelError
 from tfloss.optimizers.groups import Group, check_disjoint
 from tfloss.step.dry_run import dry_run
+from tfloss.step.overwritten_variables import is_overwritten
 from tfloss.step.random_states import begin_keras_random, split_seeds
 
 
@@ -39,8 +40,8 @@ class Variables:
           forward: The training forward, traced once if it might create variables.
 
         Raises:
-          ModelError: Something was created outside of the scope, nothing can be trained, or two
-            groups have a variable in common.
+          ModelError: Something was created outside of the scope, nothing can be trained, two
+            groups have a variable in common, or Keras can't clip variables of several dtypes.
         """
         self._check_scope()
         if not self._known:
@@ -57,6 +58,7 @@ class Variables:
             variables = {name: one.trainable(self._model) for name, one in self._groups.items()}
             check_disjoint(variables)
             for name, group in self._groups.items():
+                _check_clips_one_dtype(name, group.optimizer, variables[name])
                 if not group.optimizer.built:
                     group.optimizer.build(variables[name])
                     continue
@@ -99,6 +101,16 @@ class Variables:
                         "model and optimizer inside `with strategy.scope():`, and give the same "
                         "strategy to the Trainer: Trainer(..., strategy=strategy)."
                     )
+
+
+def _check_clips_one_dtype(group: str, optimizer: Any, variables: Sequence[Any]) -> None:
+    dtypes = sorted({str(v.dtype) for v in variables if not is_overwritten(v)})
+    if optimizer.global_clipnorm and len(dtypes) > 1:
+        raise ModelError(
+            f"Optimizer {group!r} has global_clipnorm={optimizer.global_clipnorm}, for which Keras "
+            f"needs variables of one dtype; they are {', '.join(dtypes)}. Leave it out and give "
+            f"the Trainer clip_norm={optimizer.global_clipnorm}, which takes any dtypes."
+        )
 
 
 def replica_statistics(model: keras.Model) -> list[tf.Variable]:
