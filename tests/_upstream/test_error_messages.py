@@ -1,6 +1,7 @@
 """Errors of TensorFlow and Keras are still recognised."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -93,3 +94,27 @@ def test_the_message_of_a_graph_tells_whether_the_iterator_failed():
 def test_a_tensor_of_an_iterator_is_not_the_iterator(named, expected):
     error = tf.errors.InvalidArgumentError(None, None, named)
     assert _upstream.raised_by_iterator(error) == expected
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: x.numpy(),
+        lambda x: np.mean(x),
+        lambda x: float(x),
+        lambda x: f"{x:.3f}",
+        lambda x: 1 if x > 0 else 2,
+        lambda x: list(range(x)),
+    ],
+)
+def test_the_value_of_a_symbolic_tensor(use):
+    with pytest.raises(Exception) as e:
+        tf.function(use, autograph=False)(tf.constant(1))
+    assert _upstream.caused_by_symbolic_tensor(e.value)
+    assert not _upstream.caused_by_symbolic_tensor(ValueError("Dimensions must be equal"))
+
+
+def test_an_op_errors_message_can_be_replaced():
+    error = tf.errors.InvalidArgumentError(None, None, "long")
+    _upstream.replace_message(error, "short")
+    assert error.message == str(error) == "short"

@@ -7,10 +7,12 @@ name of the module fails when upstream changes.
 from tfloss._upstream.error_messages import (
     caused_by_merge_call,
     caused_by_missing_deterministic_kernel,
+    caused_by_symbolic_tensor,
     caused_by_unequal_shapes_in_concat,
     failed_numerics_check,
     find_cause,
     raised_by_iterator,
+    replace_message,
 )
 from tfloss._upstream.input_pipelines import (
     dataset_graphs,
@@ -110,6 +112,7 @@ __all__ = [
     "captured_here",
     "caused_by_merge_call",
     "caused_by_missing_deterministic_kernel",
+    "caused_by_symbolic_tensor",
     "caused_by_unequal_shapes_in_concat",
     "copy_metric",
     "dataset_graphs",
@@ -148,6 +151,7 @@ __all__ = [
     "optimizer_slots",
     "own_function_traces",
     "raised_by_iterator",
+    "replace_message",
     "replaced",
     "seed_states",
     "with_sublayers",

@@ -30,6 +30,27 @@ def find_cause(error: BaseException, kind: type[BaseException]) -> BaseException
     return found
 
 
+def replace_message(error: tf.errors.OpError, message: str) -> None:
+    """Gives an error another message, in place.
+
+    `OpError.message` has no setter, and another error object would lose the traceback and the
+    identity of this one.
+    """
+    error._message = message
+
+
+def caused_by_symbolic_tensor(error: BaseException) -> bool:
+    """Returns whether Python or NumPy asked for the value of a tensor of a graph.
+
+    Depending on who asks, this is a TypeError, an AttributeError or a NotImplementedError.
+    """
+    return (
+        "symbolictensor" in str(error).lower()
+        or "symbolic `tf.Tensor`" in str(error)
+        or ("symbolic tf.Tensor" in str(error))
+    )
+
+
 def caused_by_merge_call(error: RuntimeError) -> bool:
     """Returns whether replicas were synchronised inside a nested graph, where they can't be."""
     return "merge_call" in str(error)

@@ -56,7 +56,14 @@ def run(
             _print_error(_interrupted(prepared))
             sys.exit(130)  # a shell's code for SIGINT, 128 + 2
 
-    app.run(start, argv=None if argv is None else list(argv), flags_parser=parse)
+    try:
+        app.run(start, argv=None if argv is None else list(argv), flags_parser=parse)
+    except Exception as error:
+        if "tensorflow" in sys.modules:
+            from tfloss.inspect.traceback_filtering import shorten
+
+            shorten(error)
+        raise
     raise AssertionError  # absl exits
 
 

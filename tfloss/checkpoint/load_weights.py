@@ -24,6 +24,7 @@ from tfloss.checkpoint.manifest import MANIFEST, load_manifest
 from tfloss.checkpoint.mismatch import Mismatch
 from tfloss.checkpoint.names import named_variables, random_states
 from tfloss.errors import CheckpointError
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 
 _PREFIX = "model/"
 _SEED = r".*/seed_generator(#\d+)?"  # the state of a layer that this model may not have
@@ -58,6 +59,7 @@ class LoadReport:
         return "; ".join(parts)
 
 
+@filtered_tracebacks
 def load_weights(
     model: keras.Model,
     path: str | Path,

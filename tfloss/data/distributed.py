@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfloss.data import batches
 from tfloss.data.source import Source
+from tfloss.data.unusable_data import check_input_function, unusable_data
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError
 
@@ -30,6 +31,7 @@ def as_dataset(data: Any, strategy: tf.distribute.Strategy, *, per_worker: bool 
     if isinstance(data, Source):
         return data.dataset()
     if callable(data) and not isinstance(data, tf.data.Dataset):
+        check_input_function(data)
         index, workers = worker_position(strategy) if per_worker else (0, 1)
         data = data(
             tf.distribute.InputContext(
@@ -39,11 +41,7 @@ def as_dataset(data: Any, strategy: tf.distribute.Strategy, *, per_worker: bool 
             )
         )
     if not isinstance(data, tf.data.Dataset):
-        raise DataError(
-            "data must be a tf.data.Dataset of batches, a tfloss.data.Source, or a function of an "
-            f"InputContext that returns a data set; got {type(data).__name__}. For arrays, use "
-            "tfloss.data.Source(arrays, batch_size=...)."
-        )
+        raise unusable_data(data)
     return data
 
 

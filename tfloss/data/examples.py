@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss.data import batches
+from tfloss.data.unusable_data import is_table, unusable_array, unusable_data
 from tfloss.errors import DataError
 
 # A slice of one example is not copied, which pays for its ops from this size on.
@@ -59,7 +60,8 @@ class ArrayExamples:
         self.reads_single = True
         self.decode: Callable[[Any], Any] | None = None
         with tf.device("CPU:0"):
-            self._nest = _map_leaves(nest, tf.convert_to_tensor)
+            tensors = [_tensor(path, one) for path, one in _named_arrays(nest)]
+            self._nest = _replace_leaves(nest, iter(tensors))
         leaves = batches.named_leaves(self._nest)
         sizes = {path or "the array": tuple(x.shape[:1]) for path, x in leaves}
         if not sizes:
@@ -199,6 +201,8 @@ def as_examples(examples: Any) -> Examples:
         return examples
     if isinstance(examples, Mapping | tuple | np.ndarray | tf.Tensor):
         return ArrayExamples(examples)
+    if is_table(examples):
+        raise unusable_data(examples)
     if hasattr(examples, "__len__") and hasattr(examples, "__getitem__"):
         return SequenceExamples(examples)
     cure = (
@@ -220,6 +224,20 @@ def _map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
         found = [_map_leaves(one, function) for one in value]
         return type(value)(*found) if hasattr(value, "_fields") else tuple(found)
     return function(value)
+
+
+def _named_arrays(nest: Any) -> list[tuple[str, Any]]:
+    """`(path, leaf)` of each leaf in dicts and tuples; a list is a leaf."""
+    # Hidden in functions, since `named_leaves` looks into lists.
+    hidden = _map_leaves(nest, lambda leaf: lambda: leaf)
+    return [(path, leaf()) for path, leaf in batches.named_leaves(hidden)]
+
+
+def _tensor(path: str, value: Any) -> tf.Tensor:
+    try:
+        return tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise unusable_array(path, value, error) from None
 
 
 def _replace_leaves(nest: Any, values: Iterator[Any]) -> Any:

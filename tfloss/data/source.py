@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfloss.data import batches, permutation
 from tfloss.data.examples import as_examples
 from tfloss.errors import DataError
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 
 _plain = tf.autograph.experimental.do_not_convert
 
@@ -65,6 +66,7 @@ class Source:
         examples, an argument is out of range, or a function takes other arguments.
     """
 
+    @filtered_tracebacks
     def __init__(
         self,
         examples: Any,
@@ -111,6 +113,7 @@ class Source:
         self.element_spec: Any = self.dataset().element_spec
 
     @classmethod
+    @filtered_tracebacks
     def from_tfds(
         cls,
         name_or_builder: Any,

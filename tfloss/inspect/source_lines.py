@@ -4,8 +4,8 @@
     error_line(error)  # of an exception: "model.py:12 (in call)"
     op_line(op)        # of an op in a traced graph: "model.py:12, in call"
 
-The user's code is all code outside of tfloss, Keras, TensorFlow, TensorBoard and Python's standard
-library. Host code, usable at trace time.
+The user's code is all code outside of tfloss, Keras, TensorFlow, TensorBoard, absl, NumPy,
+optree and Python's standard library. Host code, usable at trace time.
 """
 
 import contextlib
@@ -21,11 +21,24 @@ import tensorflow as tf
 
 from tfloss import _upstream
 
+_TFLOSS = Path(__file__).parents[1]
 _LIBRARIES = {
-    Path(__file__).parents[1],
+    _TFLOSS,
     *(Path(str(module.__file__)).parent for module in (tf, keras, contextlib)),
-    Path(str(keras.__file__)).parents[1] / "tensorboard",
+    *(
+        Path(str(keras.__file__)).parents[1] / name
+        for name in ("absl", "numpy", "optree", "tensorboard")
+    ),
 }
+
+
+def is_tfloss(path: str) -> bool:
+    """Returns whether a source file belongs to tfloss.
+
+    Args:
+      path: Path of the file, as in `traceback.FrameSummary.filename`.
+    """
+    return _TFLOSS in PurePath(path).parents
 
 
 @functools.cache

@@ -28,9 +28,10 @@ def uncompilable_ops(graph: Any) -> list[str]:
 
 
 def add_xla_advice(error: E, graphs: list[Any]) -> E:
-    """Adds a note to the error of a compiled step: which ops are at fault and what to do.
+    """Says in the error of a compiled step which ops are at fault and what to do. Host code.
 
-    Runs on the host.
+    If ops without a kernel are found, this replaces the message, which is a dump of the program.
+    Otherwise it adds a note.
 
     Args:
       error: Error raised while a step was compiled or run.
@@ -41,9 +42,10 @@ def add_xla_advice(error: E, graphs: list[Any]) -> E:
     """
     ops = list(dict.fromkeys(op for graph in graphs for op in uncompilable_ops(graph)))
     if ops:
-        error.add_note(
-            f"The step was compiled with XLA, which has no kernel for: {', '.join(ops)}. Move "
-            "these ops to the input pipeline, or train with jit=False."
+        _upstream.replace_message(
+            error,
+            f"XLA can't compile the training step: it has no kernel for {', '.join(ops)}. Move "
+            "these ops to the input pipeline, or train with jit=False.",
         )
     else:
         error.add_note(

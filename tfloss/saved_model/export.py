@@ -30,6 +30,7 @@ from tfloss.checkpoint import sync_replicas
 from tfloss.common.files import replace_directory
 from tfloss.distribute.strategy import is_chief
 from tfloss.errors import ExportError
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 from tfloss.saved_model.forbidden_ops import check_ops, uses_half_precision
 from tfloss.saved_model.signature import Inputs, Predict, Signature, parse, predict
 from tfloss.saved_model.verify import verify_signature
@@ -37,6 +38,7 @@ from tfloss.saved_model.verify import verify_signature
 _TOLERANCE, _HALF_PRECISION_TOLERANCE = 1e-4, 2e-2
 
 
+@filtered_tracebacks
 def export(
     model: keras.Model,
     path: str | os.PathLike[str],

@@ -23,7 +23,9 @@ from tfloss.forward.losses import (
     collect,
     returned_names,
 )
+from tfloss.inspect.traceback_filtering import unwrapped_keras_errors
 from tfloss.optimizers.groups import split_losses
+from tfloss.step.forward_errors import explained_errors
 from tfloss.step.normalisers import NormaliserSums
 from tfloss.step.output import ReplicaSpec
 from tfloss.step.overwritten_variables import largest_use, split_reached
@@ -141,7 +143,7 @@ class Backward:
             # TensorFlow never watches the variables of a layer that was built while it was
             # frozen, even after it is unfrozen.
             tape.watch(_tf_variables(everything))
-            with opened as context:
+            with opened as context, unwrapped_keras_errors(), explained_errors(batch):
                 returned = self.forward(batch)
             losses = collect(returned, context, everything)
             mine = split_losses(losses, self.variables)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.errors import ModelError, TflossError
 from tfloss.forward.context import plain_forward
+from tfloss.step.forward_errors import explained_errors
 
 
 def dry_run(
@@ -56,8 +57,10 @@ def dry_run(
         # Keras warns of a `call` that it can't trace symbolically. Here it is called right after.
         warnings.filterwarnings("ignore", "Layer '.*' looks like it has unbuilt state")
         warnings.filterwarnings("ignore", r"`build\(\)` was called on layer")
+        batch = tf.nest.pack_sequence_as(element_spec, inputs, expand_composites=True)
         try:
-            forward(tf.nest.pack_sequence_as(element_spec, inputs, expand_composites=True))
+            with explained_errors(batch):
+                forward(batch)
         except Exception as error:
             raise _upstream.find_cause(error, TflossError) from None
 

@@ -23,6 +23,7 @@ from tfloss.forward.losses import LossWeights, Weight
 from tfloss.optimizers.ema import Averages, Ema
 from tfloss.optimizers.groups import check_disjoint, make_groups
 from tfloss.optimizers.mixed_precision import LossScale, set_precision
+from tfloss.step.forward_errors import check_call
 from tfloss.step.minimize import Minimize, UntrainedWarnings
 from tfloss.step.output import OutputBuilder, StepOutput
 from tfloss.step.skipping import Skipping, counter
@@ -204,6 +205,8 @@ class TrainStep:
           element_spec: `tf.TypeSpec`s of one replica's batch. The training forward is
             traced on it once, in a graph that is thrown away: nothing is computed.
         """
+        if type(self).forward is TrainStep.forward:
+            check_call(self.model)
         self._variables.build(element_spec, self.forward)
         with self.strategy.scope():
             if self._precision is not None:

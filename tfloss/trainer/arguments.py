@@ -1,5 +1,7 @@
 """What `Trainer` makes of its arguments, and which ones it refuses. Host code."""
 
+import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -7,6 +9,7 @@ import numpy as np
 
 from tfloss.data.distributed import as_dataset
 from tfloss.data.feed import Feed
+from tfloss.hooks.base import Hook
 from tfloss.hooks.run_info import RunInfo
 from tfloss.step.step_options import StepOptions
 from tfloss.step.train_step import TrainStep
@@ -57,6 +60,45 @@ def made_step(
     return train_step
 
 
+_INSTEAD_OF_CALLBACKS = {
+    "BackupAndRestore": "tfloss resumes by itself from the newest checkpoint in `workdir`",
+    "CSVLogger": "tfloss.hooks.MetricsFile",
+    "EarlyStopping": "tfloss.hooks.EarlyStopping",
+    "LearningRateScheduler": "a keras.optimizers.schedules.LearningRateSchedule in the optimizer",
+    "ModelCheckpoint": "tfloss.hooks.SaveCheckpoint or tfloss.hooks.ExportBest",
+    "ProgbarLogger": "tfloss.hooks.Progress",
+    "SwapEMAWeights": "Trainer(ema=0.999)",
+    "TensorBoard": "tfloss.hooks.TensorBoard",
+    "TerminateOnNaN": "tfloss.hooks.NaNGuard",
+}
+
+
+def checked_hooks(hooks: Any) -> list[Hook]:
+    """The hooks as a list.
+
+    Raises:
+      TypeError: `hooks` is not a list of hooks. The message names what it is.
+    """
+    if isinstance(hooks, Hook) or not isinstance(hooks, Iterable):
+        what = type(hooks).__name__
+        raise TypeError(f"hooks must be a list of hooks, got {what}. Write hooks=[{what}(...)].")
+    found = list(hooks)
+    for index, hook in enumerate(found):
+        where = f"hooks[{index}]"
+        if isinstance(hook, type):
+            raise TypeError(f"{where} is the class {hook.__name__}. Write {hook.__name__}(...).")
+        if isinstance(hook, keras.callbacks.Callback):
+            name = type(hook).__name__
+            instead = _INSTEAD_OF_CALLBACKS.get(name, "a subclass of tfloss.hooks.Hook")
+            raise TypeError(f"{where} is a Keras callback, {name}. Use {instead} instead.")
+        if not isinstance(hook, Hook):
+            raise TypeError(
+                f"{where} is not a hook but {reprlib.repr(hook)}. Hooks are objects of the "
+                "classes in tfloss.hooks, or of your own subclasses of tfloss.hooks.Hook."
+            )
+    return found
+
+
 def optimizer_of(train_step: TrainStep) -> Any:
     """The optimizer of a step, or those of its groups by name."""
     optimizers = train_step.optimizers
@@ -79,4 +121,13 @@ def run_info(
 def check_positive(name: str, value: Any) -> None:
     """Raises ValueError unless a value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        whole = isinstance(value, float) and value >= 1 and value.is_integer()
+        advice = f" Write {name}={int(value)}." if whole else ""
+        raise ValueError(
+            f"{name} must be a whole number of at least 1, got {_short(value)}.{advice}"
+        )
+
+
+def _short(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return reprlib.repr(value) if shape is None else f"{type(value).__name__} of shape {shape}"

@@ -240,5 +240,5 @@ def warn_if_unrestored(directory: CheckpointDirectory | None) -> None:
         warnings.warn(
             f"Evaluating weights that this Trainer neither trained nor restored, although there "
             f"is {newest}. To evaluate those, call trainer.restore(data) first.",
-            stacklevel=3,
+            stacklevel=4,  # this function, Trainer.evaluate and its decorator
         )

@@ -97,6 +97,11 @@ class RunCheckpoint:
         self.loaded = False
         self._saved_call: _SavedCall | None = None
 
+    def wait(self) -> None:
+        """Waits for what is written in the background. Host code."""
+        if self.writer is not None:
+            self.writer.wait()
+
     def save(self, hooks: HookList, position: Position | None) -> Path:
         """Saves everything as one checkpoint. All workers must call it; the first one writes.
 

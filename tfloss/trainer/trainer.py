@@ -32,6 +32,7 @@ from tfloss.evaluation.metrics import BoundMetric, HostMetric
 from tfloss.hooks import Hook, NaNGuard
 from tfloss.hooks.run_info import RunInfo
 from tfloss.inspect.determinism import enable_op_determinism
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 from tfloss.step.random_states import process_variables
 from tfloss.step.step_options import StepOptions
 from tfloss.step.trace_options import Jit, Mode
@@ -40,6 +41,7 @@ from tfloss.summary import Summary
 from tfloss.trainer.arguments import (
     build_by_training_forward,
     check_positive,
+    checked_hooks,
     made_step,
     optimizer_of,
     run_info,
@@ -108,9 +110,10 @@ class Trainer:
     Raises:
       ModelError: Model or optimizer was created outside of the strategy's scope.
       OSError: The workdir can't be written to.
-      ValueError: An argument makes no sense. The message names it.
+      ValueError, TypeError: An argument makes no sense. The message names it.
     """
 
+    @filtered_tracebacks
     def __init__(
         self,
         model: keras.Model | None = None,
@@ -180,7 +183,7 @@ class Trainer:
             self._run, self.state, self.checkpoints, background=async_checkpoint
         )
         self.writer = self._checkpoint.writer
-        self._own_hooks = list(hooks)
+        self._own_hooks = checked_hooks(hooks)
         self._defaults = DefaultHooks(default_hooks, self.workdir is not None)
         self.hooks = list(self._own_hooks)
         self._hook_list = HookList(self.hooks, self._run, self)
@@ -213,6 +216,7 @@ class Trainer:
 
     # What a script calls
 
+    @filtered_tracebacks
     def train(
         self,
         data: Data,
@@ -249,9 +253,7 @@ class Trainer:
           KeyboardInterrupt: Ctrl-C came; with a workdir, a checkpoint was saved.
         """
         check_positive("steps", steps)
-        with contextlib.ExitStack() as stack:
-            if self.workdir is not None and self.agreement.chief:
-                stack.enter_context(locked(self.workdir))
+        with locked(self.workdir if self.agreement.chief else None):
             try:
                 return self._train(data, steps, hooks, steps_per_epoch)
             except Aborted:  # Python ends by SIGINT for its own exception only, not a subclass
@@ -262,7 +264,7 @@ class Trainer:
     ) -> TrainResult:
         """Trains, with the workdir locked."""
         run = self._run
-        self._use(self._defaults.after([*self._own_hooks, *hooks]))
+        self._use(self._defaults.after([*self._own_hooks, *checked_hooks(hooks)]))
         feed = self._next_feed(data)
         self.train_step.build(feed.reader.element_spec)
         if bundle := os.environ.get(replay.VARIABLE):
@@ -289,8 +291,7 @@ class Trainer:
             steps_per_call=self._steps_per_call,
             saves=self.checkpoints is not None,
         )
-        finish = self.writer.wait if self.writer is not None else lambda: None
-        with self._hook_list.running(finish):
+        with self._hook_list.running(self._checkpoint.wait):
             try:
                 losses = loop.run(steps)
             except BaseException as error:
@@ -304,6 +305,7 @@ class Trainer:
             self.logger.info(f"stopped at step {run.step}: {reason}")
         return TrainResult(run.step, losses, reason)
 
+    @filtered_tracebacks
     def restore(self, data: Data) -> int:
         """Restores the newest checkpoint of the workdir without training. Host code.
 
@@ -328,6 +330,7 @@ class Trainer:
             raise nothing
         return self._run.step
 
+    @filtered_tracebacks
     def evaluate(
         self,
         data: Data,
@@ -426,8 +429,6 @@ class Trainer:
             return self._checkpoint.save(self._hook_list, position)
 
         return self.agreement.run_on_all("save a checkpoint", save)
-
-    # How
 
     def _use(self, hooks: Sequence[Hook]) -> None:
         """Takes these hooks from now on."""

@@ -49,14 +49,14 @@ def writable(workdir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(workdir: str | Path) -> Iterator[None]:
+def locked(workdir: str | Path | None) -> Iterator[None]:
     """Locks a workdir for this process and this `with` block.
 
     Where the file system has no locks (some network file systems), it warns once per process and
     continues without a lock. On Windows it locks nothing.
 
     Args:
-      workdir: The directory, which must exist.
+      workdir: The directory, which must exist. None: nothing is locked.
 
     Yields:
       Nothing.
@@ -65,6 +65,9 @@ def locked(workdir: str | Path) -> Iterator[None]:
       WorkdirInUseError: Another trainer, in this process or another one, uses the workdir.
       OSError: `workdir/.lock` can't be written.
     """
+    if workdir is None:
+        yield
+        return
     path = Path(workdir) / ".lock"
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(handle)

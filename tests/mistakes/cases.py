@@ -1,0 +1,305 @@
+"""Typical mistakes of a new user: what was written, and what the answer must contain.
+
+Each script starts with `START`. The line at fault ends with `# here`.
+"""
+
+import dataclasses
+
+START = """
+import keras
+import numpy as np
+import tensorflow as tf
+import tfloss
+
+x = np.linspace(0, 1, 256, dtype="float32").reshape(64, 4)
+y = np.arange(64) % 3
+examples = tf.data.Dataset.from_tensor_slices({"x": x, "y": y})
+data = examples.batch(8).repeat()
+
+
+class Net(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, batch, training=False):
+        logits = self.dense(batch["x"])
+        if not training:
+            return logits
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return loss(batch["y"], logits)
+
+
+def make_trainer(model=None, **options):
+    optimizer = keras.optimizers.Adam(1e-3)
+    return tfloss.Trainer(model or Net(), optimizer, default_hooks=False, **options)
+
+
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """A script and the texts that its error must contain.
+
+    Attributes:
+      wrote: The end of the script.
+      says: Texts: what is at fault and what to do.
+    """
+
+    wrote: str
+    says: tuple[str, ...]
+
+
+def _forward(body: str) -> str:
+    """A script whose training forward has this body."""
+    lines = "".join(f"        {line}\n" for line in body.strip().splitlines())
+    call = f"class Model(Net):\n    def call(self, batch, training=False):\n{lines}"
+    return f"{call}\n\nmake_trainer(Model()).train(data, 3)\n"
+
+
+_TO_STRINGS = _forward(
+    """
+words = tf.strings.as_string(batch["x"])  # here
+return tf.reduce_mean(self.dense(tf.strings.to_number(words)))
+"""
+)
+
+MISTAKES = {
+    "an op that XLA lacks, step by step": Mistake(
+        _TO_STRINGS.replace("Model())", "Model(), jit=True)"),
+        ("AsString (train.py:", "in call)", "input pipeline", "jit=False"),
+    ),
+    "an op that XLA lacks, in a loop": Mistake(
+        _TO_STRINGS.replace("Model())", 'Model(), jit="loop")'),
+        ("AsString (train.py:", "in call)", "input pipeline", "jit=False"),
+    ),
+    "numpy_function without a shape": Mistake(
+        """
+def noisy(batch):
+    x = tf.numpy_function(lambda x: x + 1, [batch["x"]], tf.float32)
+    return {"x": x, "y": batch["y"]}
+
+
+make_trainer().train(data.map(noisy), 3)  # here
+""",
+        ("batch['x'] has no static rank", "numpy_function", "set_shape"),
+    ),
+    "a table with several types in a Source": Mistake(
+        """
+class DataFrame:  # what pandas gives
+    columns = ["age", "city"]
+    dtypes = {"age": "float64", "city": "object"}
+
+    def to_numpy(self):
+        return np.array([[1.0, "a"], [2.0, "b"]], dtype=object)
+
+    __array__ = lambda self, *_, **__: self.to_numpy()
+
+
+tfloss.data.Source((DataFrame(), y), batch_size=8)  # here
+""",
+        ("examples[0]", "'city' is object", "df['age'].to_numpy()"),
+    ),
+    "arrays as data": Mistake(
+        "make_trainer().train((x, y), 3)  # here", ("got tuple", "tfloss.data.Source(arrays")
+    ),
+    "arrays as data and steps": Mistake(
+        "make_trainer().train(x, y)  # here", ("steps must be a whole number", "shape (64,)")
+    ),
+    "steps as a float": Mistake("make_trainer().train(data, 1e3)  # here", ("steps=1000",)),
+    "a running generator": Mistake(
+        """
+def batches():
+    while True:
+        yield {"x": x[:8], "y": y[:8]}
+
+
+make_trainer().train(batches(), 3)  # here
+""",
+        ("got generator", "from_generator(", "no run could resume"),
+    ),
+    "a generator function": Mistake(
+        """
+def batches():
+    while True:
+        yield {"x": x[:8], "y": y[:8]}
+
+
+make_trainer().train(batches, 3)  # here
+""",
+        ("batches is a generator function", "from_generator("),
+    ),
+    "a function without a context": Mistake(
+        """
+def input_fn():
+    return data
+
+
+make_trainer().train(input_fn, 3)  # here
+""",
+        ("input_fn", "def input_fn(context)"),
+    ),
+    "a PyDataset": Mistake(
+        """
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"x": x[:8], "y": y[:8]}
+
+
+make_trainer().train(Batches(), 3)  # here
+""",
+        ("Batches is a keras.utils.PyDataset", "tfloss.data.Source", "one example"),
+    ),
+    "data that are not batched": Mistake(
+        "make_trainer().train(examples.repeat(), 3)  # here",
+        ("batch['y'] is a scalar", ".batch(batch_size)"),
+    ),
+    "data that end too early": Mistake(
+        "make_trainer().train(examples.batch(8), 30)  # here",
+        ("ended after 8 batches", "at step 8 of 30", ".repeat()"),
+    ),
+    "a Keras callback as a hook": Mistake(
+        """
+hooks = [tfloss.hooks.NaNGuard(), keras.callbacks.EarlyStopping()]
+tfloss.Trainer(Net(), keras.optimizers.Adam(), hooks=hooks)  # here
+""",
+        ("hooks[1]", "Keras callback", "tfloss.hooks.EarlyStopping"),
+    ),
+    "one hook without a list": Mistake(
+        """
+guard = tfloss.hooks.NaNGuard()
+tfloss.Trainer(Net(), keras.optimizers.Adam(), hooks=guard)  # here
+""",
+        ("hooks must be a list", "hooks=[NaNGuard(...)]"),
+    ),
+    "a hook's class": Mistake(
+        "make_trainer().train(data, 3, hooks=[tfloss.hooks.NaNGuard])  # here",
+        ("hooks[0] is the class NaNGuard", "NaNGuard(...)"),
+    ),
+    "a model of two inputs": Mistake(
+        """
+class Model(Net):
+    def call(self, x, y, training=False):
+        return tf.reduce_mean(self.dense(x) - y)
+
+
+make_trainer(Model()).train(data, 3)  # here
+""",
+        ("Model.call(x, y)", "train.py:", "call(self, batch, training=False)", "x, y = batch"),
+    ),
+    "an input of another shape": Mistake(
+        _forward('return tf.reduce_sum(tf.matmul(batch["x"], tf.ones([5, 2])))  # here'),
+        ("4 and 5", "batch['x']: float32 (None, 4)"),
+    ),
+    "a layer with inputs of another shape": Mistake(
+        """
+class Model(Net):
+    def call(self, batch, training=False):
+        return tf.reduce_mean(self.dense(batch["x"][:, :2]))  # here
+
+
+model = Model()
+model.dense.build([None, 4])
+make_trainer(model).train(data, 3)
+""",
+        ("dense", "to have value 4", "shape (None, 2)", "batch['x']: float32 (None, 4)"),
+    ),
+    "labels that the batch lacks": Mistake(
+        _forward('return tf.reduce_mean(self.dense(batch["x"])[batch["label"]])  # here'),
+        ("KeyError: 'label'", "The batch has no 'label'", "'x', 'y'"),
+    ),
+    "a tuple where the model reads names": Mistake(
+        """
+class Model(Net):
+    def call(self, batch, training=False):
+        return tf.reduce_mean(self.dense(batch["x"]))  # here
+
+
+make_trainer(Model()).train(data.map(lambda batch: (batch["x"], batch["y"])), 3)
+""",
+        ("The batch is a tuple", '.map(lambda x, y: {"x": x, "y": y})'),
+    ),
+    "a mapping where the model unpacks a tuple": Mistake(
+        _forward("x, y, weight = batch  # here\nreturn tf.reduce_mean(self.dense(x))"),
+        ("The batch is a mapping", "by name"),
+    ),
+    "a value as a NumPy array": Mistake(
+        _forward('return tf.reduce_mean(self.dense(batch["x"]).numpy())  # here'),
+        ("traced into a graph", "tfloss.summary"),
+    ),
+    "a NumPy function of a tensor": Mistake(
+        _forward('return np.mean(self.dense(batch["x"]))  # here'),
+        ("traced into a graph", "keras.ops instead of NumPy"),
+    ),
+    "a value printed": Mistake(
+        _forward(
+            """
+loss = tf.reduce_mean(self.dense(batch["x"]))
+print(f"loss {loss:.3f}")  # here
+return loss
+"""
+        ),
+        ("traced into a graph", "tf.print"),
+    ),
+    "a Python decision on a tensor": Mistake(
+        _forward(
+            """
+loss = tf.reduce_mean(self.dense(batch["x"]))
+if loss > 3:  # here
+    loss = 3.0
+return loss
+"""
+        ),
+        ("traced into a graph", "tf.cond"),
+    ),
+    "a loss as a Python number": Mistake(
+        _forward('return float(tf.reduce_mean(self.dense(batch["x"])))  # here'),
+        ("traced into a graph",),
+    ),
+    "predictions in training": Mistake(
+        """
+model = keras.Sequential([keras.Input([4]), keras.layers.Dense(3)])
+make_trainer(model).train(data.map(lambda batch: batch["x"]), 3)  # here
+""",
+        ("Loss 'loss' is not a scalar", "(None, 3)", "predictions"),
+    ),
+    "no loss at all": Mistake(
+        _forward('self.dense(batch["x"])').replace("data, 3)", "data, 3)  # here"),
+        ("reported no loss", "add_loss"),
+    ),
+    "a loss weight with a typing error": Mistake(
+        'make_trainer(loss_weights={"lss": 2.0}).train(data, 3)  # here',
+        ("loss_weights['lss']", "Did you mean 'loss'?"),
+    ),
+    "an optimizer by name": Mistake(
+        'tfloss.Trainer(Net(), "adam")  # here', ("'adam'", "keras.optimizers.Adam(1e-3)")
+    ),
+    "an index that is too large": Mistake(
+        _forward(
+            """
+label = tf.gather(batch["y"], 100)  # here
+return tf.reduce_mean(self.dense(batch["x"])) * tf.cast(label, tf.float32)
+"""
+        ).replace("Model())", "Model(), jit=False)"),
+        ("100 is not in [0, 8)", "train.py:", "(in call)"),
+    ),
+    "an example that can't be read": Mistake(
+        """
+class Examples:
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return {"x": x[index], "y": y[index] if index != 13 else y[1000]}  # here
+
+
+source = tfloss.data.Source(Examples(), batch_size=8)
+make_trainer(jit=False).train(source, 30)
+""",
+        ("IndexError: index 1000 is out of bounds", "train.py:", "(in __getitem__)"),
+    ),
+}

@@ -1,0 +1,114 @@
+"""Says why something can't be used as a data set, and what to give instead. Host code."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfloss.errors import DataError
+
+_FROM_GENERATOR = (
+    "tf.data.Dataset.from_generator(function, output_signature=...), where the function returns a "
+    "new generator at each call"
+)
+
+
+def unusable_data(data: Any) -> DataError:
+    """Returns the error for something that is no data set.
+
+    Args:
+      data: What was given instead of a `tf.data.Dataset`, a `Source` or a function.
+    """
+    what = type(data).__name__
+    if isinstance(data, keras.utils.PyDataset):
+        cure = (
+            f"{what} is a keras.utils.PyDataset. Give a tfloss.data.Source an object whose "
+            "__getitem__ returns one example, and it makes the batches."
+        )
+    elif is_table(data):
+        cure = f"For a {what}, use {_table(data)}."
+    elif isinstance(data, np.ndarray | tuple | list | Mapping) or hasattr(data, "__array__"):
+        cure = "For arrays, use tfloss.data.Source(arrays, batch_size=...)."
+    elif hasattr(data, "dataset") and hasattr(data, "batch_size"):
+        cure = (
+            "It looks like a loader of batches. Use tfloss.data.Source(loader.dataset, "
+            "batch_size=...), which resumes at any batch."
+        )
+    elif isinstance(data, Iterator):
+        cure = (
+            "An iterator or running generator can be read only once, so that no run could resume. "
+            f"Use {_FROM_GENERATOR}."
+        )
+    else:
+        cure = "For arrays, use tfloss.data.Source(arrays, batch_size=...)."
+    return DataError(
+        "data must be a tf.data.Dataset of batches, a tfloss.data.Source, or a function of an "
+        f"InputContext that returns a data set; got {what}. {cure}"
+    )
+
+
+def check_input_function(function: Callable[..., Any]) -> None:
+    """Checks that a function can be called with a `tf.distribute.InputContext`.
+
+    Args:
+      function: What was given as data.
+
+    Raises:
+      DataError: It is a generator function, or takes no argument. The message names it.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    if inspect.isgeneratorfunction(function):
+        raise DataError(f"{name} is a generator function. Use {_FROM_GENERATOR}.")
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        raise DataError(
+            f"A data function is called with a tf.distribute.InputContext, but {name} doesn't take "
+            f"one argument. Write `def {name}(context): ...`, or pass the data set that it returns."
+        ) from None
+    except ValueError:  # a built-in function without a signature
+        return
+
+
+def is_table(data: Any) -> bool:
+    """Returns whether an object is a data frame, as of pandas or polars.
+
+    Args:
+      data: Any object.
+    """
+    return hasattr(data, "columns") and hasattr(data, "to_numpy")
+
+
+def unusable_array(path: str, data: Any, error: Exception) -> DataError:
+    """Returns the error for something in a `Source` that can't be converted to a tensor.
+
+    Args:
+      path: Where it is in the nest, such as `['x'][0]`.
+      data: The object.
+      error: Why it can't be converted.
+    """
+    where = f"examples{path}"
+    if is_table(data):
+        mixed = ", ".join(f"{name!r} is {dtype}" for name, dtype in _dtypes(data).items())
+        reason = f"its columns have several types: {mixed}. Give each column: {_table(data)}"
+    elif data is None:
+        reason = "leave it out"
+    else:
+        text = str(error).rstrip(".")
+        reason = f"{text}. An array needs one numeric type, or strings without missing values"
+    return DataError(f"{where}, of type {type(data).__name__}, is not an array: {reason}.")
+
+
+def _table(data: Any) -> str:
+    names = list(data.columns)
+    shown = ", ".join(f"{str(name)!r}: df[{name!r}].to_numpy()" for name in names[:2])
+    more = ", ..." if len(names) > 2 else ""
+    return f"tfloss.data.Source({{{shown}{more}}}, batch_size=...)"
+
+
+def _dtypes(data: Any) -> dict[str, Any]:
+    kinds = data.dtypes
+    pairs = kinds.items() if hasattr(kinds, "items") else zip(data.columns, kinds, strict=True)
+    return {str(name): kind for name, kind in pairs}

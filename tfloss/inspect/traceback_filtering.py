@@ -1,0 +1,171 @@
+"""Shortens the errors that leave tfloss to the frames of the user's code. Host code.
+
+    @filtered_tracebacks
+    def train(...):  # calls the user's model, data functions and hooks
+
+A model is called through dozens of frames of tfloss, Keras and TensorFlow. Only the user's own
+frames tell what to change. `keras.config.disable_traceback_filtering()` shows all frames.
+"""
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+import keras
+import tensorflow as tf
+
+from tfloss import _upstream
+from tfloss.errors import TflossError
+from tfloss.inspect.source_lines import is_library, is_tfloss
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def filtered_tracebacks(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates an entry point of tfloss: errors that leave it are shortened, see `shorten`.
+
+    While it runs, Keras raises the errors of a model as they are. Otherwise Keras replaces each of
+    them by a copy with a longer message, or by a `RuntimeError` if it can't copy it. Calls inside
+    of another entry point change nothing, so that an error is whole wherever tfloss handles it.
+
+    Args:
+      function: Host code that calls the user's model, data functions or hooks.
+    """
+
+    @functools.wraps(function)
+    def entry_point(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not keras.config.is_traceback_filtering_enabled():
+            return function(*args, **kwargs)
+        # In this order: when the error is shortened, Keras's own filtering is on again.
+        with _Shortening(), unwrapped_keras_errors():
+            return function(*args, **kwargs)
+
+    return entry_point
+
+
+@contextlib.contextmanager
+def unwrapped_keras_errors() -> Iterator[None]:
+    """Inside the `with`, Keras raises errors in this thread as they are."""
+    enabled = keras.config.is_traceback_filtering_enabled()
+    keras.config.disable_traceback_filtering()
+    try:
+        yield
+    finally:
+        if enabled:
+            keras.config.enable_traceback_filtering()
+
+
+class _Shortening:
+    """A context manager that shortens the error that leaves it.
+
+    A generator with `contextlib.contextmanager` would add its own frame to the traceback.
+    """
+
+    def __enter__(self) -> None:
+        """Does nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Shortens the error and lets it pass."""
+        if isinstance(error, Exception):
+            shorten(error)
+
+
+def shorten(error: BaseException) -> None:
+    """Removes the frames of libraries from an error and from those that led to it. Host code.
+
+    This does nothing after `keras.config.disable_traceback_filtering()`.
+
+    Args:
+      error: The error. Its traceback and its message are changed in place.
+    """
+    if not keras.config.is_traceback_filtering_enabled():
+        return
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        if _explained(following):
+            following.__traceback__ = _own_frames(following.__traceback__)
+        if isinstance(following, tf.errors.OpError):
+            _upstream.replace_message(following, short_message(str(following)))
+        following = following.__cause__ or (
+            None if following.__suppress_context__ else following.__context__
+        )
+
+
+def _explained(error: BaseException) -> bool:
+    """Whether the frames of libraries tell nothing that the message and the others don't tell."""
+    if isinstance(error, TflossError | tf.errors.OpError) or getattr(error, "__notes__", None):
+        return True
+    files = [one.tb_frame.f_code.co_filename for one in _chain(error.__traceback__)]
+    entered = next((i for i, file in enumerate(files) if is_library(file)), len(files))
+    if any(not is_library(file) for file in files[entered:]):
+        return True  # a library called the user's code, which is at fault
+    return isinstance(error, ValueError | TypeError) and bool(files) and is_tfloss(files[-1])
+
+
+def _chain(traceback: TracebackType | None) -> list[TracebackType]:
+    found = []
+    while traceback is not None:
+        found.append(traceback)
+        traceback = traceback.tb_next
+    return found
+
+
+def _own_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """The same traceback with the frames of the user's code only."""
+    found: TracebackType | None = None
+    for one in reversed(_chain(traceback)):
+        if not is_library(one.tb_frame.f_code.co_filename):
+            found = TracebackType(found, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return found
+
+
+_FRAME = re.compile(r'\s*File "(?P<path>.*)", line (?P<line>\d+), in (?P<name>\S+)\s*$')
+# Lines that tell nothing to somebody who doesn't debug TensorFlow itself.
+_NOISE = re.compile(
+    r"\s*(Graph execution error:|Detected at node .* defined at|<stack traces unavailable>"
+    r"|Traceback \(most recent call last\):|\[\[.*\]\]|Stack trace for op definition:)"
+)
+_OP = re.compile(r"\s*(\[\[\{\{node .*?\}\}\]\])?\s*\[Op:\w*\]\s*$")
+
+
+def short_message(message: str) -> str:
+    """Removes graphs' stack traces, names of nodes and frames of libraries from a message.
+
+    Args:
+      message: The message of a `tf.errors.OpError`.
+
+    Returns:
+      What the op said, and the line of the user's code that made it.
+    """
+    said: list[str] = []
+    lines: list[str] = []  # the innermost line of each stack trace
+    innermost: str | None = None
+    skipping = inside = False
+    for line in message.splitlines():
+        found = _FRAME.match(line)
+        if found:
+            skipping = True  # the line of code that follows
+            if is_library(found["path"]):
+                inside = True  # before this, the script only calls tfloss
+            elif inside:
+                innermost = f"{found['path']}:{found['line']} (in {found['name']})"
+        elif not line.strip():
+            skipping = False
+        elif _NOISE.match(line):
+            if innermost is not None:
+                lines.append(innermost)
+            innermost, inside = None, False
+        elif not skipping:
+            said.append(_OP.sub("", line))
+    said = list(dict.fromkeys(line for line in said if line.strip()))
+    if innermost is not None:
+        lines.append(innermost)
+    if lines:
+        said.append("In: " + ", ".join(dict.fromkeys(lines)))
+    return "\n".join(said) or message
