@@ -86,8 +86,7 @@ class Evaluator:
         }
         self._host = {k: m for k, m in metrics.items() if not isinstance(m, BoundMetric)}
         function = functools.partial(tf.function, autograph=False, reduce_retracing=True)
-        self._predict = function(self._inference_forward)
-        self._training_losses = function(self._training_forward)
+        self._run_forwards = function(self._forwards)
         self._update = function(self._update_keras_metrics)
         self._needs_predictions: bool | None = None  # known from the first batch on
         self._loss_names: list[str] = []
@@ -126,11 +125,11 @@ class Evaluator:
         for batch in dataset.with_options(options):
             parts = split(batch, self._parts)
             sizes = [int(count(part)) for part in parts]
-            predictions = self._update_metrics(batch, parts, step)
+            predictions, losses = self._evaluate_batch(batch, parts, step)
             if self._keras:
                 compared.add(sum(sizes), (batch, predictions))
-            for size, values in zip(sizes, self._losses_of(parts, step), strict=True):
-                for name, value in zip(self._loss_names, values, strict=True):
+            for size, values in zip(sizes, losses, strict=self.losses):
+                for name, value in zip(self._loss_names, values.numpy().tolist(), strict=True):
                     sums[name] += size * value
             examples += sum(sizes)
         if not examples:
@@ -155,15 +154,19 @@ class Evaluator:
             results |= flat_results(name, source.result())
         return results
 
-    def _update_metrics(self, batch: Any, parts: list[Any], step: int) -> Any:
-        """Adds a batch to all metrics, and returns its predictions: None if none are needed."""
+    def _evaluate_batch(self, batch: Any, parts: list[Any], step: int) -> tuple[Any, list[Any]]:
+        """Adds a batch to all metrics.
+
+        Returns:
+          The predictions, None if no metric needs them; the losses of each part, [] without losses.
+        """
         if self._needs_predictions is None:
             self._needs_predictions = any(map(takes_predictions, self._host.values())) or any(
                 update.needs_predictions(batch) for update in self._keras.values()
             )
-        predictions, masks = None, []
-        if self._needs_predictions:
-            predictions, masks = self._predict_parts(parts, step)
+        predictions, masks, losses = None, list[Any](), list[Any]()
+        if self._needs_predictions or self.losses:
+            predictions, masks, losses = self._forwards_explained(parts, step)
         if self._keras:
             predictions = _with_masks(predictions, masks)
             for update in self._keras.values():
@@ -173,7 +176,7 @@ class Evaluator:
             except MetricError as error:
                 raise error from error.__context__  # TensorFlow has dropped the cause
         self._update_host_metrics(batch, predictions)
-        return predictions
+        return predictions, losses
 
     def _update_keras_metrics(self, batch: Any, predictions: Any, masks: list[Any]) -> None:
         """Adds a batch to the Keras metrics. Traced, cross-replica."""
@@ -191,14 +194,12 @@ class Evaluator:
             except Exception as error:
                 raise metric_error(name, error, batch, predictions) from error
 
-    def _predict_parts(self, parts: list[Any], step: int) -> tuple[Any, list[Any]]:
-        """Runs the inference forward, and explains its errors.
-
-        Returns:
-          The predictions of the batch, and the mask of each tensor among them, or None.
-        """
+    def _forwards_explained(
+        self, parts: list[Any], step: int
+    ) -> tuple[Any, list[Any], list[tf.Tensor]]:
+        """Runs the traced forwards, and explains their errors."""
         try:
-            return self._predict(parts, tf.constant(step, tf.int64))
+            return self._run_forwards(parts, tf.constant(step, tf.int64))
         except tf.errors.InvalidArgumentError as error:
             if not _upstream.caused_by_unequal_shapes_in_concat(error):
                 raise
@@ -208,60 +209,64 @@ class Evaluator:
                 f"examples in the batch. TensorFlow's message: {str(error).splitlines()[-1]}"
             ) from None
 
-    def _inference_forward(self, parts: list[Any], step: tf.Tensor) -> tuple[Any, list[Any]]:
-        """Returns the predictions of all parts, and their masks. Traced, cross-replica."""
+    def _forwards(
+        self, parts: list[Any], step: tf.Tensor
+    ) -> tuple[Any, list[Any], list[tf.Tensor]]:
+        """Runs the forwards that are needed. Traced, cross-replica.
 
-        def replica(index: int) -> tuple[Any, list[Any]]:
-            with _upstream.inputs_untouched(self.model):
-                with forward_context(step, recording=False) as context, context.silent():
-                    predictions = self.model(parts[index], training=False)
-            _check_predictions(predictions)
-            return predictions, [_upstream.mask_of(x) for x in tf.nest.flatten(predictions)]
-
-        if len(parts) == 1:
-            return replica(0)
-        nest = self._run_replicas(replica)
-        local = self.strategy.experimental_local_results
-        flat = [local(x) for x in tf.nest.flatten(nest)]
-        joined = [None if each[0] is None else tf.concat(list(each), 0) for each in flat]
-        return tf.nest.pack_sequence_as(nest, joined)
-
-    def _losses_of(self, parts: list[Any], step: int) -> list[list[float]]:
-        """Returns the validation losses of each part, in the order of their names."""
-        if not self.losses:
-            return [[] for _ in parts]
-        values = self._training_losses(parts, tf.constant(step, tf.int64))
-        return [one.numpy().tolist() for one in values]
-
-    def _training_forward(self, parts: list[Any], step: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the losses of each part, without changing state. Traced, cross-replica."""
+        Returns:
+          The predictions of all parts, or None; the mask of each tensor among them, or None; the
+          losses of each part, or [].
+        """
         sizes = [count(part) for part in parts]
         total = sum(sizes[1:], sizes[0])
 
-        def replica(index: int) -> tf.Tensor:
-            weight = 1.0 if len(parts) == 1 else tf.cast(sizes[index] / total, tf.float32)
-            with (
-                _upstream.inputs_untouched(self.model),
-                keras.StatelessScope(),
-                forward_context(step, False, weight) as context,
-            ):
-                returned = self.model(parts[index], training=True)
-                losses = collect(returned, context, self.model.trainable_variables)
-            weighted = list(self.weights.apply(losses, step).values())
-            named = {**losses, "total": sum(weighted[1:], weighted[0])}
-            self._loss_names = list(named)
-            return tf.stack(list(named.values()))
+        def replica(index: int) -> tuple[tuple[Any, list[Any]], tf.Tensor]:
+            example_weight = 1.0 if len(parts) == 1 else sizes[index] / total
+            with _upstream.inputs_untouched(self.model):
+                predicted = self._predictions(parts[index], step)
+                return predicted, self._training_losses(parts[index], step, example_weight)
 
         if len(parts) == 1:
-            return [replica(0)]
-        return list(self.strategy.experimental_local_results(self._run_replicas(replica)))
+            (predictions, masks), one = replica(0)
+            losses = [one]
+        else:
+            (predictions, masks), losses = self._run_replicas(replica)
+        return predictions, masks, losses if self.losses else []
 
-    def _run_replicas(self, replica: Callable[[int], Any]) -> Any:
+    def _run_replicas(self, replica: Callable[[int], Any]) -> tuple[Any, list[tf.Tensor]]:
         def run_part() -> Any:
             context = tf.distribute.get_replica_context()
             return replica(int(tf.get_static_value(context.replica_id_in_sync_group)))
 
-        return self.strategy.run(run_part)
+        predicted, losses = self.strategy.run(run_part)
+        local = self.strategy.experimental_local_results
+        flat = [local(x) for x in tf.nest.flatten(predicted)]
+        joined = [None if each[0] is None else tf.concat(list(each), 0) for each in flat]
+        return tf.nest.pack_sequence_as(predicted, joined), list(local(losses))
+
+    def _predictions(self, part: Any, step: tf.Tensor) -> tuple[Any, list[Any]]:
+        """Returns the predictions if they are needed, and their masks. Replica code."""
+        if not self._needs_predictions:
+            return None, []
+        with forward_context(step, recording=False) as context, context.silent():
+            predictions = self.model(part, training=False)
+        _check_predictions(predictions)
+        return predictions, [_upstream.mask_of(x) for x in tf.nest.flatten(predictions)]
+
+    def _training_losses(self, part: Any, step: tf.Tensor, example_weight: Any) -> tf.Tensor:
+        """Returns the losses of the training forward, without changing state. Replica code."""
+        if not self.losses:
+            return tf.zeros([0])
+        if not isinstance(example_weight, float):
+            example_weight = tf.cast(example_weight, tf.float32)
+        with keras.StatelessScope(), forward_context(step, False, example_weight) as context:
+            returned = self.model(part, training=True)
+            losses = collect(returned, context, self.model.trainable_variables)
+        weighted = list(self.weights.apply(losses, step).values())
+        named = {**losses, "total": sum(weighted[1:], weighted[0])}
+        self._loss_names = list(named)
+        return tf.stack(list(named.values()))
 
 
 class _FirstAndOther:
