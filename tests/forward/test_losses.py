@@ -282,6 +282,10 @@ def test_a_loss_may_be_named_like_a_part_of_a_reserved_name(count, replicas):
         (lambda m, b, y: {}, "reported no loss"),
         (lambda m, b, y: {"a": y}, r"Loss 'a' is not a scalar: shape \(4,\)"),
         (lambda m, b, y: y, r"Loss 'loss' is not a scalar: shape \(4,\).*predictions"),
+        (
+            lambda m, b, y: m.add_loss(y),
+            r"Loss 'line' is not a scalar.*tf.reduce_mean\(x\), .*tfloss.global_sum\(x\)",
+        ),
         (lambda m, b, y: {"n": tf.size(y)}, "Loss 'n' has dtype int32"),
         (lambda m, b, y: (y, y), "a tuple of 2.*Predictions belong to the inference"),
         (lambda m, b, y: {"a": {"b": "text"}}, "a str under 'a/b'"),

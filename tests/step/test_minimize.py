@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfloss
 from tests.toys import Line, make_step, rows, run
 from tfloss.engine.engine import Engine
 from tfloss.errors import NonFiniteLossError
 from tfloss.optimizers.groups import Group
-from tfloss.step.minimize import UntrainedWarnings
+from tfloss.step.minimize import TraceWarnings
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -99,10 +100,10 @@ def test_a_group_that_is_not_due_has_losses_and_no_gradient():
 
 def test_each_untrained_variable_is_named_once():
     def trace(unreached=(), untracked=()):
-        return types.SimpleNamespace(unreached=unreached, untracked=untracked)
+        return types.SimpleNamespace(sums=[], unreached=unreached, untracked=untracked)
 
     a, b = keras.Variable([1.0], name="a"), keras.Variable([1.0], name="b")
-    raw, untrained = tf.Variable(1.0, name="raw"), UntrainedWarnings()
+    raw, untrained = tf.Variable(1.0, name="raw"), TraceWarnings()
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         untrained.warn(trace())
@@ -199,3 +200,29 @@ def test_a_late_bad_loss_finds_every_variable_as_it_was(name, count):
         engine.run(iterator, 1)
     for variable, value in zip(step.state(), before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.name)
+
+
+@pytest.mark.parametrize(
+    ("count", "accumulate", "said"), [(1, 1, False), (2, 1, True), (1, 2, True)]
+)
+def test_a_sum_over_the_examples_of_a_replica_is_said_once(count, accumulate, said, replicas):
+    def report(model, batch, y):
+        return {"sum": tf.reduce_sum(y), "right": tfloss.global_sum(y)}
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        train_step, losses, _ = run(
+            lambda: Line(report),
+            rows([1.0, 2.0, 3.0, 4.0], 4 // accumulate),
+            steps=2,
+            strategy=replicas(count),
+            accumulate=accumulate,
+            recording=True,
+            optimizer=lambda: keras.optimizers.SGD(0.0),
+        )
+    texts = [str(one.message) for one in found if "over the examples" in str(one.message)]
+    assert len(texts) == said
+    assert not said or "Loss 'sum'" in texts[0] and f"({__file__}:" in texts[0]
+    # 1 + 2 + 3 + 4, and the mean of the sums of two parts.
+    assert losses["losses/right"] == 10.0
+    assert losses["losses/sum"] == (5.0 if said else 10.0)

@@ -52,6 +52,7 @@ class ForwardContext:
       layer_losses: What `layer.losses` returns.
       holders: `{id of a variable or AddedLoss: names of the losses that contain its value}`, of
         what the forward pass read from `layer.losses`, after the losses were collected.
+      global_sums: Names of the tensors that `tfloss.global_sum` returned.
       summaries: The summaries recorded so far. The key is the name, with a suffix for each tensor
         of a drawing.
       prefixes: Prefixes of the open `tfloss.summary.scope`s.
@@ -84,6 +85,7 @@ class ForwardContext:
         self.losses: list[AddedLoss] = []
         self.layer_losses = LayerLosses(self.losses)
         self.holders: dict[int, list[str]] = {}
+        self.global_sums: set[str] = set()
         self.summaries: dict[str, RecordedSummary] = {}
         self.prefixes: list[str] = []
         self.pending_name: str | None = None

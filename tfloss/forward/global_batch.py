@@ -64,7 +64,11 @@ def global_sum(values: Any, weights: Any = None) -> tf.Tensor:
       LossError: The values are not floating-point.
     """
     total, example_weight = _local_sums(values, weights)[0], _example_weight()
-    return total if _is_one(example_weight) else tf.math.divide_no_nan(total, example_weight)
+    if not _is_one(example_weight):
+        total = tf.math.divide_no_nan(total, example_weight)
+    if (context := current_context()) is not None and not tf.executing_eagerly():
+        context.global_sums.add(total.name)
+    return total
 
 
 def divides_batch() -> bool:

@@ -162,9 +162,10 @@ def _checked(name: str, value: Any) -> tf.Tensor:
     rank: Any = tensor.shape.rank
     if rank not in (0, None):
         raise LossError(
-            f"Loss {name!r} is not a scalar: shape {tensor.shape}. Reduce it, for example with "
-            "tf.reduce_mean over the examples. If these are predictions, return them only when "
-            "`training` is False."
+            f"Loss {name!r} is not a scalar: shape {tensor.shape}. Keras's fit minimises the sum "
+            "of such values. Report tf.reduce_mean(x), the mean over examples, or "
+            "tfloss.global_sum(x), their sum over the global batch. If these are predictions, "
+            "return them only when `training` is False."
         )
     if not tensor.dtype.is_floating:
         raise LossError(

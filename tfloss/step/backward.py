@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.data import batches
+from tfloss.forward.batch_sums import BatchSum, batch_sums
 from tfloss.forward.context import ForwardContext, forward_context
 from tfloss.forward.global_batch import GivenNormalisers
 from tfloss.forward.losses import (
@@ -59,12 +60,14 @@ class BackwardTrace:
       spec: Description of the tensors.
       unreached: Trained variables that no loss reaches.
       untracked: Trainable variables of the forward pass that the model doesn't know.
+      sums: Losses that are a sum over the examples of one replica.
       graph: The graph that XLA compiles, or None.
     """
 
     spec: ReplicaSpec
     unreached: Sequence[Any]
     untracked: Sequence[tf.Variable]
+    sums: Sequence[BatchSum]
     graph: tf.Graph | None
 
 
@@ -181,6 +184,9 @@ class Backward:
                 if g is None
             ],
             untracked=[v for v in tape.watched_variables() if id(v) not in known],
+            sums=batch_sums(
+                losses, batch, batches.count(batch), context.example_weight, context.global_sums
+            ),
             graph=tf.compat.v1.get_default_graph() if self.jit else None,
         )
         gradients = Gradients(

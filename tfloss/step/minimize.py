@@ -228,14 +228,17 @@ class Minimize:
         output.updates += self.skipping.record(applied)
 
 
-class UntrainedWarnings:
-    """Warns once of each variable that will not be trained. Trace time."""
+class TraceWarnings:
+    """Warns once of each variable that is not trained, and of each sum over a replica's examples.
+
+    Trace time.
+    """
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
 
     def warn(self, trace: BackwardTrace) -> None:
-        """Warns of the variables that a trace found.
+        """Warns of the variables and losses that a trace found.
 
         Args:
           trace: What the trace of the passes found out.
@@ -249,6 +252,10 @@ class UntrainedWarnings:
             "The training forward uses trainable tf.Variables that Keras doesn't know, so they "
             "are not trained: {}. Make them with add_weight.",
         )
+        for text in map(str, trace.sums):
+            if text not in self._warned:
+                self._warned.add(text)
+                warnings.warn(text, stacklevel=2)
 
     def _warn_of(self, variables: Sequence[Any], message: str) -> None:
         names = [v.path if isinstance(v, keras.Variable) else v.name for v in variables]

@@ -24,7 +24,7 @@ from tfloss.optimizers.ema import Averages, Ema
 from tfloss.optimizers.groups import check_disjoint, make_groups
 from tfloss.optimizers.mixed_precision import LossScale, set_precision
 from tfloss.step.forward_errors import check_call
-from tfloss.step.minimize import Minimize, UntrainedWarnings
+from tfloss.step.minimize import Minimize, TraceWarnings
 from tfloss.step.output import OutputBuilder, StepOutput
 from tfloss.step.skipping import Skipping, counter
 from tfloss.step.trace_options import TraceOptions
@@ -102,7 +102,7 @@ class TrainStep:
         self.skipping = Skipping(skip_nonfinite, loss_scale)
         self._ema = Ema(ema) if isinstance(ema, float | int) else ema
         self._tracing: tuple[TraceOptions, OutputBuilder] | None = None  # while `step` runs
-        self._untrained = UntrainedWarnings()
+        self._untrained = TraceWarnings()
         self._variables = Variables(model, self.groups, self.strategy)
 
     # What to override
