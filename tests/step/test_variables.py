@@ -187,7 +187,8 @@ def test_the_states_of_a_model_by_who_changes_them(replicas):
         found = {id(v.value): v.path for v in (*model.variables, *model.metrics_variables)}
         return {found[id(state)].rpartition("line/")[2] for state in states}
 
-    with replicas(2).scope():
+    strategy = replicas(2)
+    with strategy.scope():
         model = Model()
     statistics = {"norm/moving_mean", "norm/moving_variance"}
     assert names(replica_statistics(model)) == statistics
@@ -196,4 +197,4 @@ def test_the_states_of_a_model_by_who_changes_them(replicas):
     assert names(skipped_state(model)) == restored
     seed = {v.path.rpartition("line/")[2] for v in model.non_trainable_variables} - restored
     assert len(seed) == 2 and "added" in seed
-    assert names(forward_state(model)) == restored | seed
+    assert names(forward_state(model, strategy)) == restored | seed
