@@ -23,6 +23,7 @@ from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError, SummaryError
 from tfloss.forward.layer_losses import AddedLoss, LayerLosses
 from tfloss.forward.recorded_summaries import RecordedSummary
+from tfloss.forward.synchronisation import synchronisation_explained
 from tfloss.inspect.source_lines import caller_line
 
 
@@ -332,6 +333,7 @@ def forward_context(
         _upstream.layer_modes(current_context),
         _upstream.losses_not_divided(lambda: current_context() is not None),
         _upstream.keras_generator_of_strategy(),
+        synchronisation_explained(),
         _entered(context),
     ):
         yield context

@@ -9,15 +9,14 @@ gradient. On one replica, and outside of training, they are the plain local form
 traced.
 """
 
-import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfloss import _upstream
 from tfloss.errors import LossError
 from tfloss.forward.context import current_context
+from tfloss.forward.synchronisation import nested_call_error, synchronisation_explained
 
 
 def global_mean(values: Any, weights: Any = None) -> tf.Tensor:
@@ -100,7 +99,7 @@ def cross_replica_concat(tensor: Any) -> tf.Tensor:
     context = _replica_context()
     if context is None:
         return tensor
-    with _merge_call_errors_explained("cross_replica_concat"):
+    with synchronisation_explained("tfloss.cross_replica_concat"):
         return context.all_gather(tensor, axis=0)
 
 
@@ -149,27 +148,8 @@ def _all_reduce_sum(value: tf.Tensor) -> tf.Tensor:
     context = _replica_context()
     if context is None:
         return value
-    with _merge_call_errors_explained("global_mean"):
+    with synchronisation_explained("tfloss.global_mean"):
         return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
-
-
-_NESTED = (
-    "tfloss.{} is called inside a loop, a branch or a nested tf.function, where the replicas can't "
-    "be synchronised. Call it outside of them."
-)
-
-
-@contextlib.contextmanager
-def _merge_call_errors_explained(name: str) -> Generator[None]:
-    """Explains why replicas can't be synchronised inside a nested or compiled function."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _upstream.caused_by_merge_call(error):
-            raise
-        raise LossError(
-            _NESTED.format(name) + " If it already is, train with jit=False on several replicas."
-        ) from None
 
 
 class CountingNormalisers:
@@ -212,7 +192,7 @@ class CountingNormalisers:
           LossError: The call is inside a loop, a branch or a nested `tf.function`.
         """
         if _current_graph() is not self._graph:
-            raise LossError(_NESTED.format("global_mean"))
+            raise nested_call_error("tfloss.global_mean")
         learned = self._reaches(weight)
         self.learned.append(learned)
         self.sums.append(tf.stack([total if learned else tf.zeros([]), weight]))
