@@ -69,3 +69,24 @@ def test_statistics_are_averaged_unless_only_the_trainable_are():
 def test_a_decay_that_makes_no_sense_is_refused(decay):
     with pytest.raises(ValueError, match="the decay must be between 0 and 1"):
         Ema(decay)
+
+
+def test_float64_weights_come_back_bit_for_bit():
+    class Double(keras.Model):
+        def __init__(self):
+            super().__init__(name="double")
+            self.w = self.add_weight(dtype="float64", initializer="ones", name="w")
+
+        def call(self, batch, training=False):
+            return {"loss": tf.reduce_mean(tf.cast(batch["x"], tf.float64)) * self.w.value}
+
+    train_step, iterator = make_step(Double, DATA, ema=0.9)
+    Engine(train_step).run(iterator, 1)
+    weight, third = train_step.model.w, 1.0 / 3.0  # not a float32
+    weight.assign(third)
+    average = train_step.extra_variables()["ema/double/w"]
+    assert average.dtype == tf.float64
+    assert average.numpy() == pytest.approx(0.97, abs=1e-8)
+    with train_step.averages.swapped_in(train_step.strategy):
+        assert weight.numpy() == pytest.approx(0.97, abs=1e-8)
+    assert float(weight.numpy()) == third
