@@ -187,6 +187,18 @@ STATEMENTS = {
         "Each replica draws its own numbers. Checkpoints contain the state, and evaluation leaves "
         "it as it was.",
     ),
+    47: (
+        "`BackupAndRestore` restores the learning rate of the backup, even if the script gives "
+        "another one now. It says nothing.",
+        "A hyperparameter that a hook has set is state and is restored. One that the script has "
+        "changed applies, and a warning names both values.",
+    ),
+    48: (
+        "`BackupAndRestore` doesn't save what callbacks count: the patience of `EarlyStopping` "
+        "starts anew.",
+        "Checkpoints hold the state of each hook, of any Python values. A hook gets its own state "
+        "back, in whatever order the hooks stand.",
+    ),
     49: (
         "`training=False` given to one sublayer also applies to the layers called after it, so "
         "that a frozen layer turns off Dropout. Layers called outside of a model's `call`, as in a "

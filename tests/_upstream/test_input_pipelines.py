@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.data.position import iterator_files
 
 pytestmark = pytest.mark.upstream
 
@@ -36,3 +37,27 @@ def test_a_data_set_tells_what_it_is_made_of():
     assert _upstream.dataset_seeds(numbers.shuffle(3, seed=5)) != (0, 0)
     tf.random.set_seed(None)
     assert _upstream.dataset_seeds(numbers.shuffle(3)) == (0, 0)
+
+
+def test_a_saved_state_tells_whether_it_holds_the_shuffles():
+    """An iterator that has met the end of its data has dropped them."""
+
+    def files(data, count):
+        iterator = iter(data)
+        for _ in range(count):
+            next(iterator, None)
+        return iterator_files(iterator)
+
+    numbers = tf.data.Dataset.range(8)
+    data = numbers.shuffle(8, seed=1).batch(2)
+    assert [_upstream.saved_shuffles(files(data, n)) for n in (1, 4, 5)] == [1, 1, 0]
+    assert _upstream.saved_shuffles(files(data.shuffle(4, seed=2).repeat(), 9)) == 2
+
+
+def test_a_data_set_tells_how_often_it_shuffles_anew():
+    numbers = tf.data.Dataset.range(8)
+    shuffled = numbers.shuffle(8, seed=1)
+    assert _upstream.reshuffles(numbers) == 0
+    assert _upstream.reshuffles(shuffled.batch(2).shuffle(2)) == 2
+    assert _upstream.reshuffles(numbers.shuffle(8, reshuffle_each_iteration=False)) == 0
+    assert _upstream.reshuffles(shuffled.cache()) == 0

@@ -9,10 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import pytest
 import tensorflow as tf
 
+import tfloss
+from tests.toys import Line, rows
 from tfloss import app
+from tfloss.trainer.workdir import write_deferred
 
 # ml_collections loads a config in a way that Python 3.11 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -24,6 +28,8 @@ def test_prepare_seeds_and_saves_the_config(parse, tmp_path, capsys):
     run = app.prepare(parse("--seed=5", "--strategy=mirrored", "--replicas=2"))
     first = tf.random.uniform([]).numpy()
     again = app.prepare(parse("--seed=5", "--mode=eval"))
+    assert os.listdir(tmp_path / "run") == []  # nothing is trained yet
+    write_deferred(run.workdir)
 
     assert run.strategy.num_replicas_in_sync == 2
     assert again.strategy.num_replicas_in_sync == 1
@@ -46,8 +52,8 @@ def test_prepare_seeds_and_saves_the_config(parse, tmp_path, capsys):
 
 
 def test_changes_of_the_config_are_reported(parse, tmp_path, capsys):
-    app.prepare(parse())
-    app.prepare(parse("--config.optimizer.learning_rate=3e-4", "--config.steps=200"))
+    write_deferred(app.prepare(parse()).workdir)
+    run = app.prepare(parse("--config.optimizer.learning_rate=3e-4", "--config.steps=200"))
 
     file = tmp_path / "run" / "config.json"
     assert capsys.readouterr().err == (
@@ -55,11 +61,14 @@ def test_changes_of_the_config_are_reported(parse, tmp_path, capsys):
         "  steps: 100 -> 200\n"
         "  optimizer.learning_rate: 0.001 -> 0.0003\n"
     )
+    assert json.loads(file.read_text())["steps"] == 100  # of what was trained
+    write_deferred(run.workdir)
     assert json.loads(file.read_text())["steps"] == 200
 
 
 def test_changes_of_the_flags_are_reported(parse, tmp_path, capsys):
-    app.prepare(parse("--max_steps=50", "--strategy=mirrored", "--replicas=2"))
+    first = app.prepare(parse("--max_steps=50", "--strategy=mirrored", "--replicas=2"))
+    write_deferred(first.workdir)
     app.prepare(parse("--seed=3", "--overfit_batches=1", "--strategy=mirrored", "--replicas=4"))
 
     assert capsys.readouterr().err.splitlines()[1:] == [
@@ -71,12 +80,40 @@ def test_changes_of_the_flags_are_reported(parse, tmp_path, capsys):
 
 
 def test_evaluation_reports_changes_and_does_not_save_them(parse, tmp_path, capsys):
-    app.prepare(parse())
+    write_deferred(app.prepare(parse()).workdir)
     run = app.prepare(parse("--mode=eval", "--config.steps=200"))
 
     assert "steps: 100 -> 200" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 100
     assert (run.trains, run.evaluates) == (False, True)
+
+
+def test_the_config_says_what_was_trained(parse, tmp_path):
+    """A run that fails before its first step doesn't change it, nor one without a step to do."""
+    saved = tmp_path / "run" / "config.json"
+
+    def train(steps, report=None):
+        run = app.prepare(parse(f"--config.steps={steps}"))
+        trainer = run.trainer(
+            Line(report), keras.optimizers.SGD(0.1), default_hooks=False, jit=False
+        )
+        trainer.train(rows([1.0], 1), run.config.steps, hooks=[tfloss.hooks.SaveCheckpoint()])
+        return json.loads(saved.read_text())["steps"]
+
+    def fail(model, batch, y):
+        raise RuntimeError("a bug in the model")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(5, fail)
+    assert not saved.exists()
+    assert train(2) == 2
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(5, fail)
+    assert json.loads(saved.read_text())["steps"] == 2
+    assert train(1) == 2  # step 2 is reached already
+    assert train(3) == 3
+    manifest = json.loads((tmp_path / "run/checkpoints/step_00000003/manifest.json").read_text())
+    assert manifest["extra"]["config"]["steps"] == 3
 
 
 @pytest.mark.parametrize("mode", ["eval", "export"])

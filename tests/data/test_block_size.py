@@ -1,5 +1,6 @@
 """Which shape is stacked, and how many steps fit in a block."""
 
+import json
 import re
 
 import pytest
@@ -87,3 +88,25 @@ def test_only_consecutive_batches_count():
         size.count_block()
         assert not size.should_change(tf.zeros([2]))
         assert not size.should_change(tf.zeros([1]))
+
+
+def test_a_resumed_run_stacks_the_same_batches():
+    """The saved state counts the two batches of another shape; the third one decides."""
+    spec = {"x": tf.TensorSpec([None, 2]), "y": tf.TensorSpec([None], tf.int64)}
+
+    def batch(count):
+        return {"x": tf.zeros([count, 2]), "y": tf.zeros([count], tf.int64)}
+
+    size = _adopted(batch(4))
+    assert not any(size.should_change(batch(3)) for _ in range(2))
+    again = BlockSize(1, 1)
+    again.restore(json.loads(json.dumps(size.state())), spec)
+    assert again.shapes == [[4, 2], [4]] and again.steps == size.steps
+    assert again.should_change(batch(3))
+    assert BlockSize(1, 1).state() is None
+
+
+def test_a_state_of_other_batches_is_ignored():
+    size = BlockSize(1, 1)
+    size.restore(_adopted(tf.zeros([3])).state(), {"x": tf.TensorSpec([1]), "y": tf.TensorSpec([])})
+    assert size.template is None

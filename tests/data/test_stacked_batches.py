@@ -404,3 +404,20 @@ def _move(source, target):
     with tempfile.TemporaryDirectory() as folder:
         path = tf.train.Checkpoint(iterator=source).write(f"{folder}/iterator")
         tf.train.Checkpoint(iterator=target).read(path).assert_consumed()
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 6, 11])
+def test_a_resumed_run_stacks_the_batches_that_the_whole_one_stacks(cut, full_blocks):
+    """A short batch runs alone, even if the run resumes right before it."""
+
+    def stacked(start, count, state):
+        numbers = tf.data.Dataset.range(22).batch(4).repeat()  # 4 4 4 4 4 2
+        stacker = BatchStacker(iter(numbers.skip(start)), state=state)
+        stacker.reads_ahead = True
+        found = [stacker.take(1).block is not None for _ in range(count)]
+        return found, stacker.state()
+
+    whole, _ = stacked(0, 18, None)
+    assert whole == [True, True, True, True, True, False] * 3
+    first, state = stacked(0, cut, None)
+    assert first + stacked(cut, 18 - cut, state)[0] == whole

@@ -33,7 +33,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 KINDS = ("digits", "accumulate", "groups", "ema", "replicas", "workers", "tfds", "shuffle")
-MORE = ("shuffle_replicas", "loop")
+MORE = (
+    "shuffle_replicas",
+    "loop",
+    "bare_1",
+    "bare_3",
+    "bare_5",
+    "every_step",
+    "rate",
+    "epochs",
+    "epochs_loop",
+    "epochs_replicas",
+)
 TIMES = ("time", "steps_per_second", "examples_per_second", "input/", "time/")
 PATIENCE = 120.0  # seconds for one life
 # Seconds between a worker's last sum and its end. Python's own exit takes as long; `os._exit` can

@@ -53,6 +53,29 @@ class Net(keras.Model):
         return {"cross_entropy": tf.reduce_mean(each)}
 
 
+class Bare(Net):
+    """The same net without summaries, so that no step of it need be recorded."""
+
+    def call(self, batch, training=False):
+        x = tf.reshape(tf.cast(batch["image"], tf.float32), [-1, 64])
+        hidden = tf.nn.relu(self.norm(self.first(x), training=training))
+        logits = self.last(self.drop(hidden, training=training))
+        if not training:
+            return {"logits": logits}
+        each = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
+        return {"cross_entropy": tf.reduce_mean(each)}
+
+
+class Halve(hooks.Hook):
+    """Halves the learning rate now and then: it must survive too."""
+
+    every = hooks.Every(steps=17)
+
+    def after_step(self, step):
+        rate = self.trainer.optimizer.learning_rate
+        rate.assign(0.5 * rate)
+
+
 class Pause(hooks.Hook):
     """Takes time, and counts: its state must survive too."""
 
@@ -99,6 +122,12 @@ def from_tfds(workdir):
     return Source.from_tfds("digits", "train", data_dir=folder, batch_size=BATCH, batch_map=noisy)
 
 
+def epoch():
+    """Finite data: 20 batches, the last of which is smaller, in another order in each pass."""
+    data = tf.data.Dataset.from_tensor_slices(arrays()).take(20 * BATCH - 5)
+    return data.shuffle(500, seed=3).batch(BATCH).prefetch(2)
+
+
 def groups(model):
     """Losses belong to the group that their names begin with."""
     momentum = keras.optimizers.SGD(0.01, momentum=0.9)
@@ -125,6 +154,14 @@ KINDS = {
     "shuffle": (lambda workdir: shuffled(), adam, {}),
     "shuffle_replicas": (lambda workdir: shuffled(), adam, {}),
     "loop": (lambda workdir: shuffled(), adam, {"jit": "loop"}),
+    "bare_1": (lambda workdir: shuffled(), adam, {"jit": "loop", "log_every": 1}),
+    "bare_3": (lambda workdir: source(), adam, {"jit": "loop", "log_every": 3}),
+    "bare_5": (lambda workdir: shuffled(), adam, {"jit": "loop", "log_every": 5}),
+    "every_step": (lambda workdir: source(), adam, {"log_every_step": True}),
+    "rate": (lambda workdir: source(), lambda model: keras.optimizers.Adam(1e-2), {}),
+    "epochs": (lambda workdir: epoch(), adam, {}),
+    "epochs_loop": (lambda workdir: epoch(), adam, {"jit": "loop"}),
+    "epochs_replicas": (lambda workdir: epoch(), adam, {}),
 }
 
 
@@ -141,7 +178,7 @@ def main(kind: str, workdir: str) -> None:
     keras.utils.set_random_seed(1)
     data, optimizer, options = KINDS[kind]
     with strategy.scope():
-        model = Net()
+        model = Bare() if kind.startswith("bare") else Net()
         accuracy = tfloss.metric(
             keras.metrics.SparseCategoricalAccuracy(),
             lambda batch, predictions: (batch["label"], predictions["logits"]),
@@ -153,8 +190,8 @@ def main(kind: str, workdir: str) -> None:
             strategy=strategy,
             workdir=workdir,
             seed=7,
-            log_every=7,
             hooks=[
+                *([Halve()] if kind == "rate" else []),
                 hooks.Evaluate(test, {"accuracy": accuracy}, every=hooks.Every(steps=25)),
                 hooks.EarlyStopping("val/accuracy", patience=100),
                 Pause(),
@@ -162,9 +199,11 @@ def main(kind: str, workdir: str) -> None:
                     hooks.Every(steps=5), keep_last=2, keep_best=1, metric="val/accuracy"
                 ),
             ],
-            **{"jit": False, **options},
+            **{"jit": False, "log_every": 7, **options},
         )
-    trainer.train(data(workdir), STEPS)
+    batches, epochs = data(workdir), 3 if kind.startswith("epochs") else 1
+    for number in range(1, epochs + 1):
+        trainer.train(batches, STEPS * number // epochs)
 
 
 if __name__ == "__main__":

@@ -22,4 +22,4 @@ def test_killed_in_shuffled_data():
 @pytest.mark.slow
 def test_thirty_kills_of_all_kinds_of_runs():
     out = drive("--kills", 30)
-    assert out.count(" 0 differences") == 10
+    assert out.count(" 0 differences") == 18

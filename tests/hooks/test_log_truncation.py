@@ -86,3 +86,18 @@ def test_a_run_reads_again_after_a_failure(path):
     truncation.finish(2)
     with pytest.raises(OSError):
         truncation.start(path, [path], 2)
+
+
+def test_a_record_that_is_logged_again_is_removed(path):
+    """Step 2 has a record of `a`, which is pending, and one of `b`, which is not."""
+    path.write_bytes(b"1a\n2a\n2b\n3a\n")
+
+    def split(content):
+        for line in content.splitlines(keepends=True):
+            yield line, int(line[:1])
+
+    def names(record):
+        return [record[1:2].decode()]
+
+    truncate_after(path, 2, split, {2: {"a", "c"}}, names)
+    assert path.read_bytes() == b"1a\n2b\n"

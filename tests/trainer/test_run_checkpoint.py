@@ -390,3 +390,128 @@ def test_checkpoints_written_in_the_background_are_all_there(tmp_path):
     trainer.train(numbers(), 10)
     assert trainer.checkpoints.steps() == [3, 6, 9, 10]
     assert [trainer.checkpoints.problem(step) for step in (3, 6, 9, 10)] == [None] * 4
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(Hook):
+    """Ends a run without a word, after the checkpoints of its step, as SIGKILL does."""
+
+    every = Every(steps=1)
+    time_bucket = "checkpoint"
+
+    def __init__(self, step):
+        self.at = step
+
+    def after_step(self, step):
+        if step == self.at:
+            raise Killed
+
+
+def twelve(kind):
+    if kind == "generator":
+        return tf.data.Dataset.from_generator(
+            lambda: ({"x": np.float32([i, i])} for i in range(12)),
+            output_signature={"x": tf.TensorSpec([2], tf.float32)},
+        )
+    arrays = {"x": np.arange(24, dtype=np.float32)}
+    if kind == "source":
+        return tfloss.data.Source(arrays, batch_size=2, seed=3, epochs=1)
+    data = tf.data.Dataset.from_tensor_slices(arrays).shuffle(24, seed=5).batch(2)
+    return data.prefetch(2) if kind == "prefetch" else data
+
+
+def epochs(workdir, kind, kill, jit, strategy, evaluate=False):
+    """The loop over epochs of a script that is killed after some steps, and started again."""
+    seen = {}
+    for step in [*kill, None]:
+        tf.keras.utils.set_random_seed(0)
+        saw = Saw()
+        with strategy.scope():
+            trainer, _ = make(
+                workdir,
+                strategy=strategy,
+                jit=jit,
+                hooks=[saw, Kill(step), SaveCheckpoint(tfloss.hooks.OnSteps(5, 11, 12, 17, 24))],
+            )
+        data = twelve(kind)
+        try:
+            for epoch in range(3):
+                trainer.train(data, 12 * (epoch + 1))
+                if evaluate:
+                    trainer.evaluate(data, losses=True)
+        except Killed:
+            pass
+        seen |= dict(saw.seen)
+    return [seen[step] for step in range(1, 37)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "kill", "jit", "replicas_", "evaluate"),
+    [
+        ("shuffle", [18], False, 1, False),
+        ("shuffle", [12, 24], False, 1, True),
+        ("shuffle", [5, 17, 35], "loop", 1, True),
+        ("prefetch", [11, 12, 24], "loop", 1, False),
+        ("prefetch", [11], False, 1, True),
+        ("shuffle", [13, 24], False, 2, True),
+        ("source", [6, 24, 30], False, 1, False),
+        ("generator", [18, 25], False, 1, True),
+    ],
+)
+def test_a_loop_over_epochs_resumes_in_any_of_them(
+    tmp_path, replicas, kind, kill, jit, replicas_, evaluate
+):
+    """Each step sees the batch that plain tf.data gives, in the order of its pass."""
+    data = twelve(kind)  # with the operation seeds that the script's data have
+    expected = []
+    for _ in range(3):
+        passed = data.dataset() if kind == "source" else data
+        expected += [float(np.mean(batch["x"])) for batch in passed.as_numpy_iterator()]
+        if evaluate:
+            list(data)
+    assert len(expected) == 36
+    seen = epochs(tmp_path, kind, kill, jit, replicas(replicas_), evaluate)
+    assert seen == expected
+
+
+@pytest.mark.promise(13)
+def test_what_a_script_draws_between_its_calls_does_not_change_the_resumed_one(tmp_path):
+    class Draw(Hook):
+        every = Every(steps=1)
+
+        def after_step(self, step):
+            self.state["drawn"] = [*self.state.get("drawn", []), np.random.rand()]
+
+    def script(workdir, kill):
+        np.random.seed(0)
+        draw = Draw()
+        hooks = [draw, SaveCheckpoint(Every(steps=3)), Kill(kill)]
+        trainer, _ = make(workdir, hooks=hooks)
+        np.random.seed(1)
+        data = numbers()
+        try:
+            for steps in (4, 8):
+                trainer.train(data, steps)
+                np.random.rand(100)
+        except Killed:
+            return None
+        return draw.state["drawn"]
+
+    whole = script(tmp_path / "whole", None)
+    np.random.seed(1)
+    expected = np.random.rand(4).tolist(), np.random.rand(100), np.random.rand(4).tolist()
+    assert whole == expected[0] + expected[2]
+    assert script(tmp_path / "killed", 7) is None  # the checkpoint is that of step 6
+    assert script(tmp_path / "killed", None) == whole
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_a_resumed_compiled_loop_runs_the_same_steps_compiled(tmp_path, log_every):
+    """Without summaries no step runs as a graph, wherever the run resumes."""
+    for steps in (1, 2, 3, 5, 9):
+        trainer, _ = make(tmp_path, jit="loop", log_every=log_every)
+        trainer.train(numbers(), steps)
+        assert trainer._modes._engines["loop"].traces == 0

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -979,3 +980,72 @@ def test_a_second_control_c_ends_a_plain_script_as_python_ends_one():
     done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == -signal.SIGINT
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.parametrize("jit", [False, True, "loop"])
+def test_every_summary_is_written_if_every_step_is_logged(tmp_path, jit):
+    """Scalars at each step; histograms, images and plain tf.summary ones at each log."""
+
+    def report(model, batch, y):
+        tfloss.summary.scalar("twice", 2.0 * y[0])
+        tfloss.summary.histogram("y", y)
+        tfloss.summary.image("picture", tf.zeros([1, 2, 2, 3]))
+        tf.summary.histogram("plain", y)
+        return {"mean": tf.reduce_mean(y)}
+
+    found = []
+
+    class Saw(tfloss.Hook):
+        def on_log(self, step, scalars, summaries):
+            found.append((step, "twice" in scalars, sorted(one.name for one in summaries)))
+
+    one = tfloss.Trainer(
+        Line(report),
+        keras.optimizers.SGD(0.0),
+        hooks=[Saw()],
+        jit=jit,
+        log_every=3,
+        log_every_step=True,
+    )
+    one.train(rows(np.ones(8), 2), 7)
+    names = ["line/plain", "picture", "y"]
+    expected = {3: names, 6: names, 7: names}
+    assert found == [(step, True, expected.get(step, [])) for step in range(1, 8)]
+
+
+def test_logs_of_every_step_stand_once_after_a_kill(tmp_path):
+    """The checkpoint of step 5 holds two steps that are not logged yet: 4 and 5."""
+
+    class Kill(tfloss.Hook):
+        every = tfloss.Every(steps=1)
+        time_bucket = "checkpoint"
+
+        def after_step(self, step):
+            if step == self.at:
+                raise RuntimeError("killed")
+
+    for at in (7, None):
+        kill = Kill()
+        kill.at = at
+        evaluation = hooks.Evaluate(DATA.take(1), {}, losses=True, every=hooks.OnSteps(5, 6))
+        one = trainer(
+            workdir=tmp_path,
+            default_hooks=True,
+            hooks=[evaluation, hooks.SaveCheckpoint(hooks.OnSteps(5)), kill],
+            log_every=3,
+            log_every_step=True,
+        )
+        with contextlib.suppress(RuntimeError):
+            one.train(DATA, 9)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "losses/total" in line]
+    assert steps == list(range(1, 10))
+    assert [line["step"] for line in lines if "val/losses/total" in line] == [5, 6, 9]
+    events = [
+        (event.step, value.tag)
+        for path in sorted((tmp_path / "train").glob("*tfevents*"))
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    ]
+    assert sorted(step for step, tag in events if tag == "losses/total") == list(range(1, 10))
+    assert sorted(step for step, tag in events if tag == "val/losses/total") == [5, 6, 9]

@@ -125,3 +125,15 @@ def test_a_file_system_without_locks_warns_once(tmp_path, monkeypatch):
 def test_other_errors_are_raised(tmp_path):
     with pytest.raises(FileNotFoundError), lock.locked(tmp_path / "nowhere"):
         pass
+
+
+def test_what_describes_a_run_is_written_at_its_first_step(tmp_path):
+    written = []
+    lock.write_when_trained(tmp_path, lambda: written.append("first"))
+    lock.write_when_trained(tmp_path, lambda: written.append("second"))
+    lock.write_deferred(None)
+    lock.write_deferred(tmp_path.parent)
+    assert written == []
+    lock.write_deferred(tmp_path / "fold_1")  # a trainer in a directory below
+    lock.write_deferred(tmp_path)
+    assert written == ["second"]

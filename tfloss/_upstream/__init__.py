@@ -20,6 +20,8 @@ from tfloss._upstream.input_pipelines import (
     dataset_seeds,
     datasets_below,
     next_in_this_thread,
+    reshuffles,
+    saved_shuffles,
 )
 from tfloss._upstream.keras_builds import built_eagerly, has_unbuilt_parts
 from tfloss._upstream.keras_layers import (
@@ -153,6 +155,8 @@ __all__ = [
     "raised_by_iterator",
     "replace_message",
     "replaced",
+    "reshuffles",
+    "saved_shuffles",
     "seed_states",
     "with_sublayers",
     "terms_of_gradient",

@@ -1,5 +1,6 @@
 """What tfloss needs to know about `tf.data` data sets and iterators."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -49,6 +50,28 @@ def dataset_seeds(dataset: Any) -> tuple[int, int] | None:
     if not hasattr(dataset, "_seed2"):
         return None
     return int(dataset._seed), int(dataset._seed2)
+
+
+def reshuffles(dataset: Any) -> int:
+    """Returns how many shuffles a data set has, if the order differs between its passes; else 0.
+
+    A cache keeps the order of the first pass. Nothing public tells.
+    """
+    below = datasets_below(dataset)
+    if any("Cache" in type(one).__name__ for one in below):
+        return 0
+    shuffles = [one for one in below if hasattr(one, "_reshuffle_each_iteration")]
+    again = any(one._reshuffle_each_iteration is not False for one in shuffles)
+    return len(shuffles) if again else 0
+
+
+def saved_shuffles(files: Mapping[str, bytes]) -> int:
+    """Returns how many shuffles the saved state of an iterator holds. Its format is not public.
+
+    Batching and prefetching drop the iterator below them when it ends. In a new process the next
+    pass over a shuffle that was dropped has the order of another pass.
+    """
+    return sum(content.count(b"epoch_num_random_samples") for content in files.values())
 
 
 def dataset_order(dataset: Any) -> str:

@@ -5,6 +5,7 @@ test, which have no command line.
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def run(
     """Parses the flags, prepares the run, calls `main(run)` and exits the process. Host code.
 
     The order is: flags and config; TensorFlow, without its start-up messages; the strategy; the
-    seed; `workdir/config.json`, after a message about what changed in it.
+    seed; a message about what changed since `workdir/config.json` was saved.
 
     Args:
       main: The script's function of a `Run`. Its return value is ignored.
@@ -70,8 +71,9 @@ def run(
 def prepare(options: Options) -> Run:
     """Makes a `Run` of parsed flags: strategy, seed, workdir and `config.json`. Host code.
 
-    Modes that train save the config, together with the flags that change the result, as `--seed`
-    and so on. If the workdir has a config already, a message lists what differs.
+    The first training step in the workdir saves the config, together with the flags that change the
+    result, as `--seed` and so on. So a run that fails before it, or that has nothing to do, doesn't
+    change `config.json`. If the workdir has a config already, a message lists what differs.
 
     Args:
       options: The parsed flags.
@@ -122,7 +124,9 @@ def prepare(options: Options) -> Run:
 
 
 def _update_config(run: Run, options: Options) -> None:
-    """Logs how the config differs from that of the workdir, and saves it if the mode trains."""
+    """Logs how the config differs from that of the workdir; the first training step saves it."""
+    from tfloss.trainer.workdir import writable, write_when_trained
+
     flags = {
         "--seed": options.seed,
         "--strategy": options.strategy,
@@ -141,7 +145,8 @@ def _update_config(run: Run, options: Options) -> None:
         lines = [f"The config differs from {run.workdir / FILE}. The new values apply:", *changed]
         ChiefLogger(run.is_chief).info("\n  ".join(lines))
     if run.trains and run.is_chief:
-        write_config(new, run.workdir)
+        writable(run.workdir)
+        write_when_trained(run.workdir, functools.partial(write_config, new, run.workdir))
 
 
 @contextlib.contextmanager

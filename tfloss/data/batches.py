@@ -7,6 +7,7 @@ seed or a temperature, belong to all examples.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfloss.errors import DataError
@@ -121,6 +122,19 @@ def split(batch: Any, parts: int) -> list[Any]:
         )
     parts = parts if size >= parts else 1
     return [slice_examples(batch, *split_bounds(int(size), parts, index)) for index in range(parts)]
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Returns whether two arrays are equal; NaN is equal to NaN. Host code.
+
+    Args:
+      a: NumPy array or tensor.
+      b: Another one.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool(a.tobytes() == b.tobytes() if a.dtype != object else np.array_equal(a, b))
 
 
 def named_leaves(nest: Any, path: str = "") -> list[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Which batches are stacked in blocks, and how many steps a block holds. Host code."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -94,3 +95,30 @@ class BlockSize:
     def count_block(self) -> None:
         """Takes a block into account: the next single batch follows no other."""
         self._repeats = 0
+
+    def state(self) -> dict[str, Any] | None:
+        """Returns what decides which batches are stacked, as JSON values; None before the first."""
+        if self.template is None:
+            return None
+        return {
+            "shapes": [list(shape) for shape in self.shapes],
+            "last_shapes": [list(shape) for shape in self._last_shapes],
+            "repeats": self._repeats,
+            "needed": self._needed,
+        }
+
+    def restore(self, state: Mapping[str, Any], spec: Any) -> None:
+        """Restores what `state` returned, so that a resumed run stacks the same batches.
+
+        Args:
+          state: The state. It is ignored if it belongs to other batches.
+          spec: Nest of `tf.TensorSpec`s of a batch.
+        """
+        specs = tf.nest.flatten(spec)
+        if len(state["shapes"]) != len(specs):
+            return
+        pairs = zip(state["shapes"], specs, strict=True)
+        zeros = [tf.zeros(shape, one.dtype) for shape, one in pairs]
+        self.adopt(tf.nest.pack_sequence_as(spec, zeros))
+        self._last_shapes = [tf.TensorShape(shape) for shape in state["last_shapes"]]
+        self._repeats, self._needed = int(state["repeats"]), int(state["needed"])

@@ -10,9 +10,12 @@ import tensorflow as tf
 from tfloss.data import batches
 from tfloss.data.unusable_data import is_table, unusable_array, unusable_data
 from tfloss.errors import DataError
+from tfloss.inspect.python_randomness import RandomStates
 
 # A slice of one example is not copied, which pays for its ops from this size on.
 MIN_SLICE_BYTES = 16_384
+
+READ_ITEMS = "tfloss_read_items"  # name of the op that reads a sequence
 
 _plain = tf.autograph.experimental.do_not_convert
 
@@ -145,7 +148,8 @@ class SequenceExamples:
         """
         dtypes = [spec.dtype for _, spec in self._leaves]
         # Flattened, because eagerly a single value comes without its list.
-        found = tf.nest.flatten(tf.numpy_function(self._read, [indices], dtypes))
+        read = tf.numpy_function(self._read, [indices], dtypes, name=READ_ITEMS)
+        found = tf.nest.flatten(read)
         for value, (_, spec) in zip(found, self._leaves, strict=True):
             value.set_shape(indices.shape.concatenate(spec.shape))
         return _replace_leaves(self._spec, iter(found))
@@ -153,6 +157,21 @@ class SequenceExamples:
     def identity(self) -> dict[str, Any]:
         """Returns nothing: only the number of items is known."""
         return {}
+
+    def randomness(self) -> list[str]:
+        """Lists what makes an item depend on more than its index. It reads an item twice."""
+        name = f"{type(self._sequence).__name__}.{self._reader}"
+        states = RandomStates(self._sequence)
+        first, second = (self._read(np.array([0])) for _ in range(2))
+        moved = states.moved()
+        states.restore()
+        found = [f"{name} draws from {one}" for one in moved]
+        same = all(map(batches.equal, first, second))
+        return found or ([] if same else [f"{name}(0) returns another item each time"])
+
+    @property
+    def _reader(self) -> str:
+        return "__getitem__" if self._get_many is None else "__getitems__"
 
     def _read(self, indices: np.ndarray) -> list[np.ndarray]:
         numbers = indices.ravel().tolist()

@@ -4,7 +4,7 @@ What goes into a feed and comes out of it, and when:
 
 | caller | method | when |
 | --- | --- | --- |
-| `Trainer.train` | `reader`, `warn`, `resume` | before the first step of a call of `train` |
+| `Trainer.train` | `reader`, `taken`, `warn`, `resume`, `catch_up` | before the first step |
 | `ModeRunner` | `input.source` | before each call of the engine, for the mode that runs |
 | `ModeRunner` | `snapshot`, `input.failed` | around the first call of a mode that may not compile |
 | `Loop` | `input.failed` | after an error of TensorFlow |
@@ -16,6 +16,7 @@ What goes into a feed and comes out of it, and when:
 `Trainer` and `Loop` hold a feed; `ModeRunner` gets it for one call at a time.
 """
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -40,6 +41,21 @@ _KEEP_SECONDS = 10.0
 _KEEP_FRACTION = 0.01
 
 
+@dataclasses.dataclass(frozen=True)
+class _Behind:
+    """What a resumed run has to read before it is at its position.
+
+    Attributes:
+      passes: Complete passes over the data.
+      batches: Batches after them.
+      first: The checksum of the first batch when training began, or None.
+    """
+
+    passes: int
+    batches: int
+    first: int | None
+
+
 class Feed:
     """One data set under one strategy, and the position in it.
 
@@ -55,6 +71,8 @@ class Feed:
     Attributes:
       reader: The description of the data.
       batches: Batches that were trained on since the beginning of the data.
+      taken: Batches that the current call of `train` has trained on, before a resume included. A
+        call that has taken none may start the data again.
       passes: Number of restarts of the data. A shuffle may differ in each pass.
       resume_strategy: How a resumed run finds the position again.
       input: What the engine takes its batches from.
@@ -79,7 +97,10 @@ class Feed:
         self._batches_per_step, self._log_every = batches_per_step, log_every
         self._current_step = current_step or (lambda: self.batches // batches_per_step)
         self._keeps, self._clock, self._keep_at = keeps, clock, 0.0
-        self._warned = self._midway = False
+        self._warned = False
+        self._blocks: dict[str, Any] | None = None  # of the resumed run's stacker
+        self._behind: _Behind | None = None
+        self.taken = 0
         self.input = EngineInput(self._new_stacker)
         self.passes = -1
         self.restart()
@@ -87,7 +108,7 @@ class Feed:
     def restart(self, batches: int = 0) -> None:
         """Goes back to the first batch; in a `Source`, to batch number `batches`."""
         self.passes += 1
-        self.batches = batches
+        self.batches, self._blocks, self._behind = batches, None, None
         self.input.open(self.resume_strategy.open(batches))
 
     def warn(self, deterministic: bool = False) -> None:
@@ -112,15 +133,19 @@ class Feed:
                 raise DataError(text)
             warnings.warn(text, stacklevel=2)
 
-    def trained(self, steps: int) -> int:
-        """Records that `steps` more steps were trained. Returns the batches that they took."""
+    def trained(self, steps: int) -> None:
+        """Records that `steps` more steps were trained."""
         batches = steps * self._batches_per_step
         self.batches += batches
-        return batches
+        self.taken += batches
 
     def keep(self) -> None:
         """Records the iterator's state now and then, so that a resumed run reads little again."""
-        if not (self._keeps and self.resume_strategy.records and self.input.reads_ahead):
+        if not (self._keeps and self.resume_strategy.records):
+            return
+        if not self.input.reads_ahead:
+            if self.resume_strategy.needs_early_state:
+                self._record(0)
             return
         began = self._clock()
         if began < self._keep_at:
@@ -165,10 +190,12 @@ class Feed:
         position = {
             "strategy": self.resume_strategy.name,
             "batches": self.batches,
+            "taken": self.taken,
             "skip": skip,
             "passes": self.passes,
             "identity": self.reader.identity(),
             "first": None if first is None else first.checksum,
+            "blocks": None if self.input.stacker is None else self.input.stacker.state(),
         }
         return position, files
 
@@ -179,6 +206,7 @@ class Feed:
         logger: ChiefLogger,
         *,
         midway: bool = False,
+        read: bool = True,
     ) -> None:
         """Goes to a saved position of the same data.
 
@@ -190,37 +218,81 @@ class Feed:
           files: The files as `state` returned them.
           logger: Receives the differences, and the progress of reading.
           midway: Whether the checkpoint was saved in the middle of the call of `train` that now
-            resumes. Then an early end of the data is an error, and not the end of an earlier call.
+            resumes. Then that call has taken batches already, and an early end of the data is an
+            error.
+
+          read: Whether to read the data up to the position now, where that is needed. Otherwise
+            `catch_up` does.
 
         Raises:
           DataError: The data end before the position, or can't be brought there.
         """
-        batches = int(state["batches"])
+        batches, skip = int(state["batches"]), int(state["skip"])
         if changes := differences(state["identity"], self.reader.identity()):
             what = ", ".join(f"{key} {change}" for key, change in changes.items())
             logger.info(
                 f"the data differ from the checkpoint's, so they start from the beginning: {what}"
             )
             return
-        self._midway = midway and batches > 0
+        if midway:
+            self.taken = int(state.get("taken", batches))
         if self.reader.seekable:
             self.restart(batches)
+            self._blocks = state.get("blocks")
             return
         try:
-            self._find(state, files, logger)
-        except tf.errors.OutOfRangeError:
-            raise DataError(
-                f"The checkpoint is at batch {batches:,} of the data, but the data end earlier. "
-                "Train on the same data, or start in a new workdir with tfloss.load_weights."
-            ) from None
+            # Now, since the script may read the same data itself before the next call of `train`.
+            restored = self.resume_strategy.restore(self.input.iterator, files)
         except (tf.errors.OpError, ValueError, AssertionError) as error:
             raise DataError(
                 f"The data set can't be brought to the checkpoint's position ({error}). It is "
                 "built differently from the one that was trained on. Use that one, or start in a "
                 "new workdir with tfloss.load_weights."
             ) from None
-        self.batches = batches
-        before = state["first"]
+        self.batches, self._blocks = batches, state.get("blocks")
+        passes = int(state["passes"])
+        if restored:
+            self.passes = passes
+            self.resume_strategy.restored(batches - skip, files)
+        self._behind = _Behind(
+            passes=0 if restored else passes,
+            batches=skip if restored else batches,
+            first=state["first"],
+        )
+        if read:
+            self.catch_up(logger)
+
+    def catch_up(self, logger: ChiefLogger) -> None:
+        """Reads the data up to the position that `resume` was given, unless it has done so.
+
+        Args:
+          logger: Receives the progress, and whether the data differ from those of the checkpoint.
+
+        Raises:
+          DataError: The data end before the position.
+        """
+        behind = self._behind
+        if behind is None:
+            return
+        batches, blocks = self.batches, self._blocks
+        reason = self.resume_strategy.reason
+        why = f"; {reason}. tfloss.data.Source needs no reading" if reason else ""
+        try:
+            for _ in range(behind.passes):
+                read_past(self.input.iterator, None, logger)
+                self.restart()
+            if behind.batches:
+                logger.info(
+                    f"reading past {behind.batches:,} batches, up to the checkpoint's position{why}"
+                )
+                read_past(self.input.iterator, behind.batches, logger)
+        except tf.errors.OutOfRangeError:
+            raise DataError(
+                f"The checkpoint is at batch {batches:,} of the data, but the data end earlier. "
+                "Train on the same data, or start in a new workdir with tfloss.load_weights."
+            ) from None
+        self.batches, self._blocks, self._behind = batches, blocks, None
+        before = behind.first
         now = None if self.resume_strategy.first is None else self.resume_strategy.first.checksum
         if None not in (before, now) and before != now:
             logger.info(
@@ -234,19 +306,17 @@ class Feed:
         if self.resume_strategy.first is not None:
             self.resume_strategy.first.compare(agreement)
 
-    def after_end(self, done: int, step: int, steps: int) -> None:
+    def after_end(self, step: int, steps: int) -> None:
         """Starts the data again if an earlier `train` call took the last batch; otherwise raises.
 
         Args:
-          done: Batches taken by this call of `train`.
           step: Completed updates.
           steps: The step that was asked for.
 
         Raises:
           DataError: The data are empty, or ended too early; the message says where.
         """
-        if done or self._midway:
-            self._midway = False
+        if self.taken:
             raise DataError(
                 f"The data set ended after {self.batches} batches, at step {step} of {steps}. Call "
                 ".repeat() on it, or ask for fewer steps."
@@ -260,24 +330,6 @@ class Feed:
         self.resume_strategy = self.resume_strategy.record(
             self.input.iterator, self.batches + ahead
         )
-
-    def _find(
-        self, state: Mapping[str, Any], files: Mapping[str, bytes], logger: ChiefLogger
-    ) -> None:
-        """Brings a new iterator to a saved position: from a saved state, or by reading again."""
-        batches, passes, skip = (int(state[key]) for key in ("batches", "passes", "skip"))
-        if not self.resume_strategy.restore(self.input.iterator, files):
-            skip = batches
-            for _ in range(passes):
-                read_past(self.input.iterator, None, logger)
-                self.restart()
-        self.passes = passes
-        self.resume_strategy.restored(batches - skip, files if skip < batches else None)
-        if skip:
-            reason = self.resume_strategy.reason
-            why = f"; {reason}. tfloss.data.Source needs no reading" if reason else ""
-            logger.info(f"reading past {skip:,} batches, up to the checkpoint's position{why}")
-            read_past(self.input.iterator, skip, logger)
 
     def _new_stacker(self, iterator: Any) -> BatchStacker:
         """Stacks the batches of the iterator from its position on."""
@@ -296,6 +348,7 @@ class Feed:
             current_step=self._current_step,
             on_first_batch=on_first_batch,
             rewind=self._rewind,
+            state=self._blocks,
         )
 
     def _rewind(self, ahead: int) -> Callable[[], Any] | None:

@@ -16,6 +16,7 @@ from tfloss.inspect.traced_ops import operations
 # PyFuncStateless is Python code that its user declared free of state. DummySeedGenerator belongs
 # to a shuffle in a function of `flat_map`, `interleave` or `group_by_window`; elsewhere a shuffle
 # can be saved.
+_PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 _UNSAVEABLE = ("PyFunc", "EagerPyFunc", "ReadVariableOp", "DummySeedGenerator")
 _PARALLEL = ("ParallelMapDataset", "ParallelInterleaveDataset")
 _SET_SEED = "set one, or call keras.utils.set_random_seed before"
@@ -56,6 +57,33 @@ def nondeterministic_inputs(
             if problem := _problem(op, parallel, op_determinism, seeds):
                 found[f"{op.type} ({op_line(op)}){problem}"] = None
     return list(found)
+
+
+def stateful_ops(dataset: "tf.data.Dataset[Any]", remedy: str) -> list[str]:
+    """Lists the ops in a data set's functions whose results depend on what was drawn before.
+
+    These are random ops that aren't stateless, generators, and variables that are changed, such as
+    the seed generator of a Keras augmentation layer.
+
+    Args:
+      dataset: Any data set.
+      remedy: What to use instead.
+    """
+    ops = [op for one in _upstream.datasets_below(dataset) for op in _ops(one)]
+    bad = [op for op in ops if _upstream.op_state(op)]
+    return list(dict.fromkeys(f"{op.type} ({op_line(op)}): {remedy}" for op in bad))
+
+
+def python_ops(dataset: "tf.data.Dataset[Any]", without: str) -> list[str]:
+    """Lists the Python functions that a data set's functions call, and their lines.
+
+    Args:
+      dataset: Any data set.
+      without: Begin of the names of ops that are left out.
+    """
+    ops = [op for one in _upstream.datasets_below(dataset) for op in _ops(one)]
+    python = [op for op in ops if op.type in _PYTHON and not op.name.startswith(without)]
+    return list(dict.fromkeys(f"{op.type} ({op_line(op)})" for op in python))
 
 
 def unsaveable_inputs(dataset: "tf.data.Dataset[Any]") -> list[str]:

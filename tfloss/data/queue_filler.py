@@ -36,6 +36,7 @@ class QueueFiller:
     Attributes:
       waited: Seconds that callers have waited for data, in all.
       failed: Whether the data set raised an error in the last call.
+      started: Whether the first batch was read.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class QueueFiller:
         self._ahead: ReadAhead | None = None
         self._ended = False
         self.waited = 0.0
-        self.failed = False
+        self.failed = self.started = False
 
     @property
     def reads_ahead(self) -> bool:
@@ -79,11 +80,11 @@ class QueueFiller:
         """
         batch = self.timed(self._batches.next)
         self._queue.append(batch)
-        if self._size.template is None:
-            self._size.adopt(batch)
+        if not self.started:
+            self.started = True
+            if self._size.template is None:  # else a resumed run has it
+                self._size.adopt(batch)
             self._on_first_batch()
-        else:
-            self._observe(batch)
 
     def postpone(self, error: Exception) -> None:
         """Raises an error of `add_batch` when the next batch is read instead of now."""
@@ -112,11 +113,9 @@ class QueueFiller:
             return True
         if pulled.count:
             self._queue.append_block(pulled.block, pulled.count)
-            self._size.count_block()
         self._ended = pulled.ended
         if pulled.remainder is not None:
             self._queue.append(pulled.remainder)
-            self._observe(pulled.remainder)
         return bool(pulled)
 
     def pause(self) -> None:
@@ -137,6 +136,12 @@ class QueueFiller:
         if self._ahead is not None:
             self._ahead.resume()
 
+    def adopt(self, batch: Any) -> None:
+        """Stacks batches of this batch's shape from now on."""
+        self.pause()
+        self._ahead = None
+        self._size.adopt(batch)
+
     def timed(self, call: Callable[[], _Result]) -> _Result:
         """Calls a function, adds its time to `waited`, and notes whether it failed."""
         began, self.failed = self._clock(), False
@@ -149,13 +154,6 @@ class QueueFiller:
             raise
         finally:
             self.waited += self._clock() - began
-
-    def _observe(self, batch: Any) -> None:
-        """Changes the shape of blocks if single batches of another shape repeat."""
-        if self._size.should_change(batch):
-            self.pause()
-            self._ahead = None
-            self._size.adopt(batch)
 
     def _read_ahead(self) -> ReadAhead:
         while len(self._queue) % self._batches_per_step:  # so that blocks hold complete steps

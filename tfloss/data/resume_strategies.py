@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from tfloss import _upstream
 from tfloss.data.batch_reader import BatchReader
 from tfloss.data.first_batch import FirstBatch
 from tfloss.data.nondeterminism import nondeterministic_inputs, unsaveable_inputs
@@ -61,6 +62,11 @@ class ResumeStrategy(abc.ABC):
 
     def __init__(self, reader: BatchReader):
         self._reader = reader
+
+    @property
+    def needs_early_state(self) -> bool:
+        """Whether a state should be recorded soon, since later ones may be of no use."""
+        return False
 
     @abc.abstractmethod
     def open(self, batches: int) -> Any:
@@ -149,8 +155,9 @@ class Seek(ResumeStrategy):
         return functools.partial(self._reader.open, batches)
 
     def irreproducible(self, *, op_determinism: bool) -> list[str]:
-        """Nothing: the order of a `Source` is a function of its seed and the position."""
-        return []
+        """What in the functions of a `Source` is random; its order is a function of its seed."""
+        source: Any = self._reader.data
+        return source.randomness()
 
 
 class SavedIterator(ResumeStrategy):
@@ -158,6 +165,9 @@ class SavedIterator(ResumeStrategy):
 
     An iterator that is read ahead is past the position that a checkpoint needs. So states are
     recorded now and then, and a checkpoint gets the newest one that is not past its position.
+
+    An iterator that has met the end of its data has dropped its shuffles. Its state doesn't say any
+    more which order the next pass has, so it is not recorded.
     """
 
     name = "iterator"
@@ -165,12 +175,18 @@ class SavedIterator(ResumeStrategy):
 
     def __init__(self, reader: BatchReader):
         super().__init__(reader)
-        self._states = IteratorStates()
+        self._states, self._recorded = IteratorStates(), False
+        self._shuffles = 0 if reader.endless else _upstream.reshuffles(reader.dataset)
 
     def open(self, batches: int) -> Any:
         """Opens an iterator at the beginning, and forgets the recorded states."""
-        self._states = IteratorStates(batches)
+        self._states, self._recorded = IteratorStates(batches), False
         return self._reader.open()
+
+    @property
+    def needs_early_state(self) -> bool:
+        """Whether nothing of this pass was recorded yet, and a state at its end is of no use."""
+        return self._shuffles > 0 and not self._recorded
 
     def record(self, iterator: Any, batches: int) -> ResumeStrategy:
         """Records the state. A large one is not kept if reading the data again gives the same."""
@@ -178,7 +194,9 @@ class SavedIterator(ResumeStrategy):
         files = iterator_files(iterator, MAX_STATE_BYTES if repeatable else math.inf)
         if isinstance(files, str):
             return ReadAgain(self._reader, files)
-        self._states.add(batches, files)
+        self._recorded = True
+        if _upstream.saved_shuffles(files) >= self._shuffles:
+            self._states.add(batches, files)
         return self
 
     def saved(self, batches: int) -> tuple[dict[str, bytes], int]:

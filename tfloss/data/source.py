@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfloss.data import batches, permutation
 from tfloss.data.examples import as_examples
+from tfloss.data.source_randomness import source_randomness
 from tfloss.errors import DataError
 from tfloss.inspect.traceback_filtering import filtered_tracebacks
 
@@ -157,6 +158,13 @@ class Source:
             "drop_remainder": self._drop_remainder,
             **self._examples.identity(),
         }
+
+    def randomness(self) -> list[str]:
+        """Lists what makes a batch depend on more than the seed and its position. Host code.
+
+        A run that resumes in the middle would see other batches. See `source_randomness`.
+        """
+        return source_randomness(self.dataset, (self._map, self._batch_map), self._examples)
 
     def dataset(self, start: int = 0, *, shard: int = 0, shards: int = 1) -> Dataset:
         """Returns the batches `start`, `start + 1`, ... It takes the same time for any `start`.

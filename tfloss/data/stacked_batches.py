@@ -3,16 +3,17 @@
 A block is pulled and stacked inside `tf.data` while the block before it is trained on. It holds
 batches of one shape: that of the first batch. A batch of another shape, such as the smaller last
 batch of an epoch, ends the current block and comes on its own. After several consecutive batches
-of another shape, new blocks use that shape.
+of another shape, new blocks use that shape. The batches that were handed out decide, and not those
+that were read ahead, so that a resumed run stacks the same ones.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from tfloss import _upstream
-from tfloss.data.batch_queue import BatchQueue, StepInputs, stack_batches
+from tfloss.data.batch_queue import BatchQueue, StepInputs, batch_shapes, stack_batches
 from tfloss.data.block_size import BlockSize
 from tfloss.data.queue_filler import QueueFiller
 
@@ -47,6 +48,7 @@ class BatchStacker:
       rewind: Given a number of batches, returns a function that moves the iterator to that many
         batches after those handed out, and returns it; or None if nothing can.
       clock: Returns the time in seconds.
+      state: What `state` returned at the current position, or None.
 
     Attributes:
       reads_ahead: Whether to pull full blocks before they are asked for. Once they are, nothing
@@ -64,11 +66,15 @@ class BatchStacker:
         on_first_batch: Callable[[], None] = lambda: None,
         rewind: Callable[[int], Callable[[], Any] | None] = lambda count: None,
         clock: Callable[[], float] = time.perf_counter,
+        state: Mapping[str, Any] | None = None,
     ):
         """Takes over the iterator; nothing is read yet."""
         self._batches_per_step = batches_per_step
         self._queue = BatchQueue()
         self._size = BlockSize(batches_per_step, alignment)
+        if state is not None:
+            self._size.restore(state, iterator.element_spec)
+        self._repeated: Any = None  # a batch of the shape that the next block uses
         self._filler = QueueFiller(
             iterator,
             self._queue,
@@ -103,7 +109,8 @@ class BatchStacker:
         Raises:
           StopIteration: No batch is left, or too few for a step.
         """
-        if self._size.template is None:
+        self._change_shape()
+        if not self._filler.started:
             self._filler.add_batch()
         if not self.reads_ahead:
             return self._take_singles(steps)
@@ -113,7 +120,12 @@ class BatchStacker:
             self._filler.add_block()
         if self._queue.starts_with_single():
             return self._stack_singles(steps)
-        return self._queue.take_steps(steps, self._batches_per_step)
+        inputs = self._queue.take_steps(steps, self._batches_per_step)
+        if inputs.block is None:
+            self._observe(inputs.batches)
+        else:
+            self._size.count_block()
+        return inputs
 
     def take_step(self) -> tuple[Any, ...]:
         """Returns the batches of one step.
@@ -121,12 +133,20 @@ class BatchStacker:
         Raises:
           StopIteration: No batch is left, or too few for a step.
         """
+        self._change_shape()
         while len(self._queue) < self._batches_per_step:
-            if self.reads_ahead and self._size.template is not None:
+            if self.reads_ahead and self._filler.started:
                 self._filler.add_block()
             else:
                 self._filler.add_batch()
-        return self._queue.take(self._batches_per_step)
+        return self._observe(self._queue.take(self._batches_per_step))
+
+    def state(self) -> dict[str, Any] | None:
+        """Returns what decides which batches are stacked, for a checkpoint: JSON values."""
+        state = self._size.state()
+        if state is not None and self._repeated is not None:
+            state["shapes"] = [list(shape) for shape in batch_shapes(self._repeated)]
+        return state
 
     def has_pending(self) -> bool:
         """Returns whether a batch or an error was taken from the iterator but not handed out."""
@@ -181,8 +201,21 @@ class BatchStacker:
         """Stacks the single batches of the blocks' shape at the front of the queue."""
         wanted = min(steps, self.steps) * self._batches_per_step
         steps = self._queue.count_singles(self._size.shapes, wanted) // self._batches_per_step
-        batches = self._queue.take(max(steps, 1) * self._batches_per_step)
+        batches = self._observe(self._queue.take(max(steps, 1) * self._batches_per_step))
         if not steps:
             return StepInputs(batches=batches)
         block = self._filler.timed(lambda: stack_batches(batches, self._size.batches))
         return StepInputs(block, 0, steps)
+
+    def _observe(self, batches: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Notes the shapes of single batches that are handed out, and returns the batches."""
+        for batch in batches:
+            if self._size.should_change(batch):
+                self._repeated = batch
+        return batches
+
+    def _change_shape(self) -> None:
+        """Changes the shape of blocks if single batches of another shape were repeated."""
+        if self._repeated is not None:
+            batch, self._repeated = self._repeated, None
+            self._filler.adopt(batch)

@@ -132,7 +132,9 @@ class Engine:
           source: An iterator of a `tf.data.Dataset` or of a distributed one: all of the steps are
             run. Or a `BatchStacker`: steps of its current block are run.
           steps: Number of steps; any number without a new trace.
-          recording: Whether the step returns its summaries.
+          recording: Whether the step returns its summaries, if the model has any. Whether it has
+            is read from the silent trace, which is made first. So the same steps are recorded
+            whatever else this process has run.
 
         Raises:
           tf.errors.OutOfRangeError: The data ended; `train_step.counter` says after how many
@@ -158,7 +160,8 @@ class Engine:
             raise
         except Exception as error:
             raise _upstream.find_cause(error, TflossError) from None
-        output = self._outputs[recording]
+        # Every summary of a recording step is in its trace, and a step without any is silent.
+        output = self._outputs[recording and self.has_summaries()]
         names = tuple(output.scalars)
         return StepLogs(first, names, values, summaries, waited, output.losses)
 
@@ -166,7 +169,10 @@ class Engine:
         self, iterator: Any, steps: int, recording: bool
     ) -> tuple[Any, tuple[Summary, ...], Any]:
         """Runs steps whose batches are taken inside the function."""
-        if not recording:
+        number = tf.TensorSpec([], tf.int32)
+        if not self._records(
+            recording, lambda: self._silent.get_concrete_function(iterator, number)
+        ):
             values, waited = self._silent(iterator, tf.constant(steps))
             return values, (), waited
         values, tensors, waited = self._recording(iterator)
@@ -177,11 +183,12 @@ class Engine:
     ) -> tuple[Any, tuple[Summary, ...], Any]:
         """Runs steps whose batches are arguments: a stacked block, or those of a single step."""
         before = blocks.waited
-        alone = recording or self.mode != "loop"
+        alone = self.mode != "loop"
         inputs = StepInputs(batches=blocks.take_step()) if alone else blocks.take(steps)
         waited = blocks.waited - before
-        if recording:
-            values, tensors = self._recording_batch(inputs.batches)
+        if self._records(recording, lambda: self._trace_stacked(inputs)):
+            batches = inputs.batches or self._compiled.first_batches(inputs)
+            values, tensors = self._recording_batch(batches)
             return values, summaries_on_host(self._outputs[True].summaries, tensors), waited
         try:
             if inputs.block is None:
@@ -197,6 +204,19 @@ class Engine:
         if len(values) < inputs.steps:
             blocks.give_back(inputs, len(values))
         return values, (), waited
+
+    def _records(self, recording: bool, trace: Callable[[], Any]) -> bool:
+        """Whether a step is recorded. `trace` makes the silent trace, if it is needed to know."""
+        if recording and False not in self._outputs:
+            trace()
+        return recording and self.has_summaries()
+
+    def _trace_stacked(self, inputs: StepInputs) -> None:
+        """Makes the silent trace of steps whose batches are arguments."""
+        if inputs.block is None:
+            self._silent_batch.get_concrete_function(inputs.batches)
+        else:
+            self._compiled.trace(inputs)
 
     def _loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs silent steps. Traced. Returns their rows, and the seconds waited for batches."""
@@ -259,12 +279,9 @@ class Engine:
 
     def has_summaries(self) -> bool:
         """Whether a recording step returns more than a silent one; True before one was traced."""
-        recording, silent = self._outputs.get(True), self._outputs.get(False)
-        if recording is None:
-            return silent is None or silent.dropped
-        return bool(recording.summaries) or (
-            silent is not None and list(silent.scalars) != list(recording.scalars)
-        )
+        silent = self._outputs.get(False)
+        # With `log_every_step` the scalars are there, and other summaries are traced but dropped.
+        return silent is None or silent.dropped or bool(silent.summaries)
 
     def _with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
         """Adds what is known of the error's cause to it."""

@@ -20,6 +20,7 @@ from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.engine import Engine, StepLogs
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
 from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck
+from tfloss.optimizers import hyperparameters
 from tfloss.step.trace_options import Jit, Mode
 from tfloss.step.train_step import TrainStep
 
@@ -73,6 +74,7 @@ class ModeRunner:
         self._engines: dict[str, Engine] = {}
         self._compiled: set[str] = set()  # modes that have run, and so do compile
         self._signature: tuple[Any, ...] | None = None
+        self._numbers: tuple[Any, ...] = ()  # the part of it that a hook may change
         self._mode: Mode | None = None
         self._settled = False  # whether the choice also counts for later runs
         self._tracing = 0.0
@@ -105,6 +107,7 @@ class ModeRunner:
             self._tracing = max(self._tracing, self._tuner.tracing)
         self._guard, self._tuner = guard, None
         signature = (*self._step.signature(), guard)
+        self._numbers = hyperparameters.signature(self._step.optimizers)
         if signature != self._signature:
             self._engines, self._compiled, self._signature = {}, set(), signature
         if self._jit == "loop":
@@ -138,6 +141,7 @@ class ModeRunner:
         Raises:
           The same as `Engine.run`.
         """
+        self._trace_anew_if_changed()
         if self._tuner is None or recording:
             return self._run(feed, self._mode or "graph", count, recording)
         assert self._tuner.request is not None
@@ -164,6 +168,22 @@ class ModeRunner:
         self._tuner.answer(len(logs.rows()), seconds)
         self._end_if_decided()
         return logs
+
+    def _trace_anew_if_changed(self) -> None:
+        """Traces the step again if a hook has set a hyperparameter that is frozen in the trace."""
+        numbers = hyperparameters.signature(self._step.optimizers)
+        if numbers == self._numbers:
+            return
+        before = {name: dict(pairs) for name, *pairs in self._numbers}
+        changes = [
+            f"{name}.{attribute} {before[name].get(attribute)} -> {value}"
+            for name, *pairs in numbers
+            for attribute, value in pairs
+            if before[name].get(attribute) != value
+        ]
+        self._logger.info(f"the step is traced again, since a hook has set {', '.join(changes)}")
+        self._engines, self._compiled, self._numbers = {}, set(), numbers
+        self._signature = (*self._step.signature(), self._guard)
 
     def _run(self, feed: Feed, mode: Mode, count: int, recording: bool) -> StepLogs:
         """Runs steps in a mode, with its own engine."""

@@ -87,6 +87,15 @@ class XlaLoop:
         program(inputs.block, *bounds)
         return values[:first_bad]
 
+    def trace(self, inputs: StepInputs) -> None:
+        """Traces the program for a block, and runs nothing."""
+        self._program(inputs.block, tf.constant(inputs.start), tf.constant(inputs.steps))
+
+    def first_batches(self, inputs: StepInputs) -> tuple[Any, ...]:
+        """Returns the batches of the first step of a block."""
+        many = self._step.accumulate
+        return tuple(batch_at(inputs.block, inputs.start + k) for k in range(many))
+
     def _program(self, block: Any, *bounds: tf.Tensor) -> Any:
         """The program for blocks of these shapes.
 
@@ -164,9 +173,8 @@ class XlaLoop:
     def _error(self, inputs: StepInputs, row: np.ndarray) -> NonFiniteLossError:
         """The error of the first step of a block."""
         losses = {name: float(row[column]) for name, column in self._watched().items()}
-        many = self._step.accumulate
-        batches = tuple(batch_at(inputs.block, inputs.start + k) for k in range(many))
-        return NonFiniteLossError(int(self._step.counter.numpy()) + 1, losses, batches)
+        step = int(self._step.counter.numpy()) + 1
+        return NonFiniteLossError(step, losses, self.first_batches(inputs))
 
 
 def _by_dtype(variables: list[Any]) -> dict[str, list[Any]]:

@@ -22,6 +22,7 @@ from typing import Any, cast
 import keras
 import tensorflow as tf
 
+from tfloss.common.reachable import find_objects
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError
 from tfloss.forward.context import ForwardContext, current_context
@@ -183,9 +184,10 @@ def _added_name(added: AddedLoss) -> str:
 
 
 class LossWeights:
-    """The weights of named losses: `{name or glob: float or callable of the step}`.
+    """The weights of named losses: `{name or glob: float, variable or callable of the step}`.
 
-    An exact name takes precedence over a glob. A callable, such as a Keras `LearningRateSchedule`,
+    An exact name takes precedence over a glob. A scalar variable is read at every step, so a hook
+    may set it. A callable, such as a Keras `LearningRateSchedule`,
     gets the number of completed updates as an int64 tensor, at every step.
     """
 
@@ -196,20 +198,35 @@ class LossWeights:
           patterns: Weights by name or glob.
 
         Raises:
-          LossError: A weight is neither a number nor a callable.
+          LossError: A weight is not a number, a variable or a callable.
         """
         self._patterns = dict(patterns or {})
         for pattern, weight in self._patterns.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not number and not callable(weight):
+            if not number and not callable(weight) and not _is_variable(weight):
                 raise LossError(
-                    f"loss_weights[{pattern!r}] must be a number or a callable of the step, "
-                    f"got {weight!r}."
+                    f"loss_weights[{pattern!r}] must be a number, a variable or a callable of the "
+                    f"step, got {weight!r}."
                 )
 
     def signature(self) -> tuple[Any, ...]:
         """Returns a value that differs if the weights do, so that a step must be traced again."""
-        return tuple((k, id(v) if callable(v) else v) for k, v in self._patterns.items())
+        return tuple(
+            (k, id(v) if callable(v) or _is_variable(v) else v) for k, v in self._patterns.items()
+        )
+
+    def variables(self) -> dict[str, Any]:
+        """Returns the scalar variables that weights are, or that callables read, by name.
+
+        They are found in the closures, globals and attributes of a callable.
+        """
+        found: dict[str, Any] = {}
+        for pattern, weight in self._patterns.items():
+            if callable(weight) or _is_variable(weight):
+                for path, one in find_objects(weight, (keras.Variable, tf.Variable)):
+                    if not tuple(one.shape):
+                        found[f"{pattern}/{path}" if path else pattern] = one
+        return found
 
     def of(self, name: str) -> Weight:
         """Returns the weight of a loss, or 1.0 if no pattern matches.
@@ -272,9 +289,15 @@ class LossWeights:
             weight = self.of(name)
             if callable(weight):
                 weighted[name] = tf.cast(weight(step), tf.float32) * value
+            elif _is_variable(weight):
+                weighted[name] = tf.cast(tf.convert_to_tensor(weight), tf.float32) * value
             else:
                 weighted[name] = value if weight == 1.0 else float(weight) * value
         return weighted
+
+
+def _is_variable(weight: Any) -> bool:
+    return isinstance(weight, keras.Variable | tf.Variable)
 
 
 def check_regularizers_are_trained(

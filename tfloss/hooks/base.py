@@ -8,7 +8,9 @@ All methods of a hook run on the host, between calls of the training step. Train
 hook reads values from the device.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from tfloss.hooks.every import Every, OnSteps
@@ -26,8 +28,11 @@ class Hook:
 
     Attributes:
       every: When `after_step` is due. None: never.
-      state: JSON values that checkpoints keep. The trainer restores them before `before_train`. Put
+      state: What checkpoints keep: numbers, strings, None, NumPy values, and lists, tuples, sets
+        and dicts of these, with any keys. The trainer restores it before `before_train`. Put
         everything here that `on_log` and `after_step` must remember after a restart.
+      arguments: `{argument: text}`, as the hook was made. They tell hooks of one class apart when a
+        checkpoint is restored, in whatever order the hooks stand.
       trainer: The trainer, which sets it before `before_train`. `TrainerProtocol` lists what a hook
         may use.
       time_bucket: What the hook's time counts as: "hooks" or "checkpoint".
@@ -43,12 +48,14 @@ class Hook:
     async_logs: bool = False
     chief_only: bool = False
     state: dict[str, Any]
+    arguments: Mapping[str, str]
     trainer: TrainerProtocol
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Gives each hook a state of its own, even if its `__init__` does not call `super()`."""
         hook = super().__new__(cls)
         hook.state = {}
+        hook.arguments = _arguments(hook, args, kwargs)
         return hook
 
     def before_train(self) -> None:
@@ -82,3 +89,26 @@ class Hook:
 
     def after_train(self) -> None:
         """Runs once in a call of `train`, also after an error: `trainer.error` is it, or None."""
+
+
+def _arguments(hook: Hook, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Returns `{argument: text}` of the arguments that a hook is made with, defaults included."""
+    try:
+        bound = inspect.signature(hook.__init__).bind(*args, **kwargs)
+    except (TypeError, ValueError):  # `__init__` raises an error of its own, or takes anything
+        return {str(key): _text(value) for key, value in (*enumerate(args), *kwargs.items())}
+    bound.apply_defaults()
+    return {name: _text(value) for name, value in bound.arguments.items()}
+
+
+def _text(value: Any) -> str:
+    """Describes an argument by what is the same in each process: values, or the name of a class."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | Every | OnSteps):
+        return repr(value)
+    if isinstance(value, Path):
+        return repr(str(value))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_text(k)}: {_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return getattr(value, "__qualname__", type(value).__qualname__)

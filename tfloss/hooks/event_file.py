@@ -87,6 +87,12 @@ def split_records(data: bytes) -> Iterator[tuple[bytes, int]]:
         start = end
 
 
+def record_names(record: bytes) -> list[str]:
+    """Returns the tags of the values in a complete record that `split_records` gave a step."""
+    event = tf.compat.v1.Event.FromString(record[12:-4])
+    return [value.tag for value in event.summary.value]
+
+
 def _new_path(logdir: Path) -> Path:
     """Returns a path that doesn't exist and that TensorBoard reads after those of earlier runs."""
     prefix = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"

@@ -1,6 +1,6 @@
 """Removes the log records that a resumed run is going to write again.
 
-    truncation = LogTruncation(split_records)
+    truncation = LogTruncation(split_records, record_names)
     truncation.start(path, [path], step=100)
     truncation.finish(step=200)
 
@@ -10,7 +10,7 @@ writers.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from tfloss.common.files import replace_file
@@ -18,6 +18,10 @@ from tfloss.common.unique_names import unique_name
 
 # Splits the content of a file into its complete records and their steps.
 SplitRecords = Callable[[bytes], Iterable[tuple[bytes, int]]]
+# Returns the names of the values in a record.
+RecordNames = Callable[[bytes], Iterable[str]]
+# `{step: names}` of values that are logged again, although their step is not repeated.
+Pending = Mapping[int, Collection[str]]
 
 
 class LogTruncation:
@@ -28,19 +32,27 @@ class LogTruncation:
 
     Args:
       split: Function that splits the content of a file into complete records and their steps.
+      names: Function that returns the names of the values in a record.
     """
 
-    def __init__(self, split: SplitRecords):
-        self._split = split
+    def __init__(self, split: SplitRecords, names: RecordNames = lambda record: ()):
+        self._split, self._names = split, names
         self._written: tuple[Path, int] | None = None  # location, and the last step in it
 
-    def start(self, location: Path, files: Iterable[Path], step: int) -> None:
+    def start(
+        self,
+        location: Path,
+        files: Iterable[Path],
+        step: int,
+        pending: Pending | None = None,
+    ) -> None:
         """Truncates the files at the start of a run, see `truncate_after`.
 
         Args:
           location: File or directory of the writer.
           files: The files to truncate. They may be missing.
           step: Step at which the run starts.
+          pending: `{step: names}` of values up to that step that the run is still to log.
 
         Raises:
           OSError: A file can't be read or replaced.
@@ -48,7 +60,7 @@ class LogTruncation:
         if self._written != (location, step):
             self._written = None  # until all files are truncated
             for path in files:
-                truncate_after(path, step, self._split)
+                truncate_after(path, step, self._split, pending, self._names)
             self._written = (location, step)
 
     def finish(self, step: int) -> None:
@@ -61,7 +73,13 @@ class LogTruncation:
             self._written = (self._written[0], step)
 
 
-def truncate_after(path: Path, step: int, split: SplitRecords) -> None:
+def truncate_after(
+    path: Path,
+    step: int,
+    split: SplitRecords,
+    pending: Pending | None = None,
+    names: RecordNames = lambda record: (),
+) -> None:
     """Removes the records of later steps from a file, atomically.
 
     At step 0 it is unknown whether the run repeats them: somebody may have deleted the checkpoints.
@@ -72,6 +90,9 @@ def truncate_after(path: Path, step: int, split: SplitRecords) -> None:
       step: Last step whose records stay.
       split: Function that splits the content into complete records and their steps. A record that
         a killed process left incomplete at the end is not among them.
+      pending: `{step: names}` of values of earlier steps that are logged again. A record with one
+        of them is removed too.
+      names: Function that returns the names of the values in a record.
 
     Raises:
       OSError: The file can't be read or replaced.
@@ -80,7 +101,12 @@ def truncate_after(path: Path, step: int, split: SplitRecords) -> None:
         return
     content = path.read_bytes()
     records = list(split(content))
-    kept = b"".join(record for record, record_step in records if record_step <= step)
+    again = pending or {}
+
+    def stays(record: bytes, at: int) -> bool:
+        return at <= step and not (at in again and set(again[at]).intersection(names(record)))
+
+    kept = b"".join(record for record, record_step in records if stays(record, record_step))
     if kept == content:
         return
     if step == 0 and any(record_step > 0 for _, record_step in records):

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -44,7 +44,7 @@ class MetricsFile(Hook):
         self._clock = clock
         self._file: TextIO | None = None
         self._ended = False
-        self._truncation = LogTruncation(_split_lines)
+        self._truncation = LogTruncation(_split_lines, _line_names)
 
     @property
     def path(self) -> Path:
@@ -58,7 +58,8 @@ class MetricsFile(Hook):
     def before_train(self) -> None:
         """Removes the lines of the steps that the run repeats."""
         self._ended = False
-        self._truncation.start(self.path, [self.path], self.trainer.run.start)
+        run = self.trainer.run
+        self._truncation.start(self.path, [self.path], run.start, run.pending)
 
     def before_save(self, step: int) -> None:
         """Flushes the file to the disk, so that a checkpoint is never newer than the log."""
@@ -109,6 +110,11 @@ def _json_number(value: float) -> float | str:
 def _open(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("a", buffering=1, encoding="utf-8")
+
+
+def _line_names(line: bytes) -> Iterable[str]:
+    """Returns the names of the values in a line."""
+    return set(json.loads(line)).difference(_RESERVED)
 
 
 def _split_lines(content: bytes) -> Iterator[tuple[bytes, int]]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from tfloss.checkpoint.background import BackgroundWriter
 from tfloss.checkpoint.directory import CheckpointDirectory
+from tfloss.checkpoint.json_codec import encode
 from tfloss.checkpoint.ranking import Ranking, ranking_of_state
 from tfloss.errors import (
     Aborted,
@@ -292,5 +293,8 @@ class SaveCheckpoint(Hook):
 
     def _state_of_hooks(self) -> str:
         """Returns everything that can change between two saves at the same step."""
-        states = [hook.state for hook in self.trainer.hooks]
-        return json.dumps([states, bool(self.trainer.window)], sort_keys=True)
+        states = [
+            encode(hook.state, f"The state of the hook {type(hook).__name__}, state")
+            for hook in self.trainer.hooks
+        ]
+        return json.dumps([states, bool(self.trainer.window)])

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfloss.hooks.base import Hook
-from tfloss.hooks.event_file import EventFileWriter, split_records
+from tfloss.hooks.event_file import EventFileWriter, record_names, split_records
 from tfloss.hooks.event_protos import ScalarEvents, summary_event
 from tfloss.hooks.every import Every
 from tfloss.hooks.log_truncation import LogTruncation
@@ -43,7 +43,7 @@ class TensorBoard(Hook):
         self._scalar_events = ScalarEvents()
         self._pending: list[tuple[int, float, dict[str, float]]] = []  # step, time, scalars
         self._ended = False
-        self._truncation = LogTruncation(split_records)
+        self._truncation = LogTruncation(split_records, record_names)
 
     @property
     def logdir(self) -> Path:
@@ -59,7 +59,7 @@ class TensorBoard(Hook):
         self._ended = False
         logdir = self.logdir
         files = sorted(logdir.glob("*tfevents*"))
-        self._truncation.start(logdir, files, self.trainer.run.start)
+        self._truncation.start(logdir, files, self.trainer.run.start, self.trainer.run.pending)
 
     def before_save(self, step: int) -> None:
         """Flushes the file, so that a checkpoint is never newer than the log."""

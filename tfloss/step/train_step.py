@@ -20,6 +20,7 @@ from tfloss import _upstream
 from tfloss.data.batches import MicroBatches
 from tfloss.errors import LossError, ModelError
 from tfloss.forward.losses import LossWeights, Weight
+from tfloss.optimizers import hyperparameters
 from tfloss.optimizers.ema import Averages, Ema
 from tfloss.optimizers.groups import check_disjoint, make_groups
 from tfloss.optimizers.mixed_precision import LossScale, set_precision
@@ -42,7 +43,7 @@ class TrainStep:
     Args:
       model: A Keras model whose `model(batch, training=True)` reports losses.
       optimizer: A Keras optimizer, or groups: `{name: (optimizer, variables)}`; see `Group`.
-      loss_weights: `{loss name or glob: float or callable of the step}`.
+      loss_weights: `{loss name or glob: float, scalar variable or callable of the step}`.
       clip_norm: Global norm to which each group's gradient, summed over losses and reduced
         over replicas and micro-batches, is clipped before the update. None: no clipping.
       accumulate: Number of micro-batches (elements of the data set) in one update. The update
@@ -66,7 +67,7 @@ class TrainStep:
 
     Raises:
       ModelError: The model or optimizer was created outside of the strategy's scope.
-      LossError: A loss weight is not a number or callable.
+      LossError: A loss weight is not a number, a variable or a callable.
       ValueError: An argument has a value that it can't have; the message names it.
     """
 
@@ -242,6 +243,7 @@ class TrainStep:
             self.loss_weights.signature(),
             self.clip_norm,
             self.fused_adam,
+            hyperparameters.signature(self.optimizers),
         )
 
     def __call__(self, batch: Any, options: TraceOptions | None = None) -> StepOutput:

@@ -13,6 +13,7 @@ from tfloss.hooks.base import Hook
 from tfloss.hooks.run_info import RunInfo
 from tfloss.step.step_options import StepOptions
 from tfloss.step.train_step import TrainStep
+from tfloss.trainer.run_state import RunState
 
 
 def build_by_training_forward(train_step: TrainStep, data: Any, caller: str) -> None:
@@ -106,15 +107,16 @@ def optimizer_of(train_step: TrainStep) -> Any:
 
 
 def run_info(
-    step: int, steps: int, feed: Feed, accumulate: int, steps_per_epoch: float | None
+    run: RunState, steps: int, feed: Feed, accumulate: int, steps_per_epoch: float | None
 ) -> RunInfo:
     """What hooks can know about a call of `train`, which takes `accumulate` batches a step."""
     size, epoch = feed.reader.batch_size, feed.reader.batches_per_epoch
     return RunInfo(
-        step,
+        run.step,
         steps,
         size and size * accumulate,
         steps_per_epoch or (epoch and epoch / accumulate),
+        run.window.pending(run.step),
     )
 
 

@@ -41,10 +41,11 @@ class CheckpointedVariables:
 
     Attributes:
       strategy: The strategy that the step runs under.
+      train_step: The argument.
     """
 
     def __init__(self, train_step: TrainStep):
-        self._step = train_step
+        self.train_step = self._step = train_step
         self.strategy = train_step.strategy
 
     def variables(self) -> dict[str, Any]:
@@ -131,7 +132,8 @@ class CheckpointedVariables:
         directory.restore(path, variables, ignore=ignored)
         _upstream.finalize_states(self._step.model)
         split_seeds(self._step.model, self._step.strategy)
-        self._report_rates(path, rates)
+        if "hyperparameters" not in manifest["extra"]:  # else `RunCheckpoint` compares them
+            self._report_rates(path, rates)
         return int(self._step.counter.numpy()), states
 
     def seed(self, seed: int) -> None:

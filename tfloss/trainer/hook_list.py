@@ -4,12 +4,18 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tfloss.common.unique_names import unique_name
 from tfloss.errors import Aborted, Preempted
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import started_copy
 from tfloss.hooks.trainer_protocol import TrainerProtocol
 from tfloss.summary import Summary
+from tfloss.trainer.hook_states import (
+    Arguments,
+    States,
+    hook_arguments,
+    hook_states,
+    set_hook_states,
+)
 from tfloss.trainer.run_state import RunState
 
 
@@ -134,32 +140,20 @@ class HookList:
                 hook.before_save(self._run.step)
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """Returns what checkpoints keep of the hooks: `{name: state}`."""
-        return {name: hook.state for name, hook in _named(self._hooks).items()}
+        """Returns what checkpoints keep of the hooks: `{name: state}`, as JSON values."""
+        return hook_states(self._hooks)
+
+    def arguments(self) -> dict[str, dict[str, str]]:
+        """Returns what tells hooks of one class apart: `{name: {argument: text}}`."""
+        return hook_arguments(self._hooks)
+
+    def restore_states(self, states: States, arguments: Arguments | None) -> None:
+        """Gives each hook the state that `states` returned for it, see `set_hook_states`."""
+        set_hook_states(self._hooks, states, arguments)
 
     def _called_here(self, hook: Hook) -> bool:
         """Whether a hook is called on this worker: writers are called on the first one only."""
         return self._run.agreement.chief or not hook.chief_only
-
-
-def set_hook_states(hooks: Sequence[Hook], states: Mapping[str, Mapping[str, Any]]) -> None:
-    """Gives hooks the states from a checkpoint. A hook that the checkpoint lacks gets an empty one.
-
-    Args:
-      hooks: The hooks, in the order in which they stood when the states were saved.
-      states: What `HookList.states` returned.
-    """
-    for name, hook in _named(hooks).items():
-        hook.state.clear()
-        hook.state.update(states.get(name, {}))
-
-
-def _named(hooks: Sequence[Hook]) -> dict[str, Hook]:
-    """`{class name: hook}`; further hooks of a class are numbered: `Evaluate_1`."""
-    named: dict[str, Hook] = {}
-    for hook in hooks:
-        named[unique_name(type(hook).__name__, named)] = hook
-    return named
 
 
 def _checkpoints_last(hooks: Sequence[Hook]) -> list[Hook]:

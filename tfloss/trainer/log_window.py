@@ -45,6 +45,16 @@ class LogWindow:
         """Whether there are steps that are not logged yet."""
         return bool(self._blocks)
 
+    def pending(self, step: int) -> dict[int, frozenset[str]]:
+        """Returns `{step: names}` of the values that `start(step)` keeps for the next log."""
+        if not self._ends_at(step):
+            return {}
+        return {
+            number: frozenset(block.names)
+            for block in self._blocks
+            for number in range(block.first + 1, block.first + block.steps + 1)
+        }
+
     def add(self, block: StepLogs) -> None:
         """Adds the values of some more steps; they stay on the device for now."""
         while (left := self._log_every - block.first % self._log_every) < block.steps:
@@ -73,10 +83,9 @@ class LogWindow:
 
         Steps that are not logged yet stay if they end at `step`.
         """
-        blocks = self._blocks
+        blocks = self._blocks if self._ends_at(step) else []
         self.restart()
-        if blocks and blocks[-1].first + blocks[-1].steps == step:
-            self._keep(blocks)
+        self._keep(blocks)
 
     def logs(
         self, batch_size: int | None, *, complete: bool = False
@@ -113,6 +122,10 @@ class LogWindow:
             yield step, last | speed
         self.restart()
         self._keep(rest)
+
+    def _ends_at(self, step: int) -> bool:
+        """Whether there are steps that are not logged yet, and `step` is the last of them."""
+        return bool(self._blocks) and self._blocks[-1].first + self._blocks[-1].steps == step
 
     def _keep(self, blocks: list[StepLogs]) -> None:
         """Keeps steps whose time has been counted."""

@@ -4,7 +4,7 @@ Between two calls the workers, if there are several, decide together what depend
 and on signals, so that all of them make the same calls (`tfloss.distribute.agreement`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -34,6 +34,7 @@ class Loop:
       feed: The data.
       steps_per_call: The most steps in a call, or "auto": as many as take about a second.
       saves: Whether there is a place to save checkpoints, so that SIGTERM is worth catching.
+      on_first_step: Called once, when the first call of steps is completed.
 
     Attributes:
       ending: The exception to raise when all is done, if a signal came at the last step.
@@ -48,14 +49,14 @@ class Loop:
         *,
         steps_per_call: int | str,
         saves: bool,
+        on_first_step: Callable[[], None] = lambda: None,
     ):
         self._run, self._hooks, self._modes, self._feed = run, hooks, modes, feed
-        self._saves = saves
+        self._saves, self._on_first_step = saves, on_first_step
         self._fixed = None if steps_per_call == "auto" else int(steps_per_call)
         self._async_logs = hooks.async_logs
         self._warm: dict[str, float] | None = None  # the stopwatch at the first log
         self._warned = False
-        self._batches = 0  # of this call of `train`
         self.ending: BaseException | None = None
 
     def run(self, steps: int) -> dict[str, float]:
@@ -76,6 +77,7 @@ class Loop:
         run = self._run
         signals = ["SIGTERM"] * self._saves + ["SIGINT"]
         run.start_clock()
+        start = run.step
         logs, limit = None, self._fixed or self._modes.steps_limit
         with caught(*signals, first=self._acknowledge) as came:
             stopped = run.stop_reason is not None  # by a hook, before the first step
@@ -86,6 +88,8 @@ class Loop:
                 seconds = run.clock() - began
                 if self._fixed is None:
                     limit = next_limit(limit, logs.steps, seconds)
+                if run.step == start:
+                    self._on_first_step()
                 self._advance(logs.steps)
                 run.window.add(logs)
                 if run.step >= log_at:
@@ -104,7 +108,7 @@ class Loop:
 
     def read_counter(self) -> None:
         """Takes the step from the device, and moves the position in the data along."""
-        self._move_data(self._run.read_counter())
+        self._feed.trained(self._run.read_counter())
 
     def _decide(self, stopped: bool, terminate: bool, interrupt: bool) -> bool:
         """Decides how the run ends, from what any of the workers found. Returns `stopped`."""
@@ -152,7 +156,7 @@ class Loop:
             logs = self._modes.run(feed, count, recording)
         except (tf.errors.OutOfRangeError, StopIteration):
             self.read_counter()
-            feed.after_end(self._batches, run.step, run.info.steps)
+            feed.after_end(run.step, run.info.steps)
             return self._call(count, recording)
         except tf.errors.OpError as error:
             if feed.input.failed(error):
@@ -164,10 +168,7 @@ class Loop:
 
     def _advance(self, steps: int) -> None:
         self._run.step += steps
-        self._move_data(steps)
-
-    def _move_data(self, steps: int) -> None:
-        self._batches += self._feed.trained(steps)
+        self._feed.trained(steps)
 
     def _log(self, summaries: Sequence[Summary], *, complete: bool = False) -> None:
         """Logs the steps since the last log; summaries belong to the last of them.

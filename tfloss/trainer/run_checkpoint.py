@@ -9,22 +9,24 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory, load_file, load_manifest
 from tfloss.checkpoint.directory import versions
 from tfloss.common.logger import ChiefLogger
+from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
 from tfloss.errors import CheckpointError
-from tfloss.hooks.base import Hook
 from tfloss.step.random_states import process_states, set_process_states
 from tfloss.trainer.checkpointed_variables import CheckpointedVariables
-from tfloss.trainer.hook_list import HookList, set_hook_states
+from tfloss.trainer.hook_list import HookList
+from tfloss.trainer.hyperparameters import Hyperparameters
 from tfloss.trainer.run_state import RunState
 
 _WINDOW, _RANDOM, _DATA = "window.npz", "random.json", "data_"
+_ARGUMENTS, _HYPERPARAMETERS = "hook_arguments", "hyperparameters"
 _NONE, _NONE_VALID = -1, -2  # in place of a step
 _NETWORK_SECONDS = 10.0  # that a network file system may take to show new files to other hosts
 
@@ -39,35 +41,26 @@ class _SavedCall:
       position: The position in the data, and `until`, the step that the call was to reach; or None.
       files: The files of the position.
       hooks: The hooks' states.
+      extra: The further entries of the manifest: the hooks' arguments and the hyperparameters.
+      path: The directory of the checkpoint.
       step: The step of the checkpoint.
-      data: The data of that call, once a call of this process is known to be the same one.
+      random: The states of the global generators of the process, or None.
+      found: Whether a call of this process is known to be the same one.
     """
 
     position: dict[str, Any] | None
     files: dict[str, bytes]
     hooks: dict[str, dict[str, Any]]
+    extra: dict[str, Any]
+    path: Path
     step: int
-    data: Any = None
+    random: dict[str, Any] | None = None
+    found: bool = False
 
     @property
     def until(self) -> int:
         """The step that the call was to reach."""
         return self.position["until"] if self.position else self.step
-
-
-@dataclasses.dataclass(frozen=True)
-class Continuation:
-    """Where in its data a call of `train` continues.
-
-    Attributes:
-      state: What `Feed.state` returned.
-      files: The files that `Feed.state` returned.
-      midway: Whether the call was interrupted, so that it has data left to train on.
-    """
-
-    state: dict[str, Any]
-    files: dict[str, bytes]
-    midway: bool
 
 
 class RunCheckpoint:
@@ -94,6 +87,7 @@ class RunCheckpoint:
     ):
         self._run, self._state, self._directory = run, state, directory
         self.writer = BackgroundWriter() if background and directory is not None else None
+        self._hyperparameters = Hyperparameters(state.train_step)
         self.loaded = False
         self._saved_call: _SavedCall | None = None
 
@@ -118,9 +112,11 @@ class RunCheckpoint:
         data, content = position or (None, {})
         data = data and data | {"until": run.info.steps, "files": list(content)}
         states: Mapping[str, Any] = hooks.states()
+        more = {_ARGUMENTS: hooks.arguments(), _HYPERPARAMETERS: self._hyperparameters.saved()}
         if (saved := self._saved_call) is not None:  # the call that it belongs to has not begun yet
             data, content, states = saved.position, saved.files, saved.hooks
-        extra: dict[str, Any] = {"data": data}
+            more = saved.extra
+        extra: dict[str, Any] = {"data": data, **more}
         config = self._directory.path.parent / "config.json"
         if config.exists():
             extra["config"] = json.loads(config.read_text())
@@ -140,7 +136,7 @@ class RunCheckpoint:
     def load(self, seed: int | None) -> bool:
         """Restores the newest valid checkpoint; without one, seeds the model.
 
-        What belongs to the call of `train` that it was saved in waits for `continuation`.
+        What belongs to the call of `train` that it was saved in waits for `resume_call`.
 
         Args:
           seed: The seed of the model's seed generators, or None.
@@ -160,53 +156,62 @@ class RunCheckpoint:
         """Restores one checkpoint, and sets the step of the run."""
         run = self._run
         assert self._directory is not None
+        script = self._hyperparameters.values()
         step, hooks = self._state.restore(self._directory, path)
+        self._hyperparameters.assign(script)  # until the call comes that the saved ones belong to
         run.logger.info(f"resuming at step {step} from {path}")
         manifest = load_manifest(path)
         _report_versions(path, manifest["versions"])
         if window := load_file(path, _WINDOW):
             run.window.restore(window)
-        if random := load_file(path, _RANDOM):
-            set_process_states(json.loads(random), self._state.strategy)
+        random = load_file(path, _RANDOM)
         position = manifest["extra"].get("data")
         names = position["files"] if position else []
         files = {name: load_file(path, f"{_DATA}{name}") or b"" for name in names}
-        self._saved_call = _SavedCall(position, files, hooks, step)
+        states = json.loads(random) if random else None
+        if states is not None:
+            set_process_states(states, self._state.strategy)
+        found = manifest["extra"]
+        more = {key: found[key] for key in (_ARGUMENTS, _HYPERPARAMETERS) if key in found}
+        self._saved_call = _SavedCall(position, files, hooks, more, path, step, states)
         run.step = step
 
-    def continuation(
-        self, data: Any, steps: int, hooks: HookList, lasting: Sequence[Hook]
-    ) -> Continuation | None:
-        """Restores hook states, and finds the data position that a call of `train` continues from.
+    def resume_call(self, steps: int, hooks: HookList, feed: Feed) -> None:
+        """Restores what belongs to the call of `train` that the checkpoint was saved in.
 
-        A script may train on one data set after the other. When it runs again, its first calls of
-        `train` have nothing to do, and the checkpoint belongs to a later one.
+        A script may call `train` several times. When it runs again, its first calls have nothing to
+        do, and the checkpoint belongs to a later one. What that call left behind is restored when
+        it comes, even if it has nothing to do either. Then the next call begins with it, as it did
+        before, and after everything that the script does between its calls.
 
         Args:
-          data: The data of the call, as the user gave them.
           steps: The step that the call is to reach.
           hooks: The hooks of the call.
-          lasting: The hooks of all calls, which get their states if a later call begins.
-
-        Returns:
-          The position, or None: the data are at their beginning.
+          feed: The data of the call.
         """
-        saved = self._saved_call
+        saved, feed.taken = self._saved_call, 0
+        self._hyperparameters.begin_call()
         if saved is None:
-            return None
+            return
         begins = self._run.step < steps
-        if saved.data is None and (begins or steps >= saved.until):
-            saved.data = data
-        if not begins:
-            return None
-        self._saved_call = None
-        if saved.data is not data:  # a later call, with hooks of its own
-            set_hook_states(lasting, saved.hooks)
-            return None
-        set_hook_states(list(hooks), saved.hooks)
-        if saved.position is None:
-            return None
-        return Continuation(saved.position, saved.files, midway=saved.until > saved.step)
+        if begins:
+            self._saved_call = None
+        if saved.found or not (begins or steps >= saved.until):
+            return
+        saved.found = True
+        if saved.random is not None:
+            set_process_states(saved.random, self._state.strategy)
+        if _HYPERPARAMETERS in saved.extra:
+            self._hyperparameters.restore(saved.extra[_HYPERPARAMETERS], saved.path)
+        hooks.restore_states(saved.hooks, saved.extra.get(_ARGUMENTS))
+        if saved.position is not None:
+            midway = saved.until > saved.step
+            # A call that has nothing to do doesn't read: a later one may have other data.
+            feed.resume(saved.position, saved.files, self._run.logger, midway=midway, read=begins)
+
+    def end_call(self) -> None:
+        """Ends a call of `train`, however it ends."""
+        self._hyperparameters.end_call()
 
 
 def newest_checkpoint(

@@ -53,7 +53,7 @@ from tfloss.trainer.loop import Loop
 from tfloss.trainer.result import TrainResult
 from tfloss.trainer.run_checkpoint import RunCheckpoint
 from tfloss.trainer.run_state import RunState
-from tfloss.trainer.workdir import locked, writable
+from tfloss.trainer.workdir import locked, writable, write_deferred
 
 
 class Trainer:
@@ -258,6 +258,8 @@ class Trainer:
                 return self._train(data, steps, hooks, steps_per_epoch)
             except Aborted:  # Python ends by SIGINT for its own exception only, not a subclass
                 raise KeyboardInterrupt from None
+            finally:
+                self._checkpoint.end_call()
 
     def _train(
         self, data: Data, steps: int, hooks: Iterable[Hook], steps_per_epoch: float | None
@@ -271,16 +273,14 @@ class Trainer:
             replay.replay_and_exit(self, bundle)
         if not self._checkpoint.loaded:
             self._checkpoint.load(self._seed)
-        if run.step < steps and self.checkpoints is not None:
+        if run.step < steps and (self.checkpoints is not None or self._deterministic):
             feed.warn(self._deterministic)
-        lasting = self._defaults.after(self._own_hooks)
-        place = self._checkpoint.continuation(data, steps, self._hook_list, lasting)
-        if place is not None:
-            feed.resume(place.state, place.files, self.logger, midway=place.midway)
+        self._checkpoint.resume_call(steps, self._hook_list, feed)
         if run.step >= steps:
             self.logger.info(f"step {run.step} is already reached, {steps} were asked for.")
             return TrainResult(run.step, {})
-        run.begin(run_info(run.step, steps, feed, self.train_step.accumulate, steps_per_epoch))
+        feed.catch_up(self.logger)
+        run.begin(run_info(run, steps, feed, self.train_step.accumulate, steps_per_epoch))
         guard = any(isinstance(hook, NaNGuard) for hook in self.hooks)
         self._modes.prepare(feed.reader, guard, lambda: steps - run.step)
         loop = Loop(
@@ -290,6 +290,7 @@ class Trainer:
             feed,
             steps_per_call=self._steps_per_call,
             saves=self.checkpoints is not None,
+            on_first_step=lambda: write_deferred(self.workdir),
         )
         with self._hook_list.running(self._checkpoint.wait):
             try:

@@ -1,4 +1,4 @@
-"""The directory that a run writes to, and its lock: one trainer at a time. Host code.
+"""The directory that a run writes to, its lock, and what is written once it trains. Host code.
 
     with locked(workdir):
         ...    # whoever else tries it meanwhile gets WorkdirInUseError
@@ -14,7 +14,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tfloss.common.files import lock
@@ -22,6 +22,7 @@ from tfloss.errors import WorkdirInUseError
 
 _UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
 _held: set[int] = set()
+_deferred: dict[Path, Callable[[], object]] = {}  # by workdir
 _warned: set[int] = set()
 
 
@@ -46,6 +47,30 @@ def writable(workdir: Path) -> Path:
         message = f"workdir {str(workdir)!r} can't be written to: {error.strerror}"
         raise type(error)(error.errno, message) from None
     return workdir.absolute()
+
+
+def write_when_trained(workdir: Path, write: Callable[[], object]) -> None:
+    """Defers a file of the run until a trainer has completed a step in the workdir.
+
+    What describes a run must not be overwritten by one that fails before its first step, or that
+    has no step to do.
+
+    Args:
+      workdir: The directory.
+      write: A function that writes the file. It replaces the one of an earlier call.
+    """
+    _deferred[workdir.absolute()] = write
+
+
+def write_deferred(workdir: Path | None) -> None:
+    """Writes what was deferred for a workdir and the directories above it: a step is completed.
+
+    Args:
+      workdir: The directory of a trainer, or None.
+    """
+    for path in [] if workdir is None else [workdir, *workdir.parents]:
+        if path in _deferred:
+            _deferred.pop(path)()
 
 
 @contextlib.contextmanager
