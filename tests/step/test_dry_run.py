@@ -290,6 +290,40 @@ def test_an_initial_value_that_depends_on_the_batch_is_refused(count, replicas):
         make_step(Model, DATA, replicas(count))
 
 
+def test_a_built_model_with_a_step_of_its_own_needs_no_forward(replicas):
+    """It has no `call`, and a layer that is not built."""
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.last, self.unused = L.Dense(4, name="last"), L.Dense(1, name="unused")
+            self.last.build((None, 6))
+            self.built = True
+
+    class Step(TrainStep):
+        def step(self, batch):
+            last = self.model.last
+            return self.minimize(lambda one: tf.reduce_mean(last(one["x"]) ** 2), batch)
+
+    train_step, iterator = make_step(Model, DATA, replicas(2), step=Step)
+    before = train_step.model.last.kernel.numpy()
+    Engine(train_step).run(iterator, 1)
+    assert not np.array_equal(train_step.model.last.kernel.numpy(), before)
+
+
+def test_a_model_that_is_never_called_is_traced_once():
+    traces = []
+
+    class Step(_ForwardStep):
+        def forward(self, batch):
+            traces.append(1)
+            return super().forward(batch)
+
+    train_step, _ = make_step(_ForwardMethod, DATA, step=Step)
+    train_step.build(DATA.element_spec)
+    assert len(traces) == 1 and not train_step.model.built
+
+
 def test_batches_of_ragged_and_missing_tensors_are_traced():
     ragged, sparse = tf.ragged.constant([[1.0], []]), tf.sparse.eye(2)
     data = tf.data.Dataset.from_tensors({"r": ragged, "s": sparse, "x": tf.zeros([3])})

@@ -208,7 +208,8 @@ class TrainStep:
         """
         if type(self).forward is TrainStep.forward:
             check_call(self.model)
-        self._variables.build(element_spec, self.forward)
+        own_step = type(self).step is not TrainStep.step
+        self._variables.build(element_spec, self.forward, own_step=own_step)
         with self.strategy.scope():
             if self._precision is not None:
                 set_precision(self.model, self._precision)  # of layers made meanwhile

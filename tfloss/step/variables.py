@@ -32,12 +32,16 @@ class Variables:
         self._model, self._groups, self._strategy = model, groups, strategy
         self._known: set[int] = set()
 
-    def build(self, element_spec: Any, forward: Callable[[Any], Any]) -> None:
+    def build(
+        self, element_spec: Any, forward: Callable[[Any], Any], *, own_step: bool = False
+    ) -> None:
         """Builds model and optimizers unless they are built, and checks them.
 
         Args:
           element_spec: `tf.TypeSpec`s of one replica's batch.
           forward: The training forward, traced once if it might create variables.
+          own_step: Whether the step may not use `forward`. It is then traced only if the model
+            isn't built.
 
         Raises:
           ModelError: Something was created outside of the scope, nothing can be trained, two
@@ -46,7 +50,8 @@ class Variables:
         self._check_scope()
         if not self._known:
             begin_keras_random(self._strategy)
-        if not self._model.built or (not self._known and _upstream.has_unbuilt_parts(self._model)):
+        complete = own_step or not _upstream.has_unbuilt_parts(self._model)
+        if not self._known and not (self._model.built and complete):
             dry_run(self._model, forward, element_spec, self._strategy)
             _upstream.finalize_states(self._model)
         if not self._model.built and not self._model.variables:
