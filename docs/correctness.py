@@ -141,6 +141,17 @@ STATEMENTS = {
         "iterator was used, up to a minute. The end of `fit` and of the process hang that long.",
         "`train` and `evaluate` return within 0.2 s of their last step.",
     ),
+    32: (
+        "If a loss is finite and its gradient is not (`tf.where(p > 0, tf.math.log(p), 0.)` at 0), "
+        "weights become NaN. `TerminateOnNaN` watches the loss, which then is 0.0, and `fit` ends "
+        "well.",
+        "The step changes nothing, in all modes. The error names the group, the losses and the "
+        "variables.",
+    ),
+    33: (
+        "`ModelCheckpoint` saves weights that are NaN or infinite, as the best ones, too.",
+        "Checkpoints and best exports of such weights are refused, by name.",
+    ),
     34: (
         "An embedding's gradient lists a row as often as the batch looks it up, and optimizers "
         "square each entry. A row that occurs 64 times moves several times too far with Adam, "

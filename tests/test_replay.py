@@ -95,6 +95,15 @@ def _trainer(workdir, report=None):
     )
 
 
+def _root(m, b, y):
+    return {"root": tf.reduce_mean(tf.sqrt(y))}  # the culprit is Sqrt
+
+
+def _entropy(m, b, y):
+    log = tf.math.log(y)  # the culprit is Log
+    return {"entropy": tf.reduce_mean(tf.where(y > 0.0, log, 0.0))}
+
+
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
     """A trainer whose third step was not finite, and the directory of that step."""
@@ -115,16 +124,30 @@ def test_a_step_is_replayed_by_the_trainer_that_stopped_or_by_a_new_one(stopped)
         assert "test_replay.py:" in found and "tf.sqrt(y))}" in found
 
 
-def test_a_nonfinite_gradient_is_found_in_the_backward_pass(tmp_path):
-    def root(m, b, y):  # of 0: its gradient is infinite
-        return tf.reduce_mean(tf.sqrt(y - b["x"]))
+@pytest.mark.parametrize("function", [_root, _entropy])
+def test_the_op_of_a_nonfinite_gradient_is_named_with_its_line(function, tmp_path):
+    trainer = _trainer(tmp_path, function)
+    with pytest.raises(NonFiniteLossError, match="gradient is not finite at step 2"):
+        trainer.train(rows([1.0, 1.0, 0.0, 1.0], 2), steps=3)
+    found = tfloss.replay.replay(_trainer(None, function), tmp_path / "nonfinite/step_00000002")
+    name, op = ("root", "Sqrt") if function is _root else ("entropy", "Log")
+    assert f"Its gradient was not finite: of loss '{name}' for 'line/w'" in found
+    assert f"in the backward pass, in the gradient of op '{op}' ({__file__}:" in found
+    assert f"# the culprit is {op}), Detected Infinity or NaN" in found
+    # The logarithm of 0 is found in the forward pass, too; the root of 0 is 0.
+    assert ("in the forward pass, Detected Infinity" in found) == (function is _entropy)
 
-    trainer = _trainer(tmp_path, lambda m, b, y: {"root": root(m, b, y) + np.inf})
+
+def test_infinities_that_are_meant_do_not_hide_the_op_of_a_bad_gradient(tmp_path):
+    def masked(m, b, y):
+        weights = tf.nn.softmax(tf.stack([y[0], -np.inf * tf.ones([])]))
+        return {"root": tf.sqrt(y[0]) + tf.reduce_sum(weights)}
+
+    trainer = _trainer(tmp_path, masked)
     with pytest.raises(NonFiniteLossError):
-        trainer.train(rows([1.0], 1), steps=1)
-    found = tfloss.replay.replay(_trainer(None, root), tmp_path / "nonfinite" / "step_00000001")
-    assert "in the backward pass, Detected Infinity or NaN" in found
-    assert "input 0: float32 [1], all finite, from " in found
+        trainer.train(rows([0.0], 1), steps=1)
+    found = tfloss.replay.replay(trainer, tmp_path / "nonfinite/step_00000001")
+    assert "in the backward pass, in the gradient of op 'Sqrt'" in found
 
 
 @pytest.mark.parametrize("count", [1, 2])

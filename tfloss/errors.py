@@ -3,7 +3,9 @@
 Each message names what is at fault and says what to do.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -96,36 +98,100 @@ class Aborted(KeyboardInterrupt):
     """Ctrl-C was pressed twice. This is raised at once, maybe within a step; nothing is saved."""
 
 
+@dataclasses.dataclass(frozen=True)
+class NonFiniteGradient:
+    """A gradient that is not finite.
+
+    Attributes:
+      group: The optimizer group that it would have updated.
+      losses: Names of the losses whose own gradient is not finite; empty if there is none, or if
+        they could not be examined.
+      variables: Paths of the variables with NaN or infinity in the gradient of one of these losses.
+      largest: The largest magnitude of the gradients of single losses. NaN or infinity if they are
+        not finite, or could not be examined.
+    """
+
+    group: str
+    losses: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    largest: float = math.nan
+
+    def __str__(self) -> str:
+        """Describes it for an error message."""
+        if self.losses:
+            return (
+                f"of loss {', '.join(map(repr, self.losses))} for {listed(self.variables)} "
+                f"(optimizer group {self.group!r})"
+            )
+        if math.isfinite(self.largest):
+            return (
+                f"of optimizer group {self.group!r} (each loss has a finite gradient, up to "
+                f"{self.largest:g}, but their sum or norm overflows float32)"
+            )
+        return f"of optimizer group {self.group!r} (which losses and variables, is not known)"
+
+
 class NonFiniteLossError(TflossError, FloatingPointError):
-    """A loss became NaN or infinite. The update of that step was not applied.
+    """A loss or a gradient became NaN or infinite. No update of that step was applied.
 
     Attributes:
       step: Step that the update would have completed, 1 for the first update.
       losses: `{name: value}` of that step, means over replicas.
       batch: Batch of that step: a tuple with one element for each replica and micro-batch.
+      gradients: The gradients that are not finite, one for each optimizer group, if all losses are
+        finite.
+      weights: Paths of the model's variables that were not finite already before that step.
     """
 
-    def __init__(self, step: int, losses: dict[str, float], batch: tuple[Any, ...] = ()):
+    def __init__(
+        self,
+        step: int,
+        losses: dict[str, float],
+        batch: tuple[Any, ...] = (),
+        *,
+        gradients: tuple[NonFiniteGradient, ...] = (),
+        weights: tuple[str, ...] = (),
+    ):
         """Creates the error.
 
         Args:
           step: Step that the update would have completed.
           losses: `{name: value}` of that step, means over replicas.
           batch: One element for each replica and micro-batch.
+          gradients: What is not finite if all losses are finite.
+          weights: Variables of the model that were not finite before that step.
         """
-        bad = _causes([name for name, value in losses.items() if not math.isfinite(value)])
         values = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
-        super().__init__(
-            f"Loss {', '.join(map(repr, bad))} is not finite at step {step} ({values}). "
-            f"Training stopped before that update, so the weights are those of step {step - 1}."
-        )
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        causes = [name for name in bad if name != "total"] or bad  # the total only follows
+        if causes:
+            what = f"Loss {', '.join(map(repr, causes))} is not finite at step {step} ({values})"
+        else:
+            where = f": {'; '.join(map(str, gradients))}" if gradients else ""
+            what = (
+                f"The gradient is not finite at step {step}, but the losses are ({values}){where}"
+            )
+        text = f"{what}. Training stopped before that update, so the weights are those of step "
+        text += f"{step - 1}."
+        if weights:
+            text += (
+                f" Some of them are not finite: {listed(weights)}. An earlier update or the "
+                "initial values made them so."
+            )
+        super().__init__(text)
         self.step = step
         self.losses = losses
         self.batch = batch
+        self.gradients = gradients
+        self.weights = weights
 
 
-def _causes(names: list[str]) -> list[str]:
-    """Leaves out the names that only follow from others: the total, and norms of gradients."""
-    norms = [name for name in names if name.partition("/")[0] == "gradient_norm"]
-    own = [name for name in names if name != "total" and name not in norms]
-    return own or [name for name in names if name == "total"] or norms
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names in quotes for an error message, the first ones only if they are many.
+
+    Args:
+      names: The names.
+      most: How many are listed.
+    """
+    shown = ", ".join(map(repr, names[:most]))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -14,6 +14,7 @@ Host code, eager.
 
 import contextlib
 import json
+import linecache
 import os
 import shlex
 import subprocess
@@ -149,6 +150,7 @@ def replay(trainer: _Trainer, path: str | Path) -> str:
     trainer.train_step.build(_load_batch(path, 0)[0])
     lines = [f"Step {report['step']}, run eagerly. Its losses during training were:"]
     lines += [f"  {name} = {value}" for name, value in report["losses"].items()]
+    lines += [f"Its gradient was not finite: {one}" for one in report.get("gradients", ())]
     state: _State = trainer.state
     state.restore_for_replay(path)
     bad = [
@@ -181,28 +183,74 @@ def _load_batch(path: Path, index: int) -> tuple[Any, Any]:
 
 
 def _first_nonfinite(trainer: _Trainer, batch: Any, step: int) -> str:
-    """Runs forward and backward pass, and describes the first op with a non-finite output."""
-    model, variables = trainer.model, trainer.model.trainable_variables
-    phase = "forward"
-    tf.debugging.enable_check_numerics()
-    try:
-        with _unfiltered_tracebacks(), tf.GradientTape() as tape, _upstream.inputs_untouched(model):
-            with forward_context(tf.constant(step, tf.int64), recording=False) as context:
-                returned = trainer.train_step.forward(batch)
-            losses = collect(returned, context, variables)
-            weighted = trainer.train_step.loss_weights.apply(losses, context.step)
-            total = tf.add_n(list(weighted.values()))
-        phase = "backward"
-        with context.backward():
-            tape.gradient(total, [getattr(v, "value", v) for v in variables])
-    except tf.errors.InvalidArgumentError as error:
-        return f"in the {phase} pass, {_describe_error(error)}"
-    finally:
-        tf.debugging.disable_check_numerics()
+    """Runs forward and backward pass, and describes the first op with a non-finite output.
+
+    A finite loss may have a gradient that is not finite. Then the first such op of the backward
+    pass is described, too: infinities in the forward pass may be harmless.
+    """
+    states = [one.value for one in trainer.model.non_trainable_variables]
+    before = [tf.identity(one) for one in states]
+    found = []
+    with _unfiltered_tracebacks():
+        try:
+            with _numerics_checked():
+                _forward(trainer, batch, step)
+        except tf.errors.InvalidArgumentError as error:
+            found.append(f"in the forward pass, {_describe_error(error)}")
+        for variable, value in zip(states, before, strict=True):
+            variable.assign(value)
+        ops = _upstream.ForwardOps()
+        with tf.GradientTape() as tape:
+            with ops.recorded(is_library):
+                total, context = _forward(trainer, batch, step)
+        variables = [getattr(v, "value", v) for v in trainer.model.trainable_variables]
+        try:
+            if not found or np.isfinite(total.numpy()):
+                with context.backward(), _numerics_checked():
+                    tape.gradient(total, variables)
+        except tf.errors.InvalidArgumentError as error:
+            where = _describe_forward_op(ops.failed_gradient(error))
+            found.append(f"in the backward pass, {where}{_describe_error(error)}")
+    if found:
+        return "\n  ".join(found)
     return (
         "every tensor of the forward and the backward pass was finite. The replay differs from "
         "training: no XLA, no fused kernels, one replica at a time."
     )
+
+
+def _forward(trainer: _Trainer, batch: Any, step: int) -> tuple[tf.Tensor, Any]:
+    """Runs the training forward. Returns the sum of the weighted losses, and its context."""
+    model = trainer.model
+    with _upstream.inputs_untouched(model):
+        with forward_context(tf.constant(step, tf.int64), recording=False) as context:
+            returned = trainer.train_step.forward(batch)
+        losses = collect(returned, context, model.trainable_variables)
+        weighted = trainer.train_step.loss_weights.apply(losses, context.step)
+        return tf.add_n(list(weighted.values())), context
+
+
+def _describe_forward_op(found: tuple[str, Any] | None) -> str:
+    """Names the op whose gradient failed, and the user's line."""
+    if found is None:
+        return ""
+    op, call = found
+    if call is None:
+        return f"in the gradient of op {op!r}, "
+    _, file, line = call
+    return (
+        f"in the gradient of op {op!r} ({file}:{line}: {linecache.getline(file, line).strip()}), "
+    )
+
+
+@contextlib.contextmanager
+def _numerics_checked() -> Generator[None]:
+    """Inside the `with` each op with a NaN or infinite output raises InvalidArgumentError."""
+    tf.debugging.enable_check_numerics()
+    try:
+        yield
+    finally:
+        tf.debugging.disable_check_numerics()
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def test_a_gradient_that_is_not_finite_stops_it_too_when_it_is_clipped():
         return {"root": tf.reduce_mean(tf.sqrt(y * 0.0))}
 
     train_step, iterator = make_step(lambda: Line(report), ROOT, clip_norm=1.0)
-    with pytest.raises(NonFiniteLossError, match="'gradient_norm' is not finite at step 1"):
+    with pytest.raises(NonFiniteLossError, match="gradient is not finite at step 1, .*'root'"):
         Engine(train_step).run(iterator, 3)
     assert train_step.model.w.numpy() == 1.0
 

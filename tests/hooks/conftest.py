@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -37,7 +38,7 @@ class FakeTrainer:
 
     hooks: Sequence[Hook] = ()
     workdir: Path | None = None
-    model: Any = "model"
+    model: Any = dataclasses.field(default_factory=keras.Sequential)
     step: int = 0
     batch_size: int | None = 32
     error: BaseException | None = None

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from tests.toys import Accuracy
+from tfloss.errors import ExportError
 from tfloss.hooks import Evaluate, Every, ExportBest
 
 
-def trainer_of(make_trainer, tmp_path, values, hook, model="model"):
+def trainer_of(make_trainer, tmp_path, values, hook, **options):
     results = {step: {"accuracy": value} for step, value in enumerate(values, 1)}
     hooks = [Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=1)), hook]
-    return make_trainer(hooks, workdir=tmp_path, results=results, model=model)
+    return make_trainer(hooks, workdir=tmp_path, results=results, **options)
 
 
 class Exports:
@@ -90,11 +91,30 @@ def test_a_failing_export_leaves_the_last_one_intact(make_trainer, tmp_path):
 
 def test_by_default_the_best_weights_are_saved(make_trainer, tmp_path):
     model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
-    trainer = trainer_of(make_trainer, tmp_path, [0.1, 0.9, 0.5], ExportBest("val/accuracy"), model)
+    trainer = trainer_of(
+        make_trainer, tmp_path, [0.1, 0.9, 0.5], ExportBest("val/accuracy"), model=model
+    )
     trainer.on_step = lambda step: model.set_weights([np.full([2, 1], step), np.zeros([1])])
     trainer.train(3)
     model.load_weights(tmp_path / "export/best.weights.h5")
     np.testing.assert_array_equal(model.get_weights()[0], [[2], [2]])
+
+
+@pytest.mark.promise(33)
+def test_weights_that_are_not_finite_are_not_exported(make_trainer, tmp_path):
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1, name="dense")], name="net")
+    trainer = trainer_of(
+        make_trainer, tmp_path, [0.1, 0.9], ExportBest("val/accuracy"), model=model
+    )
+    trainer.on_step = lambda step: model.set_weights(
+        [np.full([2, 1], [1, np.inf][step - 1]), np.zeros([1])]
+    )
+    trainer.train(2)
+    assert isinstance(trainer.error, ExportError)
+    assert "not exporting the model of step 2: NaN or infinite values in '" in str(trainer.error)
+    assert "dense/kernel'. An update" in str(trainer.error)
+    model.load_weights(tmp_path / "export/best.weights.h5")
+    np.testing.assert_array_equal(model.get_weights()[0], [[1], [1]])
 
 
 def test_an_export_that_writes_elsewhere_is_an_error(make_trainer, tmp_path):

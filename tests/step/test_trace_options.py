@@ -7,6 +7,7 @@ import tensorflow as tf
 from tests.toys import Line, make_step, rows
 from tfloss import summary
 from tfloss.step.trace_options import TraceOptions
+from tfloss.step.train_step import TrainStep
 
 
 def _report(model, batch, y):
@@ -18,14 +19,17 @@ class _Refusing:
     """A guard that notes what it is shown and refuses all of it."""
 
     def __init__(self):
-        self.names = None
+        self.names, self.start = None, None
 
     def snapshot(self):
         return "before"
 
-    def __call__(self, names, values, micro_batches, before, tolerated):
-        assert before == "before" and tolerated is None and len(micro_batches) == 1
-        self.names = list(names)
+    def snapshot_all(self):
+        return "start"
+
+    def __call__(self, check, micro_batches, before, start, backward):
+        assert (before, start) == ("before", self.start) and len(micro_batches) == 1
+        self.names, self.groups, self.due = check.losses, check.groups, backward.due
         return tf.debugging.Assert(False, ["refused"])
 
 
@@ -63,12 +67,35 @@ def test_each_trace_has_its_own_options():
     with pytest.raises(tf.errors.InvalidArgumentError, match="refused"):
         refused()
     assert train_step.counter.numpy() == 3
-    assert guard.names == ["loss", "total"]
+    assert (guard.names, guard.groups) == (("loss", "total"), ())
     assert "mean" in recorded[0].scalars and not recorded[0].dropped
     for found in (compiled, guarded, silent):
         assert "mean" not in found[0].scalars and found[0].dropped
     assert len(compiled[0].graphs) == 1
     assert recorded[0].graphs == guarded[0].graphs == silent[0].graphs == []
+
+
+def test_gradients_are_checked_if_asked_for():
+    train_step, iterator = make_step(lambda: Line(_report), rows([1.0], 1))
+    guard = _Refusing()
+    _, refused = _traced(train_step, iterator, TraceOptions(guard=guard, check_gradients=True))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="refused"):
+        refused()
+    assert guard.groups == guard.due == ("optimizer",)
+
+
+def test_a_step_of_its_own_is_read_before_it_begins():
+    class Twice(TrainStep):
+        def step(self, batch):
+            self.minimize(self.forward, batch)
+            return self.minimize(lambda batch: {"second": self.model.w}, batch)
+
+    train_step, iterator = make_step(lambda: Line(_report), rows([1.0], 1), step=Twice)
+    guard = _Refusing()
+    guard.start = "start"
+    _, refused = _traced(train_step, iterator, TraceOptions(guard=guard))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="refused"):
+        refused()
 
 
 def test_a_compiled_loop_can_not_have_a_guard():

@@ -14,6 +14,7 @@ from tfloss._upstream.error_messages import (
     raised_by_iterator,
     replace_message,
 )
+from tfloss._upstream.gradient_ops import ForwardOps
 from tfloss._upstream.input_pipelines import (
     dataset_graphs,
     dataset_order,
@@ -99,6 +100,7 @@ __all__ = [
     "rnn_states",
     "set_vocabulary",
     "COLLECTIVE_OPS",
+    "ForwardOps",
     "LayerCalls",
     "PYTHON_OPS",
     "REF_VARIABLE_WRITE_OPS",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tfloss.checkpoint.background import BackgroundWriter
     from tfloss.checkpoint.directory import CheckpointDirectory, load_values, versions
     from tfloss.checkpoint.files import CheckpointFiles
+    from tfloss.checkpoint.finite import describe_nonfinite, nonfinite_variables
     from tfloss.checkpoint.layer_states import named_layer_states
     from tfloss.checkpoint.manifest import load_file, load_manifest
     from tfloss.checkpoint.mismatch import Mismatch
@@ -38,12 +39,14 @@ _MODULES = {
     "CheckpointFiles": "files",
     "Mismatch": "mismatch",
     "assign": "values",
+    "describe_nonfinite": "finite",
     "load_file": "manifest",
     "load_manifest": "manifest",
     "load_values": "directory",
     "named_layer_states": "layer_states",
     "named_optimizer_variables": "names",
     "named_variables": "names",
+    "nonfinite_variables": "finite",
     "random_states": "names",
     "read": "values",
     "skip_replica_sync": "values",
@@ -57,12 +60,14 @@ __all__ = [
     "CheckpointFiles",
     "Mismatch",
     "assign",
+    "describe_nonfinite",
     "load_file",
     "load_manifest",
     "load_values",
     "named_layer_states",
     "named_optimizer_variables",
     "named_variables",
+    "nonfinite_variables",
     "random_states",
     "read",
     "skip_replica_sync",

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfloss.checkpoint.background import BackgroundWriter
 from tfloss.checkpoint.files import CheckpointFiles
+from tfloss.checkpoint.finite import describe_nonfinite, nonfinite_arrays
 from tfloss.checkpoint.layer_states import (
     LAYER_STATE_ADVICE,
     assign_values,
@@ -62,15 +63,16 @@ class CheckpointDirectory(CheckpointFiles):
           files: `{name: content}` of further files of the checkpoint. `load_file` returns them.
           background: The writer for a write in the background. `save` then returns as soon as the
             values are copied. It waits for the previous write first, and raises its error.
-          check_finite: Whether to refuse NaN and infinite weights, statistics and slots. Variables
-            of metrics, which the next reset clears, and raw tf.Variables are not checked.
+          check_finite: Whether to refuse NaN and infinite weights, statistics and slots, and
+            averages of weights. Variables of metrics, which the next reset clears, and other raw
+            tf.Variables are not checked.
           write: Whether this worker writes. The others only read the variables.
 
         Returns:
           The directory of the checkpoint.
 
         Raises:
-          CheckpointError: A value is not finite (the message names the first such variable), there
+          CheckpointError: A value is not finite (the message names the variables), there
             are no variables, or JSON can't hold a part of `extra` (the message names it).
           CheckpointWriteError: The checkpoint can't be written. Earlier ones are not changed.
           ValueError: The name of one of `files` is not a plain file name, or is reserved.
@@ -90,7 +92,7 @@ class CheckpointDirectory(CheckpointFiles):
             values[name] = as_array(tensors[name])
             if background is not None and write:
                 tensors[name] = values[name] = background.copy(name, values[name])
-        checked = {name for name, variable in variables.items() if _must_be_finite(variable)}
+        checked = {name for name, variable in variables.items() if _must_be_finite(name, variable)}
         checked = checked if check_finite else set[str]()
         if not write:
             _check_finite(step, values, checked)
@@ -190,20 +192,20 @@ def _check_file_names(files: Mapping[str, bytes]) -> None:
             )
 
 
-def _must_be_finite(variable: Any) -> bool:
+def _must_be_finite(name: str, variable: Any) -> bool:
+    if name.startswith("ema/"):  # an average
+        return True
     kept = isinstance(variable, keras.Variable | ReplicaRows)
     return kept and not is_accumulator(variable)
 
 
 def _check_finite(step: int, values: Mapping[str, np.ndarray], names: Collection[str]) -> None:
-    for name, value in values.items():
-        if name not in names or not tf.as_dtype(value.dtype).is_floating:
-            continue
-        if not np.isfinite(value).all():
-            raise CheckpointError(
-                f"Not saving a checkpoint at step {step}: {name!r} has NaN or infinite "
-                "values. Earlier checkpoints are unchanged."
-            )
+    bad = nonfinite_arrays({name: value for name, value in values.items() if name in names})
+    if bad:
+        raise CheckpointError(
+            f"Not saving a checkpoint at step {step}: {describe_nonfinite(bad)} Earlier "
+            "checkpoints are unchanged."
+        )
 
 
 def _manifest(values: Mapping[str, np.ndarray], extra: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,8 @@ class Engine:
       train_step: A built step.
       mode: How steps run: "graph", "step" or "loop".
       log_every_step: Whether the model's scalar summaries are computed on every step.
-      guard: Whether to stop before an update whose losses are not finite.
+      guard: Whether to stop before an update that is not finite.
+      check_gradients: Whether the guard checks gradients, too, and not only losses.
       check: Is given the graph of each step when it is traced, before it runs; it may raise.
 
     Attributes:
@@ -95,16 +96,20 @@ class Engine:
         mode: Mode = "graph",
         log_every_step: bool = False,
         guard: bool = True,
+        check_gradients: bool = True,
         check: Callable[[Any], None] = lambda graph: None,
     ):
         self.mode: Mode = mode
         self._step = train_step
         self._check = check
         self._guard = FiniteGuard(train_step) if guard else None
+        check_gradients &= guard
         # The loop compiles whole blocks itself; single steps beside them run as a graph.
         single: Mode = "graph" if mode == "loop" else mode
         self._options = {
-            recording: TraceOptions(recording or log_every_step, single, self._guard)
+            recording: TraceOptions(
+                recording or log_every_step, single, self._guard, check_gradients=check_gradients
+            )
             for recording in (False, True)
         }
         self._outputs: dict[bool, StepOutput] = {}  # of the last trace, recording or not
@@ -123,6 +128,7 @@ class Engine:
             lambda output: self._row(output, recording=False),
             recording=log_every_step,
             guard=guard,
+            check_gradients=check_gradients,
         )
 
     def run(self, source: Any, steps: int, *, recording: bool = False) -> StepLogs:
@@ -139,7 +145,7 @@ class Engine:
         Raises:
           tf.errors.OutOfRangeError: The data ended; `train_step.counter` says after how many
             steps. StopIteration means the same.
-          NonFiniteLossError: A loss is NaN or infinite (if guarded).
+          NonFiniteLossError: A loss or a gradient is NaN or infinite (if guarded).
         """
         if recording and steps != 1:
             raise ValueError(f"A recording call runs one step, got steps={steps}.")
@@ -198,8 +204,9 @@ class Engine:
             if self._guard is None or not self._guard.failed:
                 blocks.give_back(inputs)
             raise
-        except NonFiniteLossError:
+        except NonFiniteLossError as error:
             blocks.give_back(inputs, 1)
+            self._examine(error.batch)
             raise
         if len(values) < inputs.steps:
             blocks.give_back(inputs, len(values))
@@ -217,6 +224,17 @@ class Engine:
             self._silent_batch.get_concrete_function(inputs.batches)
         else:
             self._compiled.trace(inputs)
+
+    def _examine(self, batches: tuple[Any, ...]) -> None:
+        """Runs a bad step of the compiled loop as a graph, whose guard names what is at fault.
+
+        If nothing is at fault there, the state is that before the step again.
+        """
+        states = self._step.state()
+        before = [tf.identity(one) for one in states]
+        self._silent_batch(batches)
+        for variable, value in zip(states, before, strict=True):
+            variable.assign(value)
 
     def _loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs silent steps. Traced. Returns their rows, and the seconds waited for batches."""

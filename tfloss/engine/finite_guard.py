@@ -1,19 +1,23 @@
-"""Stops training before an update whose losses are not finite, and keeps the bad batch.
+"""Stops training before an update that is not finite, keeps the bad batch, and names the culprits.
 
 It is traced code, for the modes "graph" and "step". A compiled loop is watched from the host
 (`tfloss.engine.xla_loop`).
 """
 
+import dataclasses
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfloss.checkpoint import nonfinite_variables
 from tfloss.data.batches import MicroBatches
 from tfloss.distribute.strategy import worker_position
-from tfloss.errors import NonFiniteLossError
+from tfloss.errors import NonFiniteGradient, NonFiniteLossError
+from tfloss.step.backward import Backward
+from tfloss.step.finite_check import FiniteCheck
+from tfloss.step.loss_gradients import find_nonfinite
 from tfloss.step.train_step import TrainStep
 from tfloss.step.update import read_states
 from tfloss.step.variables import forward_state
@@ -21,8 +25,31 @@ from tfloss.step.variables import forward_state
 _SECONDS_FOR_OTHER_WORKERS = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """A step whose check has failed.
+
+    Attributes:
+      step: Number of completed updates.
+      check: The check.
+      values: Values of its losses, then of its gradients.
+      backward: The pass that computed them.
+      evidence: The batches, replica by replica, and in each the micro-batches in order.
+      before: Values of the variables that the forward pass changes, before it.
+      start: Values of all variables before the step; empty if they have not changed.
+    """
+
+    step: int
+    check: FiniteCheck
+    values: list[float]
+    backward: Backward
+    evidence: tuple[Any, ...]
+    before: list[np.ndarray]
+    start: list[np.ndarray]
+
+
 class FiniteGuard:
-    """Aborts a step before its update when a loss is not finite, and keeps the batch.
+    """Aborts a step before its update when a loss or gradient is not finite, and keeps the batch.
 
     An assertion in the graph costs 1 % or less while it holds; a `tf.cond` around the update
     costs 6 to 28 % of a step of small kernels (benchmarks/guard.py).
@@ -33,8 +60,7 @@ class FiniteGuard:
 
     def __init__(self, train_step: TrainStep):
         self._step = train_step
-        self._before: list[np.ndarray] = []
-        self._error: NonFiniteLossError | None = None
+        self._failure: _Failure | None = None
 
     def snapshot(self) -> list[Any]:
         """Reads what a forward pass may change. Cross-replica code, traced.
@@ -42,86 +68,129 @@ class FiniteGuard:
         Returns:
           PerReplica copies of the variables.
         """
-        return read_states(
-            self._step.strategy, lambda: forward_state(self._step.model, self._step.strategy)
-        )
+        return read_states(self._step.strategy, self._forward_state)
+
+    def snapshot_all(self) -> list[Any]:
+        """Reads what a step may change that updates more than once. Cross-replica code, traced.
+
+        Returns:
+          PerReplica copies of the variables.
+        """
+        return read_states(self._step.strategy, self._step.state)
 
     @property
     def failed(self) -> bool:
         """Whether a check has failed since the last call of `raise_error`."""
-        return self._error is not None
+        return self._failure is not None
 
     def raise_error(self) -> None:
         """Raises the error of a check that has failed since the last call. Host code.
 
-        The state that the forward pass of the bad step changed is restored.
+        The state is restored to that before the bad step.
 
         Raises:
           NonFiniteLossError: A check has failed.
         """
-        error, self._error = self._error, None
-        if error is None:
+        failure, self._failure = self._failure, None
+        if failure is None:
             return
+        check = failure.check
+        losses = dict(zip(check.losses, failure.values, strict=False))
+        gradients: tuple[NonFiniteGradient, ...] = ()
+        self._restore(failure.before, self._forward_state())
+        if np.isfinite(list(losses.values())).all():
+            gradients = self._culprits(failure)
+            self._restore(failure.before, self._forward_state())
+        if failure.start:
+            self._restore(failure.start, self._step.state())
+        raise NonFiniteLossError(
+            failure.step + 1,
+            losses,
+            failure.evidence,
+            gradients=gradients,
+            weights=tuple(nonfinite_variables(self._step.model)),
+        ) from None
+
+    def _forward_state(self) -> list[Any]:
+        return forward_state(self._step.model, self._step.strategy)
+
+    def _restore(self, values: list[np.ndarray], states: list[Any]) -> None:
+        """Assigns what a snapshot read."""
         local = self._step.strategy.experimental_local_results
-        variables = [
-            one
-            for state in forward_state(self._step.model, self._step.strategy)
-            for one in local(state)
-        ]
-        for variable, value in zip(variables, self._before, strict=True):
+        variables = [one for state in states for one in local(state)]
+        for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        raise error from None
+
+    def _culprits(self, failure: _Failure) -> tuple[NonFiniteGradient, ...]:
+        """Finds the gradients that are not finite, by another forward pass over the batch."""
+        count = len(failure.check.losses)
+        values = zip(failure.check.groups, failure.values[count:], strict=True)
+        groups = [group for group, value in values if not np.isfinite(value)]
+        unknown = tuple(NonFiniteGradient(group) for group in groups)
+        if worker_position(self._step.strategy)[1] > 1:
+            return unknown  # the failed assertion has ended the transfers between workers
+        many = len(failure.evidence) // self._step.strategy.num_replicas_in_sync
+        try:
+            return find_nonfinite(
+                self._step.strategy, failure.backward, failure.evidence, many, failure.step, groups
+            )
+        except Exception:  # noqa: BLE001 - training ends with its own error
+            return unknown
 
     def __call__(
         self,
-        names: Sequence[str],
-        values: tf.Tensor,
+        check: FiniteCheck,
         micro_batches: MicroBatches,
         before: list[Any],
-        tolerated: tf.Tensor | None,
+        start: list[Any] | None,
+        backward: Backward,
     ) -> tf.Tensor:
-        """Asserts that all values are finite; keeps the batch if not. Cross-replica code, traced.
+        """Asserts that a check passes; keeps the batch if not. Cross-replica code, traced.
 
         Args:
-          names: Names of the values, for the error message.
-          values: float32 [names], the same on all replicas.
+          check: The values, and whether the check passes.
           micro_batches: The batches of the step, of all replicas.
-          before: PerReplica values that `snapshot` read when the step began.
-          tolerated: bool scalar; if it is true, the check passes in any case. None: false.
+          before: PerReplica values that `snapshot` read before the forward pass.
+          start: PerReplica values that `snapshot_all` read when the step began, or None.
+          backward: The pass that computed the values.
 
         Returns:
           The assertion.
         """
-        finite = tf.reduce_all(tf.math.is_finite(values))
-        if tolerated is not None:
-            finite |= tolerated
         results = self._step.strategy.experimental_local_results
         by_batch = [results(one) for one in micro_batches]
         states = [one for value in before for one in results(value)]
+        every = [one for value in start or () for one in results(value)]
         # Replica by replica, and in each the micro-batches in order.
         local = [one for replica in zip(*by_batch, strict=True) for one in replica]
         flat = tf.nest.flatten(local, expand_composites=True)
         there = [part for part in flat if part is not None]  # tf.data lets None through
 
-        def keep(values: np.ndarray, step: np.ndarray, *parts: Any) -> np.bool_:
-            self._before = [np.array(part) for part in parts[: len(states)]]
-            tensors = (tf.convert_to_tensor(part) for part in parts[len(states) :])
+        def keep(losses: np.ndarray, step: np.ndarray, *parts: Any) -> np.bool_:
+            values, parts = parts[: len(check.gradients)], parts[len(check.gradients) :]
+            arrays = [np.array(part) for part in parts[: len(states) + len(every)]]
+            tensors = (tf.convert_to_tensor(part) for part in parts[len(arrays) :])
             leaves = [None if part is None else next(tensors) for part in flat]
             evidence = tf.nest.pack_sequence_as(local, leaves, expand_composites=True)
-            losses = dict(zip(names, values.tolist(), strict=True))
-            self._error = NonFiniteLossError(int(step) + 1, losses, tuple(evidence))
+            self._failure = _Failure(
+                int(step),
+                check,
+                [*losses.tolist(), *map(float, values)],
+                backward,
+                tuple(evidence),
+                before=arrays[: len(states)],
+                start=arrays[len(states) :],
+            )
             if worker_position(self._step.strategy)[1] > 1:
                 # The failed assertion ends the transfers that other workers still wait for. They
                 # find the same loss a moment later.
                 time.sleep(_SECONDS_FOR_OTHER_WORKERS)
             return np.bool_(False)
 
+        inputs = [check.values, self._step.counter, *check.gradients, *states, *every, *there]
         kept = tf.cond(
-            finite,
+            check.passed,
             lambda: tf.constant(True),
-            lambda: tf.ensure_shape(
-                tf.numpy_function(keep, [values, self._step.counter, *states, *there], tf.bool),
-                [],
-            ),
+            lambda: tf.ensure_shape(tf.numpy_function(keep, inputs, tf.bool), []),
         )
-        return tf.debugging.Assert(kept, ["A loss is not finite."])
+        return tf.debugging.Assert(kept, ["A loss or a gradient is not finite."])

@@ -21,7 +21,7 @@ from tfloss.engine.engine import Engine, StepLogs
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
 from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck
 from tfloss.optimizers import hyperparameters
-from tfloss.step.trace_options import Jit, Mode
+from tfloss.step.trace_options import Guarded, Jit, Mode
 from tfloss.step.train_step import TrainStep
 
 FILE = "engine.json"
@@ -79,7 +79,7 @@ class ModeRunner:
         self._settled = False  # whether the choice also counts for later runs
         self._tracing = 0.0
         self._tuner: Tuner | None = None
-        self._guard = True
+        self._guard: Guarded = "losses and gradients"
         self.steps_limit = 1
 
     @property
@@ -92,12 +92,12 @@ class ModeRunner:
         """Whether a logged step must be recorded. False if the model has no summaries."""
         return all(engine.has_summaries() for engine in self._engines.values())
 
-    def prepare(self, reader: BatchReader, guard: bool, steps_left: Callable[[], int]) -> None:
+    def prepare(self, reader: BatchReader, guard: Guarded, steps_left: Callable[[], int]) -> None:
         """Prepares a run: new engines if something that is frozen in a trace has changed.
 
         Args:
           reader: The data of the run.
-          guard: Whether to stop before an update whose losses are not finite.
+          guard: What must be finite, or training stops before the update.
           steps_left: A function that returns the number of updates still to be made.
 
         Raises:
@@ -192,7 +192,8 @@ class ModeRunner:
                 self._step,
                 mode=mode,
                 log_every_step=self._every_step,
-                guard=self._guard,
+                guard=self._guard != "nothing",
+                check_gradients=self._guard == "losses and gradients",
                 check=self._check,
             )
         source = feed.input.source(mode, read_ahead=self._mode == "loop")

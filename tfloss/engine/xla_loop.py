@@ -4,11 +4,11 @@ The state stays inside the loop, so that small kernels follow each other without
 between. One replica; batches come as a stacked block (`tfloss.data.stacked_batches`). Host code
 around traced code.
 
-A loop that is compiled as a whole can't stop to look at a loss. So the host looks at all losses
-afterwards. If one is not finite, it restores the state from before the block and runs the steps
-before the bad one again. The bad step is then the first of the next call, which raises the
-error. (Keeping each variable by a `tf.where` in a bad step makes XLA copy the state in every
-step.)
+A loop that is compiled as a whole can't stop to look at a loss. So each step reports whether its
+losses and gradients were finite, and the host looks at that afterwards. If a step failed, the host
+restores the state from before the block and runs the steps before the bad one again. The bad step
+is then the first of the next call, which raises the error. (Keeping each variable by a `tf.where`
+in a bad step makes XLA copy the state in every step.)
 """
 
 from collections.abc import Callable
@@ -32,7 +32,8 @@ class XlaLoop:
       train_step: A built step, of a single replica.
       row: Traced code; makes float32 [names] of the output of a step.
       recording: Whether the model's scalar summaries are computed.
-      guard: Whether to stop before an update whose losses are not finite.
+      guard: Whether to stop before an update that is not finite.
+      check_gradients: Whether gradients are checked, too.
 
     Attributes:
       graph: The compiled graph, once it is traced.
@@ -45,9 +46,10 @@ class XlaLoop:
         *,
         recording: bool,
         guard: bool,
+        check_gradients: bool,
     ):
         self._step, self._row, self._guard = train_step, row, guard
-        self._options = TraceOptions(recording, mode="loop")
+        self._options = TraceOptions(recording, "loop", check_gradients=check_gradients)
         self._output: StepOutput | None = None  # of the last trace
         self.graph: tf.Graph | None = None
         self._run = tf.function(self._loop, jit_compile=True, autograph=False)
@@ -71,15 +73,16 @@ class XlaLoop:
           NonFiniteLossError: The first step is bad. The state is as it was before it.
         """
         bounds = tf.constant(inputs.start), tf.constant(inputs.steps)
-        skipping = self._step.skipping
-        skipped = int(skipping.in_a_row.numpy()) if skipping.tolerated else 0
         program = self._program(inputs.block, *bounds)
         others = self._read() if self._guard and self._others else []
         rows, before = program(inputs.block, *bounds)
         values = rows.numpy()[: inputs.steps]
-        first_bad = self._first_bad(values, skipped) if self._guard else None
-        if first_bad is None:
+        if not self._guard:
             return values
+        values, failed = values[:, :-1], values[:, -1] > 0
+        if not failed.any():
+            return values
+        first_bad = int(np.argmax(failed))
         self._restore(before, others)
         if not first_bad:
             raise self._error(inputs, values[0])
@@ -135,31 +138,14 @@ class XlaLoop:
             with xla_random.as_in_a_graph():
                 output = self._step(self._step.gathered(batches), self._options)
             self._output = output
-            return i + 1, rows.write(i, self._row(output))
+            row = self._row(output)
+            if self._guard:
+                row = tf.concat([row, [tf.where(output.passed, 0.0, 1.0)]], 0)
+            return i + 1, rows.write(i, row)
 
         rows = tf.TensorArray(tf.float32, size=most, element_shape=[None])
         _, rows = tf.while_loop(lambda i, rows: i < steps, body, [0, rows], parallel_iterations=1)
         return rows.stack(), before
-
-    def _watched(self) -> dict[str, int]:
-        """`{name in an error message: column}` of the values that must be finite."""
-        assert self._output is not None
-        columns = list(self._output.scalars)
-        return {name: columns.index(tag) for tag, name in self._output.watched.items()}
-
-    def _first_bad(self, values: np.ndarray, skipped: int) -> int | None:
-        """Index of the first step that is a failure, or None.
-
-        Args:
-          values: float32 [steps, names].
-          skipped: Number of updates that were skipped in a row before these steps.
-        """
-        bad = ~np.isfinite(values[:, list(self._watched().values())]).all(1)
-        # A step is a failure if it is bad and as many before it are as may be skipped.
-        tolerated = self._step.skipping.tolerated
-        lately = np.concatenate([np.arange(tolerated, 0, -1) <= skipped, bad])
-        failed = np.lib.stride_tricks.sliding_window_view(lately, tolerated + 1).all(1)
-        return int(np.argmax(failed)) if failed.any() else None
 
     def _restore(self, before: dict[str, tf.Tensor], others: list[tf.Tensor]) -> None:
         """Restores the state from before the block."""
@@ -171,8 +157,11 @@ class XlaLoop:
             variable.assign(value)
 
     def _error(self, inputs: StepInputs, row: np.ndarray) -> NonFiniteLossError:
-        """The error of the first step of a block."""
-        losses = {name: float(row[column]) for name, column in self._watched().items()}
+        """The error of the first step of a block, as far as the block knows it."""
+        assert self._output is not None
+        columns = list(self._output.scalars)
+        names = self._output.losses.items()
+        losses = {name: float(row[columns.index(tag)]) for tag, name in names}
         step = int(self._step.counter.numpy()) + 1
         return NonFiniteLossError(step, losses, self.first_batches(inputs))
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import keras
 
-from tfloss.checkpoint import skip_replica_sync
+from tfloss.checkpoint import describe_nonfinite, nonfinite_variables, skip_replica_sync
 from tfloss.common.files import replace_directory, replace_file
+from tfloss.errors import ExportError
 from tfloss.evaluation.metrics import Mode
 from tfloss.hooks.base import Hook
 from tfloss.hooks.monitored_metric import MonitoredMetric
@@ -29,8 +30,9 @@ class ExportBest(Hook):
 
     The export is written under a temporary name and renamed when it is complete, so readers never
     see an incomplete one. `workdir/export.best.json` says which step was exported, by which value
-    of the metric. A value that is not finite is no improvement. Checkpoints hold the best value and
-    its step, so a resumed run does not replace a better export. With `Trainer(log_every_step=True)`
+    of the metric. A value that is not finite is no improvement. Weights that are not finite are
+    refused, whatever the value. Checkpoints hold the best value and its step, so a resumed run does
+    not replace a better export. With `Trainer(log_every_step=True)`
     only values of the current step count, because the weights of earlier ones are gone.
 
     Args:
@@ -78,7 +80,11 @@ class ExportBest(Hook):
         _ = self.path
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
-        """Exports the model if the metric has improved."""
+        """Exports the model if the metric has improved.
+
+        Raises:
+          ExportError: A variable of the model is not finite. The earlier export is unchanged.
+        """
         value = self._metric.value(step, scalars)
         if value is None or not self._metric.is_improvement(value, self.state.get("best")):
             return
@@ -89,6 +95,11 @@ class ExportBest(Hook):
         if agreement.workers > 1:
             self.trainer.state.sync_replicas()
         with self.trainer.averaged() if self._ema else contextlib.nullcontext():
+            if bad := nonfinite_variables(self.trainer.model):
+                raise ExportError(
+                    f"ExportBest: not exporting the model of step {step}: "
+                    f"{describe_nonfinite(bad)} The earlier export is unchanged."
+                )
             if agreement.workers == 1:
                 self._write(found)
             elif agreement.chief:

@@ -1,9 +1,9 @@
-"""Stops training before an update with losses that are not finite, and saves the evidence.
+"""Stops training before an update that is not finite, and saves the evidence.
 
     NaNGuard()      # one of the trainer's default hooks
 
-The check is part of the training step (`tfloss.engine.engine`). So it runs at every step, also
-inside a call of many steps, and the update with the bad gradient is never applied. This hook
+The check of losses and gradients is part of the training step (`tfloss.engine.finite_guard`). So it
+runs at every step, also inside a call of many steps, and a bad update is never applied. This hook
 enables the check. When it fails, the hook writes `workdir/nonfinite/step_00000137/`: the batch, the
 state before the step and the command. `tfloss replay WORKDIR` runs that step again.
 """
@@ -11,26 +11,51 @@ state before the step and the command. `tfloss replay WORKDIR` runs that step ag
 import json
 import os
 import sys
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import tensorflow as tf
 
+from tfloss.checkpoint import describe_nonfinite, nonfinite_variables
 from tfloss.errors import NonFiniteLossError
 from tfloss.hooks.base import Hook
+from tfloss.step.trace_options import Guarded
 
 
 class NaNGuard(Hook):
-    """Makes `Trainer.train` raise `NonFiniteLossError`, with the loss and the step. Host.
+    """Makes `Trainer.train` raise `NonFiniteLossError`, with the step and what is at fault. Host.
 
-    No checkpoint is saved after the error. Without a workdir nothing is written. If the losses are
-    finite and the gradient is not, the check fails at the next step; with `Trainer(clip_norm=...)`,
-    which computes the gradient's norm anyway, it fails at the same step.
+    If a loss or a gradient is NaN or infinite, the whole step makes no update, and weights, slots
+    and statistics are those before it. Where a loss scale or `skip_nonfinite` skips such updates,
+    training stops only when they can't help: the scale is at its minimum, or too many updates in a
+    row were skipped. A gradient counts as not finite, too, if the sum of its elements, or with
+    `Trainer(clip_norm=...)` its norm, overflows float32.
+
+    No checkpoint is saved after the error. Without a workdir nothing is written. At the end of
+    training the hook warns if variables of the model are not finite.
+
+    Args:
+      gradients: Whether gradients are checked, and not only losses. The check of the gradients
+        costs 1 to 2 % of a step of small kernels on a CPU (`benchmarks/guard.py`). Without it, a
+        bad gradient of a finite loss makes weights NaN, and training stops at the next loss that is
+        NaN, if there is one.
     """
+
+    def __init__(self, *, gradients: bool = True):
+        self.gradients = gradients
 
     def after_train(self) -> None:
         """Saves batch, state and command after a `NonFiniteLossError`."""
         error = self.trainer.error
         workdir = self.trainer.workdir
+        if error is None:
+            bad = nonfinite_variables(self.trainer.model)
+            if bad:
+                warnings.warn(
+                    f"Training ended at step {self.trainer.step} with {describe_nonfinite(bad)}",
+                    stacklevel=2,
+                )
         if not isinstance(error, NonFiniteLossError):
             return
         if workdir is None:
@@ -58,9 +83,22 @@ class NaNGuard(Hook):
         report = {
             "step": error.step,
             "losses": {name: str(value) for name, value in error.losses.items()},
+            "gradients": [str(one) for one in error.gradients],
             "replicas": self.trainer.strategy.num_replicas_in_sync,
             "micro_batches": self.trainer.train_step.accumulate,
             "command": [sys.executable, *sys.orig_argv[1:]],
             "directory": os.getcwd(),
         }
         (path / "report.json").write_text(json.dumps(report, indent=2))
+
+
+def guarded(hooks: Iterable[Hook]) -> Guarded:
+    """Returns what must be finite, according to the `NaNGuard`s among the hooks.
+
+    Args:
+      hooks: The hooks of a run.
+    """
+    found = [hook.gradients for hook in hooks if isinstance(hook, NaNGuard)]
+    if not found:
+        return "nothing"
+    return "losses and gradients" if any(found) else "losses"

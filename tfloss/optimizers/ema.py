@@ -11,12 +11,14 @@ After each update `average = decay * average + (1 - decay) * weight` (Polyak and
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Generator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfloss.checkpoint import describe_nonfinite, nonfinite_variables
 from tfloss.common.unique_names import unique_name
 
 
@@ -99,11 +101,14 @@ class Averages:
     def swapped_in(self, strategy: tf.distribute.Strategy) -> Generator[None]:
         """Swaps the averages into the model inside the `with` block. Host code.
 
-        One more copy of the weights is kept on their devices in the block.
+        One more copy of the weights is kept on their devices in the block. A warning names the
+        averages that are not finite.
 
         Args:
           strategy: The strategy in whose scope the averages were created.
         """
+        if bad := nonfinite_variables(self.variables()):
+            warnings.warn(f"The averages have {describe_nonfinite(bad)}", stacklevel=6)
 
         def swap() -> None:
             for average, weight in zip(self._averages, self._weights, strict=True):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 
+_LOWEST = 1.0  # of the loss scale
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -40,8 +41,8 @@ class LossScale:
     """A factor of the objective that keeps float16 gradients from vanishing.
 
     It is halved when a gradient (reduced over replicas) is not finite, and that update is skipped;
-    it is doubled after `interval` updates without such a gradient. Create it in the strategy's
-    scope.
+    it is doubled after `interval` updates without such a gradient. It never falls below 1, where
+    such a gradient is a failure. Create it in the strategy's scope.
 
     Args:
       initial: Initial value.
@@ -57,6 +58,10 @@ class LossScale:
         self.value = _variable(tf.constant(initial, tf.float32), "loss_scale")
         self.good = _variable(tf.constant(0, tf.int64), "loss_scale_good_updates")
 
+    def can_fall(self) -> tf.Tensor:
+        """Whether another halving is possible, a bool scalar. Traced."""
+        return self.value > _LOWEST
+
     def update(self, finite: tf.Tensor) -> list[tf.Tensor]:
         """Adapts the scale after an update. Cross-replica code, traced.
 
@@ -69,7 +74,7 @@ class LossScale:
         good = tf.where(finite, self.good + 1, tf.zeros_like(self.good))
         grown = good >= self.interval
         scale = tf.where(grown, self.value * 2.0, self.value)
-        scale = tf.where(finite, scale, tf.maximum(self.value / 2.0, 1.0))
+        scale = tf.where(finite, scale, tf.maximum(self.value / 2.0, _LOWEST))
         good = tf.where(grown, tf.zeros_like(good), good)
         return [self.value.assign(scale), self.good.assign(good)]
 

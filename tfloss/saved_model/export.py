@@ -26,7 +26,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.checkpoint import sync_replicas
+from tfloss.checkpoint import describe_nonfinite, nonfinite_variables, sync_replicas
 from tfloss.common.files import replace_directory
 from tfloss.distribute.strategy import is_chief
 from tfloss.errors import ExportError
@@ -51,6 +51,7 @@ def export(
     tolerance: float | None = None,
     verify: bool = True,
     overwrite: bool = True,
+    allow_nonfinite: bool = False,
 ) -> Path:
     """Writes `model(batch, training=False)` as a SavedModel that needs neither tfloss nor Keras.
 
@@ -81,6 +82,8 @@ def export(
       verify: Whether to compare the loaded export with the model, on batches of 1 and of 3 if the
         batch is dynamic. Ops and names are always checked.
       overwrite: Whether to replace an earlier export.
+      allow_nonfinite: Whether the variables that are exported may have NaN or infinite values, such
+        as a constant mask of minus infinities.
 
     Returns:
       The absolute path.
@@ -88,8 +91,9 @@ def export(
     Raises:
       ExportError: The path holds something else than an export; the inputs don't make a signature;
         the inference forward reads a key that is not among the inputs; an output has the name of an
-        input; an op doesn't belong in inference (the message has the line of source code); or the
-        export disagrees with the model. Nothing has changed at the path.
+        input; an op doesn't belong in inference (the message has the line of source code); a
+        variable is not finite; or the export disagrees with the model. Nothing has changed at the
+        path.
     """
     _check_model(model)
     _upstream.finalize_states(model)
@@ -112,6 +116,8 @@ def export(
             _replicas_averaged(model),
         ):
             written = Path(scratch) / "export"
+            if not allow_nonfinite:
+                _check_finite(traced.values())
             module: Any = tf.Module()
             module.state = _captured_state(traced.values())
             tf.saved_model.save(module, str(written), signatures=traced)
@@ -202,6 +208,15 @@ def _captured_state(functions: Iterable[Any]) -> list[Any]:
         objects = [one for one in gc.get_objects() if issubclass(type(one), kind)]
         tables = [one for one in objects if id(one.resource_handle) in handles]
     return [*variables.values(), *tables]
+
+
+def _check_finite(functions: Iterable[Any]) -> None:
+    variables = {v.name.removesuffix(":0"): v for function in functions for v in function.variables}
+    if bad := nonfinite_variables(variables):
+        raise ExportError(
+            f"Not exporting {describe_nonfinite(bad)} If the values are meant, pass "
+            "allow_nonfinite=True."
+        )
 
 
 def _is_writer(model: keras.Model) -> bool:

@@ -145,7 +145,7 @@ class Backward:
         ):
             # TensorFlow never watches the variables of a layer that was built while it was
             # frozen, even after it is unfrozen.
-            tape.watch(_tf_variables(everything))
+            tape.watch(tf_variables(everything))
             with opened as context, unwrapped_keras_errors(), explained_errors(batch):
                 returned = self.forward(batch)
             losses = collect(returned, context, everything)
@@ -161,7 +161,7 @@ class Backward:
             }
         with context.backward():
             found: dict[str, list[Any]] = {
-                group: tape.gradient(objective, _tf_variables(self.variables[group]))
+                group: tape.gradient(objective, tf_variables(self.variables[group]))
                 for group, objective in objectives.items()
             }
         reached, overwritten = split_reached(self.variables, found)
@@ -246,5 +246,6 @@ def _sum(terms: Iterable[tf.Tensor]) -> tf.Tensor:
     return tf.add_n([first, *rest]) if rest else first  # one op, however many there are
 
 
-def _tf_variables(variables: Iterable[Any]) -> list[Any]:
+def tf_variables(variables: Iterable[Any]) -> list[Any]:
+    """TensorFlow's variables, as a tape takes them, of Keras's."""
     return [v.value if isinstance(v, keras.Variable) else v for v in variables]

@@ -16,6 +16,7 @@ from tfloss.optimizers.sparse_gradients import Form, sparse_form
 from tfloss.step import update
 from tfloss.step.backward import Backward, BackwardTrace
 from tfloss.step.example_weights import example_weights
+from tfloss.step.finite_check import FiniteCheck, all_finite
 from tfloss.step.gradients import StepGradients, accumulate
 from tfloss.step.normalisers import NormaliserPass
 from tfloss.step.output import TOTAL, OutputBuilder, ReplicaSpec
@@ -40,6 +41,7 @@ class Minimize:
       fused_adam: Whether Adam is one op for each variable.
       skipping: Decides whether an update is applied.
       options: Options of the trace.
+      start: What the guard read before the step, or None.
     """
 
     strategy: tf.distribute.Strategy
@@ -52,6 +54,7 @@ class Minimize:
     fused_adam: bool
     skipping: Skipping
     options: TraceOptions
+    start: Any
 
     def __call__(
         self,
@@ -89,15 +92,15 @@ class Minimize:
             index = tf.gather(turn, tf.math.floormod(step, len(period)))
             calls = [functools.partial(update_due, due) for due in branches]
             outputs = tf.switch_case(index, calls)
-        vector, norms, applied, token, summaries = outputs
+        vector, norms, applied, passed, token, summaries = outputs
         spec = traces[0].spec
         losses = output.add(spec, vector, dict(zip(spec.summaries, summaries, strict=True)))
-        watched = self.skipping.watches_gradients(self.clip_norm is not None)
         for name, norm in zip(self.groups, norms, strict=False):
-            output.add_scalar(f"gradient_norm{self.tags[name]}", norm, watched=watched)
+            output.add_scalar(f"gradient_norm{self.tags[name]}", norm)
         if self.skipping.active:
             self._add_skipped(output, applied)
         output.updates.append(token)
+        output.passed.append(passed)
         output.graphs += [one.graph for one in traces if one.graph is not None]
         return losses, traces
 
@@ -111,16 +114,17 @@ class Minimize:
         """Updates the groups that are due; perhaps in a branch.
 
         Returns:
-          The reduced vector, the groups' gradient norms, whether the update was applied, a tensor
-          that comes after the check of the losses, and the summaries of each replica and
-          micro-batch; what the trace of the passes found out.
+          The reduced vector, the groups' gradient norms, whether the update was applied, whether
+          the check of losses and gradients passed, a tensor that comes after it, and the summaries
+          of each replica and micro-batch; what the trace of the passes found out.
         """
         strategy, guard, skipping = self.strategy, self.options.guard, self.skipping
         guarded = None if guard is None else guard.snapshot()
         scale = None if skipping.loss_scale is None else tf.identity(skipping.loss_scale.value)
         states = functools.partial(skipped_state, self.model)
         before = update.read_states(strategy, states) if skipping.active else None
-        found = self._gradients(forward, micro_batches, step, due, scale)
+        backward = self._backward(forward, due)
+        found = self._gradients(backward, micro_batches, step, scale)
         spec = found.trace.spec
         reached, overwritten = (
             [[self.variables[k][i] for i in indices[k]] for k in due]
@@ -135,14 +139,15 @@ class Minimize:
             scale=scale,
             clip_norm=self.clip_norm,
             norms=skipping.active,
+            sums=self.options.check_gradients,
         )
         norms = dict(zip(due, reduced.norms, strict=False))
+        check = self._check(spec, reduced, due)
         # Nothing may be counted before there is a batch, let alone a finite loss.
-        check: Any = reduced.vector
+        checked: Any = reduced.vector
         if guard is not None:
-            names, watched = self._watched(spec, reduced.vector, norms)
-            check = guard(names, watched, micro_batches, guarded, skipping.tolerates())
-        with tf.control_dependencies([check]):
+            checked = guard(check, micro_batches, guarded, self.start, backward)
+        with tf.control_dependencies([checked]):
             token = tf.identity(step)
 
         def apply() -> None:
@@ -156,42 +161,42 @@ class Minimize:
         if not skipping.active:
             apply()
         else:
-            values = [spec.losses_and_total(reduced.vector), [*norms.values()]]
-            finite = tf.reduce_all(tf.math.is_finite(tf.concat(values, 0)))
             with tf.control_dependencies([token]):
                 restore = functools.partial(update.restore_states, strategy, states, before)
-                applied = skipping.decide(finite, apply, restore)
+                applied = skipping.decide(check.finite, apply, restore)
         known = []
         if skipping.active or self.clip_norm is not None:
             known = [norms.get(name, tf.constant(0.0)) for name in self.groups]
         summaries = list(found.summaries.values())
-        return [reduced.vector, known, applied, token, summaries], found.trace
+        return [reduced.vector, known, applied, check.passed, token, summaries], found.trace
 
-    def _gradients(
-        self,
-        forward: Callable[[Any], Any],
-        micro_batches: MicroBatches,
-        step: tf.Tensor,
-        due: tuple[str, ...],
-        scale: tf.Tensor | None,
-    ) -> StepGradients:
-        """Runs the forward and backward passes of all micro-batches."""
-        strategy, jit = self.strategy, self.options.mode == "step"
-        weights = example_weights(strategy, micro_batches)
-        normalisers = None
-        if len(micro_batches) > 1 or (jit and strategy.num_replicas_in_sync > 1):
-            everything = [v for mine in self.variables.values() for v in mine]
-            counting = NormaliserPass(self.model, forward, everything, jit)
-            normalisers = counting.global_sums(strategy, micro_batches, step)
-        backward = Backward(
+    def _backward(self, forward: Callable[[Any], Any], due: tuple[str, ...]) -> Backward:
+        """The forward and backward pass of one micro-batch."""
+        return Backward(
             self.model,
             forward,
             self.variables,
             due,
             self.loss_weights,
             recording=self.options.recording,
-            jit=jit,
+            jit=self.options.mode == "step",
         )
+
+    def _gradients(
+        self,
+        backward: Backward,
+        micro_batches: MicroBatches,
+        step: tf.Tensor,
+        scale: tf.Tensor | None,
+    ) -> StepGradients:
+        """Runs the forward and backward passes of all micro-batches."""
+        strategy, jit = self.strategy, backward.jit
+        weights = example_weights(strategy, micro_batches)
+        normalisers = None
+        if len(micro_batches) > 1 or (jit and strategy.num_replicas_in_sync > 1):
+            everything = [v for mine in self.variables.values() for v in mine]
+            counting = NormaliserPass(self.model, backward.forward, everything, jit)
+            normalisers = counting.global_sums(strategy, micro_batches, step)
         return accumulate(
             strategy,
             backward,
@@ -207,15 +212,24 @@ class Minimize:
         norm = self.skipping.active or self.clip_norm is not None
         return sparse_form(group.optimizer, norm=norm, static=self.options.mode == "loop")
 
-    def _watched(
-        self, spec: ReplicaSpec, vector: tf.Tensor, norms: Mapping[str, tf.Tensor]
-    ) -> tuple[list[str], tf.Tensor]:
-        """The values that must be finite, and their names."""
-        names, values = [*spec.losses, TOTAL], spec.losses_and_total(vector)
-        if self.skipping.watches_gradients(self.clip_norm is not None):
-            names += [f"gradient_norm{self.tags[name]}" for name in norms]
-            values = tf.concat([values, list(norms.values())], 0)
-        return names, values
+    def _check(
+        self, spec: ReplicaSpec, reduced: update.Reduced, due: tuple[str, ...]
+    ) -> FiniteCheck:
+        """The values that must be finite, and whether the step is a failure."""
+        losses, gradients = spec.losses_and_total(reduced.vector), reduced.norms or reduced.sums
+        skipping = self.skipping
+        parts = [(all_finite(losses), skipping.tolerates())]
+        if gradients:
+            parts.append((all_finite(gradients), skipping.tolerates_gradients()))
+        passed = [one if tolerated is None else one | tolerated for one, tolerated in parts]
+        return FiniteCheck(
+            losses=(*spec.losses, TOTAL),
+            groups=due if gradients else (),
+            values=losses,
+            gradients=gradients,
+            finite=functools.reduce(tf.logical_and, [one for one, _ in parts]),
+            passed=functools.reduce(tf.logical_and, passed),
+        )
 
     def _add_skipped(self, output: OutputBuilder, applied: tf.Tensor) -> None:
         """Counts a decision, and adds it to the output of the step."""

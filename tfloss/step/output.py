@@ -30,20 +30,19 @@ class StepOutput:
         known on every step; the model's scalar summaries where they are due.
       summaries: The other summaries that are due.
       dropped: Whether the forward pass has summaries that are not due.
-      watched: `{tag of a scalar: its name in an error message}`, for the scalars that must be
-        finite: losses, and gradient norms where a bad gradient is a failure.
       losses: `{tag: name}` of the losses that the step returned, and of their total, which is last.
       graphs: The graphs that XLA compiles, in the mode "step".
       vectors: The vectors that scalars were taken out of.
+      passed: bool scalar: losses and gradients are finite, or may be skipped.
     """
 
     scalars: dict[str, tf.Tensor]
     summaries: list[RecordedSummary] = dataclasses.field(default_factory=list)
     dropped: bool = False
-    watched: dict[str, str] = dataclasses.field(default_factory=dict)
     losses: dict[str, str] = dataclasses.field(default_factory=dict)
     graphs: list[tf.Graph] = dataclasses.field(default_factory=list)
     vectors: Vectors = dataclasses.field(default_factory=list)
+    passed: tf.Tensor | bool = True
 
     def row(self) -> tf.Tensor:
         """All scalars in one vector. Traced.
@@ -177,6 +176,7 @@ class OutputBuilder:
       updates: Tensors that come after the updates of the step.
       applied: bool scalars, whether each update was applied; empty if none can be skipped.
       graphs: The graphs that XLA compiles.
+      passed: bool scalars, whether the check of each update passed.
     """
 
     def __init__(self) -> None:
@@ -185,12 +185,12 @@ class OutputBuilder:
         self.updates: list[tf.Tensor] = []
         self.applied: list[tf.Tensor] = []
         self.graphs: list[tf.Graph] = []
+        self.passed: list[tf.Tensor] = []
         self._weighted: dict[str, tf.Tensor] = {}
         self._totals: list[tf.Tensor] = []
         self._scalars: dict[str, tf.Tensor] = {}  # summaries
         self._summaries: dict[str, RecordedSummary] = {}
         self._own: dict[str, tf.Tensor] = {}
-        self._watched: dict[str, str] = {}
         self._vectors: Vectors = []
         self._dropped = False
 
@@ -232,17 +232,14 @@ class OutputBuilder:
             _add_summary(self._summaries, name, dataclasses.replace(recorded, value=merged))
         return losses
 
-    def add_scalar(self, tag: str, value: tf.Tensor, *, watched: bool = False) -> None:
+    def add_scalar(self, tag: str, value: tf.Tensor) -> None:
         """Adds a number of the step itself. A later one of the same tag replaces it.
 
         Args:
           tag: Tag of the scalar.
           value: float32 scalar.
-          watched: Whether it must be finite.
         """
         self._own[tag] = value
-        if watched:
-            self._watched[tag] = tag
 
     def scalar(self, tag: str) -> tf.Tensor | None:
         """The scalar that was last added under this tag, or None."""
@@ -264,10 +261,7 @@ class OutputBuilder:
                 "weighted sum of all losses, the objective. Return it under another name."
             )
         scalars = {f"losses/{name}": tf.cast(value, tf.float32) for name, value in shown.items()}
-        reported = {id(value) for value in self.losses.values()}
-        watched = {f"losses/{name}": name for name in shown if id(shown[name]) in reported}
         scalars[f"losses/{TOTAL}"] = sum(self._totals[1:], self._totals[0])
-        watched[f"losses/{TOTAL}"] = TOTAL
         scalars |= {f"weighted_losses/{name}": value for name, value in self._weighted.items()}
         scalars |= self._own
         for name in self._scalars:
@@ -281,10 +275,10 @@ class OutputBuilder:
             scalars=scalars,
             summaries=list(self._summaries.values()),
             dropped=self._dropped,
-            watched=watched | self._watched,
             losses={f"losses/{name}": name for name in (*shown, TOTAL)},
             graphs=self.graphs,
             vectors=self._vectors,
+            passed=tf.reduce_all(self.passed) if len(self.passed) > 1 else self.passed[0],
         )
 
     def _loss_name(self, name: str, spec: ReplicaSpec, taken: Mapping[str, Any]) -> str:

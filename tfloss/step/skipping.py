@@ -35,19 +35,19 @@ class Skipping:
         self.loss_scale = loss_scale
         self.in_a_row = counter("skipped")
 
-    def watches_gradients(self, clipped: bool) -> bool:
-        """Whether a gradient that is not finite is a failure, as a loss is.
-
-        Not where only a loss scale skips updates: it makes such gradients now and then.
-
-        Args:
-          clipped: Whether gradients are clipped, so that their norms are known.
-        """
-        return self.tolerated > 0 or (clipped and not self.active)
-
     def tolerates(self) -> tf.Tensor | None:
-        """Whether one more bad update may be skipped: a bool scalar. None: never."""
+        """Whether an update with a bad loss may be skipped: a bool scalar. None: never."""
         return self.in_a_row < self.tolerated if self.tolerated else None
+
+    def tolerates_gradients(self) -> tf.Tensor | None:
+        """Whether an update with a bad gradient may be skipped: a bool scalar. None: never.
+
+        A loss scale makes such gradients now and then, but not once it can't fall any more.
+        """
+        if self.loss_scale is None:
+            return self.tolerates()
+        falls = self.loss_scale.can_fall()
+        return falls if self.tolerated == 0 else falls | (self.in_a_row < self.tolerated)
 
     def decide(
         self, finite: tf.Tensor, apply: Callable[[], None], restore: Callable[[], None]

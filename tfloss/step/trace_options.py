@@ -5,12 +5,13 @@ train_step(batch, TraceOptions(recording=True, mode="step"))
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import tensorflow as tf
 
 from tfloss.data.batches import MicroBatches
+from tfloss.step.backward import Backward
+from tfloss.step.finite_check import FiniteCheck
 
 Mode = Literal["graph", "step", "loop"]
 """How the engine runs steps.
@@ -21,6 +22,10 @@ replica are one XLA program. "loop": many steps and their updates are one XLA pr
 
 Jit = bool | Literal["loop", "auto"]
 """What `Trainer(jit=)` takes: False is "graph", True is "step", "auto" measures the modes."""
+
+
+Guarded = Literal["nothing", "losses", "losses and gradients"]
+"""What must be finite, or training stops before the update."""
 
 
 class Guard(Protocol):
@@ -34,22 +39,30 @@ class Guard(Protocol):
         """
         ...
 
+    def snapshot_all(self) -> Any:
+        """Reads all that a step may change, for steps that may update more than once. Traced.
+
+        Returns:
+          The same.
+        """
+        ...
+
     def __call__(
         self,
-        names: Sequence[str],
-        values: tf.Tensor,
+        check: FiniteCheck,
         micro_batches: MicroBatches,
         before: Any,
-        tolerated: tf.Tensor | None,
+        start: Any,
+        backward: Backward,
     ) -> tf.Tensor | tf.Operation:
         """Checks the values of a step. Cross-replica code, traced.
 
         Args:
-          names: Names of the values, for the error message.
-          values: float32 [names], the same on all replicas.
+          check: The values, and whether the check passes.
           micro_batches: The batches of the step.
           before: Result of `snapshot`, taken before the forward pass.
-          tolerated: bool scalar; if it is true, the check passes in any case. None: false.
+          start: Result of `snapshot_all`, taken before the step, or None.
+          backward: The pass that computed the values.
 
         Returns:
           An op or tensor that fails if the check does. The update must depend on it.
@@ -65,13 +78,16 @@ class TraceOptions:
       recording: Whether the step computes the model's summaries.
       mode: "step" compiles forward and backward pass of each replica with XLA. In the mode "loop"
         the caller compiles the step as a whole.
-      guard: A check of the losses, before the update. None: no check. A step that is compiled as
-        a whole can't have one.
+      guard: A check of losses and gradients, before the update. None: no check. A step that is
+        compiled as a whole can't have one.
+      check_gradients: Whether gradients are among the values that must be finite, even if their
+        norms are not computed anyway.
     """
 
     recording: bool = False
     mode: Mode = "graph"
     guard: Guard | None = None
+    check_gradients: bool = False
 
     def __post_init__(self) -> None:
         """Refuses a guard inside of a compiled loop, where XLA would drop the assertion."""

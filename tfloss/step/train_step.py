@@ -102,7 +102,8 @@ class TrainStep:
         loss_scale = LossScale() if precision == "mixed_float16" else None
         self.skipping = Skipping(skip_nonfinite, loss_scale)
         self._ema = Ema(ema) if isinstance(ema, float | int) else ema
-        self._tracing: tuple[TraceOptions, OutputBuilder] | None = None  # while `step` runs
+        # While `step` runs: options, output so far, what the guard read before the step.
+        self._tracing: tuple[TraceOptions, OutputBuilder, Any] | None = None
         self._untrained = TraceWarnings()
         self._variables = Variables(model, self.groups, self.strategy)
 
@@ -155,7 +156,7 @@ class TrainStep:
         """
         if self._tracing is None:
             raise RuntimeError("minimize() may only be called from TrainStep.step().")
-        options, output = self._tracing
+        options, output, start = self._tracing
         if group is not None and group not in self.groups:
             raise ModelError(
                 f"minimize(group={group!r}): the optimizer groups are {', '.join(self.groups)}."
@@ -174,6 +175,7 @@ class TrainStep:
             fused_adam=self.fused_adam,
             skipping=self.skipping,
             options=options,
+            start=start,
         )
         micro_batches = batch if isinstance(batch, MicroBatches) else MicroBatches([batch])
         losses, traces = minimize(forward, micro_batches, tf.identity(self.counter), output)
@@ -254,8 +256,10 @@ class TrainStep:
           batch: The batch, as `take` returned it.
           options: Options of this trace; by default those of `TraceOptions()`.
         """
-        output = OutputBuilder()
-        self._tracing = options or TraceOptions(), output
+        output, options, start = OutputBuilder(), options or TraceOptions(), None
+        if options.guard is not None and type(self).step is not TrainStep.step:
+            start = options.guard.snapshot_all()
+        self._tracing = options, output, start
         try:
             shown = dict(self.step(batch))
         finally:

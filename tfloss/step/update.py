@@ -16,6 +16,7 @@ from tfloss.optimizers.groups import Group
 from tfloss.optimizers.sparse_gradients import Form, in_form
 from tfloss.step.all_reduce import max_over_replicas, sum_over_replicas
 from tfloss.step.backward import Gradients
+from tfloss.step.finite_check import element_sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,14 @@ class Reduced:
       gradients: PerReplica `Gradients`.
       norms: float32 scalars, the global norm of each group's gradient before clipping; empty if
         they were not computed.
+      sums: float32 scalars, `element_sum` of each group's gradient; empty if they were not
+        computed.
     """
 
     vector: tf.Tensor
     gradients: Any
     norms: list[tf.Tensor]
+    sums: list[tf.Tensor]
 
 
 def reduce(
@@ -44,6 +48,7 @@ def reduce(
     scale: tf.Tensor | None,
     clip_norm: float | None,
     norms: bool,
+    sums: bool,
 ) -> Reduced:
     """Reduces vector and gradients over replicas; then unscales, then clips each group.
 
@@ -58,7 +63,9 @@ def reduce(
       scale: float32 scalar by which the objective was multiplied, or None.
       clip_norm: Global norm that each group's gradient is clipped to, or None.
       norms: Whether to compute norms even without clipping.
+      sums: Whether to compute sums if there are no norms.
     """
+    norms = norms or clip_norm is not None
 
     def replica(vector: tf.Tensor, gradients: Gradients) -> Any:
         weights, overwriting = gradients
@@ -75,8 +82,12 @@ def reduce(
             for each, mine, form in zip(weights, variables, sparse, strict=True)
         ]
         found = []
-        if norms or clip_norm is not None:
+        if norms:
             found = [_norm(each) for each in weights]
+        elif sums:
+            found = [
+                element_sum([*each, *over]) for each, over in zip(weights, overwriting, strict=True)
+            ]
         if clip_norm is not None:
             weights = [
                 tf.clip_by_global_norm(each, clip_norm, use_norm=norm)[0]
@@ -86,7 +97,8 @@ def reduce(
 
     vector, gradients, found = strategy.run(replica, args=(vector, gradients))
     local = strategy.experimental_local_results
-    return Reduced(local(vector)[0], gradients, [local(norm)[0] for norm in found])
+    first = [local(one)[0] for one in found]
+    return Reduced(local(vector)[0], gradients, first if norms else [], [] if norms else first)
 
 
 def _nested(flat: list[Any], like: list[list[Any]]) -> list[list[Any]]:

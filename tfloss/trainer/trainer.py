@@ -29,7 +29,8 @@ from tfloss.engine.mode_runner import ModeRunner
 from tfloss.errors import Aborted, CheckpointError
 from tfloss.evaluation.evaluator_cache import EvaluatorCache
 from tfloss.evaluation.metrics import BoundMetric, HostMetric
-from tfloss.hooks import Hook, NaNGuard
+from tfloss.hooks import Hook
+from tfloss.hooks.nan_guard import guarded
 from tfloss.hooks.run_info import RunInfo
 from tfloss.inspect.determinism import enable_op_determinism
 from tfloss.inspect.traceback_filtering import filtered_tracebacks
@@ -281,8 +282,7 @@ class Trainer:
             return TrainResult(run.step, {})
         feed.catch_up(self.logger)
         run.begin(run_info(run, steps, feed, self.train_step.accumulate, steps_per_epoch))
-        guard = any(isinstance(hook, NaNGuard) for hook in self.hooks)
-        self._modes.prepare(feed.reader, guard, lambda: steps - run.step)
+        self._modes.prepare(feed.reader, guarded(self.hooks), lambda: steps - run.step)
         loop = Loop(
             run,
             self._hook_list,
@@ -378,7 +378,7 @@ class Trainer:
     def averaged(self) -> Iterator[None]:
         """Inside the `with` the model has the moving averages of its weights. Host code.
 
-        Use it to export them.
+        Use it to export them. A warning names the averages that are not finite.
 
         Raises:
           ValueError: There are no averages (yet): give `ema` to the Trainer.
