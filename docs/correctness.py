@@ -227,6 +227,12 @@ STATEMENTS = {
         "`training=False` when it was built.",
         "They keep their mode.",
     ),
+    52: (
+        "Python attributes and variables that a step reads are frozen when it is traced. To change "
+        "them has no effect.",
+        "Changes between two `train` calls take effect, and changes during a call are reported. A "
+        "function whose loss weight can't change is refused.",
+    ),
     53: (
         "Layers that a nested `tf.function` calls are never trained if the model was not built "
         "before: `fit` uses the trace that built them, in which the initial weights are "

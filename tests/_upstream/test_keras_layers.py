@@ -164,3 +164,9 @@ def test_masks_are_merged_with_weights_as_losses_do():
     expected = (2 * 1 + 4 * 9 + 5 * 9) / (2 + 4 + 5)
     truth = tf.constant([[[2.0], [7.0]], [[4.0], [4.0]]])
     assert float(loss(truth, values, weights)) == pytest.approx(expected)
+
+
+def test_layers_with_a_build_of_their_own():
+    assert _upstream.has_own_build(keras.layers.Dense(1))
+    assert not _upstream.has_own_build(keras.layers.Dropout(0.5))
+    assert not _upstream.has_own_build(keras.Layer())

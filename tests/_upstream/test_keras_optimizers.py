@@ -77,3 +77,10 @@ def test_every_option_of_an_optimizer_is_applied_or_refused():
     refused = {"use_ema", "loss_scale_factor", "gradient_accumulation_steps"}
     only_with_use_ema = {"ema_momentum", "ema_overwrite_frequency"}
     assert set(config) == applied | refused | only_with_use_ema
+
+
+def test_the_function_behind_a_learning_rate():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+    for rate in (schedule, lambda: 0.1):
+        assert _upstream.learning_rate_function(keras.optimizers.SGD(rate)) is rate
+    assert _upstream.learning_rate_function(keras.optimizers.SGD(0.1)) is None

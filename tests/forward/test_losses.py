@@ -272,6 +272,31 @@ def test_a_loss_may_be_named_like_a_part_of_a_reserved_name(count, replicas):
     assert reported(values(report, strategy=replicas(count))) == expected
 
 
+@pytest.mark.promise(52)
+@pytest.mark.parametrize("weight", [lambda step: 0.5, lambda step: tf.constant(0.5) * 2.0])
+def test_a_function_that_is_frozen_is_refused_as_a_weight(weight):
+    with pytest.raises(LossError, match="loss 'mean' depends neither on its argument, the step"):
+        values(None, loss_weights={"mean": weight})
+
+
+@pytest.mark.parametrize("mode", ["graph", "step"])
+def test_a_weight_may_be_read_from_a_variable(mode):
+    weight = tf.Variable(0.5, trainable=False)
+    train_step, iterator = make_step(
+        lambda: Line(None),
+        ONES,
+        optimizer=lambda: keras.optimizers.SGD(0.0),
+        loss_weights={"mean": lambda step: weight * 2.0},
+    )
+    engine = Engine(train_step, mode=mode)
+    totals = []
+    for value in (0.5, 3.0):
+        weight.assign(value)
+        logs = engine.run(iterator, 1)
+        totals.append(logs.rows()[0][logs.names.index("losses/total")])
+    assert totals == [2.5, 15.0]
+
+
 # What is refused
 
 

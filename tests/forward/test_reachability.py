@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfloss.forward.reachability import gradient_reaches, reached_tensors
+from tfloss.forward.reachability import depends_on, gradient_reaches, reached_tensors
 
 
 def test_a_gradient_passes_floats_and_stops_where_it_is_stopped():
@@ -39,3 +39,15 @@ def test_all_targets_before_the_first_are_found():
 
     trace(tf.constant(1.0))
     assert found == ["behind", "second"]
+
+
+def test_what_depends_on_the_step_or_a_variable():
+    w, found = tf.Variable(1.0), []
+
+    @tf.function
+    def trace(step, other):
+        values = [tf.cast(step, tf.float32) * 2.0, tf.stop_gradient(w), other, tf.constant(1.0)]
+        found.extend(depends_on(one, step) for one in [*values, tf.random.uniform([])])
+
+    trace(tf.constant(1, tf.int64), tf.constant(1.0))
+    assert found == [True, True, False, False, True]

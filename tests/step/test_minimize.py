@@ -226,3 +226,36 @@ def test_a_sum_over_the_examples_of_a_replica_is_said_once(count, accumulate, sa
     # 1 + 2 + 3 + 4, and the mean of the sums of two parts.
     assert losses["losses/right"] == 10.0
     assert losses["losses/sum"] == (5.0 if said else 10.0)
+
+
+class _Head(Line):
+    """A layer that only the inference forward calls, and one with a build of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(1, name="head")
+        self.flat = keras.layers.Flatten()
+
+    def call(self, batch, training=False):
+        found = super().call(batch, training)
+        return found if training else self.head(self.flat(found["y"][:, None]))
+
+
+def test_layers_of_the_inference_forward_only_are_named_at_the_start():
+    for built in (False, True):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+
+            def make(built=built):
+                model = _Head()
+                if built:
+                    model({"x": tf.ones([1])})
+                return model
+
+            run(make, rows([1.0], 1), steps=2)
+        texts = [str(one.message) for one in found if "head" in str(one.message)]
+        (text,) = [one for one in texts if "looks like it has unbuilt" not in one]
+        if built:
+            assert "not trained: line/head/kernel, line/head/bias." in text
+        else:
+            assert "training forward doesn't call these layers: line/head. They have no" in text

@@ -1049,3 +1049,84 @@ def test_logs_of_every_step_stand_once_after_a_kill(tmp_path):
     ]
     assert sorted(step for step, tag in events if tag == "losses/total") == list(range(1, 10))
     assert sorted(step for step, tag in events if tag == "val/losses/total") == [5, 6, 9]
+
+
+# Python values that traced code reads
+
+
+class _Scaled(Line):
+    """The loss is beta times the mean; beta is a Python attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.beta = 1.0
+
+    def call(self, batch, training=False):
+        return self.beta * tf.reduce_mean(self.w * batch["x"])
+
+
+class _SetsBeta(tfloss.Hook):
+    def __init__(self):
+        super().__init__()
+        self.every = tfloss.Every(steps=1)
+
+    def after_step(self, step):
+        self.trainer.model.beta = 1.0 + step
+
+
+@pytest.mark.promise(52)
+@pytest.mark.parametrize("jit", [False, True, "loop"])
+def test_a_python_value_that_changes_during_a_call_is_said_and_counts_in_the_next(jit):
+    data = rows([1.0], 1)
+    trainer = tfloss.Trainer(_Scaled(), keras.optimizers.SGD(0.0), jit=jit, default_hooks=False)
+    with pytest.warns(UserWarning, match="'beta' of layer 'line' was 1.0, and is") as found:
+        result = trainer.train(data, 3, hooks=[_SetsBeta()])
+    assert result.losses["loss"] == 1.0
+    assert len([one for one in found if "beta" in str(one.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert trainer.train(data, 5).losses["loss"] == 4.0  # traced again
+
+
+def test_a_learning_rate_of_a_function_that_changes_during_a_call_is_said():
+    rate = {"value": 0.5}
+
+    class SetsRate(tfloss.Hook):
+        def __init__(self):
+            super().__init__()
+            self.every = tfloss.Every(steps=1)
+
+        def after_step(self, step):
+            rate["value"] = 0.25
+
+    optimizer = keras.optimizers.SGD(lambda: rate["value"])
+    trainer = tfloss.Trainer(Line(), optimizer, jit=False, default_hooks=False)
+    with pytest.warns(UserWarning, match="'rate' was {'value': 0.5}, and is {'value': 0.25}"):
+        trainer.train(rows([1.0], 1), 2, hooks=[SetsRate()])
+    assert trainer.model.w.numpy() == 0.0  # 1 - 2 * 0.5
+    trainer.train(rows([1.0], 1), 3)
+    assert trainer.model.w.numpy() == -0.25
+
+
+@pytest.mark.promise(52)
+@pytest.mark.upstream
+def test_upstream_freezes_python_attributes():
+    model = _Scaled()
+    step = tf.function(lambda x: model({"x": x}, training=True))
+    assert float(step(tf.ones([1]))) == 1.0
+    model.beta = 4.0
+    assert float(step(tf.ones([1]))) == 1.0
+
+
+def test_a_layer_that_is_frozen_during_a_call_is_said():
+    class Freezes(tfloss.Hook):
+        def __init__(self):
+            super().__init__()
+            self.every = tfloss.Every(steps=2)
+
+        def after_step(self, step):
+            self.trainer.train_step.clip_norm = 1.0
+
+    trainer = tfloss.Trainer(Line(), keras.optimizers.SGD(0.0), jit=False, default_hooks=False)
+    with pytest.warns(UserWarning, match="`clip_norm`.* have changed"):
+        trainer.train(rows([1.0], 1), 3, hooks=[Freezes()])

@@ -26,6 +26,7 @@ from tfloss._upstream.input_pipelines import (
 )
 from tfloss._upstream.keras_builds import built_eagerly, has_unbuilt_parts
 from tfloss._upstream.keras_layers import (
+    has_own_build,
     in_scratch_graph,
     inputs_untouched,
     intercept_add_loss,
@@ -44,6 +45,7 @@ from tfloss._upstream.keras_optimizers import (
     adam_moments,
     extend_optimizer,
     gradients_already_reduced,
+    learning_rate_function,
     optimizer_built_for,
     optimizer_slots,
 )
@@ -131,6 +133,7 @@ __all__ = [
     "gradient_is_recorded",
     "gradients_already_reduced",
     "has_unbuilt_parts",
+    "has_own_build",
     "in_scratch_graph",
     "inputs_untouched",
     "intercept_losses",
@@ -140,6 +143,7 @@ __all__ = [
     "keras_generator_of_strategy",
     "keras_generator_states",
     "layers_by_path",
+    "learning_rate_function",
     "lookup_in",
     "losses_not_divided",
     "made_by_dropout",

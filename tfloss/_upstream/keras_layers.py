@@ -13,6 +13,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.losses import loss as loss_module
+from keras.src.utils.python_utils import is_default
 
 from tfloss._upstream.patching import replaced
 
@@ -127,6 +128,14 @@ def no_autocast() -> Generator[None]:
     """
     with AutocastScope(None):
         yield
+
+
+def has_own_build(layer: keras.Layer) -> bool:
+    """Returns whether a layer may create variables when it is built.
+
+    Keras marks methods that a layer inherits from its base classes, and wraps `build`.
+    """
+    return not is_default(layer.build)
 
 
 def in_scratch_graph() -> bool:

@@ -110,3 +110,12 @@ def extend_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[Any]
         if (new := getattr(optimizer, attribute)) is not variable:
             new.assign(variable)
             optimizer._untrack_variable(variable)
+
+
+def learning_rate_function(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns the schedule or function that an optimizer's learning rate comes from, or None.
+
+    `optimizer.learning_rate` is public, but is the value of the function.
+    """
+    found = optimizer._learning_rate
+    return found if callable(found) and not isinstance(found, keras.Variable) else None

@@ -5,6 +5,7 @@ the choice into the workdir.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.engine import Engine, StepLogs
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
+from tfloss.inspect.python_values import PythonValues
 from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck
 from tfloss.optimizers import hyperparameters
 from tfloss.step.trace_options import Guarded, Jit, Mode
 from tfloss.step.train_step import TrainStep
 
 FILE = "engine.json"
+_SECONDS_BETWEEN_LOOKS = 1.0  # for Python values that have changed
 MAX_STATE_BYTES = 256 * 2**20  # a loop that is compiled whole needs a second copy of the state
 _FIXED: dict[Jit, Mode] = {False: "graph", True: "step", "loop": "loop"}
 
@@ -80,6 +83,9 @@ class ModeRunner:
         self._tracing = 0.0
         self._tuner: Tuner | None = None
         self._guard: Guarded = "losses and gradients"
+        self._values: PythonValues | None = None  # that the traces read
+        self._looked = 0.0
+        self._said: set[str] = set()
         self.steps_limit = 1
 
     @property
@@ -108,8 +114,9 @@ class ModeRunner:
         self._guard, self._tuner = guard, None
         signature = (*self._step.signature(), guard)
         self._numbers = hyperparameters.signature(self._step.optimizers)
-        if signature != self._signature:
+        if signature != self._signature or (self._values and self._values.changed()):
             self._engines, self._compiled, self._signature = {}, set(), signature
+            self._values = None
         if self._jit == "loop":
             self._check_loop(reader)
         candidates = self._candidates(reader)
@@ -142,6 +149,11 @@ class ModeRunner:
           The same as `Engine.run`.
         """
         self._trace_anew_if_changed()
+        if self._values is None:
+            self._values = self._step.python_values()
+            self._looked = self._clock()
+        elif self._clock() - self._looked >= _SECONDS_BETWEEN_LOOKS:
+            self.warn_of_changes()
         if self._tuner is None or recording:
             return self._run(feed, self._mode or "graph", count, recording)
         assert self._tuner.request is not None
@@ -184,6 +196,30 @@ class ModeRunner:
         self._logger.info(f"the step is traced again, since a hook has set {', '.join(changes)}")
         self._engines, self._compiled, self._numbers = {}, set(), numbers
         self._signature = (*self._step.signature(), self._guard)
+        self._values = None
+
+    def warn_of_changes(self) -> None:
+        """Warns once of everything that has changed since the step was traced, and is frozen."""
+        self._looked = self._clock()
+        changes = [] if self._values is None else self._values.changed()
+        found = {
+            one.label: f"{one.label} was {one.before!r}, and is {one.now!r}" for one in changes
+        }
+        # Without the hyperparameters, at whose change the step is traced again.
+        if self._signature and self._step.signature()[:-1] != self._signature[:-2]:
+            options = "trainable flags, loss weights, `clip_norm` or `fused_adam`"
+            found[options] = f"{options} have changed"
+        new = {label: text for label, text in found.items() if label not in self._said}
+        self._said.update(new)
+        if new:
+            warnings.warn(
+                f"Changed since the training step was traced: {'; '.join(new.values())}. A traced "
+                "step keeps what it read, so the new values have no effect before the next "
+                "`train` call. For a value that changes during training, use "
+                "tfloss.current_step(), or a variable (add_weight(trainable=False)) that a hook "
+                "assigns.",
+                stacklevel=2,
+            )
 
     def _run(self, feed: Feed, mode: Mode, count: int, recording: bool) -> StepLogs:
         """Runs steps in a mode, with its own engine."""

@@ -27,7 +27,7 @@ from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError
 from tfloss.forward.context import ForwardContext, current_context
 from tfloss.forward.layer_losses import AddedLoss
-from tfloss.forward.reachability import gradient_reaches
+from tfloss.forward.reachability import depends_on, gradient_reaches
 
 Weight = float | Callable[[tf.Tensor], Any]
 REGULARIZATION = "regularization"
@@ -228,6 +228,10 @@ class LossWeights:
                         found[f"{pattern}/{path}" if path else pattern] = one
         return found
 
+    def functions(self) -> dict[str, Callable[[tf.Tensor], Any]]:
+        """Returns the weights that are functions of the step, by pattern."""
+        return {name: weight for name, weight in self._patterns.items() if callable(weight)}
+
     def of(self, name: str) -> Weight:
         """Returns the weight of a loss, or 1.0 if no pattern matches.
 
@@ -283,17 +287,38 @@ class LossWeights:
 
         Returns:
           `{name: weight * loss}`. A loss with a weight of exactly 1.0 is the same tensor.
+
+        Raises:
+          LossError: A function's value depends neither on the step nor on a variable.
         """
         weighted: dict[str, tf.Tensor] = {}
         for name, value in losses.items():
             weight = self.of(name)
             if callable(weight):
-                weighted[name] = tf.cast(weight(step), tf.float32) * value
+                found = weight(step)
+                if not _changes(found, step):
+                    raise LossError(
+                        f"The function in loss_weights for loss {name!r} depends neither on its "
+                        "argument, the step, nor on a variable. It is called once, when the step "
+                        "is traced, so the weight would stay the same for the whole run. Give a "
+                        "number, compute the weight from the step, or read a "
+                        "tf.Variable(trainable=False) that a hook assigns."
+                    )
+                weighted[name] = tf.cast(found, tf.float32) * value
             elif _is_variable(weight):
                 weighted[name] = tf.cast(tf.convert_to_tensor(weight), tf.float32) * value
             else:
                 weighted[name] = value if weight == 1.0 else float(weight) * value
         return weighted
+
+
+def _changes(value: Any, step: tf.Tensor) -> bool:
+    """Returns whether a traced value depends on the step or on a variable. True in eager mode."""
+    if tf.executing_eagerly():
+        return True
+    if not tf.is_tensor(value):
+        return isinstance(value, tf.Variable | keras.Variable)
+    return depends_on(value, step)
 
 
 def _is_variable(weight: Any) -> bool:

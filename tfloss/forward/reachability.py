@@ -56,3 +56,22 @@ def reached_tensors(tensor: tf.Tensor, targets: Container[str]) -> Iterator[str]
             for x in one.op.inputs
             if x.dtype.is_floating or x.dtype.is_complex or x.dtype in (tf.resource, tf.variant)
         ]
+
+
+def depends_on(tensor: tf.Tensor, source: tf.Tensor) -> bool:
+    """Returns whether a tensor depends on another one, on a variable or on something stateful.
+
+    Args:
+      tensor: Tensor of a traced graph.
+      source: Tensor of the same graph.
+    """
+    seen: set[str] = set()
+    todo: list[Any] = [tensor]
+    while todo:
+        one = todo.pop()
+        if one.name == source.name or one.dtype == tf.resource or one.op.op_def.is_stateful:
+            return True
+        if one.op.name not in seen:
+            seen.add(one.op.name)
+            todo += list(one.op.inputs)
+    return False

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.data.batches import MicroBatches
 from tfloss.forward.losses import LossWeights
 from tfloss.optimizers.groups import Group, due_sets
@@ -270,6 +271,28 @@ class TraceWarnings:
             if text not in self._warned:
                 self._warned.add(text)
                 warnings.warn(text, stacklevel=2)
+
+    def warn_of_unbuilt(self, model: keras.Model) -> None:
+        """Warns of the layers that a training forward, which built the model, did not call.
+
+        Args:
+          model: The model.
+        """
+        layers = _upstream.layers_by_path(model)
+        new = [
+            path
+            for path, layer in layers
+            if not layer.built and _upstream.has_own_build(layer) and path not in self._warned
+        ]
+        self._warned.update(new)
+        if new:
+            warnings.warn(
+                f"The training forward doesn't call these layers: {', '.join(new)}. They have no "
+                "weights and are not trained. If the inference forward calls them, evaluations and "
+                "exports use random weights. Call them in the training forward too, or build them "
+                "in the model's build() and load their weights.",
+                stacklevel=2,
+            )
 
     def _warn_of(self, variables: Sequence[Any], message: str) -> None:
         names = [v.path if isinstance(v, keras.Variable) else v.name for v in variables]

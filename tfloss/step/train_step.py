@@ -20,6 +20,7 @@ from tfloss import _upstream
 from tfloss.data.batches import MicroBatches
 from tfloss.errors import LossError, ModelError
 from tfloss.forward.losses import LossWeights, Weight
+from tfloss.inspect.python_values import PythonValues, names_read
 from tfloss.optimizers import hyperparameters
 from tfloss.optimizers.ema import Averages, Ema
 from tfloss.optimizers.groups import check_disjoint, make_groups
@@ -212,6 +213,7 @@ class TrainStep:
             check_call(self.model)
         own_step = type(self).step is not TrainStep.step
         self._variables.build(element_spec, self.forward, own_step=own_step)
+        self._untrained.warn_of_unbuilt(self.model)
         with self.strategy.scope():
             if self._precision is not None:
                 set_precision(self.model, self._precision)  # of layers made meanwhile
@@ -248,6 +250,21 @@ class TrainStep:
             self.fused_adam,
             hyperparameters.signature(self.optimizers),
         )
+
+    def python_values(self) -> PythonValues:
+        """The plain Python values that tracing the step reads. They are frozen then. Host code."""
+        values = PythonValues()
+        values.add_layers(self.model)
+        values.add_methods(self, ["step", "forward"], "the training step")
+        called = [*names_read(type(self).step), *names_read(type(self).forward)]
+        values.add_methods(self.model, called, f"layer {self.model.name!r}")
+        for name, weight in self.loss_weights.functions().items():
+            values.add_function(weight, f"loss_weights[{name!r}]")
+        for name, optimizer in self.optimizers.items():
+            rate = _upstream.learning_rate_function(optimizer)
+            if rate is not None:
+                values.add_function(rate, f"the learning rate of {name!r}")
+        return values
 
     def __call__(self, batch: Any, options: TraceOptions | None = None) -> StepOutput:
         """Traces one step. Cross-replica code, inside a `tf.function`.
