@@ -192,6 +192,13 @@ STATEMENTS = {
         "by its own methods are saved. They are restored or, where they differ, refused by name. "
         "Constants made of variables are made again.",
     ),
+    44: (
+        "The states of stateful RNNs, tables and raw `tf.Variable`s are not among the weights. "
+        "A checkpoint of the weights lacks them, and evaluation changes them.",
+        "They are saved and resumed, on any number of replicas. Evaluation leaves every state as "
+        "it was. State that can't be saved, such as that of a queue or of Python code, is listed "
+        "before the first step.",
+    ),
     45: (
         "`keras.random` without a seed, and layers that use it so, draw from a generator that each "
         "thread has for itself. On several replicas this fails, and no checkpoint has its state.",

@@ -47,7 +47,13 @@ LISTS = {
     r"Rng|Stateful(?!Partitioned)": _upstream.op_kinds.GENERATOR_OPS,
     WRITES: _upstream.VARIABLE_WRITE_OPS,
     r"Assign(Add|Sub)?$": _upstream.REF_VARIABLE_WRITE_OPS,
-    r"LookupTable(Insert|Remove)": _upstream.TABLE_WRITE_OPS,
+    r"LookupTable(Insert|Remove|Import)": _upstream.TABLE_WRITE_OPS,
+    r"Iterator(GetNext)|MultiDeviceIterator(Init|GetNext)|Queue(Close|Dequeue|Enqueue).*V2"
+    r"|Reader(Read|Reset|Restore).*V2|ResourceAccumulator(Apply|Set|Take)|Stack(Close|Pop|Push)V2"
+    r"|TensorArray(Scatter|Split|Write)V3": _upstream.op_kinds.RESOURCE_WRITE_OPS,
+    r"((Ordered)?Map)?(Uns|S)tage(Clear|NoKey)?$|(Ordered)?MapClear": (
+        _upstream.op_kinds.STAGING_OPS
+    ),
     r".*PyFunc": _upstream.PYTHON_OPS,
     r"Collective|Nccl|CrossReplica": _upstream.COLLECTIVE_OPS,
     r".*Summary": _upstream.SUMMARY_OPS,

@@ -187,3 +187,72 @@ def test_all_state_of_keras_and_the_trainer_is_saved(count, options, replicas):
         warnings.simplefilter("error")
         one.train(X, 4)
     assert one.step == 4
+
+
+def _objects():
+    keys = tf.constant([1], tf.int64)
+    table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)
+    queue = tf.queue.FIFOQueue(3, tf.float32, [[]])
+    iterator = iter(tf.data.Dataset.range(3))
+    return {
+        "LookupTableInsertV2": (lambda x: table.insert(keys, keys), "attribute of a layer"),
+        "QueueEnqueueV2": (lambda x: queue.enqueue(x), "no checkpoint can hold what it changes"),
+        "QueueDequeueV2": (lambda x: queue.dequeue(), "no checkpoint"),
+        "IteratorGetNext": (lambda x: next(iterator), "read it in the data set"),
+        "Stage": (lambda x: tf.raw_ops.Stage(values=[x]), "no checkpoint"),
+        "PyFunc": (lambda x: tf.numpy_function(np.sin, [x], tf.float32), "stateful=False"),
+        "EagerPyFunc": (lambda x: tf.py_function(np.sin, [x], tf.float32), "stateful=False"),
+    }
+
+
+@pytest.mark.promise(44)
+@pytest.mark.parametrize("name", _objects())
+def test_state_that_is_no_variable_is_found(name):
+    function, remedy = _objects()[name]
+
+    def call(x):
+        function(x)
+        return x
+
+    traced = tf.function(call, autograph=False).get_concrete_function(tf.constant(1.0))
+    (only,) = find_unsaveable_ops(traced.graph, [])
+    assert only.op == name and remedy in only.remedy and HERE in only.line
+    expected = [name] if name in ("PyFunc", "EagerPyFunc") else []
+    assert [one.op for one in find_unsaveable_ops(traced.graph)] == expected
+
+
+def test_objects_of_the_function_itself_and_functions_without_state_are_not_reported():
+    def inside(x):
+        array = tf.TensorArray(tf.float32, 1).write(0, x)
+        return array.stack() + tf.numpy_function(np.sin, [x], tf.float32, stateful=False)
+
+    assert found(inside, []) == []
+
+
+@pytest.mark.promise(44)
+def test_a_table_of_the_model_is_saved_and_another_one_is_reported():
+    class Model(keras.Model):
+        def __init__(self, table):
+            super().__init__()
+            self.w = self.add_weight(name="w", shape=(), initializer="ones")
+            self.built = True
+            if table is None:
+                self.own = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)
+            self.insert = lambda keys: (table or self.own).insert(keys, keys)
+
+        def call(self, batch, training=False):
+            self.insert(tf.constant([1], tf.int64))
+            return tf.reduce_mean(self.w * batch["x"])
+
+    def train(table):
+        trainer = tfloss.Trainer(
+            Model(table), keras.optimizers.SGD(0.1), default_hooks=False, jit=False,
+        )  # fmt: skip
+        trainer.train(rows(np.ones(8), 4), 1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(None)
+    elsewhere = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)
+    with pytest.warns(UserWarning, match="LookupTableInsertV2 .*make the table an attribute"):
+        train(elsewhere)

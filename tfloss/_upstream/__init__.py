@@ -51,6 +51,7 @@ from tfloss._upstream.keras_optimizers import (
 )
 from tfloss._upstream.keras_states import (
     LOOKUP_LAYERS,
+    OnlySeedsChange,
     derived_state,
     finalize_states,
     idf_weights,
@@ -58,6 +59,7 @@ from tfloss._upstream.keras_states import (
     overridden,
     rnn_states,
     set_vocabulary,
+    stateful_rnns,
 )
 from tfloss._upstream.op_kinds import (
     COLLECTIVE_OPS,
@@ -66,6 +68,7 @@ from tfloss._upstream.op_kinds import (
     SUMMARY_OPS,
     TABLE_WRITE_OPS,
     VARIABLE_WRITE_OPS,
+    captured_resource,
     op_state,
     op_state_by_definition,
     ops_without_xla_kernel,
@@ -95,11 +98,13 @@ from tfloss._upstream.training_mode import LayerCalls, layer_modes
 
 __all__ = [
     "LOOKUP_LAYERS",
+    "OnlySeedsChange",
     "derived_state",
     "finalize_states",
     "idf_weights",
     "overridden",
     "rnn_states",
+    "stateful_rnns",
     "set_vocabulary",
     "COLLECTIVE_OPS",
     "ForwardOps",
@@ -114,6 +119,7 @@ __all__ = [
     "built_eagerly",
     "intercept_add_loss",
     "called_graph",
+    "captured_resource",
     "captured_handles",
     "captured_here",
     "caused_by_merge_call",

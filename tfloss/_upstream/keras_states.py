@@ -3,11 +3,12 @@
 # This package is the place for private attributes.
 # pyright: reportPrivateUsage=false
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from tfloss._upstream.keras_layers import layers_by_path
+from tfloss._upstream.keras_layers import layers_by_path, seed_states
 
 LOOKUP_LAYERS: Any = (keras.layers.StringLookup, keras.layers.IntegerLookup)
 """The layers that map between tokens and numbers. Their common base class is not public."""
@@ -24,6 +25,15 @@ def rnn_states(model: keras.Layer) -> list[keras.Variable]:
             states = keras.tree.flatten(vars(layer).get("states"))
             found |= {id(one): one for one in states if isinstance(one, keras.Variable)}
     return list(found.values())
+
+
+def stateful_rnns(model: keras.Layer) -> list[str]:
+    """Returns the paths of the RNNs with `stateful=True`. The layers need not be built."""
+    return [
+        path
+        for path, layer in layers_by_path(model)
+        if getattr(layer, "stateful", False) and "states" in vars(layer)
+    ]
 
 
 def finalize_states(model: keras.Layer) -> None:
@@ -93,3 +103,31 @@ def idf_weights(layer: Any) -> list[float] | None:
     """Returns the weights of a lookup layer's tokens, which only its constructor accepts."""
     weights = getattr(layer, "idf_weights_const", None)
     return None if weights is None else weights.numpy().tolist()
+
+
+class OnlySeedsChange(keras.StatelessScope):
+    """Inside it, no variable of Keras is changed; and what would have changed is noted.
+
+    RNNs with dropout draw masks in inference too, and don't use them. So the states of seed
+    generators may change; their new values are forgotten. `add_update` is not documented.
+
+    Args:
+      model: The model.
+
+    Attributes:
+      seeds: `{id: path}` of the random states.
+      changed: The other variables that were assigned, each with what `note` returned then.
+    """
+
+    def __init__(self, model: keras.Layer, note: Callable[[], Any]):
+        super().__init__(initialize_variables=False)
+        self.seeds = {id(state): path for path, state in seed_states(model)}
+        self.changed: list[tuple[str, Any]] = []
+        self._note = note
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        """Is called for each assignment."""
+        variable = update[0]
+        if id(variable) not in self.seeds:
+            self.changed.append((variable.path, self._note()))
+        super().add_update(update)

@@ -5,13 +5,13 @@ An `OpDef` does not say what an op does with a resource, so those types are list
 new op.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import tensorflow as tf
 import tensorflow.python.framework.kernels as registry
 
-State = Literal["kernel", "generator", "variable", ""]
+State = Literal["kernel", "generator", "variable", "table", "resource", "python", ""]
 
 GENERATOR_OPS = frozenset(
     "RngReadAndSkip RngSkip StatefulRandomBinomial StatefulStandardNormal StatefulStandardNormalV2 "
@@ -35,7 +35,24 @@ VARIABLE_WRITE_OPS = frozenset(
     "ResourceSparseApplyRMSProp ResourceStridedSliceAssign".split()
 )
 REF_VARIABLE_WRITE_OPS = frozenset(["Assign", "AssignAdd", "AssignSub"])  # of TensorFlow 1
-TABLE_WRITE_OPS = frozenset(["LookupTableInsert", "LookupTableInsertV2", "LookupTableRemoveV2"])
+TABLE_WRITE_OPS = frozenset(
+    "LookupTableImport LookupTableImportV2 LookupTableInsert LookupTableInsertV2 "
+    "LookupTableRemoveV2".split()
+)
+# These change an object that can't be read: a queue, a stack, an iterator, an accumulator, ...
+RESOURCE_WRITE_OPS = frozenset(
+    "IteratorGetNext IteratorGetNextAsOptional IteratorGetNextSync MultiDeviceIteratorInit "
+    "MultiDeviceIteratorGetNextFromShard QueueCloseV2 QueueDequeueManyV2 QueueDequeueUpToV2 "
+    "QueueDequeueV2 QueueEnqueueManyV2 QueueEnqueueV2 ReaderReadUpToV2 ReaderReadV2 ReaderResetV2 "
+    "ReaderRestoreStateV2 ResourceAccumulatorApplyGradient ResourceAccumulatorSetGlobalStep "
+    "ResourceAccumulatorTakeGradient StackCloseV2 StackPopV2 StackPushV2 TensorArrayScatterV3 "
+    "TensorArraySplitV3 TensorArrayWriteV3".split()
+)
+# These change an object that they name, and take no handle of it.
+STAGING_OPS = frozenset(
+    "MapClear MapStage MapUnstage MapUnstageNoKey OrderedMapClear OrderedMapStage "
+    "OrderedMapUnstage OrderedMapUnstageNoKey Stage StageClear Unstage".split()
+)
 PYTHON_OPS = frozenset(["PyFunc", "EagerPyFunc", "PyFuncStateless"])
 COLLECTIVE_OPS = frozenset(
     "CollectiveAllToAllV2 CollectiveAllToAllV3 CollectiveAssignGroupV2 CollectiveBcastRecv "
@@ -64,7 +81,8 @@ def op_state(op: tf.Operation) -> State:
     Returns:
       "kernel" for a random op that keeps its state where nothing can read it, "generator" for one
       that keeps it in the variable of a `tf.random.Generator`, "variable" for an op that assigns
-      to a variable, "" for all others.
+      to a variable, "table" for one that changes a table, "resource" for one that changes another
+      object, "python" for one that calls a Python function that may have state, "" for all others.
     """
     if op.type not in _definitions:
         definition = op.op_def
@@ -84,7 +102,28 @@ def op_state_by_definition(definition: Any) -> State:
         return "kernel"
     if definition.name in GENERATOR_OPS:
         return "generator"
-    return "variable" if definition.name in VARIABLE_WRITE_OPS else ""
+    for state, names in _STATES.items():
+        if definition.name in names:
+            return state
+    return ""
+
+
+_STATES: dict[State, frozenset[str]] = {
+    "variable": VARIABLE_WRITE_OPS,
+    "table": TABLE_WRITE_OPS,
+    "resource": RESOURCE_WRITE_OPS | STAGING_OPS,
+    "python": PYTHON_OPS,  # a PyFuncStateless is not stateful
+}
+
+
+def captured_resource(op: tf.Operation, known: Mapping[str, int]) -> bool:
+    """Returns whether an op with the state "resource" changes an object that outlives its function.
+
+    Args:
+      op: The op.
+      known: `{tensor name: id(handle)}` of the resources that its function has captured.
+    """
+    return op.type in STAGING_OPS or op.inputs[0].name in known
 
 
 def ops_without_xla_kernel(operations: Iterable[tf.Operation]) -> list[tf.Operation]:

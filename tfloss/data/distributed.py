@@ -144,7 +144,7 @@ def _part_size(spec: Any, replicas: int) -> int | None:
     return size // replicas if size is not None and size % replicas == 0 else None
 
 
-def replica_spec(spec: Any, strategy: tf.distribute.Strategy) -> Any:
+def replica_spec(spec: Any, strategy: tf.distribute.Strategy, *, with_count: bool = False) -> Any:
     """Returns the spec of one replica's part of a batch, with any number of examples.
 
     The number is left open because a model is built outside of the replicas, where
@@ -153,23 +153,25 @@ def replica_spec(spec: Any, strategy: tf.distribute.Strategy) -> Any:
     Args:
       spec: Nest of `tf.TypeSpec`s of a global batch.
       strategy: Strategy whose replicas take the parts.
+      with_count: Whether to set the number of examples, where the replicas divide it.
     """
     if strategy.num_replicas_in_sync == 1:
         return spec
+    count = _part_size(spec, strategy.num_replicas_in_sync) if with_count else None
 
     def open_count(one: Any) -> Any:
         if not one.shape.rank:
             return one
         rest = one.shape[1:]
         if isinstance(one, tf.RaggedTensorSpec):
-            shape = [None, *rest]
+            shape = [count, *rest]
             ragged: Any = one
             return tf.RaggedTensorSpec(
                 shape, ragged.dtype, ragged.ragged_rank, ragged.row_splits_dtype
             )
         if isinstance(one, tf.SparseTensorSpec):
-            return tf.SparseTensorSpec([None, *rest], one.dtype)
-        return tf.TensorSpec([None, *rest], one.dtype, one.name)
+            return tf.SparseTensorSpec([count, *rest], one.dtype)
+        return tf.TensorSpec([count, *rest], one.dtype, one.name)
 
     return tf.nest.map_structure(open_count, spec)
 

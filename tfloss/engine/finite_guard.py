@@ -191,6 +191,8 @@ class FiniteGuard:
         kept = tf.cond(
             check.passed,
             lambda: tf.constant(True),
-            lambda: tf.ensure_shape(tf.numpy_function(keep, inputs, tf.bool), []),
+            # Declared as stateless: a stateful function would be reported as state that no
+            # checkpoint holds. It is called once, and the assertion needs its result.
+            lambda: tf.ensure_shape(tf.numpy_function(keep, inputs, tf.bool, stateful=False), []),
         )
         return tf.debugging.Assert(kept, ["A loss or a gradient is not finite."])

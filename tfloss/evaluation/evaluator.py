@@ -26,6 +26,7 @@ from tfloss.data.batches import count, named_leaves, split
 from tfloss.data.distributed import Data, as_dataset
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
+from tfloss.evaluation.kept_state import KeptState
 from tfloss.evaluation.keras_updates import KerasUpdate
 from tfloss.evaluation.metrics import (
     BoundMetric,
@@ -86,7 +87,12 @@ class Evaluator:
         }
         self._host = {k: m for k, m in metrics.items() if not isinstance(m, BoundMetric)}
         function = functools.partial(tf.function, autograph=False, reduce_retracing=True)
-        self._run_forwards = function(self._forwards)
+        self._run_forwards = {
+            (predict, losses): KeptState(
+                function(functools.partial(self._forwards, predict=predict, losses=losses))
+            )
+            for predict, losses in ((True, True), (True, False), (False, True))
+        }
         self._update = function(self._update_keras_metrics)
         self._needs_predictions: bool | None = None  # known from the first batch on
         self._loss_names: list[str] = []
@@ -94,7 +100,9 @@ class Evaluator:
     def run(self, data: Data, step: int = 0) -> dict[str, float]:
         """Evaluates a data set. Runs on the host.
 
-        Validation losses are those of the training forward, but no state changes:
+        All state is afterwards as it was before, that of tables and of the model's raw variables
+        too. The states of an RNN with `stateful=True` go on from batch to batch meanwhile.
+        Validation losses are those of the training forward:
         BatchNormalization uses the statistics of the batch and keeps its moving averages, and
         Dropout is active, with the same mask in every call. Each loss is the mean over batches,
         weighted by their numbers of examples.
@@ -119,6 +127,8 @@ class Evaluator:
         options = tf.data.Options()
         options.autotune.enabled = False  # closing the iterator would wait for its thread
         self._reset_metrics()
+        for forwards in self._run_forwards.values():
+            forwards.begin()
         sums: dict[str, float] = collections.defaultdict(float)
         examples = 0
         compared = _FirstAndOther()
@@ -197,9 +207,17 @@ class Evaluator:
     def _forwards_explained(
         self, parts: list[Any], step: int
     ) -> tuple[Any, list[Any], list[tf.Tensor]]:
-        """Runs the traced forwards, and explains their errors."""
+        """Runs the traced forwards, and explains their errors.
+
+        Both run in one call, unless they change state: neither may see the changes of the other.
+        """
+        run, arguments = self._run_forwards, (parts, tf.constant(step, tf.int64))
+        predict, losses = bool(self._needs_predictions), self.losses
         try:
-            return self._run_forwards(parts, tf.constant(step, tf.int64))
+            if not (predict and losses and run[True, True].changes_state(*arguments)):
+                return run[predict, losses](*arguments)
+            predictions, masks, _ = run[True, False](*arguments)
+            return predictions, masks, run[False, True](*arguments)[2]
         except tf.errors.InvalidArgumentError as error:
             if not _upstream.caused_by_unequal_shapes_in_concat(error):
                 raise
@@ -210,7 +228,7 @@ class Evaluator:
             ) from None
 
     def _forwards(
-        self, parts: list[Any], step: tf.Tensor
+        self, parts: list[Any], step: tf.Tensor, *, predict: bool, losses: bool
     ) -> tuple[Any, list[Any], list[tf.Tensor]]:
         """Runs the forwards that are needed. Traced, cross-replica.
 
@@ -224,15 +242,17 @@ class Evaluator:
         def replica(index: int) -> tuple[tuple[Any, list[Any]], tf.Tensor]:
             example_weight = 1.0 if len(parts) == 1 else sizes[index] / total
             with _upstream.inputs_untouched(self.model):
-                predicted = self._predictions(parts[index], step)
+                predicted = self._predictions(parts[index], step) if predict else (None, [])
+                if not losses:
+                    return predicted, tf.zeros([0])
                 return predicted, self._training_losses(parts[index], step, example_weight)
 
         if len(parts) == 1:
             (predictions, masks), one = replica(0)
-            losses = [one]
+            found = [one]
         else:
-            (predictions, masks), losses = self._run_replicas(replica)
-        return predictions, masks, losses if self.losses else []
+            (predictions, masks), found = self._run_replicas(replica)
+        return predictions, masks, found if losses else []
 
     def _run_replicas(self, replica: Callable[[int], Any]) -> tuple[Any, list[tf.Tensor]]:
         def run_part() -> Any:
@@ -246,9 +266,7 @@ class Evaluator:
         return tf.nest.pack_sequence_as(predicted, joined), list(local(losses))
 
     def _predictions(self, part: Any, step: tf.Tensor) -> tuple[Any, list[Any]]:
-        """Returns the predictions if they are needed, and their masks. Replica code."""
-        if not self._needs_predictions:
-            return None, []
+        """Returns the predictions, and their masks. Replica code."""
         with forward_context(step, recording=False) as context, context.silent():
             predictions = self.model(part, training=False)
         _check_predictions(predictions)
@@ -256,13 +274,17 @@ class Evaluator:
 
     def _training_losses(self, part: Any, step: tf.Tensor, example_weight: Any) -> tf.Tensor:
         """Returns the losses of the training forward, without changing state. Replica code."""
-        if not self.losses:
-            return tf.zeros([0])
         if not isinstance(example_weight, float):
             example_weight = tf.cast(example_weight, tf.float32)
-        with keras.StatelessScope(), forward_context(step, False, example_weight) as context:
+        with (
+            keras.StatelessScope() as scope,
+            forward_context(step, False, example_weight) as context,
+        ):
             returned = self.model(part, training=True)
             losses = collect(returned, context, self.model.trainable_variables)
+        for state in _upstream.rnn_states(self.model):  # goes on in the next batch
+            if (value := scope.get_current_value(state)) is not None:
+                state.assign(value)
         weighted = list(self.weights.apply(losses, step).values())
         named = {**losses, "total": sum(weighted[1:], weighted[0])}
         self._loss_names = list(named)

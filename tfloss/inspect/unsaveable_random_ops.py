@@ -63,9 +63,9 @@ def find_unsaveable_ops(graph: tf.Graph, saved: Iterable[Any] | None = None) -> 
 
     Args:
       graph: Graph of the function. Tracing need not be finished.
-      saved: Variables of Keras or TensorFlow that a checkpoint holds. An op that changes the state
-        of another generator, or any other variable, is included. If None, ops that change
-        variables are not looked at.
+      saved: Variables of Keras or TensorFlow, and tables, that a checkpoint holds. An op that
+        changes the state of another generator, any other variable or table, a queue or an iterator
+        is included. If None, these ops are not looked at.
 
     Returns:
       The ops, each source line once.
@@ -74,11 +74,14 @@ def find_unsaveable_ops(graph: tf.Graph, saved: Iterable[Any] | None = None) -> 
     found: dict[tuple[str, str], UnsaveableOp] = {}
     for op, known in operations(graph):
         state = _upstream.op_state(op)
-        if state in ("generator", "variable") and saved is not None:
+        if state in ("generator", "variable", "table"):
             handle = known.get(op.inputs[0].name)
-            if handle is None or handle in handles:  # None: it was made in the function
+            if saved is None or handle is None or handle in handles:  # None: made in the function
                 continue
-        elif state != "kernel":
+        elif state == "resource":
+            if saved is None or not _upstream.captured_resource(op, known):
+                continue
+        elif state not in ("kernel", "python"):
             continue
         unsaveable = UnsaveableOp(op.type, op_line(op), _remedy(op, state))
         found.setdefault((unsaveable.op, unsaveable.line), unsaveable)
@@ -100,6 +103,18 @@ def _remedy(op: tf.Operation, state: str) -> str:
             "it changes a variable that is not part of the model. Pass keras.random a "
             "seed=SeedGenerator that is an attribute of a layer; create other variables with "
             "add_weight"
+        )
+    if state == "table":
+        return "make the table an attribute of a layer of the model"
+    if state == "resource":
+        return (
+            "no checkpoint can hold what it changes. Keep it in a variable or in a "
+            "tf.lookup.experimental.MutableHashTable of a layer, or read it in the data set"
+        )
+    if state == "python":
+        return (
+            "no checkpoint can hold what the Python function changes. Keep it in a variable of a "
+            "layer; or, if it changes nothing, say so: tf.numpy_function(..., stateful=False)"
         )
     if _upstream.made_by_dropout(op):
         return "use keras.layers.Dropout"

@@ -33,6 +33,7 @@ from tfloss.errors import ExportError
 from tfloss.inspect.traceback_filtering import filtered_tracebacks
 from tfloss.saved_model.forbidden_ops import check_ops, uses_half_precision
 from tfloss.saved_model.signature import Inputs, Predict, Signature, parse, predict
+from tfloss.saved_model.unchanged_state import check_no_random_outputs, unchanged_state
 from tfloss.saved_model.verify import verify_signature
 
 _TOLERANCE, _HALF_PRECISION_TOLERANCE = 1e-4, 2e-2
@@ -102,7 +103,8 @@ def export(
     parsed = _parse_all({name: inputs}, signatures or {}, examples)
 
     def forward(signature: Signature, tensors: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
-        return predict(model, signature, outputs, tensors)
+        with unchanged_state(model, signature.name):
+            return predict(model, signature, outputs, tensors)
 
     if not _is_writer(model):
         with _replicas_averaged(model):  # a collective of all workers
@@ -110,6 +112,8 @@ def export(
 
     def write() -> None:
         traced = {signature.name: _trace(signature, forward) for signature in parsed}
+        for signature in parsed:
+            check_no_random_outputs(model, signature.name, traced[signature.name].graph)
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch,

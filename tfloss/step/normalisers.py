@@ -18,6 +18,7 @@ from tfloss.errors import LossError
 from tfloss.forward.context import forward_context
 from tfloss.forward.global_batch import CountingNormalisers
 from tfloss.forward.reachability import gradient_reaches
+from tfloss.inspect.source_lines import op_line
 from tfloss.inspect.traced_ops import operations
 from tfloss.step.random_states import drawn_states
 from tfloss.step.traced_calls import compiled, split_static
@@ -130,10 +131,21 @@ def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
 def _check_pure(graph: tf.Graph) -> None:
     """Raises LossError if a forward pass that must change nothing assigns a variable."""
     for op, _ in operations(graph):
-        if _upstream.op_state(op) == "variable":
+        state = _upstream.op_state(op)
+        if state in _CHANGES:
             raise LossError(
-                f"The training forward assigns a tf.Variable ({op.name}). Where gradients are "
-                "accumulated, or compiled on several replicas, the forward pass runs a second "
-                "time to find the sums of global_mean, and must not change anything then. Make "
-                "the variable with add_weight(trainable=False), which is protected."
+                f"The training forward {_CHANGES[state]} ({op.type}, {op_line(op)}). Where "
+                "gradients are accumulated, or compiled on several replicas, the forward pass runs "
+                "a second time to find the sums of global_mean, and must not change anything then. "
+                "Keep state in variables made with add_weight(trainable=False), which are "
+                "protected. A Python function that changes nothing is declared so: "
+                "tf.numpy_function(..., stateful=False)."
             )
+
+
+_CHANGES = {
+    "variable": "assigns a tf.Variable",
+    "table": "changes a table",
+    "resource": "changes a queue, an iterator or the like",
+    "python": "calls a Python function that may have state",
+}

@@ -7,13 +7,41 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfloss.data.distributed import as_dataset
+from tfloss import _upstream
+from tfloss.data.distributed import as_dataset, replica_spec, static_batch_size
 from tfloss.data.feed import Feed
+from tfloss.distribute.strategy import worker_position
+from tfloss.errors import ModelError
 from tfloss.hooks.base import Hook
 from tfloss.hooks.run_info import RunInfo
 from tfloss.step.step_options import StepOptions
 from tfloss.step.train_step import TrainStep
 from tfloss.trainer.run_state import RunState
+
+
+def build(train_step: TrainStep, dataset: Any) -> None:
+    """Builds the model for the batches of a data set.
+
+    Args:
+      train_step: The step.
+      dataset: The `tf.data.Dataset` of the batches.
+
+    Raises:
+      ModelError: An RNN with `stateful=True` can't have a state for each example.
+    """
+    strategy, spec = train_step.strategy, dataset.element_spec
+    stateful = _upstream.stateful_rnns(train_step.model)
+    if stateful:
+        size, replicas = static_batch_size(spec), strategy.num_replicas_in_sync
+        if worker_position(strategy)[1] > 1 or size is None or size % replicas:
+            raise ModelError(
+                f"Layer {stateful[0]!r} has stateful=True, so it has a state for each example of a "
+                f"batch, and all batches must have the same size. On {replicas} replicas of one "
+                f"worker the size must be a multiple of {replicas}; several workers are not "
+                "supported. Batch the data with drop_remainder=True, or pass states explicitly "
+                "(initial_state, return_state)."
+            )
+    train_step.build(replica_spec(spec, strategy, with_count=bool(stateful)))
 
 
 def build_by_training_forward(train_step: TrainStep, data: Any, caller: str) -> None:
@@ -25,7 +53,7 @@ def build_by_training_forward(train_step: TrainStep, data: Any, caller: str) -> 
       caller: Name of the method of `Trainer`, for the message.
     """
     try:
-        train_step.build(as_dataset(data, train_step.strategy).element_spec)
+        build(train_step, as_dataset(data, train_step.strategy))
     except Exception as error:
         error.add_note(
             f"Trainer.{caller}(data) builds the model by its training forward. For this it needs "

@@ -40,6 +40,7 @@ from tfloss.step.trace_options import Jit, Mode
 from tfloss.step.train_step import TrainStep
 from tfloss.summary import Summary
 from tfloss.trainer.arguments import (
+    build,
     build_by_training_forward,
     check_positive,
     checked_hooks,
@@ -190,8 +191,6 @@ class Trainer:
         self._hook_list = HookList(self.hooks, self._run, self)
         self._evaluators = EvaluatorCache(self.model, self.train_step.loss_weights, self.strategy)
 
-    # The state of the run, which `RunState` owns.
-
     @property
     def step(self) -> int:
         """Completed updates."""
@@ -269,7 +268,7 @@ class Trainer:
         run = self._run
         self._use(self._defaults.after([*self._own_hooks, *checked_hooks(hooks)]))
         feed = self._next_feed(data)
-        self.train_step.build(feed.reader.element_spec)
+        build(self.train_step, feed.reader.dataset)
         if bundle := os.environ.get(replay.VARIABLE):
             replay.replay_and_exit(self, bundle)
         if not self._checkpoint.loaded:
