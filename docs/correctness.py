@@ -253,6 +253,17 @@ STATEMENTS = {
         "Variables are created eagerly, with the same initial values, bit for bit, on any number "
         "of replicas.",
     ),
+    37: (
+        "Under several replicas, each tensor of a batch is cut by its own first dimension, class "
+        "weights and anchors too.",
+        "Where first dimensions differ, `BatchLayout` says what an example is and which tensors "
+        "are whole. Nothing is cut without it: a `DataError` names the tensors.",
+    ),
+    38: (
+        "Two strategies on CPUs in one process use the same collectives. Training under the second "
+        "one fails if it has another size or other variables.",
+        "`make_strategy` gives strategies of any size that work side by side.",
+    ),
 }
 
 

@@ -139,3 +139,15 @@ def test_a_tape_sums_the_uses_of_a_variable_by_one_op(persistent):
 
     found = [sorted(float(term) for term in one) for one in traced(tf.constant(1.0))]
     assert found == [[2.0], [3.0, 4.0]]
+
+
+def test_arguments_and_captures_enter_a_function_while_it_is_traced():
+    text, found = tf.constant(["a"]), []
+
+    def traced(x):
+        tf.equal(text, tf.constant(["b"]))
+        found.extend(_upstream.function_inputs(tf.compat.v1.get_default_graph()))
+        return x
+
+    tf.function(traced, autograph=False)(tf.constant(1.0))
+    assert [one.dtype for one in found] == [tf.string, tf.float32]

@@ -10,7 +10,6 @@ from tfloss.data.distributed import (
     check_tpu_spec,
     distribute,
     replica_spec,
-    static_batch_size,
     without_autotune,
 )
 from tfloss.errors import DataError
@@ -103,15 +102,3 @@ def test_a_replicas_spec_leaves_the_number_of_examples_open(replicas):
     assert found["scalar"] == spec["scalar"]
     assert found["ragged"] == tf.RaggedTensorSpec([None, None], tf.int64)
     assert found["sparse"].shape.as_list() == [None, 5]
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ((tf.TensorSpec([]), tf.TensorSpec([4, 3])), 4),
-        (tf.TensorSpec([None]), None),
-        (tf.TensorSpec([]), None),
-    ],
-)
-def test_the_static_batch_size(spec, expected):
-    assert static_batch_size(spec) == expected

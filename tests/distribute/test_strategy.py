@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 
+import keras
 import pytest
 import tensorflow as tf
 
+import tfloss
+from tests.toys import Line, rows
 from tfloss.distribute.launch import free_ports
 from tfloss.distribute.strategy import check_strategy, is_chief, make_strategy
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
@@ -275,3 +278,47 @@ def test_the_wait_for_a_worker_that_dies_while_tensorflow_starts_ends():
 
     assert (leaver.wait(), stayer.returncode) == (9, 1)
     assert "_connect_tensorflow" in error
+
+
+def _means(strategy):
+    """The loss of one step on 0, 1, 2, 3, before and after it."""
+    with strategy.scope():
+        model, optimizer = Line(), keras.optimizers.SGD(0.1)
+    trainer = tfloss.Trainer(model, optimizer, strategy=strategy, default_hooks=False, log_every=1)
+    trainer.train(rows([0.0, 1.0, 2.0, 3.0], 4), 1)
+    return float(model.w.numpy())
+
+
+@pytest.mark.promise(38)
+def test_strategies_of_several_sizes_train_in_one_process():
+    for replicas in (2, 4, 2):
+        assert _means(make_strategy("mirrored", replicas)) == pytest.approx(1 - 0.1 * 1.5)
+
+
+COLLECTIVES = """
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+def total(size):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    context = tf.distribute.get_replica_context
+    run = lambda: context().all_reduce("sum", tf.ones([size]))
+    return tf.function(lambda: strategy.run(run))()
+
+total(3)
+try:
+    total(4)
+except tf.errors.OpError as error:
+    from tfloss import _upstream
+    print(_upstream.caused_by_collectives_of_another_strategy(error))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.promise(38)
+@pytest.mark.upstream
+def test_a_second_strategy_can_not_use_collectives_of_other_shapes():
+    command = [sys.executable, "-c", COLLECTIVES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr

@@ -304,3 +304,47 @@ def test_xla_leaves_out_what_only_checks(check):
     for jit in (True, "loop"):
         trainer, _ = run(jit, 8, Checked)
         assert trainer.step == 8
+
+
+class Texts(keras.Model):
+    """A model that captures a string, which XLA doesn't have."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = self.add_weight(shape=(), initializer="ones")
+        self.texts = tf.constant(["a", "b"])
+
+    def call(self, batch, training=False):
+        same = tf.equal(self.texts, "a")
+        return self.w * tf.reduce_mean(batch["x"]) * tf.reduce_sum(tf.cast(same, tf.float32))
+
+
+def trainer_of_texts(strategy, jit):
+    with strategy.scope():
+        model, optimizer = Texts(), keras.optimizers.SGD(0.1)
+    return tfloss.Trainer(model, optimizer, strategy=strategy, jit=jit, default_hooks=False)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_strings_in_a_batch_are_refused_before_anything_is_compiled(count, replicas, monkeypatch):
+    monkeypatch.setattr(modes, "Engine", None)
+    batch = {"x": tf.ones([4]), "names": {"path": tf.constant(list("abcd"))}}
+    data = tf.data.Dataset.from_tensors(batch).repeat()
+    with pytest.raises(DataError, match=r"jit=True.*batch\['names'\]\['path'\] holds strings"):
+        trainer_of_texts(replicas(count), True).train(data, 2)
+    ragged = data.map(lambda one: {**one, "names": tf.ragged.constant([["a"], [], [], []])})
+    with pytest.raises(DataError, match=r"batch\['names'\] holds strings"):
+        trainer_of_texts(replicas(count), True).train(ragged, 2)
+
+
+@pytest.mark.parametrize(("count", "jit"), [(1, True), (1, "loop"), (2, True)])
+def test_strings_that_a_model_captures_are_refused_with_their_line(count, jit, replicas):
+    with pytest.raises(ModelError, match=r"no tensors of type string.*mode_runner.py:\d+, in call"):
+        trainer_of_texts(replicas(count), jit).train(rows([1.0, 2.0], 2), 2)
+
+
+def test_auto_takes_the_graph_where_strings_would_enter_xla(patient):
+    trainer = trainer_of_texts(tf.distribute.get_strategy(), "auto")
+    trainer.train(rows([1.0, 3.0], 2), 60)
+    assert trainer.mode == "graph"
+    assert float(trainer.model.w.numpy()) == pytest.approx(1 - 60 * 0.1 * 2.0)

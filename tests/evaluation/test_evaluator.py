@@ -302,10 +302,12 @@ def test_an_empty_or_infinite_data_set_is_rejected(replicas):
         evaluator.run(batches().repeat())
 
 
-def test_tensors_with_different_batch_sizes_are_rejected(replicas):
+def test_tensors_with_different_first_dimensions_are_not_split(replicas):
     data = tf.data.Dataset.from_tensors({"x": tf.ones([4]), "z": tf.ones([3])})
-    with pytest.raises(DataError, match="first dimensions of its tensors are 3, 4"):
-        Evaluator(Line(), {"seen": Seen()}).run(data)
+    mean = {"mean": metric(keras.metrics.Mean(), lambda batch, p: p["y"])}
+    assert evaluate(Line, mean, data, replicas(1))[0] == {"mean": 1.0}
+    with pytest.raises(DataError, match=r"over 2 replicas: batch\['x'\] 4, batch\['z'\] 3"):
+        evaluate(Line, mean, data, replicas(2))
 
 
 def _picky(b, p):

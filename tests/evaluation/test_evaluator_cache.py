@@ -1,12 +1,11 @@
 """One evaluator is made for each set of metrics, and the oldest one makes room for a new one."""
 
 import keras
-import tensorflow as tf
 
 from tests.toys import Line
 from tfloss.evaluation.evaluator_cache import EvaluatorCache
 from tfloss.evaluation.metrics import metric
-from tfloss.forward.losses import LossWeights
+from tfloss.step.train_step import TrainStep
 
 
 def _metric():
@@ -14,7 +13,7 @@ def _metric():
 
 
 def _cache():
-    return EvaluatorCache(Line(), LossWeights(None), tf.distribute.get_strategy())
+    return EvaluatorCache(TrainStep(Line(), keras.optimizers.SGD(0.1)))
 
 
 def test_the_same_metric_objects_give_the_same_evaluator():

@@ -5,6 +5,7 @@ name of the module fails when upstream changes.
 """
 
 from tfloss._upstream.error_messages import (
+    caused_by_collectives_of_another_strategy,
     caused_by_merge_call,
     caused_by_missing_deterministic_kernel,
     caused_by_symbolic_tensor,
@@ -14,6 +15,7 @@ from tfloss._upstream.error_messages import (
     raised_by_iterator,
     replace_message,
 )
+from tfloss._upstream.extension_types import open_extension_type
 from tfloss._upstream.gradient_ops import ForwardOps
 from tfloss._upstream.input_pipelines import (
     dataset_graphs,
@@ -88,6 +90,7 @@ from tfloss._upstream.traced_graphs import (
     captured_handles,
     captured_here,
     evaluated,
+    function_inputs,
     gradient_is_recorded,
     is_autograph_file,
     made_by_dropout,
@@ -122,6 +125,7 @@ __all__ = [
     "captured_resource",
     "captured_handles",
     "captured_here",
+    "caused_by_collectives_of_another_strategy",
     "caused_by_merge_call",
     "caused_by_missing_deterministic_kernel",
     "caused_by_symbolic_tensor",
@@ -135,6 +139,7 @@ __all__ = [
     "extend_optimizer",
     "failed_numerics_check",
     "find_cause",
+    "function_inputs",
     "global_generators",
     "gradient_is_recorded",
     "gradients_already_reduced",
@@ -158,6 +163,7 @@ __all__ = [
     "next_in_this_thread",
     "no_autocast",
     "op_determinism_enabled",
+    "open_extension_type",
     "op_state",
     "op_state_by_definition",
     "ops_without_xla_kernel",

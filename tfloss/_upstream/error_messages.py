@@ -56,6 +56,16 @@ def caused_by_merge_call(error: RuntimeError) -> bool:
     return "merge_call" in str(error)
 
 
+def caused_by_collectives_of_another_strategy(error: tf.errors.OpError) -> bool:
+    """Returns whether two strategies of this process use the same collectives.
+
+    Each strategy numbers its collectives from the same number on, and TensorFlow keeps the devices
+    and shapes of each number.
+    """
+    text = str(error)
+    return "collective instance" in text or "joining a group" in text
+
+
 def caused_by_unequal_shapes_in_concat(error: tf.errors.InvalidArgumentError) -> bool:
     """Returns whether `tf.concat` got tensors whose shapes differ beyond the first dimension."""
     return "ConcatOp" in str(error)

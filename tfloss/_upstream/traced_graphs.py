@@ -138,6 +138,17 @@ def captured_handles(graph: Any) -> dict[str, int]:
     return found
 
 
+def function_inputs(graph: Any) -> list[tf.Tensor]:
+    """Returns the tensors that enter a function which is being traced: arguments and captures.
+
+    While it is traced, `FuncGraph.inputs` is empty, and a small eager tensor that it captures looks
+    like a constant. Only `FuncGraph.captures` tells that it is none.
+    """
+    captured = [here for _, here in getattr(graph, "captures", ())]
+    arguments = [op.outputs[0] for op in graph.get_operations() if op.type == "Placeholder"]
+    return list({id(one): one for one in (*captured, *arguments)}.values())
+
+
 def called_graph(op: tf.Operation, name: str) -> Any:
     """Returns the graph of the function that an op calls by this name, or None if unknown.
 

@@ -1,20 +1,23 @@
-"""Input: how batches reach the replicas, and `Source`, input with random access.
+"""Input: `BatchLayout`, how batches reach the replicas; `Source`, input with random access.
 
 Nothing is imported before it is used, so that `import tfloss` stays fast.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tfloss.data.batch_layout import BatchLayout
     from tfloss.data.source import Source
 
-__all__ = ["Source"]
+_WHERE = {"BatchLayout": "batch_layout", "Source": "source"}
+
+__all__ = ["BatchLayout", "Source"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Source":
+    if name not in _WHERE:
         raise AttributeError(f"module 'tfloss.data' has no attribute {name!r}")
-    from tfloss.data.source import Source
-
-    globals()[name] = Source
-    return Source
+    value = getattr(importlib.import_module(f"tfloss.data.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value

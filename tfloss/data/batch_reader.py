@@ -7,7 +7,7 @@ every batch. So all workers must see the same batches: seed every shuffle. A fun
 Each global batch is cut into one part for each replica, in order, of sizes that differ by at most
 one: batches need not divide, and a replica may get no example at all. (TensorFlow cuts at the data
 set's `batch` op instead, and cuts in another way if it doesn't find one.) A batch may be any nest
-that `tf.data` yields.
+that `tf.data` yields. Where first dimensions differ, a `BatchLayout` says how to cut.
 """
 
 import math
@@ -16,13 +16,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.distributed import (
     Data,
     as_dataset,
     check_tpu_spec,
     distribute,
     replica_spec,
-    static_batch_size,
     without_autotune,
 )
 from tfloss.data.identity import differences, structure
@@ -42,10 +42,12 @@ class BatchReader:
         must have the same size on all workers. Where the data of one worker end earlier, it trains
         with no examples until those of all workers have ended.
       strategy: The strategy whose replicas get the parts of each batch.
+      layout: Which tensors of a batch hold examples.
 
     Attributes:
       data: The argument.
       strategy: The argument.
+      layout: The argument.
       dataset: The `tf.data.Dataset` of this process's batches, from the first one on.
       element_spec: The `tf.TypeSpec`s of one replica's batch.
       batch_size: Examples in a global batch, or None if unknown.
@@ -54,15 +56,19 @@ class BatchReader:
       shared: Whether all workers read the same global batches.
 
     Raises:
-      DataError: `data` is not a data set, or is known to be empty.
+      DataError: `data` is not a data set, is known to be empty, or its batches can't be divided
+        over the replicas.
     """
 
-    def __init__(self, data: Data, strategy: tf.distribute.Strategy):
-        self.data, self.strategy = data, strategy
+    def __init__(
+        self, data: Data, strategy: tf.distribute.Strategy, layout: BatchLayout = ROWS_ARE_EXAMPLES
+    ):
+        self.data, self.strategy, self.layout = data, strategy, layout
         self._worker, self._workers = worker_position(strategy)
         self.shared = self._workers == 1 or isinstance(data, tf.data.Dataset)
         self.dataset = self._dataset(0)
-        size = static_batch_size(self.dataset.element_spec)
+        layout.check_names(self.dataset.element_spec)
+        size = layout.static_count(self.dataset.element_spec)
         self.batch_size = size and size * (1 if self.shared else self._workers)
         cardinality = int(self.dataset.cardinality())
         if cardinality == 0:
@@ -73,7 +79,7 @@ class BatchReader:
             self.batch_size, self.batches_per_epoch = data.batch_size, data.steps_per_epoch
         if isinstance(strategy, tf.distribute.TPUStrategy):
             check_tpu_spec(self.dataset.element_spec)
-        self.element_spec = replica_spec(self.dataset.element_spec, strategy)
+        self.element_spec = replica_spec(self.dataset.element_spec, strategy, layout)
 
     @property
     def seekable(self) -> bool:
@@ -97,7 +103,7 @@ class BatchReader:
         if self.seekable:
             self.dataset = self._dataset(start)
         dataset = self.dataset if watch is None else watch(self.dataset)
-        return iter(distribute(dataset, self.strategy, per_worker=not self.shared))
+        return iter(distribute(dataset, self.strategy, self.layout, per_worker=not self.shared))
 
     def identity(self) -> dict[str, Any]:
         """A fingerprint of what the batches depend on, as far as it is known. JSON values."""
@@ -131,7 +137,9 @@ class BatchReader:
     def _dataset(self, start: int) -> Any:
         """The batches of this process; those of a `Source` from number `start` on."""
         if isinstance(self.data, Source):
-            found = self.data.dataset(start, shard=self._worker, shards=self._workers)
+            found = self.data.dataset(
+                start, shard=self._worker, shards=self._workers, layout=self.layout
+            )
             found = found.prefetch(_PREFETCHED)  # the position counts what was trained on
         else:
             found = as_dataset(self.data, self.strategy, per_worker=not self.shared)

@@ -1,75 +1,115 @@
-"""Counts, cuts and names the tensors of a batch, which is any nest. Host code, or traced.
+"""Opens, cuts and names the tensors of a batch, which is any nest. Host code, or traced.
 
-The examples of a batch lie along the first dimension of each of its tensors. Scalars, such as a
-seed or a temperature, belong to all examples.
+Which of them hold examples is told by a `tfloss.data.batch_layout.BatchLayout`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfloss.errors import DataError
+from tfloss import _upstream
 
 
 class MicroBatches(list[Any]):
     """The batches of one step that accumulates gradients, in order."""
 
 
-def count(batch: Any) -> Any:
-    """Returns the number of examples in a batch.
+def open_nest(nest: Any, path: str = "") -> tuple[list[tuple[str, Any]], Callable[..., Any]]:
+    """Opens a nest, and the extension types in it, down to tensors.
 
     Args:
-      batch: Nest of tensors.
+      nest: Nest of tensors or of `tf.TypeSpec`s.
+      path: Prefix of the paths.
 
     Returns:
-      An int if the number is known statically, else an int32 scalar. None if no tensor has a first
-      dimension.
-
-    Raises:
-      DataError: The static first dimensions differ.
+      `(path, leaf)` of each dense, ragged or sparse tensor, None, or other value; and a function
+      that packs a sequence of other leaves into such a nest.
     """
-    leaves = [leaf for leaf in tf.nest.flatten(batch) if not _is_scalar(leaf)]
-    static = {size for size in map(_static_count, leaves) if size is not None}
-    if len(static) > 1:
-        found = ", ".join(map(str, sorted(static)))
-        raise DataError(
-            "The number of examples in a batch is unclear: the first dimensions of its tensors are "
-            f"{found}. Give every tensor the batch as its first dimension, or make it a scalar."
-        )
-    if not leaves:
+    flat = tf.nest.flatten(nest)
+    indices = tf.nest.pack_sequence_as(nest, range(len(flat)))
+    paths = {index: name for name, index in named_leaves(indices, path)}
+    leaves: list[tuple[str, Any]] = []
+    inner: list[tuple[int, Callable[..., Any] | None]] = []  # leaves of each, and how to pack them
+    for index, one in enumerate(flat):
+        fields = _upstream.open_extension_type(one)
+        if fields is None:
+            leaves.append((paths[index], one))
+            inner.append((1, None))
+            continue
+        opened, pack = open_nest([value for _, value in fields[0]])
+        names = dict(enumerate(f"{paths[index]}.{name}" for name, _ in fields[0]))
+        for name, value in opened:
+            number, rest = name[1:].split("]", 1)  # "[1]" or "[1].field"
+            leaves.append((names[int(number)] + rest, value))
+        inner.append((len(opened), lambda new, pack=pack, build=fields[1]: build(pack(new))))
+
+    def packed(new: Sequence[Any]) -> Any:
+        values, rest = [], list(new)
+        for count, build in inner:
+            mine, rest = rest[:count], rest[count:]
+            values.append(mine[0] if build is None else build(mine))
+        return tf.nest.pack_sequence_as(nest, values)
+
+    return leaves, packed
+
+
+def has_rows(leaf: Any) -> bool:
+    """Whether a leaf, or its spec, has a first dimension. A tensor of unknown rank has one."""
+    kinds = tf.RaggedTensor, tf.SparseTensor, tf.RaggedTensorSpec, tf.SparseTensorSpec
+    if isinstance(leaf, kinds):
+        return True
+    return isinstance(leaf, tf.Tensor | tf.TensorSpec) and leaf.shape.rank != 0
+
+
+def static_rows(leaf: Any) -> int | None:
+    """The first dimension of a leaf or spec that has one, if it is known statically."""
+    if leaf.shape.rank is None:
         return None
-    if static:
-        return static.pop()
-    first = leaves[0]
-    if isinstance(first, tf.RaggedTensor):
-        return tf.cast(first.nrows(), tf.int32)
-    if isinstance(first, tf.SparseTensor):
-        return tf.cast(first.dense_shape[0], tf.int32)
-    return tf.shape(first)[0]
+    if isinstance(leaf, tf.RaggedTensor) and tf.executing_eagerly():
+        return int(leaf.nrows())
+    return leaf.shape[0]
+
+
+def rows(leaf: Any) -> Any:
+    """The first dimension of a leaf that has one: an int if it is known, else an int32 scalar."""
+    static = static_rows(leaf)
+    if static is not None:
+        return static
+    if isinstance(leaf, tf.RaggedTensor):
+        return tf.cast(leaf.nrows(), tf.int32)
+    if isinstance(leaf, tf.SparseTensor):
+        return tf.cast(leaf.dense_shape[0], tf.int32)
+    return tf.shape(leaf)[0]
+
+
+def slice_rows(leaf: Any, start: Any, stop: Any) -> Any:
+    """Returns the rows from `start` up to, but not including, `stop`.
+
+    Args:
+      leaf: Dense, ragged or sparse tensor.
+      start: Index of the first row, an int or an int32 scalar.
+      stop: Index after the last row.
+    """
+    if isinstance(leaf, tf.SparseTensor):
+        rest = tf.cast(leaf.dense_shape[1:], tf.int64)
+        begin = tf.concat([[tf.cast(start, tf.int64)], tf.zeros_like(rest)], 0)
+        size = tf.concat([[tf.cast(stop - start, tf.int64)], rest], 0)
+        found = tf.sparse.slice(leaf, begin, size)
+        if not leaf.shape[1:].is_fully_defined():
+            return found
+        # The slice itself forgets the static dimensions.
+        inner: Any = leaf.shape[1:].as_list()
+        shape = tf.concat([found.dense_shape[:1], tf.constant(inner, tf.int64)], 0)
+        return tf.SparseTensor(found.indices, found.values, shape)
+    return leaf[start:stop]
 
 
 def slice_examples(batch: Any, start: Any, stop: Any) -> Any:
-    """Returns the examples from `start` up to, but not including, `stop`. Scalars are kept.
-
-    Args:
-      batch: Nest of tensors.
-      start: Index of the first example, an int or an int32 scalar.
-      stop: Index after the last example.
-    """
-
-    def cut(leaf: Any) -> Any:
-        if _is_scalar(leaf):
-            return leaf
-        if isinstance(leaf, tf.SparseTensor):
-            rest = tf.cast(leaf.dense_shape[1:], tf.int64)
-            begin = tf.concat([[tf.cast(start, tf.int64)], tf.zeros_like(rest)], 0)
-            size = tf.concat([[tf.cast(stop - start, tf.int64)], rest], 0)
-            return tf.sparse.slice(leaf, begin, size)
-        return leaf[start:stop]
-
-    return tf.nest.map_structure(cut, batch)
+    """Returns a nest in which every tensor that has rows is cut as by `slice_rows`."""
+    leaves, pack = open_nest(batch)
+    return pack([slice_rows(x, start, stop) if has_rows(x) else x for _, x in leaves])
 
 
 def split_bounds(size: Any, parts: int, index: Any) -> tuple[Any, Any]:
@@ -91,39 +131,6 @@ def split_bounds(size: Any, parts: int, index: Any) -> tuple[Any, Any]:
     )
 
 
-def with_static_count(batch: Any, size: int) -> Any:
-    """Returns the batch with `size` as the static first dimension of its dense tensors."""
-
-    def ensure(leaf: Any) -> Any:
-        dense = isinstance(leaf, tf.Tensor) and leaf.shape.rank
-        return tf.ensure_shape(leaf, [size, *leaf.shape[1:]]) if dense else leaf
-
-    return tf.nest.map_structure(ensure, batch)
-
-
-def split(batch: Any, parts: int) -> list[Any]:
-    """Splits a batch evenly. Host code.
-
-    Args:
-      batch: Nest of tensors.
-      parts: Number of parts. A batch with fewer examples is not split.
-
-    Returns:
-      The parts, in order.
-
-    Raises:
-      DataError: The first dimensions differ, or all tensors are scalars.
-    """
-    size = count(batch)
-    if size is None:
-        raise DataError(
-            "The number of examples in a batch is unclear: it holds only scalars. Give at least "
-            "one tensor the batch as its first dimension."
-        )
-    parts = parts if size >= parts else 1
-    return [slice_examples(batch, *split_bounds(int(size), parts, index)) for index in range(parts)]
-
-
 def equal(a: Any, b: Any) -> bool:
     """Returns whether two arrays are equal; NaN is equal to NaN. Host code.
 
@@ -138,27 +145,23 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def named_leaves(nest: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Returns `(path, leaf)` of each leaf in dicts, lists and tuples.
+    """Returns `(path, leaf)` of each leaf in dicts, lists, tuples and `attrs` classes.
 
     Args:
       nest: Any nest.
-      path: Prefix of the paths. A path looks like `batch['boxes'][0]`.
+      path: Prefix of the paths. A path looks like `batch['boxes'][0]` or `batch.boxes`.
     """
     if isinstance(nest, Mapping):
-        return [x for k, v in nest.items() for x in named_leaves(v, f"{path}[{k!r}]")]
-    if isinstance(nest, tuple | list):
-        return [x for i, v in enumerate(nest) for x in named_leaves(v, f"{path}[{i}]")]
-    return [(path, nest)]
-
-
-def _is_scalar(leaf: Any) -> bool:
-    if leaf is None:  # tf.data allows None in a batch
-        return True
-    return not isinstance(leaf, tf.RaggedTensor | tf.SparseTensor) and leaf.shape.rank == 0
-
-
-def _static_count(leaf: Any) -> int | None:
-    if isinstance(leaf, tf.RaggedTensor) or leaf.shape.rank is None:
-        # A ragged tensor's static number of rows may be known; eagerly it always is.
-        return int(leaf.nrows()) if tf.executing_eagerly() and leaf.shape.rank else None
-    return leaf.shape[0]
+        parts = [(f"[{key!r}]", value) for key, value in nest.items()]
+    elif isinstance(nest, tuple) and (names := getattr(nest, "_fields", None)):
+        parts = [(f".{name}", getattr(nest, name)) for name in names]
+    elif isinstance(nest, tuple | list):
+        parts = [(f"[{index}]", value) for index, value in enumerate(nest)]
+    elif hasattr(type(nest), "__attrs_attrs__"):
+        fields: Any = type(nest).__attrs_attrs__
+        parts = [(f".{field.name}", getattr(nest, field.name)) for field in fields]
+    elif tf.nest.is_nested(nest):
+        parts = [(f"[{index}]", value) for index, value in enumerate(tf.nest.flatten(nest))]
+    else:
+        return [(path, nest)]
+    return [leaf for part, value in parts for leaf in named_leaves(value, path + part)]

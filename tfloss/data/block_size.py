@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss.data.batch_queue import batch_shapes
+from tfloss.data.batches import named_leaves, open_nest
 
 MAX_BLOCK_BYTES = 24 * 2**20  # three blocks exist at a time
 MAX_BLOCK_STEPS = 400
@@ -24,14 +25,32 @@ def reason_not_to_stack(spec: Any) -> str | None:
     Args:
       spec: Nest of `tf.TypeSpec`s of a batch.
     """
-    for one in tf.nest.flatten(spec):
+    if reason := reason_not_to_compile(spec):
+        return reason
+    for path, one in open_nest(spec, "batch")[0]:
         if not isinstance(one, tf.TensorSpec):
-            return f"a batch holds a {type(one).__name__.removesuffix('Spec')}"
-        if one.dtype == tf.string:
-            return "a batch holds strings"
+            return f"{path} is a {type(one).__name__.removesuffix('Spec')}"
         shape: Any = one.shape
         if shape.rank is None or not shape[1:].is_fully_defined():
-            return f"a batch holds a tensor of shape {shape}, which isn't static"
+            return f"{path} has the shape {shape}, which isn't static"
+    for path, one in named_leaves(spec, "batch"):
+        if not isinstance(one, tf.TensorSpec):  # an extension type that holds such tensors
+            return f"{path} is a {type(one).__name__.removesuffix('Spec')}"
+    return None
+
+
+def reason_not_to_compile(spec: Any) -> str | None:
+    """Returns why XLA can't compile a step of such batches, as far as their types tell, or None.
+
+    Args:
+      spec: Nest of `tf.TypeSpec`s of a batch.
+    """
+    for path, one in open_nest(spec, "batch")[0]:
+        dtype = getattr(one, "dtype", None)
+        if dtype == tf.string:
+            return f"{path} holds strings"
+        if isinstance(one, tf.data.DatasetSpec) or dtype in (tf.variant, tf.resource):
+            return f"{path} is a {type(one).__name__.removesuffix('Spec')} of no numeric type"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Splits the batches of a data set over the replicas of a strategy. Host code."""
+"""Divides the batches of a data set over the replicas of a strategy. Host code."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from tfloss.data import batches
+from tfloss.data.batch_division import check_divisible, part_of
+from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.source import Source
 from tfloss.data.unusable_data import check_input_function, unusable_data
 from tfloss.distribute.strategy import worker_position
@@ -85,14 +87,19 @@ def check_tpu_spec(spec: Any) -> None:
 
 
 def distribute(
-    dataset: Dataset, strategy: tf.distribute.Strategy, *, per_worker: bool = False
+    dataset: Dataset,
+    strategy: tf.distribute.Strategy,
+    layout: BatchLayout = ROWS_ARE_EXAMPLES,
+    *,
+    per_worker: bool = False,
 ) -> Any:
-    """Splits each global batch into one part for each replica, in order.
+    """Divides each global batch into one part for each replica, in order.
 
     Args:
       dataset: Data set of batches.
       strategy: Strategy whose replicas take the parts.
-      per_worker: Whether the batches are this worker's, to be split over its own replicas.
+      layout: Which tensors of a batch hold examples.
+      per_worker: Whether the batches are this worker's, to be divided over its own replicas.
 
     Returns:
       The data set itself for one replica. Otherwise a distributed data set of `PerReplica` parts,
@@ -105,26 +112,18 @@ def distribute(
     here = replicas // workers
     first = 0 if per_worker else here * index
     replicas = here if per_worker else replicas
-    each = _part_size(dataset.element_spec, replicas)
     # If the data are known to never end, TensorFlow needn't ask all workers at each step.
     endless = dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-    if per_worker and not endless:
-        each = None  # a worker's data may have ended before
+    static = endless or not per_worker  # else a worker's data may have ended before
 
     def parts(_: tf.distribute.InputContext) -> Dataset:
 
         def split(*elements: Any) -> Dataset:
-            # tf.data passes the items of a tuple as separate arguments.
-            spec = dataset.element_spec
-            batch = tf.nest.pack_sequence_as(spec, tf.nest.flatten(elements))
-            number = batches.count(batch)
-            if number is None:  # only scalars, which all replicas get
-                return tf.data.Dataset.from_tensors(batch).repeat(here)
+            batch = _packed(dataset.element_spec, elements)
 
             def part(index: tf.Tensor) -> Any:
-                start, stop = batches.split_bounds(number, replicas, tf.cast(index, tf.int32))
-                found = batches.slice_examples(batch, start, stop)
-                return found if each is None else batches.with_static_count(found, each)
+                index = tf.cast(index, tf.int32)
+                return part_of(layout, batch, replicas, index, static=static)
 
             return tf.data.Dataset.range(first, first + here).map(_plain(part))
 
@@ -138,13 +137,13 @@ def distribute(
     return strategy.distribute_datasets_from_function(parts)
 
 
-def _part_size(spec: Any, replicas: int) -> int | None:
-    """The number of examples on each replica, or None if it is unknown or differs."""
-    size = static_batch_size(spec)
-    return size // replicas if size is not None and size % replicas == 0 else None
-
-
-def replica_spec(spec: Any, strategy: tf.distribute.Strategy, *, with_count: bool = False) -> Any:
+def replica_spec(
+    spec: Any,
+    strategy: tf.distribute.Strategy,
+    layout: BatchLayout = ROWS_ARE_EXAMPLES,
+    *,
+    with_count: bool = False,
+) -> Any:
     """Returns the spec of one replica's part of a batch, with any number of examples.
 
     The number is left open because a model is built outside of the replicas, where
@@ -153,36 +152,40 @@ def replica_spec(spec: Any, strategy: tf.distribute.Strategy, *, with_count: boo
     Args:
       spec: Nest of `tf.TypeSpec`s of a global batch.
       strategy: Strategy whose replicas take the parts.
+      layout: Which tensors of a batch hold examples.
       with_count: Whether to set the number of examples, where the replicas divide it.
+
+    Raises:
+      DataError: The specs tell that such batches can't be divided.
     """
-    if strategy.num_replicas_in_sync == 1:
+    replicas = strategy.num_replicas_in_sync
+    check_divisible(layout, spec, replicas)
+    if replicas == 1:
         return spec
-    count = _part_size(spec, strategy.num_replicas_in_sync) if with_count else None
+    found: list[Any] = []
 
-    def open_count(one: Any) -> Any:
-        if not one.shape.rank:
-            return one
-        rest = one.shape[1:]
-        if isinstance(one, tf.RaggedTensorSpec):
-            shape = [count, *rest]
-            ragged: Any = one
-            return tf.RaggedTensorSpec(
-                shape, ragged.dtype, ragged.ragged_rank, ragged.row_splits_dtype
-            )
-        if isinstance(one, tf.SparseTensorSpec):
-            return tf.SparseTensorSpec([count, *rest], one.dtype)
-        return tf.TensorSpec([count, *rest], one.dtype, one.name)
+    def trace(batch: Any, index: tf.Tensor) -> None:
+        found[:] = tf.nest.flatten(part_of(layout, batch, replicas, index, static=with_count))
 
-    return tf.nest.map_structure(open_count, spec)
+    function = tf.function(trace, autograph=False)
+    function.get_concrete_function(_without_names(spec), tf.TensorSpec([], tf.int32))
+    return tf.nest.pack_sequence_as(
+        spec, [_without_names(tf.type_spec_from_value(one)) for one in found]
+    )
+
+
+def _packed(spec: Any, elements: tuple[Any, ...]) -> Any:
+    # tf.data passes the items of a tuple as separate arguments.
+    return tf.nest.pack_sequence_as(spec, tf.nest.flatten(elements))
+
+
+def _without_names(spec: Any) -> Any:
+    """A tensor's spec has the name of its op, and names of arguments must differ."""
+
+    def plain(one: Any) -> Any:
+        return tf.TensorSpec(one.shape, one.dtype) if type(one) is tf.TensorSpec else one
+
+    return tf.nest.map_structure(plain, spec)
 
 
 _plain = tf.autograph.experimental.do_not_convert
-
-
-def static_batch_size(spec: Any) -> int | None:
-    """Returns the first dimension of the first tensor that has one; None if it is unknown."""
-    for one in tf.nest.flatten(spec):
-        shape = getattr(one, "shape", None)
-        if shape is not None and shape.rank:
-            return shape[0]
-    return None

@@ -25,6 +25,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss.common.logger import ChiefLogger
+from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batch_reader import BatchReader
 from tfloss.data.distributed import Data
 from tfloss.data.engine_input import EngineInput
@@ -63,6 +64,7 @@ class Feed:
       data: The data, as `BatchReader` takes them.
       strategy: The strategy that splits each batch over its replicas.
       batches_per_step: Batches that one step takes.
+      layout: Which tensors of a batch hold examples.
       log_every: Steps between logs. Blocks of batches start at multiples of it if they can.
       current_step: A function that returns the number of completed updates.
       keeps: Whether the position will be saved.
@@ -78,7 +80,8 @@ class Feed:
       input: What the engine takes its batches from.
 
     Raises:
-      DataError: `data` is not a data set, or is known to be empty.
+      DataError: `data` is not a data set, is known to be empty, or its batches can't be divided
+        over the replicas.
     """
 
     def __init__(
@@ -87,12 +90,13 @@ class Feed:
         strategy: tf.distribute.Strategy,
         batches_per_step: int = 1,
         *,
+        layout: BatchLayout = ROWS_ARE_EXAMPLES,
         log_every: int = 1,
         current_step: Callable[[], int] | None = None,
         keeps: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.reader = BatchReader(data, strategy)
+        self.reader = BatchReader(data, strategy, layout)
         self.resume_strategy: ResumeStrategy = resume_strategy(self.reader)
         self._batches_per_step, self._log_every = batches_per_step, log_every
         self._current_step = current_step or (lambda: self.batches // batches_per_step)

@@ -39,14 +39,15 @@ class FirstBatch:
 
         def note_first(index: tf.Tensor, batch: Any) -> Any:
             flat = tf.nest.flatten(batch, expand_composites=True)
-            exact = [one for one in flat if not one.dtype.is_floating] or flat
+            there = [one for one in flat if one is not None]
+            exact = [one for one in there if not one.dtype.is_floating] or there
             noted = tf.cond(
                 index == 0,
                 lambda: tf.numpy_function(self._note, exact, tf.bool),
                 lambda: tf.constant(False),
             )
             with tf.control_dependencies([noted]):
-                same = [tf.identity(one) for one in flat]
+                same = [None if one is None else tf.identity(one) for one in flat]
             return tf.nest.pack_sequence_as(batch, same, expand_composites=True)
 
         options = tf.data.Options()

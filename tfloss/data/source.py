@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from tfloss.data import batches, permutation
+from tfloss.data.batch_division import part_of
+from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.examples import as_examples
 from tfloss.data.source_randomness import source_randomness
 from tfloss.errors import DataError
@@ -166,7 +168,14 @@ class Source:
         """
         return source_randomness(self.dataset, (self._map, self._batch_map), self._examples)
 
-    def dataset(self, start: int = 0, *, shard: int = 0, shards: int = 1) -> Dataset:
+    def dataset(
+        self,
+        start: int = 0,
+        *,
+        shard: int = 0,
+        shards: int = 1,
+        layout: BatchLayout = ROWS_ARE_EXAMPLES,
+    ) -> Dataset:
         """Returns the batches `start`, `start + 1`, ... It takes the same time for any `start`.
 
         Args:
@@ -174,7 +183,8 @@ class Source:
           shard: Index of the part of each batch to return.
           shards: Number of parts into which each batch is split, in order. Their sizes differ by at
             most one, and a part may be empty. With a `batch_map`, each shard creates the full batch
-            and then cuts its part.
+            and then takes its part.
+          layout: Which tensors of a batch hold examples, for `shards` after a `batch_map`.
 
         Raises:
           DataError: `start` is negative, or `shard` is not in 0 to `shards` - 1.
@@ -190,7 +200,7 @@ class Source:
             found = self._mapped(found, self._map_batch)
             spec = found.element_spec
             if shards > 1:
-                found = found.map(lambda *batch: _part(spec, batch, shard, shards))
+                found = found.map(_plain(lambda *batch: _part(spec, batch, shard, shards, layout)))
         rest = self.cardinality if self._epochs is None else max(0, self.cardinality - start)
         return found.apply(tf.data.experimental.assert_cardinality(rest))
 
@@ -288,11 +298,16 @@ class Source:
 
 
 @_plain
-def _part(spec: Any, elements: tuple[Any, ...], shard: int, shards: int) -> Any:
+def _part(
+    spec: Any,
+    elements: tuple[Any, ...],
+    shard: int,
+    shards: int,
+    layout: BatchLayout = ROWS_ARE_EXAMPLES,
+) -> Any:
     # tf.data passes the items of a tuple as separate arguments.
     batch = tf.nest.pack_sequence_as(spec, tf.nest.flatten(elements))
-    size = batches.count(batch)
-    return batches.slice_examples(batch, *batches.split_bounds(size, shards, shard))
+    return part_of(layout, batch, shards, shard)
 
 
 def _integer(name: str, value: Any, *, minimum: int | None = None) -> int:

@@ -165,7 +165,11 @@ def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
                 f"device{'s' * (configured > 1)}, so there can't be {replicas} replicas. Make the "
                 "strategy first, before any tensor, variable, model or data set."
             ) from None
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+    # Collectives would serve only one strategy in a process.
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(replicas)],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
 
 
 def _multi_worker(cluster: Cluster | None, connect_timeout: float | None) -> tf.distribute.Strategy:

@@ -304,6 +304,14 @@ class Engine:
     def _with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
         """Adds what is known of the error's cause to it."""
         add_determinism_advice(error)
+        if _upstream.caused_by_collectives_of_another_strategy(error):
+            error.add_note(
+                "TensorFlow's collectives serve one strategy object in a process, and this one has "
+                "trained under another. Restart it, make one strategy and use it for all models. "
+                "On CPUs, use tfloss.make_strategy, or give MirroredStrategy "
+                "cross_device_ops=tf.distribute.ReductionToOneDevice()."
+            )
+            return error
         if self.mode == "graph":
             return error
         graphs = [graph for output in self._outputs.values() for graph in output.graphs]

@@ -14,7 +14,12 @@ import tensorflow as tf
 
 from tfloss.common.logger import ChiefLogger
 from tfloss.data.batch_reader import BatchReader
-from tfloss.data.block_size import MAX_BLOCK_BYTES, MIN_BLOCK_STEPS, reason_not_to_stack
+from tfloss.data.block_size import (
+    MAX_BLOCK_BYTES,
+    MIN_BLOCK_STEPS,
+    reason_not_to_compile,
+    reason_not_to_stack,
+)
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
@@ -107,7 +112,7 @@ class ModeRunner:
           steps_left: A function that returns the number of updates still to be made.
 
         Raises:
-          DataError, ModelError: `jit="loop"` was asked for, and can't be.
+          DataError, ModelError: `jit=True` or `jit="loop"` was asked for, and can't be.
         """
         if self._tuner is not None:  # the last run ended before the mode was decided
             self._tracing = max(self._tracing, self._tuner.tracing)
@@ -119,6 +124,11 @@ class ModeRunner:
             self._values = None
         if self._jit == "loop":
             self._check_loop(reader)
+        if self._jit is True and (reason := reason_not_to_compile(reader.element_spec)):
+            raise DataError(
+                f"jit=True compiles the step with XLA, which can't: {reason}. Leave it out of the "
+                "batch, turn it into numbers in the input pipeline, or train with jit=False."
+            )
         candidates = self._candidates(reader)
         if self._jit != "auto":
             self._mode = _FIXED[self._jit]

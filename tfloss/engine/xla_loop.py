@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfloss._upstream import xla_random
 from tfloss.data.batch_queue import StepInputs, batch_at
 from tfloss.errors import NonFiniteLossError
+from tfloss.inspect.xla_compile_errors import refuse_strings
 from tfloss.step.output import StepOutput
 from tfloss.step.trace_options import TraceOptions
 from tfloss.step.train_step import TrainStep
@@ -145,6 +146,7 @@ class XlaLoop:
 
         rows = tf.TensorArray(tf.float32, size=most, element_shape=[None])
         _, rows = tf.while_loop(lambda i, rows: i < steps, body, [0, rows], parallel_iterations=1)
+        refuse_strings(self.graph)
         return rows.stack(), before
 
     def _restore(self, before: dict[str, tf.Tensor], others: list[tf.Tensor]) -> None:

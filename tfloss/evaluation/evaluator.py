@@ -13,7 +13,6 @@ With several workers, each evaluates the whole data set on one device. Nothing i
 it takes as long as with one worker. The results are those of the first worker.
 """
 
-import collections
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,12 +21,15 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data.batches import count, named_leaves, split
+from tfloss.data.batch_division import split
+from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
+from tfloss.data.batches import named_leaves
 from tfloss.data.distributed import Data, as_dataset
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
 from tfloss.evaluation.kept_state import KeptState
 from tfloss.evaluation.keras_updates import KerasUpdate
+from tfloss.evaluation.loss_means import LossMeans
 from tfloss.evaluation.metrics import (
     BoundMetric,
     HostMetric,
@@ -49,6 +51,7 @@ class Evaluator:
       metrics: The metrics, by name.
       losses: Whether validation losses are computed.
       weights: Weights of the validation losses.
+      batch_layout: What counts as an example.
       strategy: Strategy in whose scope the evaluator was created.
     """
 
@@ -59,6 +62,7 @@ class Evaluator:
         *,
         losses: bool = False,
         loss_weights: LossWeights | None = None,
+        batch_layout: BatchLayout = ROWS_ARE_EXAMPLES,
     ):
         """Creates an evaluator for the current strategy. Runs on the host.
 
@@ -69,6 +73,7 @@ class Evaluator:
             `HostMetric`.
           losses: Whether to run the training forward too, for validation losses; see `run`.
           loss_weights: Weights for `losses/total`.
+          batch_layout: Which tensors of a batch hold examples, and what counts as one.
 
         Raises:
           TypeError: A metric is neither, or can't be reset.
@@ -79,6 +84,7 @@ class Evaluator:
         self.metrics = dict(metrics)
         self.losses = losses
         self.weights = loss_weights or LossWeights(None)
+        self.batch_layout = batch_layout
         self.strategy = tf.distribute.get_strategy()
         one_worker = worker_position(self.strategy)[1] == 1
         self._parts = self.strategy.num_replicas_in_sync if one_worker else 1
@@ -105,7 +111,9 @@ class Evaluator:
         Validation losses are those of the training forward:
         BatchNormalization uses the statistics of the batch and keeps its moving averages, and
         Dropout is active, with the same mask in every call. Each loss is the mean over batches,
-        weighted by their numbers of examples.
+        weighted by their numbers of examples. If nobody has declared what an example is, and
+        first dimensions differ in other proportions from batch to batch, every batch counts once,
+        and a warning says so.
 
         Args:
           data: Finite data set of batches, or a function that returns one.
@@ -115,7 +123,7 @@ class Evaluator:
           `{metric: value}` and, with losses, `{"losses/<name>": value}`.
 
         Raises:
-          DataError: The data set is empty or infinite, or the batch size is ambiguous.
+          DataError: The data set is empty or infinite, or a batch can't be divided over replicas.
           MetricError: A metric failed on a batch. The message describes batch and predictions.
           ModelError: The predictions of the replicas can't be concatenated.
         """
@@ -129,26 +137,22 @@ class Evaluator:
         self._reset_metrics()
         for forwards in self._run_forwards.values():
             forwards.begin()
-        sums: dict[str, float] = collections.defaultdict(float)
-        examples = 0
+        means, layout = LossMeans(self.batch_layout), self.batch_layout
         compared = _FirstAndOther()
         for batch in dataset.with_options(options):
-            parts = split(batch, self._parts)
-            sizes = [int(count(part)) for part in parts]
+            parts = split(layout, batch, self._parts)
             predictions, losses = self._evaluate_batch(batch, parts, step)
             if self._keras:
-                compared.add(sum(sizes), (batch, predictions))
-            for size, values in zip(sizes, losses, strict=self.losses):
-                for name, value in zip(self._loss_names, values.numpy().tolist(), strict=True):
-                    sums[name] += size * value
-            examples += sum(sizes)
-        if not examples:
-            raise DataError("The data set to evaluate on is empty.")
+                compared.add(layout.count(batch), (batch, predictions))
+            counts = [layout.count(part) for part in parts]
+            values = [one.numpy().tolist() for one in losses] or [[] for _ in parts]
+            means.add(layout.sizes(batch), counts, values)
+        found = means.result(self._loss_names if self.losses else [])
         results = self._results()
         if compared.other is not None:
             for update in self._keras.values():
                 update.check_sizes(compared.first, compared.other)
-        return results | {f"losses/{name}": v / examples for name, v in sums.items()}
+        return results | {f"losses/{name}": value for name, value in found.items()}
 
     def _reset_metrics(self) -> None:
         for metric in self._host.values():
@@ -236,11 +240,12 @@ class Evaluator:
           The predictions of all parts, or None; the mask of each tensor among them, or None; the
           losses of each part, or [].
         """
-        sizes = [count(part) for part in parts]
-        total = sum(sizes[1:], sizes[0])
+        sizes = [self.batch_layout.count(part) for part in parts]
 
         def replica(index: int) -> tuple[tuple[Any, list[Any]], tf.Tensor]:
-            example_weight = 1.0 if len(parts) == 1 else sizes[index] / total
+            example_weight = 1.0
+            if len(parts) > 1:
+                example_weight = sizes[index] / sum(sizes[1:], sizes[0])
             with _upstream.inputs_untouched(self.model):
                 predicted = self._predictions(parts[index], step) if predict else (None, [])
                 if not losses:
@@ -298,9 +303,9 @@ class _FirstAndOther:
     other: Any = None
 
     def __init__(self) -> None:
-        self._size = 0
+        self._size: int | None = 0
 
-    def add(self, size: int, batch: Any) -> None:
+    def add(self, size: int | None, batch: Any) -> None:
         if self.first is None:
             self.first, self._size = batch, size
         elif self.other is None and size != self._size:

@@ -3,12 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import keras
-import tensorflow as tf
-
 from tfloss.evaluation.evaluator import Evaluator
 from tfloss.evaluation.metrics import BoundMetric, HostMetric
-from tfloss.forward.losses import LossWeights
+from tfloss.step.train_step import TrainStep
 
 
 class EvaluatorCache:
@@ -20,17 +17,14 @@ class EvaluatorCache:
 
     MAX_SIZE = 8
 
-    def __init__(
-        self, model: keras.Model, loss_weights: LossWeights, strategy: tf.distribute.Strategy
-    ):
+    def __init__(self, train_step: TrainStep):
         """Creates an empty cache.
 
         Args:
-          model: Model to evaluate.
-          loss_weights: Weights for `losses/total`.
-          strategy: Strategy in whose scope evaluators are created.
+          train_step: Step with the model to evaluate, the weights for `losses/total`, the strategy
+            in whose scope evaluators are created, and what counts as an example.
         """
-        self._model, self._weights, self._strategy = model, loss_weights, strategy
+        self._step = train_step
         self._evaluators: dict[tuple[Any, ...], Evaluator] = {}
 
     def __len__(self) -> int:
@@ -54,8 +48,13 @@ class EvaluatorCache:
         if key not in self._evaluators:
             while len(self._evaluators) >= self.MAX_SIZE:
                 self._evaluators.pop(next(iter(self._evaluators)))
-            with self._strategy.scope():
+            step = self._step
+            with step.strategy.scope():
                 self._evaluators[key] = Evaluator(
-                    self._model, metrics, losses=losses, loss_weights=self._weights
+                    step.model,
+                    metrics,
+                    losses=losses,
+                    loss_weights=step.loss_weights,
+                    batch_layout=step.batch_layout,
                 )
         return self._evaluators[key]

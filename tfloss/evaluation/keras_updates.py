@@ -21,8 +21,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data.batches import count, slice_examples
-from tfloss.errors import DataError, MetricError
+from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES
+from tfloss.data.batches import slice_examples
+from tfloss.errors import MetricError
 from tfloss.evaluation.metrics import BoundMetric, flat_results, metric_error
 
 _WEIGHTS = "sample_weight"
@@ -178,13 +179,12 @@ class KerasUpdate:
         the batch as a whole (a rank among its examples). Scalars are computed of a part's batch.
         """
         for nest, select in ((whole, lambda part: part), ((batch, predictions), self._of_pair)):
-            try:
-                size = count(nest)
-            except DataError:
+            sizes = {int(size) for size in ROWS_ARE_EXAMPLES.sizes(nest).values()}
+            if len(sizes) > 1:
                 return []
-            if size is not None:
-                bounds = ((0, 1), (1, int(size)))
-                cuts = [_slice(nest, *one) for one in bounds if int(size) > 1]
+            if sizes:
+                bounds = ((0, 1), (1, min(sizes)))
+                cuts = [_slice(nest, *one) for one in bounds if min(sizes) > 1]
                 return [cast(Arguments, select(cut)) for cut in cuts]
         return []
 

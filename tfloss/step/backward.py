@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data import batches
+from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.forward.batch_sums import BatchSum, batch_sums
 from tfloss.forward.context import ForwardContext, forward_context
 from tfloss.forward.global_batch import GivenNormalisers
@@ -83,6 +83,7 @@ class Backward:
       loss_weights: Weights of the losses.
       recording: Whether summaries are computed.
       jit: Whether XLA compiles the pass.
+      layout: What counts as an example.
     """
 
     model: keras.Model
@@ -92,6 +93,7 @@ class Backward:
     loss_weights: LossWeights
     recording: bool
     jit: bool
+    layout: BatchLayout = ROWS_ARE_EXAMPLES
 
     def __call__(
         self,
@@ -131,7 +133,7 @@ class Backward:
         states = replica_statistics(self.model)
         before = [tf.identity(state) for state in states]
         tensors = run(batch, step, scale, sums, weight)
-        return _nothing_if_empty(batches.count(batch), tensors, states, before), traces[-1]
+        return _nothing_if_empty(self.layout.count(batch), tensors, states, before), traces[-1]
 
     def _traced(
         self, batch: Any, opened: Any, scale: tf.Tensor | None
@@ -175,6 +177,7 @@ class Backward:
             overwritten,
         )
         known = {id(v.value) for v in self.model.variables}
+        size = self.layout.static_count(batch)
         trace = BackwardTrace(
             spec,
             unreached=[
@@ -184,9 +187,7 @@ class Backward:
                 if g is None
             ],
             untracked=[v for v in tape.watched_variables() if id(v) not in known],
-            sums=batch_sums(
-                losses, batch, batches.count(batch), context.example_weight, context.global_sums
-            ),
+            sums=batch_sums(losses, batch, size, context.example_weight, context.global_sums),
             graph=tf.compat.v1.get_default_graph() if self.jit else None,
         )
         gradients = Gradients(

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data import batches
 from tfloss.errors import NonFiniteGradient
 from tfloss.forward.context import forward_context
 from tfloss.forward.losses import collect
@@ -65,7 +64,7 @@ def find_nonfinite(
         for group in groups:
             parts = strategy.experimental_local_results(found[group])
             for part, one in zip(parts, mine, strict=True):
-                number = batches.count(one)
+                number = backward.layout.count(one)
                 if number is None or int(number) > 0:  # a mean over no examples is NaN
                     before = largest.get(group, 0.0)
                     # Not `fmax`: NaN must win.

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batches import MicroBatches
 from tfloss.forward.losses import LossWeights
 from tfloss.optimizers.groups import Group, due_sets
@@ -43,6 +44,7 @@ class Minimize:
       skipping: Decides whether an update is applied.
       options: Options of the trace.
       start: What the guard read before the step, or None.
+      layout: What counts as an example.
     """
 
     strategy: tf.distribute.Strategy
@@ -56,6 +58,7 @@ class Minimize:
     skipping: Skipping
     options: TraceOptions
     start: Any
+    layout: BatchLayout = ROWS_ARE_EXAMPLES
 
     def __call__(
         self,
@@ -181,6 +184,7 @@ class Minimize:
             self.loss_weights,
             recording=self.options.recording,
             jit=self.options.mode == "step",
+            layout=self.layout,
         )
 
     def _gradients(
@@ -192,7 +196,7 @@ class Minimize:
     ) -> StepGradients:
         """Runs the forward and backward passes of all micro-batches."""
         strategy, jit = self.strategy, backward.jit
-        weights = example_weights(strategy, micro_batches)
+        weights = example_weights(strategy, micro_batches, self.layout)
         normalisers = None
         if len(micro_batches) > 1 or (jit and strategy.num_replicas_in_sync > 1):
             everything = [v for mine in self.variables.values() for v in mine]

@@ -7,6 +7,7 @@ def make_step(model, optimizer, **options: Unpack[StepOptions]):
 from collections.abc import Mapping
 from typing import TypedDict
 
+from tfloss.data.batch_layout import BatchLayout
 from tfloss.forward.losses import Weight
 from tfloss.optimizers.ema import Ema
 
@@ -21,3 +22,4 @@ class StepOptions(TypedDict, total=False):
     ema: float | Ema | None
     skip_nonfinite: bool
     fused_adam: bool
+    batch_layout: BatchLayout

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import tensorflow as tf
 
 from tfloss._upstream import xla_random
+from tfloss.inspect.xla_compile_errors import refuse_strings
 
 T = TypeVar("T")
 
@@ -42,10 +43,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
       function: Replica code; takes and returns tensors.
+
+    Returns:
+      The function. Its trace raises ModelError if strings enter it.
     """
 
     def traced(*arguments: Any) -> Any:
         with xla_random.as_in_a_graph():
-            return function(*arguments)
+            found = function(*arguments)
+        refuse_strings(tf.compat.v1.get_default_graph())
+        return found
 
     return tf.function(traced, jit_compile=True, autograph=False)

@@ -11,12 +11,13 @@ model's training forward does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batches import MicroBatches
 from tfloss.errors import LossError, ModelError
 from tfloss.forward.losses import LossWeights, Weight
@@ -58,6 +59,8 @@ class TrainStep:
         bad update stops the run, if it has a `NaNGuard`.
       fused_adam: Whether Adam and AdamW are one op for each variable. False: Keras's ops, bit
         for bit those of `fit`.
+      batch_layout: Which tensors of a batch hold examples, and what counts as one, if first
+        dimensions differ; see `tfloss.data.BatchLayout`.
 
     Attributes:
       counter: int64 variable, the number of completed steps.
@@ -84,6 +87,7 @@ class TrainStep:
         ema: float | Ema | None = None,
         skip_nonfinite: bool = False,
         fused_adam: bool = True,
+        batch_layout: BatchLayout = ROWS_ARE_EXAMPLES,
     ):
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive or None, got {clip_norm!r}.")
@@ -94,6 +98,9 @@ class TrainStep:
         self.clip_norm = clip_norm
         self.accumulate = accumulate
         self.fused_adam = fused_adam
+        if not isinstance(cast(Any, batch_layout), BatchLayout):
+            raise ValueError(f"batch_layout must be a tfloss.data.BatchLayout: {batch_layout!r}.")
+        self.batch_layout = batch_layout
         self.strategy = tf.distribute.get_strategy()
         self.counter = counter("step")
         self.averages: Averages | None = None
@@ -177,6 +184,7 @@ class TrainStep:
             skipping=self.skipping,
             options=options,
             start=start,
+            layout=self.batch_layout,
         )
         micro_batches = batch if isinstance(batch, MicroBatches) else MicroBatches([batch])
         losses, traces = minimize(forward, micro_batches, tf.identity(self.counter), output)

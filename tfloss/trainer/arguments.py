@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfloss import _upstream
-from tfloss.data.distributed import as_dataset, replica_spec, static_batch_size
+from tfloss.data.distributed import as_dataset, replica_spec
 from tfloss.data.feed import Feed
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import ModelError
@@ -32,7 +32,8 @@ def build(train_step: TrainStep, dataset: Any) -> None:
     strategy, spec = train_step.strategy, dataset.element_spec
     stateful = _upstream.stateful_rnns(train_step.model)
     if stateful:
-        size, replicas = static_batch_size(spec), strategy.num_replicas_in_sync
+        size = train_step.batch_layout.static_count(spec)
+        replicas = strategy.num_replicas_in_sync
         if worker_position(strategy)[1] > 1 or size is None or size % replicas:
             raise ModelError(
                 f"Layer {stateful[0]!r} has stateful=True, so it has a state for each example of a "
@@ -41,7 +42,9 @@ def build(train_step: TrainStep, dataset: Any) -> None:
                 "supported. Batch the data with drop_remainder=True, or pass states explicitly "
                 "(initial_state, return_state)."
             )
-    train_step.build(replica_spec(spec, strategy, with_count=bool(stateful)))
+    train_step.build(
+        replica_spec(spec, strategy, train_step.batch_layout, with_count=bool(stateful))
+    )
 
 
 def build_by_training_forward(train_step: TrainStep, data: Any, caller: str) -> None:

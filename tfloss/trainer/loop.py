@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from tfloss.data.batch_division import data_error
 from tfloss.data.feed import Feed
 from tfloss.engine.engine import StepLogs
 from tfloss.engine.mode_runner import ModeRunner
@@ -163,6 +164,8 @@ class Loop:
             if feed.input.failed(error):
                 self.read_counter()
                 feed.after_error()
+            if (explained := data_error(error)) is not None:
+                raise explained from None
             raise
         feed.compare_workers(run.agreement)
         return logs

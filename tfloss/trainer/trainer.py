@@ -145,7 +145,7 @@ class Trainer:
         check_strategy(self.strategy)
         self.agreement = Agreement(self.strategy)
         self.workdir = writable(Path(workdir)) if workdir is not None else None
-        self.clock = clock
+        self.clock, self._steps_per_call = clock, steps_per_call
         self.checkpoints = (
             CheckpointDirectory(self.workdir / "checkpoints") if self.workdir is not None else None
         )
@@ -179,7 +179,6 @@ class Trainer:
             saved=lambda: [*self.state.variables().values(), *process_variables(self.strategy)],
             clock=clock,
         )
-        self._steps_per_call = steps_per_call
         self._feed: Feed | None = None
         self._checkpoint = RunCheckpoint(
             self._run, self.state, self.checkpoints, background=async_checkpoint
@@ -189,7 +188,7 @@ class Trainer:
         self._defaults = DefaultHooks(default_hooks, self.workdir is not None)
         self.hooks = list(self._own_hooks)
         self._hook_list = HookList(self.hooks, self._run, self)
-        self._evaluators = EvaluatorCache(self.model, self.train_step.loss_weights, self.strategy)
+        self._evaluators = EvaluatorCache(self.train_step)
 
     @property
     def step(self) -> int:
@@ -443,6 +442,7 @@ class Trainer:
             data,
             self.strategy,
             self.train_step.accumulate,
+            layout=self.train_step.batch_layout,
             log_every=self._run.log_every,
             current_step=lambda: self._run.step,
             keeps=self.checkpoints is not None,
