@@ -35,8 +35,8 @@ class _Failure:
       values: Values of its losses, then of its gradients.
       backward: The pass that computed them.
       evidence: The batches, replica by replica, and in each the micro-batches in order.
-      before: Values of the variables that the forward pass changes, before it.
-      start: Values of all variables before the step; empty if they have not changed.
+      before: The variables that the forward pass changes, and their values before it.
+      start: All variables, and their values before the step; empty if they have not changed.
     """
 
     step: int
@@ -44,8 +44,21 @@ class _Failure:
     values: list[float]
     backward: Backward
     evidence: tuple[Any, ...]
-    before: list[np.ndarray]
-    start: list[np.ndarray]
+    before: list[tuple[Any, np.ndarray]]
+    start: list[tuple[Any, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Snapshot:
+    """What was read at a point of a trace. Variables may be created later, which it lacks.
+
+    Attributes:
+      variables: The variables of each replica.
+      values: Their values, as tensors.
+    """
+
+    variables: list[Any]
+    values: list[tf.Tensor]
 
 
 class FiniteGuard:
@@ -62,21 +75,21 @@ class FiniteGuard:
         self._step = train_step
         self._failure: _Failure | None = None
 
-    def snapshot(self) -> list[Any]:
-        """Reads what a forward pass may change. Cross-replica code, traced.
+    def snapshot(self) -> _Snapshot:
+        """Reads what a forward pass may change. Cross-replica code, traced."""
+        return self._read(forward_state(self._step.model, self._step.strategy))
 
-        Returns:
-          PerReplica copies of the variables.
-        """
-        return read_states(self._step.strategy, self._forward_state)
+    def snapshot_all(self) -> _Snapshot:
+        """Reads what a step may change that updates more than once. Cross-replica code, traced."""
+        return self._read(self._step.state())
 
-    def snapshot_all(self) -> list[Any]:
-        """Reads what a step may change that updates more than once. Cross-replica code, traced.
-
-        Returns:
-          PerReplica copies of the variables.
-        """
-        return read_states(self._step.strategy, self._step.state)
+    def _read(self, variables: list[Any]) -> _Snapshot:
+        local = self._step.strategy.experimental_local_results
+        values = read_states(self._step.strategy, lambda: variables)
+        return _Snapshot(
+            [one for variable in variables for one in local(variable)],
+            [one for value in values for one in local(value)],
+        )
 
     @property
     def failed(self) -> bool:
@@ -97,12 +110,11 @@ class FiniteGuard:
         check = failure.check
         losses = dict(zip(check.losses, failure.values, strict=False))
         gradients: tuple[NonFiniteGradient, ...] = ()
-        self._restore(failure.before, self._forward_state())
+        _restore(failure.before)
         if np.isfinite(list(losses.values())).all():
             gradients = self._culprits(failure)
-            self._restore(failure.before, self._forward_state())
-        if failure.start:
-            self._restore(failure.start, self._step.state())
+            _restore(failure.before)
+        _restore(failure.start)
         raise NonFiniteLossError(
             failure.step + 1,
             losses,
@@ -110,16 +122,6 @@ class FiniteGuard:
             gradients=gradients,
             weights=tuple(nonfinite_variables(self._step.model)),
         ) from None
-
-    def _forward_state(self) -> list[Any]:
-        return forward_state(self._step.model, self._step.strategy)
-
-    def _restore(self, values: list[np.ndarray], states: list[Any]) -> None:
-        """Assigns what a snapshot read."""
-        local = self._step.strategy.experimental_local_results
-        variables = [one for state in states for one in local(state)]
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
 
     def _culprits(self, failure: _Failure) -> tuple[NonFiniteGradient, ...]:
         """Finds the gradients that are not finite, by another forward pass over the batch."""
@@ -141,8 +143,8 @@ class FiniteGuard:
         self,
         check: FiniteCheck,
         micro_batches: MicroBatches,
-        before: list[Any],
-        start: list[Any] | None,
+        before: _Snapshot,
+        start: _Snapshot | None,
         backward: Backward,
     ) -> tf.Tensor:
         """Asserts that a check passes; keeps the batch if not. Cross-replica code, traced.
@@ -150,8 +152,8 @@ class FiniteGuard:
         Args:
           check: The values, and whether the check passes.
           micro_batches: The batches of the step, of all replicas.
-          before: PerReplica values that `snapshot` read before the forward pass.
-          start: PerReplica values that `snapshot_all` read when the step began, or None.
+          before: What `snapshot` read before the forward pass.
+          start: What `snapshot_all` read when the step began, or None.
           backward: The pass that computed the values.
 
         Returns:
@@ -159,8 +161,10 @@ class FiniteGuard:
         """
         results = self._step.strategy.experimental_local_results
         by_batch = [results(one) for one in micro_batches]
-        states = [one for value in before for one in results(value)]
-        every = [one for value in start or () for one in results(value)]
+        read = [before] if start is None else [before, start]
+        variables = [one for each in read for one in each.variables]
+        states = [one for each in read for one in each.values]
+        count = len(before.variables)
         # Replica by replica, and in each the micro-batches in order.
         local = [one for replica in zip(*by_batch, strict=True) for one in replica]
         flat = tf.nest.flatten(local, expand_composites=True)
@@ -168,7 +172,8 @@ class FiniteGuard:
 
         def keep(losses: np.ndarray, step: np.ndarray, *parts: Any) -> np.bool_:
             values, parts = parts[: len(check.gradients)], parts[len(check.gradients) :]
-            arrays = [np.array(part) for part in parts[: len(states) + len(every)]]
+            arrays = [np.array(part) for part in parts[: len(states)]]
+            kept = list(zip(variables, arrays, strict=True))
             tensors = (tf.convert_to_tensor(part) for part in parts[len(arrays) :])
             leaves = [None if part is None else next(tensors) for part in flat]
             evidence = tf.nest.pack_sequence_as(local, leaves, expand_composites=True)
@@ -178,8 +183,8 @@ class FiniteGuard:
                 [*losses.tolist(), *map(float, values)],
                 backward,
                 tuple(evidence),
-                before=arrays[: len(states)],
-                start=arrays[len(states) :],
+                before=kept[:count],
+                start=kept[count:],
             )
             if worker_position(self._step.strategy)[1] > 1:
                 # The failed assertion ends the transfers that other workers still wait for. They
@@ -187,7 +192,7 @@ class FiniteGuard:
                 time.sleep(_SECONDS_FOR_OTHER_WORKERS)
             return np.bool_(False)
 
-        inputs = [check.values, self._step.counter, *check.gradients, *states, *every, *there]
+        inputs = [check.values, self._step.counter, *check.gradients, *states, *there]
         kept = tf.cond(
             check.passed,
             lambda: tf.constant(True),
@@ -196,3 +201,9 @@ class FiniteGuard:
             lambda: tf.ensure_shape(tf.numpy_function(keep, inputs, tf.bool, stateful=False), []),
         )
         return tf.debugging.Assert(kept, ["A loss or a gradient is not finite."])
+
+
+def _restore(values: list[tuple[Any, np.ndarray]]) -> None:
+    """Assigns what a snapshot read."""
+    for variable, value in values:
+        variable.assign(value)
