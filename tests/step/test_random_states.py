@@ -178,15 +178,16 @@ def test_keras_random_without_a_seed_is_saved_and_differs_per_replica(
 @pytest.mark.promise(45)
 def test_the_first_replica_draws_what_one_replica_draws(replicas, tmp_path):
     found = []
-    for count in (1, 2):
-        trainer = _drawing(replicas(count), tmp_path / str(count), jit=False)
+    mirrored = tf.distribute.MirroredStrategy(["CPU:0"])  # one replica, in a thread of its own
+    for index, strategy in enumerate([replicas(1), replicas(2), mirrored]):
+        trainer = _drawing(strategy, tmp_path / str(index), jit=False)
         trainer.train(DATA, 2)
-        trainer.save_checkpoint()
         found.append([_drawn(trainer)[0]])
+        trainer.save_checkpoint()
         trainer.train(DATA, 3)
         found[-1].append(_drawn(trainer)[0])
-    assert found[0] == found[1]
-    resumed = _drawing(replicas(2), tmp_path / "1", jit=False, seed=9)  # saved on one
+    assert found[0] == found[1] == found[2]
+    resumed = _drawing(replicas(2), tmp_path / "0", jit=False, seed=9)  # saved on one
     resumed.train(DATA, 3)
     assert _drawn(resumed)[0] == found[0][1]
 

@@ -82,6 +82,7 @@ from tfloss._upstream.random_generators import (
     keras_generator_of_strategy,
     keras_generator_states,
     op_determinism_enabled,
+    replicas_have_threads,
 )
 from tfloss._upstream.strategies import as_single_replica
 from tfloss._upstream.tf_summary import intercept_tf_summary
@@ -173,6 +174,7 @@ __all__ = [
     "raised_by_iterator",
     "replace_message",
     "replaced",
+    "replicas_have_threads",
     "reshuffles",
     "saved_shuffles",
     "seed_states",

@@ -53,18 +53,25 @@ class _ReplicaSeedGenerator(keras.random.SeedGenerator):
         return seed + tf.stack([offset, tf.zeros_like(offset)])
 
 
+def replicas_have_threads(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether `strategy.run` may use other threads, even with one replica."""
+    return strategy.num_replicas_in_sync > 1 or isinstance(
+        strategy, tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy
+    )
+
+
 def keras_generator(strategy: tf.distribute.Strategy | None) -> keras.random.SeedGenerator:
     """Returns what `keras.random.normal(shape)` without a seed draws from in a forward pass.
 
-    With one replica it is the global generator of Keras. Keras has one for each thread. The thread
-    of a replica would have to make its own, in the middle of a trace, and no checkpoint would hold
-    it. So with several replicas there is one for the strategy, that gives each replica seeds of
-    its own. Host code, in the main thread.
+    It is the global generator of Keras, if the forward pass runs in this thread. Keras has one for
+    each thread. The thread of a replica would have to make its own, in the middle of a trace, and
+    no checkpoint would hold it. So a strategy whose replicas have threads has a generator, that
+    gives each replica seeds of its own. Host code, in the main thread.
 
     Args:
       strategy: The strategy that the forward pass runs under. None: no matter which, Keras's own.
     """
-    if strategy is None or strategy.num_replicas_in_sync == 1:
+    if strategy is None or not replicas_have_threads(strategy):
         if _of_this_thread() is None:
             before = random.getstate()  # it takes its seed from Python
             seed_generator.global_seed_generator()
@@ -80,8 +87,8 @@ def keras_generator(strategy: tf.distribute.Strategy | None) -> keras.random.See
 
 def keras_generator_states(strategy: tf.distribute.Strategy) -> list[keras.Variable]:
     """Returns the state of `keras_generator`, if there is one already."""
-    several = strategy.num_replicas_in_sync > 1
-    found = getattr(strategy, _REPLICAS, None) if several else _of_this_thread()
+    threads = replicas_have_threads(strategy)
+    found = getattr(strategy, _REPLICAS, None) if threads else _of_this_thread()
     return [] if found is None else [found.state]
 
 

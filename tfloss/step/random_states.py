@@ -73,13 +73,14 @@ def drawn_states(model: keras.Model) -> list[Any]:
 def begin_keras_random(strategy: tf.distribute.Strategy) -> None:
     """Makes the generator that `keras.random` without a seed draws from, before the first trace.
 
-    With several replicas its state is at first that of the global generator of Keras.
+    In a strategy whose replicas have threads of their own, its state is at first that of the global
+    generator of Keras.
 
     Args:
       strategy: The strategy that forward passes run under.
     """
     state = _upstream.keras_generator(strategy).state
-    if strategy.num_replicas_in_sync > 1:
+    if _upstream.replicas_have_threads(strategy):
         process = _upstream.keras_generator(None).state
         state.assign(process.numpy())
 
@@ -96,7 +97,7 @@ def process_variables(strategy: tf.distribute.Strategy) -> list[Any]:
 def _global_states(strategy: tf.distribute.Strategy, make: Collection[str] = ()) -> dict[str, Any]:
     """The states of the global generators by name; Keras's is that of the forward passes."""
     found = _upstream.global_generators(make)
-    if strategy.num_replicas_in_sync > 1:
+    if _upstream.replicas_have_threads(strategy):
         found["keras"] = _upstream.keras_generator(strategy).state
     return found
 
