@@ -127,13 +127,86 @@ def test_regularizers_count_for_the_group_of_their_variable():
     assert train_step.model.b.numpy() == pytest.approx(2.0)
 
 
+# One loss of several groups
+
+
+def shared(model, batch):
+    """One loss, named after no group."""
+    return -model.a * model.b * tf.reduce_mean(batch["x"])
+
+
+def rates(a, b, **options):
+    return lambda: {
+        "a": Group(SGD(a), lambda model: [model.a], **options),
+        "b": Group(SGD(b), lambda model: [model.b]),
+    }
+
+
+@pytest.mark.parametrize(("mode", "count"), [("graph", 1), ("graph", 2), ("step", 2), ("loop", 1)])
+def test_a_loss_that_is_named_after_no_group_trains_all_of_them(mode, count, replicas):
+    train_step, found, _ = run(
+        lambda: Pair(shared),
+        DATA,
+        steps=2,
+        optimizer=rates(0.5, 0.25),
+        strategy=replicas(count),
+        mode=mode,
+    )
+    # da = b and db = a, at the same weights: (1, 1) -> (1.5, 1.25) -> (2.125, 1.625).
+    assert train_step.model.a.numpy() == pytest.approx(2.125)
+    assert train_step.model.b.numpy() == pytest.approx(1.625)
+    assert found["losses/loss"] == pytest.approx(-1.875)
+
+
+def test_a_shared_loss_is_added_to_those_of_a_group():
+    def report(m, batch):
+        return {"pull": -m.a * m.b, "b": {"more": -3.0 * m.b}}
+
+    train_step, _, _ = run(lambda: Pair(report), DATA, optimizer=rates(0.5, 0.25))
+    assert train_step.model.a.numpy() == pytest.approx(1 + 0.5 * 1)
+    assert train_step.model.b.numpy() == pytest.approx(1 + 0.25 * (1 + 3))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_group_that_is_not_due_gets_no_gradient_of_a_shared_loss(count, replicas):
+    train_step, iterator = make_step(
+        lambda: Pair(shared), DATA, optimizer=rates(0.5, 0.5, every=2), strategy=replicas(count)
+    )
+    Engine(train_step).run(iterator, 3)
+    # a at steps 0 and 2: (1, 1) -> (1.5, 1.5) -> (1.5, 2.25) -> (2.625, 3).
+    assert train_step.model.a.numpy() == pytest.approx(2.625)
+    assert train_step.model.b.numpy() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("report", "passes"), [("shared", 1), ("named", 2)])
+def test_groups_of_the_same_losses_share_one_backward_pass(report, passes):
+    """Both groups lie below the tanh, whose gradient is one op for each backward pass."""
+
+    def forward(m, batch):
+        y = tf.tanh(m.a * m.b * batch["x"])
+        loss = tf.reduce_mean(y)
+        return loss if report == "shared" else {"a": loss, "b": loss * 1.0}
+
+    train_step, iterator = make_step(lambda: Pair(forward), DATA, optimizer=groups)
+    graph = tf.function(lambda batch: train_step(batch).row(), autograph=False)
+    ops = graph.get_concrete_function(next(iterator)).graph.get_operations()
+    assert sum(op.type == "TanhGrad" for op in ops) == passes
+
+
+def test_a_group_that_no_loss_reaches_is_refused():
+    model = lambda: Pair(lambda m, batch: {"pull": m.a * 1.0, "aux": 0.0})  # noqa: E731
+    train_step, iterator = make_step(model, DATA, optimizer=groups)
+    expected = "No loss reaches optimizer group 'b': the gradients of aux, pull .*'pair/b'"
+    with pytest.raises(LossError, match=expected):
+        Engine(train_step).run(iterator, 1)
+
+
 # What is refused
 
 
 def test_losses_and_groups_must_match():
     x = {"a": {"l": 1}, "c": 2}
-    with pytest.raises(LossError, match="Loss 'c/l' belongs to no optimizer group.*a/ or b/"):
-        split_losses(["a/l", "c/l"], ["a", "b"])
+    assert split_losses(["a/l", "c/l"], ["a", "b"]) == {"a": ["a/l", "c/l"], "b": ["c/l"]}
     with pytest.raises(LossError, match="No loss is reported for optimizer group 'b'"):
         split_losses(["a/l", "regularization"], ["a", "b"])
     assert split_losses(["a", "b/x", "regularization"], ["a", "b"]) == {
@@ -145,6 +218,21 @@ def test_losses_and_groups_must_match():
         "b": ["b/x", "regularization"],
     }
     assert split_losses(list(x), ["only"]) == {"only": ["a", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("genrator/l1", "generator/l1"),
+        ("Generator/l1", "generator/l1"),
+        ("critics/real", "critic/real"),
+        ("generator_loss", "generator/loss"),
+        ("loss_critic", "critic/loss"),
+    ],
+)
+def test_a_name_that_is_nearly_that_of_a_group_is_refused(name, own):
+    with pytest.raises(LossError, match=f"Loss '{name}' .*resembles .*name it '{own}'"):
+        split_losses([name, "generator/x", "critic/x"], ["generator", "critic"])
 
 
 def test_a_loss_that_does_not_reach_its_own_group_is_refused():

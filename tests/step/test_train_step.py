@@ -226,7 +226,8 @@ def test_two_updates_must_report_under_different_names(kind):
             def forward(name):
                 def replica(b):
                     summary.scalar("s" if kind == "summary" else name, 1.0)
-                    return {"a" if kind == "loss" else name: tf.reduce_mean(self.model.w * b["x"])}
+                    loss = tf.reduce_mean(self.model.w * b["x"])
+                    return {"a": loss, name: loss} if kind == "loss" else {name: loss}
 
                 return replica
 
@@ -235,6 +236,50 @@ def test_two_updates_must_report_under_different_names(kind):
     train_step, iterator = make_step(Line, DATA, step=Twice)
     with pytest.raises((LossError, SummaryError), match="minimize"):
         Engine(train_step).run(iterator, 1, recording=True)
+
+
+class _Repeated(TrainStep):
+    """Three steps down |w| for the critic, then one for another group, with the same names."""
+
+    def step(self, batch):
+        def forward(b):
+            summary.scalar("w", tf.identity(self.model.w), every_step=True)
+            summary.histogram("all", tf.reshape(tf.identity(self.model.w), [1]))
+            return {"mean": tf.reduce_mean(self.model.w * b["x"])}
+
+        for _ in range(3):
+            losses = self.minimize(forward, batch, group="w")
+        return {**losses, **self.minimize(lambda b: {"v": -self.model.v}, batch, group="v")}
+
+
+@pytest.mark.parametrize(("mode", "count"), [("graph", 1), ("step", 2), ("loop", 1)])
+def test_a_repeated_call_needs_no_new_names_and_curves_are_means_over_the_calls(
+    mode, count, replicas
+):
+    train_step, found, logs = run(
+        _Pair,
+        rows([1.0] * count, count),
+        step=_Repeated,
+        strategy=replicas(count),
+        mode=mode,
+        recording=mode != "loop",
+        loss_weights={"mean": 2.0},
+        optimizer=lambda: {
+            "w": (keras.optimizers.SGD(0.5), lambda model: [model.w]),
+            "v": (keras.optimizers.SGD(0.5), lambda model: [model.v]),
+        },
+    )
+    # The gradient of 2 w is 2, the rate 0.5: w is 0, -1, -2 in the calls, and -3 at the end.
+    assert train_step.model.w.numpy() == -3.0
+    assert found["losses/mean"] == -1.0
+    assert found["weighted_losses/mean"] == -2.0
+    assert found["losses/v"] == 0.0
+    assert found["losses/total"] == -2.0
+    assert "losses/mean_1" not in found
+    if mode != "loop":
+        assert found["w"] == -1.0
+        (histogram,) = logs.summaries
+        assert sorted(np.ravel(histogram.value)) == sorted([0.0, -1.0, -2.0] * count)
 
 
 class _TwoCalls(TrainStep):

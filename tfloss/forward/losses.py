@@ -350,32 +350,55 @@ def check_regularizers_are_trained(
                 )
 
 
-def check_reaches_variables(
-    losses: Mapping[str, tf.Tensor], returned: Any, variables: Iterable[Any]
+def check_reaches_groups(
+    losses: Mapping[str, tf.Tensor],
+    assigned: Mapping[str, Sequence[str]],
+    returned: Any,
+    variables: Mapping[str, Sequence[Any]],
 ) -> None:
-    """Checks that each loss has a gradient for some variable. Runs traced, in replica code.
+    """Checks that each loss reaches a variable that it trains, and that a loss reaches each group.
 
     It walks the traced graph from the loss back through floating-point tensors that a gradient
     can pass. Exact gradients of each loss would cost one backward trace for each. In eager mode
-    nothing is checked. A loss returned as a Python float is meant to be a constant.
+    nothing is checked. A loss returned as a Python float is meant to be a constant. A group
+    without variables is frozen, and is not checked. Runs traced, in replica code.
 
     Args:
       losses: Losses by name.
+      assigned: `{group: names of the losses that train it}`.
       returned: Value that the training forward returned.
-      variables: Trained variables.
+      variables: `{group: its trained variables}`.
 
     Raises:
-      LossError: The gradient of a loss reaches no variable.
+      LossError: The gradient of a loss reaches no variable that it trains, or no loss reaches a
+        group.
     """
     if tf.executing_eagerly():
         return
-    reaches = gradient_reaches(variables)
+    trained = {group: names for group, names in assigned.items() if variables[group]}
+    reaches = {group: gradient_reaches(variables[group]) for group in trained}
     constants = {k for k, v in _flatten(returned).items() if isinstance(v, float)}
+    reached: dict[str, set[str]] = {group: set() for group in trained}
     for name, value in losses.items():
-        if name not in constants and not reaches(value):
+        groups = [group for group, names in trained.items() if name in names]
+        if name == REGULARIZATION or not groups:
+            continue
+        found = [g for g in groups if (name in constants and len(groups) == 1) or reaches[g](value)]
+        for group in found:
+            reached[group].add(name)
+        if not found and name not in constants:
             raise LossError(
                 f"The gradient of loss {name!r} reaches no trainable variable. Is its input "
                 "behind tf.stop_gradient, an integer cast or argmax, or are all layers that "
                 "it depends on frozen (trainable=False)? If you only want to log it, use "
                 "tfloss.summary.scalar."
+            )
+    for group, names in reached.items():
+        if not names and set(trained[group]) - {REGULARIZATION}:
+            raise LossError(
+                f"No loss reaches optimizer group {group!r}: the gradients of "
+                f"{', '.join(sorted(set(trained[group]) - {REGULARIZATION}))} pass none of its "
+                f"variables, such as {variables[group][0].path!r}. Does the forward pass use its "
+                "layers, or is a tf.stop_gradient between them and the losses? If another "
+                "`minimize` call of the step trains this group, give each call group=..."
             )

@@ -5,12 +5,15 @@
         "discriminator": tfloss.Group(keras.optimizers.Adam(4e-4), model.discriminator, every=2),
     }
 
-A loss named `generator/...` updates the variables of that group only. A single optimizer is one
-group, named `optimizer`, of all trainable variables, which all losses update.
+A loss named `generator/...` updates the variables of that group only. A loss that is named after no
+group updates all groups that it reaches. A single optimizer is one group, named `optimizer`, of all
+trainable variables, which all losses update.
 """
 
 import dataclasses
+import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -152,7 +155,7 @@ def check_disjoint(variables: Mapping[str, list[Any]]) -> None:
 
 
 def split_losses(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[str]]:
-    """Assigns losses to groups: to the group that is the first part of their name.
+    """Assigns losses to groups: to the group that is the first part of their name, or else to all.
 
     If there is one group, it gets all losses. The weight regularizers count for every group, as
     each updates its own variables only.
@@ -165,7 +168,8 @@ def split_losses(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[
       `{group: its losses}`.
 
     Raises:
-      LossError: A loss belongs to no group, or a group has no loss; the message names it.
+      LossError: The name of a loss resembles that of a group, so that it may be a mistake, or a
+        group has no loss; the message names it.
     """
     names, groups = list(names), list(groups)
     if len(groups) == 1:
@@ -173,24 +177,53 @@ def split_losses(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[
     found: dict[str, list[str]] = {group: [] for group in groups}
     for name in names:
         group = name.split("/")[0]
-        if name == REGULARIZATION:
-            for each in found.values():
-                each.append(name)
-        elif group in found:
+        if name != REGULARIZATION and group in found:
             found[group].append(name)
-        else:
-            raise LossError(
-                f"Loss {name!r} belongs to no optimizer group: its name must begin with "
-                f"{' or '.join(f'{g}/' for g in groups)}. Return a mapping such as "
-                f"{{'{groups[0]}': {{'{name}': ...}}}}."
-            )
+            continue
+        if name != REGULARIZATION:
+            _check_means_no_group(name, groups)
+        for each in found.values():
+            each.append(name)
     for group, mine in found.items():
         if all(name == REGULARIZATION for name in mine):
             raise LossError(
-                f"No loss is reported for optimizer group {group!r}: name one '{group}/...'. "
-                f"The losses are: {', '.join(names)}."
+                f"No loss is reported for optimizer group {group!r}: name one '{group}/...', or "
+                "give a loss a name that begins with no group, so that it trains all groups. The "
+                f"losses are: {', '.join(names)}."
             )
     return found
+
+
+def _check_means_no_group(name: str, groups: list[str]) -> None:
+    """Refuses a name that is nearly that of a group: `genrator/l1`, `generator_loss`."""
+    first, slash, rest = name.partition("/")
+    near = [group for group in groups if group in re.split(r"[^0-9A-Za-z]+", first)]
+    if slash and not near:
+        near = difflib.get_close_matches(first, groups, 1, 0.75)
+    if near:
+        own = f"{near[0]}/{rest if slash else 'loss'}"
+        raise LossError(
+            f"Loss {name!r} is named after no optimizer group, but its name resembles that of "
+            f"{near[0]!r}. To train this group only, name it {own!r}. To train all groups that it "
+            "reaches, give it a name that resembles none. (An added loss has the path of its "
+            "layer: rename the layer.)"
+        )
+
+
+def joint(losses: Mapping[str, list[str]], groups: Iterable[str]) -> list[list[str]]:
+    """Puts groups together that are trained by the same losses: one backward pass serves them all.
+
+    Args:
+      losses: What `split_losses` returned.
+      groups: Names of groups.
+
+    Returns:
+      Names of the groups, in their order.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for group in groups:
+        found.setdefault(tuple(losses[group]), []).append(group)
+    return list(found.values())
 
 
 def due_sets(groups: Mapping[str, Group]) -> list[tuple[str, ...]]:

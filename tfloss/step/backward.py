@@ -17,15 +17,14 @@ from tfloss.forward.batch_sums import BatchSum, batch_sums
 from tfloss.forward.context import ForwardContext, forward_context
 from tfloss.forward.global_batch import GivenNormalisers
 from tfloss.forward.losses import (
-    REGULARIZATION,
     LossWeights,
-    check_reaches_variables,
+    check_reaches_groups,
     check_regularizers_are_trained,
     collect,
     returned_names,
 )
 from tfloss.inspect.traceback_filtering import unwrapped_keras_errors
-from tfloss.optimizers.groups import split_losses
+from tfloss.optimizers.groups import joint, split_losses
 from tfloss.step.forward_errors import explained_errors
 from tfloss.step.normalisers import NormaliserSums
 from tfloss.step.output import ReplicaSpec
@@ -140,9 +139,9 @@ class Backward:
     ) -> tuple[Tensors, BackwardTrace]:
         """Computes losses and gradients in a forward context that is not yet entered."""
         everything = [v for mine in self.variables.values() for v in mine]
-        several = len(self.due) > 1
         with (
-            tf.GradientTape(persistent=several) as tape,
+            # Which losses share a backward pass is known when the forward pass is traced.
+            tf.GradientTape(persistent=len(self.due) > 1) as tape,
             _upstream.inputs_untouched(self.model),
         ):
             # TensorFlow never watches the variables of a layer that was built while it was
@@ -152,20 +151,19 @@ class Backward:
                 returned = self.forward(batch)
             losses = collect(returned, context, everything)
             mine = split_losses(losses, self.variables)
-            for group, names in mine.items():
-                own = {n: losses[n] for n in names if n != REGULARIZATION}
-                check_reaches_variables(own, returned, self.variables[group])
+            check_reaches_groups(losses, mine, returned, self.variables)
             check_regularizers_are_trained(context, mine, self.variables)
             weighted = self.loss_weights.apply(losses, context.step)
-            objectives = {
-                group: _objective([weighted[name] for name in mine[group]], context, scale)
-                for group in self.due
-            }
+            objectives = [
+                (groups, _objective([weighted[name] for name in mine[groups[0]]], context, scale))
+                for groups in joint(mine, self.due)
+            ]
+        found: dict[str, list[Any]] = {}
         with context.backward():
-            found: dict[str, list[Any]] = {
-                group: tape.gradient(objective, tf_variables(self.variables[group]))
-                for group, objective in objectives.items()
-            }
+            for groups, objective in objectives:
+                nested = {group: tf_variables(self.variables[group]) for group in groups}
+                gradients: Any = tape.gradient(objective, nested)
+                found.update(gradients)
         reached, overwritten = split_reached(self.variables, found)
         spec, vector, summaries = ReplicaSpec.pack(
             losses,

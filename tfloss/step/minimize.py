@@ -98,7 +98,8 @@ class Minimize:
             outputs = tf.switch_case(index, calls)
         vector, norms, applied, passed, token, summaries = outputs
         spec = traces[0].spec
-        losses = output.add(spec, vector, dict(zip(spec.summaries, summaries, strict=True)))
+        by_name = dict(zip(spec.summaries, summaries, strict=True))
+        losses = output.add(spec, vector, by_name, self.groups)
         for name, norm in zip(self.groups, norms, strict=False):
             output.add_scalar(f"gradient_norm{self.tags[name]}", norm)
         if self.skipping.active:

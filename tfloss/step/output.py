@@ -3,6 +3,9 @@
 A replica's numbers travel as one vector, so that they cost one reduction with the gradients;
 `ReplicaSpec` describes the vector. `OutputBuilder` gathers what the `minimize` calls of one step
 found, reduced over replicas, and `StepOutput` is what the step returns.
+
+A step may repeat a `minimize` call: one of the same groups that reports the same names. The curves
+are means over these calls, the total included.
 """
 
 import dataclasses
@@ -192,10 +195,16 @@ class OutputBuilder:
         self._summaries: dict[str, RecordedSummary] = {}
         self._own: dict[str, tf.Tensor] = {}
         self._vectors: Vectors = []
+        self._calls: dict[Any, list[tuple[tf.Tensor, list[tf.Tensor]]]] = {}
+        self._names: dict[Any, dict[str, str]] = {}
         self._dropped = False
 
     def add(
-        self, spec: ReplicaSpec, vector: tf.Tensor, summaries: Mapping[str, list[tf.Tensor]]
+        self,
+        spec: ReplicaSpec,
+        vector: tf.Tensor,
+        summaries: Mapping[str, list[tf.Tensor]],
+        groups: Iterable[str],
     ) -> dict[str, tf.Tensor]:
         """Adds the results of one `minimize` call.
 
@@ -203,15 +212,23 @@ class OutputBuilder:
           spec: Description of the vector.
           vector: float32 vector, reduced over replicas.
           summaries: `{name: the tensors of each replica and micro-batch}`.
+          groups: Names of the groups that the call may update.
 
         Returns:
           The losses by name, float32 scalars.
 
         Raises:
-          LossError: A name was returned by an earlier `minimize` call of the step.
+          LossError: A name was returned by an earlier `minimize` call of the step, which this one
+            does not repeat.
           SummaryError: The same of a summary.
         """
         each = tf.unstack(vector)
+        kind = (*groups,), spec.losses, spec.weighted, spec.scalars, (*spec.summaries,)
+        calls = self._calls.setdefault(kind, [])
+        calls.append((vector, each))
+        if len(calls) > 1:
+            self._add_histograms(spec, summaries)
+            return {name: each[i] for i, name in enumerate(self._names[kind].values())}
         self._vectors.append((vector, each))
         numbers = iter(each)
         names: dict[str, str] = {}
@@ -219,6 +236,7 @@ class OutputBuilder:
         for name in spec.losses:
             names[name] = self._loss_name(name, spec, losses)
             losses[names[name]] = next(numbers)
+        self._names[kind] = names
         self.losses.update(losses)
         self.pattern_names.update(names)
         self._weighted.update({names[name]: next(numbers) for name in spec.weighted})
@@ -260,8 +278,13 @@ class OutputBuilder:
                 f"`step` returned a loss named {TOTAL!r}: tfloss itself uses this name for the "
                 "weighted sum of all losses, the objective. Return it under another name."
             )
-        scalars = {f"losses/{name}": tf.cast(value, tf.float32) for name, value in shown.items()}
-        scalars[f"losses/{TOTAL}"] = sum(self._totals[1:], self._totals[0])
+        means = self._means()
+        scalars = {
+            f"losses/{name}": tf.cast(means.get(id(value), value), tf.float32)
+            for name, value in shown.items()
+        }
+        totals = [means.get(id(value), value) for value in self._totals]
+        scalars[f"losses/{TOTAL}"] = sum(totals[1:], totals[0])
         scalars |= {f"weighted_losses/{name}": value for name, value in self._weighted.items()}
         scalars |= self._own
         for name in self._scalars:
@@ -271,6 +294,7 @@ class OutputBuilder:
                     "another name."
                 )
         scalars |= self._scalars
+        scalars = {name: means.get(id(value), value) for name, value in scalars.items()}
         return StepOutput(
             scalars=scalars,
             summaries=list(self._summaries.values()),
@@ -281,12 +305,33 @@ class OutputBuilder:
             passed=tf.reduce_all(self.passed) if len(self.passed) > 1 else self.passed[0],
         )
 
+    def _means(self) -> dict[int, tf.Tensor]:
+        """The means of the scalars of repeated calls, by the id of the scalar in each call."""
+        found: dict[int, tf.Tensor] = {}
+        for calls in self._calls.values():
+            if len(calls) > 1:
+                mean = tf.add_n([vector for vector, _ in calls]) / float(len(calls))
+                of_each = tf.unstack(mean)
+                self._vectors.append((mean, of_each))
+                for _, each in calls:
+                    found |= {id(x): one for x, one in zip(each, of_each, strict=True)}
+        return found
+
+    def _add_histograms(self, spec: ReplicaSpec, summaries: Mapping[str, list[tf.Tensor]]) -> None:
+        """Adds the values of a repeated call to its histograms. Images are those of the first."""
+        for name, recorded in spec.summaries.items():
+            if recorded.kind == "histogram":
+                before = self._summaries[name]
+                merged = tf.concat([before.value, *summaries[name]], 0)
+                self._summaries[name] = dataclasses.replace(before, value=merged)
+
     def _loss_name(self, name: str, spec: ReplicaSpec, taken: Mapping[str, Any]) -> str:
         """A name that no earlier `minimize` call has used, if it is not the user's choice."""
         if name in self.losses and name in spec.returned:
             raise LossError(
                 f"Two `minimize` calls of one step report a loss named {name!r}. Return a "
-                "mapping with another name from one of them."
+                "mapping with another name from one of them. (Only a call for the same groups that "
+                "reports all the same names repeats an earlier one.)"
             )
         if name not in self.losses:
             return name

@@ -148,18 +148,21 @@ class TrainStep:
 
         Cross-replica code, traced. It minimises the weighted sum of the losses that `forward`
         reports (and of the weight regularizers of the variables), averaged over the global batch.
+        A call for the same groups with the same names repeats an earlier one of the step: their
+        curves are means over the calls.
 
         Args:
           forward: Replica code; takes the replica's batch, returns or adds losses.
           batch: The batch, as `step` got it.
           group: The optimizer group that all of these losses update. None: each group is
-            updated by the losses named after it.
+            updated by the losses named after it, and by those that are named after no group.
 
         Returns:
           `{name: float32 scalar}`, the raw losses, averaged over the global batch.
 
         Raises:
-          LossError: A loss can't be optimised, or belongs to no group (trace time).
+          LossError: A loss can't be optimised, its name is nearly that of a group, or no loss
+            reaches a group (trace time).
           ModelError: There is no such group.
         """
         if self._tracing is None:
