@@ -151,3 +151,11 @@ def test_arguments_and_captures_enter_a_function_while_it_is_traced():
 
     tf.function(traced, autograph=False)(tf.constant(1.0))
     assert [one.dtype for one in found] == [tf.string, tf.float32]
+
+
+def test_ops_are_lifted_out_of_a_function_graph():
+    graph = _upstream.function_graph("scratch")
+    with graph.as_default():
+        assert tf.is_symbolic_tensor(tf.constant(1.0))
+        with tf.init_scope():
+            assert tf.executing_eagerly() and float(tf.constant(1.0)) == 1.0

@@ -149,6 +149,15 @@ def function_inputs(graph: Any) -> list[tf.Tensor]:
     return list({id(one): one for one in (*captured, *arguments)}.values())
 
 
+def function_graph(name: str) -> Any:
+    """Returns an empty graph like that of a `tf.function`, from which `tf.init_scope` lifts ops.
+
+    Such graphs are not public, and `tf.function` makes its own with a deferred creation of
+    variables.
+    """
+    return tf.__internal__.FuncGraph(name)
+
+
 def called_graph(op: tf.Operation, name: str) -> Any:
     """Returns the graph of the function that an op calls by this name, or None if unknown.
 

@@ -41,7 +41,7 @@ def dry_run(
         with tf.init_scope(), strategy.scope():
             return next_creator(**options)
 
-    graph = tf.__internal__.FuncGraph("dry_run")
+    graph = _upstream.function_graph("dry_run")
     with (
         strategy.scope(),
         _upstream.as_single_replica(),
@@ -71,7 +71,7 @@ def _outside(value: Any, name: str) -> Any:
         # Not while the variable is created: the initializer may create a random generator.
         with tf.init_scope():
             return value()
-    if not isinstance(value, tf.Tensor) or isinstance(value, tf.__internal__.EagerTensor):
+    if not tf.is_symbolic_tensor(value):
         return value
     found = _upstream.evaluated(value)
     if found is None:
