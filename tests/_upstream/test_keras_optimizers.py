@@ -27,6 +27,37 @@ def test_gradients_already_reduced_turns_off_the_sum(wrap, replicas):
     assert w.numpy() == pytest.approx(-1.0)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_updates_are_scaled_between_weight_decay_and_constraints(count, replicas):
+    """2 decays by half to 1 and moves by -4, so by -5 in all; with factor 0.5 it is by -2.5."""
+    strategy = replicas(count)
+    with strategy.scope():
+        weights = [keras.Variable(2.0), keras.Variable(2.0)]
+        optimizer = keras.optimizers.SGD(1.0, weight_decay=0.5)
+        optimizer.build(weights)
+    weights[1].constraint = tf.abs
+    gradients = [tf.constant(4.0)] * 2
+
+    @tf.function
+    def step():
+        scaled = _upstream.scaled_updates(optimizer, lambda variable: 0.5)
+        with scaled, _upstream.gradients_already_reduced(optimizer):
+            strategy.run(lambda: optimizer.apply(gradients, weights))
+
+    step()
+    assert [w.numpy() for w in weights] == [-0.5, 0.5]
+
+
+def test_exclusions_from_decay_are_added():
+    weights = _two_weights()
+    optimizer = keras.optimizers.SGD(0.0, weight_decay=0.5)
+    optimizer.build(weights)
+    assert optimizer._use_weight_decay(weights[0])
+    _upstream.exclude_from_weight_decay(optimizer, weights[:1])
+    _upstream.exclude_from_weight_decay(optimizer, weights[1:])
+    assert not any(map(optimizer._use_weight_decay, weights))
+
+
 def _two_weights():
     return [keras.Variable(0.0, name="one"), keras.Variable([0.0], name="two")]
 

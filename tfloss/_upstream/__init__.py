@@ -45,11 +45,13 @@ from tfloss._upstream.keras_layers import (
 from tfloss._upstream.keras_metrics import copy_metric, metric_mode
 from tfloss._upstream.keras_optimizers import (
     adam_moments,
+    exclude_from_weight_decay,
     extend_optimizer,
     gradients_already_reduced,
     learning_rate_function,
     optimizer_built_for,
     optimizer_slots,
+    scaled_updates,
 )
 from tfloss._upstream.keras_states import (
     LOOKUP_LAYERS,
@@ -138,6 +140,7 @@ __all__ = [
     "dataset_seeds",
     "datasets_below",
     "evaluated",
+    "exclude_from_weight_decay",
     "extend_optimizer",
     "failed_numerics_check",
     "find_cause",
@@ -179,6 +182,7 @@ __all__ = [
     "replicas_have_threads",
     "reshuffles",
     "saved_shuffles",
+    "scaled_updates",
     "seed_states",
     "with_sublayers",
     "terms_of_gradient",

@@ -4,13 +4,14 @@
 # pyright: reportPrivateUsage=false
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfloss._upstream.patching import replaced
+from tfloss.errors import ModelError
 
 
 @contextlib.contextmanager
@@ -32,6 +33,76 @@ def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Generato
             stack.enter_context(replaced(inner, "_all_reduce_sum_gradients", lambda original: list))
             inner = getattr(inner, "inner_optimizer", None)
         yield
+
+
+@contextlib.contextmanager
+def scaled_updates(
+    optimizer: keras.optimizers.Optimizer, factor: Callable[[Any], float]
+) -> Generator[None]:
+    """Multiplies what one `optimizer.apply` in the `with` block changes in each variable.
+
+    The result is `old + factor * (new - old)`, after weight decay and before constraints. For this
+    place between the two there is nothing public. A learning rate scaled for each variable would be
+    another way, but decay reads it elsewhere, and an optimizer need not use its argument.
+
+    Args:
+      optimizer: The optimizer, which is applied in replica code, traced.
+      factor: Returns the factor of a Keras variable. A variable with factor 1 costs nothing.
+
+    Raises:
+      ModelError: The optimizer has an `apply` of its own, which skips this place.
+    """
+    reached: list[None] = []
+
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        def apply_and_scale(gradients: Any, variables: Any) -> None:
+            reached.append(None)
+            scaled = [(v, factor(v)) for v in variables]
+            scaled = [(v.value if isinstance(v, keras.Variable) else v, f) for v, f in scaled]
+            scaled = [(v, f) for v, f in scaled if f != 1.0]
+            before = [tf.identity(v) for v, _ in scaled]
+            original(gradients, variables)
+
+            def scale(strategy: tf.distribute.Strategy, before: Any) -> None:
+                for (variable, each), old in zip(scaled, before, strict=True):
+                    strategy.extended.update(variable, _interpolate, (old, each), group=False)
+
+            if scaled:  # the same way as Keras updates each replica's copy of a variable
+                strategy = tf.distribute.get_strategy()
+                merge = tf.__internal__.distribute.interim.maybe_merge_call
+                merge(scale, strategy, before)
+
+        return apply_and_scale
+
+    with replaced(optimizer, "_backend_apply_gradients", make):
+        yield
+    if not reached:
+        raise ModelError(
+            f"rate_multipliers can't be used with {type(optimizer).__name__}: its `apply` doesn't "
+            "update the variables as that of keras.optimizers.Optimizer does. Override "
+            "`update_step` instead, or give these variables a group of their own."
+        )
+
+
+def _interpolate(variable: tf.Variable, old: tf.Tensor, factor: float) -> None:
+    new = tf.convert_to_tensor(variable)
+    variable.assign(old + tf.cast(factor, new.dtype) * (new - old))
+
+
+def exclude_from_weight_decay(optimizer: Any, variables: list[Any]) -> None:
+    """Excludes variables from weight decay, besides those that are excluded already.
+
+    The public method of this name forgets what was excluded before, and refuses an optimizer that
+    is built, for example by an earlier trainer.
+
+    Args:
+      optimizer: A Keras optimizer.
+      variables: The variables.
+    """
+    before = getattr(optimizer, "_exclude_from_weight_decay", ())
+    keys = {optimizer._var_key(variable) for variable in variables}
+    optimizer._exclude_from_weight_decay = keys | set(before)
+    optimizer._exclude_from_weight_decay_cache = {}
 
 
 def optimizer_built_for(optimizer: Any) -> list[Any]:

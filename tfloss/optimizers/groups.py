@@ -5,6 +5,8 @@
         "discriminator": tfloss.Group(keras.optimizers.Adam(4e-4), model.discriminator, every=2),
     }
 
+A group may have rates by variable: `Group(optimizer, rate_multipliers={"backbone/*": 0.1})`.
+
 A loss named `generator/...` updates the variables of that group only. A loss that is named after no
 group updates all groups that it reaches. A single optimizer is one group, named `optimizer`, of all
 trainable variables, which all losses update.
@@ -22,6 +24,7 @@ import tensorflow as tf
 
 from tfloss.errors import LossError, ModelError
 from tfloss.forward.losses import REGULARIZATION
+from tfloss.optimizers.variable_globs import matches, matching
 
 SINGLE = "optimizer"
 _RESERVED = ("model", "ema", "step", "loss_scale", "skipped")  # names in a checkpoint
@@ -44,15 +47,21 @@ class Group:
         trainable variables of the model.
       every: Period of the updates, in steps.
       offset: Step of its first update, less than `every`.
+      rate_multipliers: `{glob: factor}`, such as `{"*/bias": 2.0, "backbone/*": 0.1}`. The update
+        of a variable, weight decay included, is multiplied by the factors of all globs that match
+        its path (`tfloss.optimizers.variable_globs`).
+      no_weight_decay: Globs of variables that have no weight decay, such as `["*/bias"]`.
     """
 
     optimizer: keras.optimizers.Optimizer
     variables: Variables = None
     every: int = 1
     offset: int = 0
+    rate_multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    no_weight_decay: Iterable[str] = ()
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an optimizer or a period that can't be used."""
+        """Raises ValueError for an optimizer, a period or a multiplier that can't be used."""
         if not isinstance(self.optimizer, keras.optimizers.Optimizer):
             raise ValueError(
                 f"The optimizer must be a Keras optimizer, got {self.optimizer!r}. Write "
@@ -64,6 +73,70 @@ class Group:
                 f"Group(every={self.every}, offset={self.offset}): every must be at least 1 and "
                 "offset from 0 to every - 1."
             )
+        _check_multipliers(self.rate_multipliers)
+        if isinstance(self.no_weight_decay, str):
+            raise ValueError(
+                f"no_weight_decay={self.no_weight_decay!r} must be a list of globs: "
+                f"[{self.no_weight_decay!r}]."
+            )
+        # Copies: what a script changes later would be ignored by a traced step.
+        object.__setattr__(self, "rate_multipliers", dict(self.rate_multipliers))
+        object.__setattr__(self, "no_weight_decay", tuple(self.no_weight_decay))
+
+    def weights(self, model: keras.Model) -> list[Any]:
+        """All weights of the group's layers, and its variables, trainable now or not. Host code.
+
+        Args:
+          model: The trainer's model, built.
+
+        Returns:
+          Keras variables.
+        """
+        found = self.variables
+        if callable(found) and not isinstance(found, keras.Layer):
+            found = found(model)
+        weights = _variables(model if found is None else found, "weights")
+        return [one for one in weights if isinstance(one, keras.Variable)]
+
+    def multiplier(self, variable: Any, model: keras.Model) -> float:
+        """The factor of a variable's updates: the product of all multipliers that match its path.
+
+        Args:
+          variable: A Keras variable.
+          model: The trainer's model.
+        """
+        factors = self.rate_multipliers.items()
+        return math.prod(factor for glob, factor in factors if matches(glob, variable, model))
+
+    def undecayed(self, name: str, model: keras.Model) -> list[Any]:
+        """Checks the globs of the group. Host code.
+
+        Args:
+          name: Name of the group, for messages.
+          model: The trainer's model, built.
+
+        Returns:
+          The variables that have no weight decay.
+
+        Raises:
+          ValueError: A glob matches no variable of the group, or there is no weight decay.
+        """
+        group = "" if name == SINGLE else f"Optimizer group {name!r}: "
+        what = "variable of the model" if name == SINGLE else "variable of this group"
+        weights = self.weights(model)
+        for glob in self.rate_multipliers:
+            matching(glob, weights, model, f"{group}rate_multipliers[{glob!r}]", what)
+        if self.no_weight_decay and self.optimizer.weight_decay is None:
+            raise ValueError(
+                f"{group}no_weight_decay has no effect, since "
+                f"{type(self.optimizer).__name__} has no weight_decay. Give the optimizer "
+                "weight_decay=1e-4, for instance, or leave no_weight_decay out."
+            )
+        found = {}
+        for glob in self.no_weight_decay:
+            owner = f"{group}no_weight_decay={glob!r}"
+            found |= {id(v): v for v in matching(glob, weights, model, owner, what)}
+        return list(found.values())
 
     def trainable(self, model: keras.Model) -> list[Any]:
         """The variables of the group that are trainable now. Host code.
@@ -242,13 +315,27 @@ def due_sets(groups: Mapping[str, Group]) -> list[tuple[str, ...]]:
     ]
 
 
-def _variables(found: Any) -> list[Any]:
+def _variables(found: Any, of_layer: str = "trainable_variables") -> list[Any]:
     if isinstance(found, keras.Layer):
-        return list(found.trainable_variables)
+        return list(getattr(found, of_layer))
     if isinstance(found, keras.Variable | tf.Variable):
         return [found]
-    unique = {id(v): v for each in found for v in _variables(each)}
+    unique = {id(v): v for each in found for v in _variables(each, of_layer)}
     return list(unique.values())
+
+
+def _check_multipliers(multipliers: Any) -> None:
+    if not isinstance(multipliers, Mapping):
+        raise ValueError(
+            f"rate_multipliers={multipliers!r} must be a mapping from globs to numbers: "
+            "{'*/bias': 2.0}."
+        )
+    for glob, factor in multipliers.items():
+        number = isinstance(factor, int | float) and not isinstance(factor, bool)
+        if not isinstance(glob, str) or not number or not 0 <= factor < math.inf:
+            raise ValueError(
+                f"rate_multipliers[{glob!r}] must be a finite number of at least 0, got {factor!r}."
+            )
 
 
 def _check_supported(optimizer: Any) -> None:

@@ -158,9 +158,8 @@ class Minimize:
         def apply() -> None:
             groups = [self.groups[name] for name in due]
             mine = [[*each, *over] for each, over in zip(reached, overwritten, strict=True)]
-            update.apply(
-                strategy, reduced.gradients, groups, mine, token, fused_adam=self.fused_adam
-            )
+            fused, gradients = self.fused_adam, reduced.gradients
+            update.apply(strategy, self.model, gradients, groups, mine, token, fused_adam=fused)
 
         applied = tf.constant(True)
         if not skipping.active:

@@ -5,9 +5,11 @@ Cross-replica, traced.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfloss import _upstream
@@ -17,6 +19,7 @@ from tfloss.optimizers.sparse_gradients import Form, in_form
 from tfloss.step.all_reduce import max_over_replicas, sum_over_replicas
 from tfloss.step.backward import Gradients
 from tfloss.step.finite_check import element_sum
+from tfloss.step.overwritten_variables import is_overwritten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +127,7 @@ def _norm(gradients: list[Any]) -> tf.Tensor:
 
 def apply(
     strategy: tf.distribute.Strategy,
+    model: keras.Model,
     gradients: Any,
     groups: Sequence[Group],
     variables: Sequence[list[Any]],
@@ -135,6 +139,7 @@ def apply(
 
     Args:
       strategy: The strategy that the step runs under.
+      model: The model that the variables belong to.
       gradients: PerReplica `Gradients`, reduced.
       groups: The groups that are due.
       variables: For each group, the variables of `Gradients.weights`, then those of
@@ -153,6 +158,10 @@ def apply(
     with contextlib.ExitStack() as stack:
         for group in groups if fused_adam else ():
             stack.enter_context(fused_updates(group.optimizer))
+        for group, mine in zip(groups, variables, strict=True):
+            if group.rate_multipliers and not all(map(is_overwritten, mine)):
+                factor = functools.partial(group.multiplier, model=model)
+                stack.enter_context(_upstream.scaled_updates(group.optimizer, factor))
         strategy.run(replica, args=(gradients,))
 
 

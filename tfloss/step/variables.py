@@ -44,6 +44,7 @@ class Variables:
             isn't built.
 
         Raises:
+          ValueError: A glob of a group matches no variable, or has no effect.
           ModelError: Something was created outside of the scope, nothing can be trained, two
             groups have a variable in common, or Keras can't clip variables of several dtypes.
         """
@@ -64,6 +65,8 @@ class Variables:
             check_disjoint(variables)
             for name, group in self._groups.items():
                 _check_clips_one_dtype(name, group.optimizer, variables[name])
+                if undecayed := group.undecayed(name, self._model):
+                    _upstream.exclude_from_weight_decay(group.optimizer, undecayed)
                 if not group.optimizer.built:
                     group.optimizer.build(variables[name])
                     continue

@@ -44,12 +44,15 @@ class Hyperparameters:
         return found | {f"loss_weights/{name}": variable for name, variable in weights.items()}
 
     def values(self) -> dict[str, Any]:
-        """Returns `{name: value}` of all of them: numbers, or None. JSON values."""
+        """Returns `{name: value}` of all of them: numbers, None, and arguments of groups. JSON."""
         found: dict[str, Any] = {
             f"{name}/{attribute}": number
             for name, optimizer in self._step.optimizers.items()
             for attribute, number in hyperparameters.numbers(optimizer).items()
         }
+        for name, group in self._step.groups.items():
+            found[f"{name}/rate_multipliers"] = dict(group.rate_multipliers)
+            found[f"{name}/no_weight_decay"] = list(group.no_weight_decay)
         return found | {k: np.asarray(v.numpy()).item() for k, v in self.variables().items()}
 
     def begin_call(self) -> None:
@@ -119,7 +122,8 @@ class Hyperparameters:
 def _title(name: str) -> str:
     """The name of a hyperparameter in a message: `learning rate of group 'd'`."""
     group, _, attribute = name.rpartition("/")
-    title = attribute.replace("_", " ")
+    argument = attribute in ("rate_multipliers", "no_weight_decay")
+    title = f"argument {attribute}" if argument else attribute.replace("_", " ")
     return title if group == SINGLE else f"{title} of {group!r}"
 
 
