@@ -67,6 +67,12 @@ CASES = {
         "RandomUniform",
     ),
     "python": (lambda: NUMBERS.map(python), "", "", "PyFunc"),
+    "parallel python": (
+        lambda: NUMBERS.map(python, num_parallel_calls=2),
+        "",
+        "",
+        "PyFunc",
+    ),
     "generator": (
         lambda: tf.data.Dataset.from_generator(lambda: iter([1]), output_signature=SCALAR),
         "",

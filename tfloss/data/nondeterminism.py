@@ -70,7 +70,7 @@ def stateful_ops(dataset: "tf.data.Dataset[Any]", remedy: str) -> list[str]:
       remedy: What to use instead.
     """
     ops = [op for one in _upstream.datasets_below(dataset) for op in _ops(one)]
-    bad = [op for op in ops if _upstream.op_state(op)]
+    bad = [op for op in ops if _state(op)]
     return list(dict.fromkeys(f"{op.type} ({op_line(op)}): {remedy}" for op in bad))
 
 
@@ -97,7 +97,7 @@ def unsaveable_inputs(dataset: "tf.data.Dataset[Any]") -> list[str]:
       dataset: Any data set.
     """
     ops = [op for one in _upstream.datasets_below(dataset) for op in _ops(one)]
-    bad = [op for op in ops if op.type in _UNSAVEABLE or _upstream.op_state(op)]
+    bad = [op for op in ops if op.type in _UNSAVEABLE or _state(op)]
     return list(dict.fromkeys(f"{op.type} ({op_line(op)})" for op in bad))
 
 
@@ -106,9 +106,15 @@ def _ops(dataset: Any) -> Iterator[tf.Operation]:
         yield from (op for op, _ in operations(graph))
 
 
+def _state(op: tf.Operation) -> str:
+    """Where an op keeps state that it changes, or "". Python code is looked at by other means."""
+    state = _upstream.op_state(op)
+    return "" if state == "python" else state
+
+
 def _problem(op: tf.Operation, parallel: bool, op_determinism: bool, seeds: bool) -> str:
     """Returns why an op in a data set's function is not reproducible, or ""."""
-    state = _upstream.op_state(op)
+    state = _state(op)
     if state and parallel:
         return " in parallel calls: use tf.random.stateless_* with a seed from the element"
     if state == "kernel" and op.get_attr("seed") == op.get_attr("seed2") == 0:
