@@ -128,6 +128,31 @@ def test_what_the_script_sets_between_its_calls_is_its_recipe(tmp_path):
     assert script(None) == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_script_may_compute_a_rate_from_what_a_hook_has_set(tmp_path):
+    """Rates 0.1 (steps 1, 2), 0.05 by a hook (3), 0.025 by the script (4, 5), 0.01 by a hook."""
+
+    def script(kill):
+        def halve(one):
+            one.optimizer.learning_rate = 0.05 if one.step == 2 else 0.02
+
+        hook = Set(2, 5, set_=halve, kill=kill)
+        one = trainer(tmp_path, hook=hook, save=range(1, 9))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                for steps in (3, 6, 8):
+                    one.train(DATA, steps)
+                    one.optimizer.learning_rate = float(one.optimizer.learning_rate) / 2
+            except RuntimeError:
+                return None
+        return weight(one)
+
+    # The second kill comes in a process that has resumed in the middle of the second call.
+    assert [script(kill) for kill in (5, 6, 8)] == [None] * 3
+    expected = 1.0 - 2 * 0.1 - 0.05 - 2 * 0.025 - 0.02 - 2 * 0.01
+    assert script(None) == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_number_that_a_hook_sets_counts_from_the_next_step(tmp_path, messages):
     """SGD with weight decay: w <- w (1 - 0.1 decay) - 0.1, with decay 0, 0, then 1."""
 

@@ -3,7 +3,8 @@
 The recipe is the script: the values that it gives to optimizers and loss weights, before the first
 call of `train` or between two calls. A value that was changed during a call, by a hook, is state.
 A resumed run with the same recipe continues with that value. If the recipe has changed, its new
-value applies, and a warning reports it.
+value applies, and a warning reports it. Calls that are already done set what they have set before,
+so a script may also compute a value from the last one.
 """
 
 import warnings
@@ -32,6 +33,9 @@ class Hyperparameters:
         self._step = train_step
         self._recipe: dict[str, Any] = {}
         self._last: dict[str, Any] = {}  # at the end of the last call of `train`
+        self._call: tuple[int, dict[str, Any]] | None = None  # its last step, values at its begin
+        # {last step of a call: {name: [value before, value after]}}, if they differ.
+        self._changed: dict[str, dict[str, list[Any]]] = {}
 
     def variables(self) -> dict[str, Any]:
         """Returns `{name: variable}` of those that are variables."""
@@ -55,21 +59,47 @@ class Hyperparameters:
             found[f"{name}/no_weight_decay"] = list(group.no_weight_decay)
         return found | {k: np.asarray(v.numpy()).item() for k, v in self.variables().items()}
 
-    def begin_call(self) -> None:
-        """Begins a call of `train`: what changed since the last one was set by the script."""
+    def begin_call(self, steps: int) -> None:
+        """Begins a call of `train`: what changed since the last one was set by the script.
+
+        Args:
+          steps: The step that the call is to reach.
+        """
         now = self.values()
+        self._call = steps, now
         for name, value in now.items():
             if name not in self._recipe or self._last.get(name, _UNKNOWN) != value:
                 self._recipe[name] = value
         self._last = now
 
     def end_call(self) -> None:
-        """Ends a call of `train`, or notes what was restored before it."""
+        """Ends a call of `train`."""
         self._last = self.values()
+        if self._call is not None:
+            steps, before = self._call
+            pairs = {k: [before[k], v] for k, v in self._last.items() if k in before}
+            if changed := {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}:
+                self._changed[str(steps)] = changed
+            self._call = None
+
+    def repeat_call(self, steps: int, saved: Mapping[str, Any]) -> None:
+        """Sets what hooks have set in an earlier call of `train`, which is already done.
+
+        The script may compute its next values from these.
+
+        Args:
+          steps: The step that the call is to reach.
+          saved: What `saved` returned.
+        """
+        now = self.values()
+        for name, (before, after) in saved.get("changed", {}).get(str(steps), {}).items():
+            if now.get(name, _UNKNOWN) == before:
+                self._assign(name, after)
 
     def saved(self) -> dict[str, Any]:
         """Returns what checkpoints keep, as JSON values."""
-        return {"recipe": dict(self._recipe), "values": self.values()}
+        found = {"recipe": dict(self._recipe), "values": self.values()}
+        return found | ({"changed": dict(self._changed)} if self._changed else {})
 
     def restore(self, saved: Mapping[str, Any], path: Path) -> None:
         """Restores what `saved` returned, in the call of `train` that it belongs to.
@@ -79,6 +109,7 @@ class Hyperparameters:
           path: The checkpoint, for the warning.
         """
         changed = []
+        self._changed = saved.get("changed", {}) | self._changed
         for name, now in self.values().items():
             before, value = saved["recipe"].get(name, _UNKNOWN), saved["values"].get(name)
             if before is _UNKNOWN:
@@ -90,7 +121,7 @@ class Hyperparameters:
                 by_hook = "" if value == before else f" (and {_text(value)} when it was saved)"
                 what = f"{_title(name)} was {_text(before)}{by_hook} in {path}"
                 changed.append(f"The {what} and is {_text(now)} now.")
-        self.end_call()
+        self._last = self.values()
         if changed:
             warnings.warn(
                 f"{' '.join(changed)} A value that the script gives is configuration, so the new "

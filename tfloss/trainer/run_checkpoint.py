@@ -190,13 +190,16 @@ class RunCheckpoint:
           feed: The data of the call.
         """
         saved, feed.taken = self._saved_call, 0
-        self._hyperparameters.begin_call()
+        self._hyperparameters.begin_call(steps)
         if saved is None:
             return
         begins = self._run.step < steps
         if begins:
             self._saved_call = None
-        if saved.found or not (begins or steps >= saved.until):
+        if saved.found:
+            return
+        if not (begins or steps >= saved.until):
+            self._hyperparameters.repeat_call(steps, saved.extra.get(_HYPERPARAMETERS, {}))
             return
         saved.found = True
         if saved.random is not None:
