@@ -82,7 +82,10 @@ class ModeRunner:
         self._engines: dict[str, Engine] = {}
         self._compiled: set[str] = set()  # modes that have run, and so do compile
         self._signature: tuple[Any, ...] | None = None
-        self._numbers: tuple[Any, ...] = ()  # the part of it that a hook may change
+        self._prepared = False  # whether `prepare` has run and no step after it
+        self._numbers: tuple[Any, ...] = ()  # the parts of it that a hook may change
+        self._frozen: tuple[str, ...] = ()
+        self._found: dict[str, Any] = {}
         self._mode: Mode | None = None
         self._settled = False  # whether the choice also counts for later runs
         self._tracing = 0.0
@@ -101,10 +104,11 @@ class ModeRunner:
     @property
     def records(self) -> bool:
         """Whether a logged step must be recorded. False if the model has no summaries."""
+        self._begin_if_prepared()
         return all(engine.has_summaries() for engine in self._engines.values())
 
     def prepare(self, reader: BatchReader, guard: Guarded, steps_left: Callable[[], int]) -> None:
-        """Prepares a run: new engines if something that is frozen in a trace has changed.
+        """Prepares a run: chooses the mode, or begins to measure.
 
         Args:
           reader: The data of the run.
@@ -116,12 +120,8 @@ class ModeRunner:
         """
         if self._tuner is not None:  # the last run ended before the mode was decided
             self._tracing = max(self._tracing, self._tuner.tracing)
-        self._guard, self._tuner = guard, None
-        signature = (*self._step.signature(), guard)
-        self._numbers = hyperparameters.signature(self._step.optimizers)
-        if signature != self._signature or (self._values and self._values.changed()):
-            self._engines, self._compiled, self._signature = {}, set(), signature
-            self._values = None
+        self._guard, self._tuner, self._prepared = guard, None, True
+        self._found = self._circumstances()  # before a hook freezes anything
         if self._jit == "loop":
             self._check_loop(reader)
         if self._jit is True and (reason := reason_not_to_compile(reader.element_spec)):
@@ -135,7 +135,7 @@ class ModeRunner:
         elif not self._settled:  # the last run may have been too short to measure anything
             self._mode = None
             if self._file is not None:
-                self._mode = load_choice(self._file, self._circumstances())
+                self._mode = load_choice(self._file, self._found)
             if self._mode not in (None, "graph", *candidates):
                 self._mode = None
             self._settled = self._mode is not None
@@ -158,6 +158,7 @@ class ModeRunner:
         Raises:
           The same as `Engine.run`.
         """
+        self._begin_if_prepared()
         self._trace_anew_if_changed()
         if self._values is None:
             self._values = self._step.python_values()
@@ -191,10 +192,26 @@ class ModeRunner:
         self._end_if_decided()
         return logs
 
+    def _begin_if_prepared(self) -> None:
+        """Makes new engines if something that is frozen in a trace has changed before the run.
+
+        It waits until the hooks have started, since they may freeze a part of the model.
+        """
+        if not self._prepared:
+            return
+        self._prepared = False
+        signature = (*self._step.signature(), self._guard)
+        self._numbers = hyperparameters.signature(self._step.optimizers)
+        self._frozen = self._step.freezing.globs
+        if signature != self._signature or (self._values and self._values.changed()):
+            self._engines, self._compiled, self._signature = {}, set(), signature
+            self._values = None
+
     def _trace_anew_if_changed(self) -> None:
-        """Traces the step again if a hook has set a hyperparameter that is frozen in the trace."""
+        """Traces the step again if a hook has changed what is frozen in the trace."""
         numbers = hyperparameters.signature(self._step.optimizers)
-        if numbers == self._numbers:
+        frozen = self._step.freezing.globs
+        if numbers == self._numbers and frozen == self._frozen:
             return
         before = {name: dict(pairs) for name, *pairs in self._numbers}
         changes = [
@@ -203,8 +220,12 @@ class ModeRunner:
             for attribute, value in pairs
             if before[name].get(attribute) != value
         ]
+        if frozen != self._frozen:
+            names = [", ".join(globs) or "nothing" for globs in (self._frozen, frozen)]
+            changes.append(f"what is frozen, {names[0]} -> {names[1]}")
         self._logger.info(f"the step is traced again, since a hook has set {', '.join(changes)}")
-        self._engines, self._compiled, self._numbers = {}, set(), numbers
+        self._engines, self._compiled = {}, set()
+        self._numbers, self._frozen = numbers, frozen
         self._signature = (*self._step.signature(), self._guard)
         self._values = None
 
@@ -216,7 +237,9 @@ class ModeRunner:
             one.label: f"{one.label} was {one.before!r}, and is {one.now!r}" for one in changes
         }
         # Without the hyperparameters, at whose change the step is traced again.
-        if self._signature and self._step.signature()[:-1] != self._signature[:-2]:
+        # What a hook has thawed at the last step is no change that was missed.
+        thawed = self._step.freezing.globs != self._frozen
+        if self._signature and not thawed and self._step.signature()[:-1] != self._signature[:-2]:
             options = "trainable flags, loss weights, `clip_norm` or `fused_adam`"
             found[options] = f"{options} have changed"
         new = {label: text for label, text in found.items() if label not in self._said}
@@ -257,7 +280,7 @@ class ModeRunner:
         if len(tuner.rates) > 1 or tuner.failure or self._file is not None:
             self._logger.info(f"runs {tuner.why}.")
         if self._file is not None and len(tuner.rates) > 1:
-            save_choice(self._file, tuner, self._circumstances())
+            save_choice(self._file, tuner, self._found)
 
     def _check_loop(self, reader: BatchReader) -> None:
         """Raises ModelError or DataError if steps can't run in a loop compiled whole."""

@@ -20,6 +20,7 @@ from tfloss.hooks.run_info import RunInfo
 from tfloss.hooks.save_checkpoint import SaveCheckpoint
 from tfloss.hooks.tensorboard import TensorBoard
 from tfloss.hooks.time_limit import TimeLimit
+from tfloss.hooks.unfreeze import Unfreeze
 
 __all__ = [
     "OnSteps",
@@ -37,4 +38,5 @@ __all__ = [
     "LogPredictions",
     "TensorBoard",
     "TimeLimit",
+    "Unfreeze",
 ]

@@ -197,18 +197,20 @@ def make_groups(optimizer: Any) -> dict[str, Group]:
     return groups
 
 
-def check_disjoint(variables: Mapping[str, list[Any]]) -> None:
+def check_disjoint(variables: Mapping[str, list[Any]], frozen: Iterable[str] = ()) -> None:
     """Checks that each variable belongs to one group, and that each group has one.
 
     Args:
       variables: `{group: its trainable variables}`.
+      frozen: Names of groups that may have none, since they are frozen for a part of the run.
 
     Raises:
       ModelError: Two groups have a variable in common, or one has none.
     """
     owner: dict[int, str] = {}
+    frozen = set(frozen)
     for name, mine in variables.items():
-        if not mine:
+        if not mine and name not in frozen:
             what = (
                 "the model has no trainable variables"
                 if name == SINGLE
@@ -299,18 +301,21 @@ def joint(losses: Mapping[str, list[str]], groups: Iterable[str]) -> list[list[s
     return list(found.values())
 
 
-def due_sets(groups: Mapping[str, Group]) -> list[tuple[str, ...]]:
+def due_sets(groups: Mapping[str, Group], frozen: Iterable[str] = ()) -> list[tuple[str, ...]]:
     """The groups that are due at each step, for one period of steps.
 
     Args:
       groups: `{name: group}`.
+      frozen: Names of groups that are never due.
 
     Returns:
       Names of the groups that are due at step 0, 1, and so on, until they repeat.
     """
-    period = math.lcm(*(group.every for group in groups.values()))
+    frozen = set(frozen)
+    trained = {name: group for name, group in groups.items() if name not in frozen}
+    period = math.lcm(*(group.every for group in trained.values()))
     return [
-        tuple(name for name, g in groups.items() if step % g.every == g.offset)
+        tuple(name for name, g in trained.items() if step % g.every == g.offset)
         for step in range(period)
     ]
 

@@ -87,7 +87,7 @@ class Minimize:
             functools.partial(self._update, forward, micro_batches, step)
         )
         # The due groups repeat after a period; each combination of them has its own branch.
-        period = due_sets(self.groups)
+        period = due_sets(self.groups, [k for k, mine in self.variables.items() if not mine])
         branches = list(dict.fromkeys(period))
         if len(branches) == 1:
             outputs = update_due(branches[0])

@@ -27,6 +27,7 @@ from tfloss.optimizers.ema import Averages, Ema
 from tfloss.optimizers.groups import check_disjoint, make_groups
 from tfloss.optimizers.mixed_precision import LossScale, set_precision
 from tfloss.step.forward_errors import check_call
+from tfloss.step.freezing import Freezing
 from tfloss.step.minimize import Minimize, TraceWarnings
 from tfloss.step.output import OutputBuilder, StepOutput
 from tfloss.step.skipping import Skipping, counter
@@ -68,6 +69,7 @@ class TrainStep:
       groups: `{name: Group}`; a single optimizer is the group "optimizer".
       averages: Averages of the weights, with `ema`, after `build`.
       skipping: Decides whether an update is applied, and counts those that are not.
+      freezing: What is frozen for a part of the run.
 
     Raises:
       ModelError: The model or optimizer was created outside of the strategy's scope.
@@ -104,6 +106,7 @@ class TrainStep:
         self.strategy = tf.distribute.get_strategy()
         self.counter = counter("step")
         self.averages: Averages | None = None
+        self.freezing = Freezing(model)
         self._precision = precision
         if precision is not None:
             set_precision(model, precision)
@@ -174,7 +177,10 @@ class TrainStep:
             )
         groups = self.groups if group is None else {group: self.groups[group]}
         variables = {name: one.trainable(self.model) for name, one in groups.items()}
-        check_disjoint(variables)
+        frozen = [
+            name for name, one in groups.items() if self.freezing.holds(one.weights(self.model))
+        ]
+        check_disjoint(variables, frozen)
         minimize = Minimize(
             self.strategy,
             self.model,

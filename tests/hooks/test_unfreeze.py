@@ -1,0 +1,199 @@
+"""Unfreeze: frozen until a step, then trained, with everything else on."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss
+from tests.toys import rows
+from tfloss.hooks import Hook, OnSteps, SaveCheckpoint, Unfreeze
+
+GRADIENTS = {"trunk/kernel": 0.25, "trunk/norm/beta": 1.0, "head/kernel": 0.5, "head/bias": 0.75}
+AT, STEPS = 2, 5
+
+
+class Trunk(keras.layers.Layer):
+    def __init__(self):
+        super().__init__(name="trunk")
+        self.norm = keras.layers.BatchNormalization(name="norm", scale=False)
+
+    def build(self, shape):
+        self.kernel = self.add_weight(name="kernel", shape=(), initializer="ones")
+        self.norm.build(shape)
+
+    def call(self, x, training=False):
+        return 0.25 * self.kernel + tf.reduce_mean(self.norm(x, training=training))
+
+
+class Head(keras.layers.Layer):
+    def build(self, shape=None):
+        self.kernel = self.add_weight(name="kernel", shape=(), initializer="ones")
+        self.bias = self.add_weight(name="bias", shape=(), initializer="ones")
+
+    def call(self, x):
+        return x + 0.5 * self.kernel + 0.75 * self.bias
+
+
+class Net(keras.Model):
+    """Each weight has a constant gradient: that of beta is 1 in either mode of the layer."""
+
+    def __init__(self):
+        super().__init__(name="net")
+        self.trunk, self.head = Trunk(), Head(name="head")
+
+    def call(self, batch, training=False):
+        loss = self.head(self.trunk(batch["x"][:, None], training=training))
+        return tf.cast(loss, tf.float32)
+
+
+def weights(model):
+    return [model.trunk.kernel, model.trunk.norm.beta, model.head.kernel, model.head.bias]
+
+
+def adam(gradients, rate):
+    """The weights of each step, in float64; no gradient means no update."""
+    w, m, v, found = 0.0, 0.0, 0.0, []
+    for t, g in enumerate(gradients, 1):
+        if g is not None:
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            w -= rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-7)
+        found.append(w)
+    return found
+
+
+class Kill(Hook):
+    def __init__(self, *steps):
+        self.every = OnSteps(*steps)
+
+    def after_step(self, step):
+        raise RuntimeError("killed")
+
+
+def trainer(strategy=None, workdir=None, hooks=(), optimizer=None, **options):
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        make = optimizer or (lambda: tfloss.Group(keras.optimizers.Adam(0.125)))
+        return tfloss.Trainer(
+            Net(),
+            make(),
+            strategy=strategy,
+            workdir=workdir,
+            hooks=[Unfreeze(AT, "trunk/*"), *hooks],
+            default_hooks=False,
+            **options,
+        )
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def data(count=1):
+    return rows([1.0] * 2 * count, 2 * count)
+
+
+@pytest.mark.parametrize(
+    ("jit", "count", "options"),
+    [
+        (False, 1, {}),
+        slow(False, 2, {"precision": "mixed_float16", "accumulate": 2}),
+        slow(True, 2, {"fused_adam": False, "skip_nonfinite": True}),
+        slow("loop", 1, {"accumulate": 2}),
+    ],
+)
+def test_frozen_then_thawed_gives_the_weights_worked_out_by_hand(
+    jit, count, options, replicas, messages
+):
+    def optimizer():
+        return tfloss.Group(keras.optimizers.Adam(0.125), rate_multipliers={"head/*": 2.0})
+
+    one = trainer(replicas(count), optimizer=optimizer, jit=jit, clip_norm=0.5, ema=0.75, **options)
+    one.train(data(count), STEPS)
+    assert sum("traced again" in text for text in messages) == 1
+    averages = one.train_step.averages.variables()
+    head = np.hypot(0.5, 0.75)
+    everything = np.sqrt(sum(g**2 for g in GRADIENTS.values()))
+    for (name, g), weight in zip(GRADIENTS.items(), weights(one.model), strict=True):
+        before = 0.5 * g / head if name.startswith("head") else None
+        gradients = [before] * AT + [0.5 * g / everything] * (STEPS - AT)
+        first = 0.0 if name.endswith("beta") else 1.0
+        expected = [first + w for w in adam(gradients, 0.25 if before else 0.125)]
+        average = first
+        for value in expected:
+            average = 0.75 * average + 0.25 * value
+        np.testing.assert_allclose(weight.numpy(), expected[-1], atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(averages[f"ema/{weight.path}"].numpy(), average, atol=2e-5)
+    # In inference mode until the thaw, the statistics stay; then they move towards the mean, 1.
+    batches = (STEPS - AT) * options.get("accumulate", 1)
+    moving = one.model.trunk.norm.moving_mean.numpy()
+    np.testing.assert_allclose(moving, 1 - 0.99**batches, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kill", "jit", "count"),
+    [slow(1, False, 2), slow(2, "loop", 1), slow(2, True, 1), (3, False, 1)],
+)
+def test_a_run_killed_before_at_or_after_the_thaw_is_resumed_to_the_bit(
+    kill, jit, count, tmp_path, replicas
+):
+    strategy = replicas(count)
+    options = {"jit": jit, "ema": 0.75, "clip_norm": 0.5}
+
+    def saving(*more):
+        return [SaveCheckpoint(OnSteps(kill)), *more]
+
+    whole = trainer(strategy, tmp_path / "whole", saving(), **options)
+    whole.train(data(count), STEPS)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(strategy, tmp_path / "killed", saving(Kill(kill + 1)), **options).train(
+            data(count), STEPS
+        )
+    again = trainer(strategy, tmp_path / "killed", saving(), **options)
+    again.train(data(count), STEPS)
+    expected, found = whole.state.variables(), again.state.variables()
+    assert expected.keys() == found.keys()
+    for name, variable in expected.items():
+        np.testing.assert_array_equal(found[name].numpy(), variable.numpy(), err_msg=name)
+    assert whole.model.trunk.kernel.numpy() != 1.0
+
+
+def test_a_whole_group_is_frozen_until_the_thaw():
+    def optimizer():
+        sgd = keras.optimizers.SGD
+        return {"trunk": (sgd(1.0), lambda m: m.trunk), "head": (sgd(1.0), lambda m: m.head)}
+
+    one = trainer(optimizer=optimizer, jit=False)
+    one.train(data(), AT + 1)
+    assert [np.ravel(w.numpy())[0] for w in weights(one.model)] == [0.75, -1.0, -0.5, -1.25]
+    assert [int(o.iterations.numpy()) for o in one.train_step.optimizers.values()] == [1, 3]
+
+
+def test_flags_are_the_scripts_between_two_calls_and_traces_are_kept(messages):
+    one = trainer(jit=False)
+    one.train(data(), 1)
+    assert one.model.trunk.trainable and one.model.trunk.norm.trainable
+    engine = one._modes._engines["graph"]
+    one.train(data(), AT)
+    assert one._modes._engines["graph"] is engine
+    assert one.model.trunk.kernel.numpy() == 1.0
+    one.train(data(), AT + 1)
+    assert one.model.trunk.kernel.numpy() != 1.0
+    assert not any("traced again" in text for text in messages)
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        (lambda: Unfreeze(2, "trnk/*"), r"Unfreeze\(2, 'trnk/\*'\) matches no .*'net/trunk/"),
+        (lambda: Unfreeze(2, "*"), "would freeze every trainable variable"),
+        (lambda: Unfreeze(0, "*"), "at least 1"),
+        (lambda: Unfreeze(2.5, "*"), "must be an integer"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_the_first_step(hook, message):
+    with pytest.raises(ValueError, match=message):
+        one = trainer(jit=False)
+        one.train(data(), 3, hooks=[hook()])
+    assert message.startswith(("at", "must")) or one.step == 0
