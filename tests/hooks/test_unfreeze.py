@@ -170,6 +170,29 @@ def test_a_whole_group_is_frozen_until_the_thaw():
     assert [int(o.iterations.numpy()) for o in one.train_step.optimizers.values()] == [1, 3]
 
 
+class Repeated(tfloss.TrainStep):
+    """Two calls for the trunk, then one for the head."""
+
+    def step(self, batch):
+        for _ in range(2):
+            losses = self.minimize(self.named("t"), batch, group="trunk")
+        return {**losses, **self.minimize(self.named("h"), batch, group="head")}
+
+    def named(self, name):
+        return lambda batch: {name: self.model(batch, training=True)}
+
+
+def test_a_step_of_its_own_may_minimize_a_frozen_group():
+    def optimizer():
+        sgd = keras.optimizers.SGD
+        return {"trunk": (sgd(1.0), lambda m: m.trunk), "head": (sgd(1.0), lambda m: m.head)}
+
+    one = trainer(optimizer=optimizer, jit=False, train_step=Repeated)
+    one.train(data(), AT + 2)
+    assert [np.ravel(w.numpy())[0] for w in weights(one.model)] == [0.0, -4.0, -1.0, -2.0]
+    assert [int(o.iterations.numpy()) for o in one.train_step.optimizers.values()] == [4, 4]
+
+
 def test_flags_are_the_scripts_between_two_calls_and_traces_are_kept(messages):
     one = trainer(jit=False)
     one.train(data(), 1)
