@@ -63,3 +63,13 @@ def test_which_methods_are_the_users():
     assert _upstream.overridden(layer, "save_assets") == layer.save_assets
     assert _upstream.overridden(layer, "save_own_variables") is None  # Keras's
     assert _upstream.overridden(layer, "load_assets") is None  # nobody's
+
+
+def test_the_table_in_a_vocabulary_table():
+    keys = tf.lookup.KeyValueTensorInitializer(["a"], tf.constant([0], tf.int64))
+    table = tf.lookup.StaticVocabularyTable(keys, 2)
+    assert not hasattr(table, "export")
+    assert _upstream.static_table_in(table).export()[0].numpy().tolist() == [b"a"]
+    assert _upstream.static_table_in(tf.lookup.StaticVocabularyTable(None, 2)) is None
+    table = tf.lookup.StaticHashTable(keys, 0)
+    assert _upstream.static_table_in(table) is table

@@ -64,6 +64,7 @@ from tfloss._upstream.keras_states import (
     rnn_states,
     set_vocabulary,
     stateful_rnns,
+    static_table_in,
 )
 from tfloss._upstream.op_kinds import (
     COLLECTIVE_OPS,
@@ -162,6 +163,7 @@ __all__ = [
     "layers_by_path",
     "learning_rate_function",
     "lookup_in",
+    "static_table_in",
     "losses_not_divided",
     "made_by_dropout",
     "mask_of",

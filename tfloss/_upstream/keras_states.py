@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfloss._upstream.keras_layers import layers_by_path, seed_states
 
@@ -131,3 +132,11 @@ class OnlySeedsChange(keras.StatelessScope):
         if id(variable) not in self.seeds:
             self.changed.append((variable.path, self._note()))
         super().add_update(update)
+
+
+def static_table_in(table: Any) -> Any:
+    """Returns the StaticHashTable that holds the content of a static table; None if it is empty.
+
+    A StaticVocabularyTable has no `export`, and no public access to the table that has it.
+    """
+    return table._table if isinstance(table, tf.lookup.StaticVocabularyTable) else table

@@ -18,7 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.checkpoint.untracked import TABLES, untracked
+from tfloss.checkpoint.table_states import StaticTableState, StringState, TableState
+from tfloss.checkpoint.untracked import MUTABLE_TABLES, STATIC_TABLES, untracked
 from tfloss.checkpoint.values import assign as assign_variable
 from tfloss.checkpoint.values import read
 from tfloss.common.unique_names import unique_name
@@ -79,9 +80,10 @@ def named_layer_states(model: keras.Model) -> dict[str, Any]:
     tables: set[int] = set()
     parts: set[int] = set()
     for name, holder in untracked(model):
-        if isinstance(holder, TABLES) and id(holder) not in tables:
+        if isinstance(holder, MUTABLE_TABLES + STATIC_TABLES) and id(holder) not in tables:
             tables.add(id(holder))
-            found[name] = TableState(holder)
+            static = isinstance(holder, STATIC_TABLES)
+            found[name] = StaticTableState(holder) if static else TableState(holder)
     for path, layer in _upstream.layers_by_path(model, by_parents=True):
         inner = _upstream.lookup_in(layer)
         if inner is not None and inner is not layer:
@@ -130,52 +132,7 @@ def assign_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]
                 assign_variable(variable, values[name])
 
 
-class _StringState:
-    """A state whose value is a string tensor."""
-
-    shape = tf.TensorShape([None])
-    dtype = tf.string
-
-
-class TableState(_StringState):
-    """The keys and values of a mutable table."""
-
-    def __init__(self, table: Any):
-        self.table, self.handle = table, table.resource_handle
-
-    def read_value(self) -> tf.Tensor:
-        """Returns keys and values, serialised. Those of a MutableHashTable are sorted by key."""
-        keys, values = self.table.export()
-        if isinstance(self.table, tf.lookup.experimental.MutableHashTable):
-            order = np.argsort(keys.numpy(), kind="stable")  # TensorFlow's order is that of hashes
-            keys, values = tf.gather(keys, order), tf.gather(values, order)
-        return tf.stack([tf.io.serialize_tensor(keys), tf.io.serialize_tensor(values)])
-
-    def problem(self, value: np.ndarray) -> str | None:
-        """Compares the dtypes and the shape of a value."""
-        try:
-            saved = self._parsed(value)
-        except tf.errors.InvalidArgumentError as error:
-            return f"a table of other dtypes was saved: {error.message}"
-        for what, then, now in zip(("key", "value"), saved, self.table.export(), strict=True):
-            if then.shape[1:] != now.shape[1:]:
-                return f"saved with {what}s of shape {then.shape[1:]}, here {now.shape[1:]}"
-        return None
-
-    def assign(self, value: np.ndarray) -> None:
-        """Replaces the content of the table."""
-        keys, values = self._parsed(value)
-        tf.raw_ops.LookupTableImportV2(table_handle=self.handle, keys=keys, values=values)
-
-    def _parsed(self, value: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-        keys, values = value
-        table = self.table
-        return tf.io.parse_tensor(keys, table.key_dtype), tf.io.parse_tensor(
-            values, table.value_dtype
-        )
-
-
-class PreprocessingState(_StringState):
+class PreprocessingState(StringState):
     """The configuration of a preprocessing layer, and what it has adapted to."""
 
     def __init__(self, layer: Any):
@@ -228,7 +185,7 @@ class PreprocessingState(_StringState):
 _vocabularies: weakref.WeakKeyDictionary[Any, tuple[Any, list[Any]]] = weakref.WeakKeyDictionary()
 
 
-class OwnState(_StringState):
+class OwnState(StringState):
     """What a layer's own `save_own_variables` and `load_own_variables` add to its variables."""
 
     def __init__(self, layer: keras.layers.Layer):
@@ -263,7 +220,7 @@ class OwnState(_StringState):
         return store
 
 
-class AssetsState(_StringState):
+class AssetsState(StringState):
     """The files that a layer's own `save_assets` writes."""
 
     def __init__(self, layer: Any):

@@ -13,7 +13,9 @@ import tensorflow as tf
 
 from tfloss import _upstream
 
-TABLES = (tf.lookup.experimental.MutableHashTable, tf.lookup.experimental.DenseHashTable)
+MUTABLE_TABLES = (tf.lookup.experimental.MutableHashTable, tf.lookup.experimental.DenseHashTable)
+STATIC_TABLES = (tf.lookup.StaticHashTable, tf.lookup.StaticVocabularyTable)
+_TABLES = MUTABLE_TABLES + STATIC_TABLES
 
 
 def untracked(model: keras.Layer) -> Iterator[tuple[str, Any]]:
@@ -24,7 +26,7 @@ def untracked(model: keras.Layer) -> Iterator[tuple[str, Any]]:
 
     Yields:
       name: Path of the layer, attribute and keys in it: `net/queues/left`.
-      holder: A `tf.Variable`, `keras.Variable`, `tf.random.Generator` or mutable table.
+      holder: A `tf.Variable`, `keras.Variable`, `tf.random.Generator` or table.
     """
     for path, layer in _upstream.layers_by_path(model):
         if isinstance(layer, _upstream.LOOKUP_LAYERS):
@@ -38,7 +40,7 @@ def variable_of(holder: Any) -> Any:
     """Returns the variable of a holder that `untracked` yields; None if it is a table."""
     if isinstance(holder, tf.random.Generator):
         return holder.state
-    return None if isinstance(holder, TABLES) else holder
+    return None if isinstance(holder, _TABLES) else holder
 
 
 def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -49,7 +51,7 @@ def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
             yield from _within(f"{name}/{index}", part)
-    elif isinstance(value, (*TABLES, tf.random.Generator, tf.Variable, keras.Variable)):
+    elif isinstance(value, (*_TABLES, tf.random.Generator, tf.Variable, keras.Variable)):
         yield name, value
     elif isinstance(value, tf.Module) and not isinstance(value, keras.Layer):
         for attribute, part in vars(value).items():
