@@ -177,8 +177,9 @@ STATEMENTS = {
     ),
     41: (
         "Losses with masks, `ignore_class` or `mean_with_sample_weight` divide by the count of "
-        "each replica.",
-        "`adapters.supervised` divides by the count of the global batch.",
+        "each replica. Dice, Tversky and Circle losses are those of each replica's examples.",
+        "`adapters.supervised` divides by the count of the global batch. It computes Dice and the "
+        "like of the whole batch, or refuses them.",
     ),
     42: (
         "`get_config` of some metrics lacks arguments, so that a copy computes another number.",

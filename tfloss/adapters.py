@@ -28,7 +28,10 @@ def supervised(
     Adam and AdamW this needs `Trainer(fused_adam=False)`. On several replicas, and with
     `accumulate`, it is the same up to rounding. `fit` differs there: masked values (`Masking`,
     `mask_zero`, `ignore_class`) and sample weights are divided by the count of the global batch,
-    not by that of each replica, and `reduction="sum"` is the sum over the global batch.
+    not by that of each replica, and `reduction="sum"` is the sum over the global batch. A loss that
+    is one value for the batch (Dice, Tversky, Circle, a function that returns a scalar) is that of
+    the global batch on several replicas. With `accumulate`, and with `jit=True` on several
+    replicas, it is refused.
 
     Args:
       model: Model that maps `x` to predictions. Losses that its layers add count too.
@@ -119,11 +122,12 @@ class _FunctionLoss(keras.losses.Loss):
     """A plain `loss(y_true, y_pred)` with Keras's reduction and sample weights."""
 
     def __init__(self, function: Callable[[Any, Any], Any]):
-        super().__init__(name=getattr(function, "__name__", "loss").strip("<>"))
-        self._function = function
+        # TensorFlow refuses a scope that begins with "_", and "<lambda>".
+        super().__init__(name=getattr(function, "__name__", "").strip("<>_") or "loss")
+        self.function = function
 
     def call(self, y_true: Any, y_pred: Any) -> tf.Tensor:
-        return self._function(y_true, y_pred)
+        return self.function(y_true, y_pred)
 
 
 def _describe(batch: Any) -> str:

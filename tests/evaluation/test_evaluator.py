@@ -337,6 +337,21 @@ def test_a_failing_metric_in_plain_python_is_named():
         Evaluator(Line(), {"map": Fails()}).run(batches())
 
 
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        (lambda: 1 / 0, "ZeroDivisionError"),
+        (lambda: None, "TypeError"),
+        (lambda: "x", "ValueError"),
+    ],
+)
+def test_a_metric_without_a_result_is_named(result, why):
+    seen = Seen()
+    seen.result = result
+    with pytest.raises(MetricError, match=rf"'seen' failed in result\(\) with {why}"):
+        Evaluator(Line(), {"seen": seen}).run(batches())
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_global_mean_is_the_same_validation_loss_on_uneven_parts(count, replicas):
     class Model(keras.Model):

@@ -150,10 +150,107 @@ def test_one_value_for_all_examples_can_not_be_weighted():
         _one_step(_plain, loss, WEIGHTS, tf.distribute.get_strategy())
 
 
-def test_a_loss_with_its_own_reduction_is_called_as_it_is(replicas):
+def test_a_loss_with_its_own_reduction_is_that_of_the_batch(replicas):
     class Own(keras.losses.Loss):
         def __call__(self, y_true, y_pred, sample_weight=None):
-            return 3.0 * tf.reduce_mean(y_pred**2)
+            return tf.reduce_sum(y_pred**2) / tf.reduce_sum(tf.abs(y_pred))
 
-    loss, _ = _one_step(_plain, Own(), None, replicas(2))
-    assert loss == pytest.approx(3 * SQUARES.mean())
+    loss, w = _one_step(_plain, Own(), None, replicas(2))
+    expected = SQUARES.sum() / np.abs(X).sum()  # at w = 1; it is in proportion to w
+    assert loss == pytest.approx(expected)
+    assert w == pytest.approx(1 - 0.01 * expected)
+
+
+def _scalar_dice(y_true, y_pred):
+    both = tf.reduce_sum(y_true * y_pred)
+    return 1 - 2 * both / (tf.reduce_sum(y_true) + tf.reduce_sum(y_pred))
+
+
+# Few positives in the first two examples, and many in the last three.
+MASKS = np.float32([[0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 0]])
+SCORES = np.float32(np.random.default_rng(0).uniform(0.1, 0.9, MASKS.shape))
+BATCH_LOSSES = {
+    "Dice": lambda: keras.losses.Dice(),
+    "Dice of each class": lambda: keras.losses.Dice(axis=(0,)),
+    "Tversky": lambda: keras.losses.Tversky(alpha=0.3, beta=0.7),
+    "dice": lambda: "dice",
+    "a function": lambda: _scalar_dice,
+}
+
+
+def _train_scores(loss, strategy, **options):
+    """Returns the loss of a step on SCORES, the validation loss and the weights after it."""
+    with strategy.scope():
+        net = keras.Sequential([keras.layers.Dense(4, kernel_initializer="identity")])
+        model, optimizer = supervised(net, loss), keras.optimizers.SGD(0.5)
+    data = tf.data.Dataset.from_tensor_slices((SCORES, MASKS)).batch(5)
+    options = {"jit": False, "default_hooks": False, **options}
+    trainer = tfloss.Trainer(model, optimizer, strategy=strategy, **options)
+    losses = trainer.train(data.repeat(), steps=1).losses
+    evaluated = trainer.evaluate(data, losses=True)["losses/total"]
+    return losses["total"], evaluated, net.get_weights()
+
+
+@pytest.mark.promise(41)
+@pytest.mark.parametrize("case", BATCH_LOSSES)
+def test_a_loss_of_the_whole_batch_is_that_of_one_replica(case, replicas):
+    make = BATCH_LOSSES[case]
+    one = _train_scores(make(), replicas(1))
+    two = _train_scores(make(), replicas(2))  # 3 examples and 2
+    loss = _scalar_dice(MASKS, SCORES) if case in ("a function", "Dice", "dice") else one[0]
+    assert one[0] == pytest.approx(float(loss), rel=1e-5)
+    assert two[:2] == pytest.approx(one[:2], rel=1e-5)
+    for a, b in zip(one[2], two[2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.promise(41)
+@pytest.mark.upstream
+def test_fit_computes_dice_of_each_replica(replicas):
+    values = []
+    for count in (1, 2):
+        with replicas(count).scope():
+            net = keras.Sequential([keras.layers.Dense(4, kernel_initializer="identity")])
+            net.compile(optimizer=keras.optimizers.SGD(0.5), loss=keras.losses.Dice())
+        net.fit(tf.data.Dataset.from_tensors((SCORES[1:], MASKS[1:])), verbose=0)
+        values.append(net.get_weights()[0])
+    assert np.abs(values[0] - values[1]).max() > 1e-3
+
+
+def test_circle_loss_compares_the_examples_of_all_replicas(replicas):
+    labels = np.int32([0, 1, 0, 1, 1])
+    values = []
+    for count in (1, 2):
+        strategy = replicas(count)
+        with strategy.scope():
+            net = keras.Sequential([keras.layers.Dense(4, kernel_initializer="identity")])
+            model = supervised(net, keras.losses.Circle(gamma=2.0))
+            optimizer = keras.optimizers.SGD(0.5)
+        data = tf.data.Dataset.from_tensor_slices((SCORES, labels)).batch(5)
+        options = {"strategy": strategy, "default_hooks": False, "jit": False}
+        trainer = tfloss.Trainer(model, optimizer, **options)
+        values.append((trainer.train(data, steps=1).losses["total"], net.get_weights()[0]))
+    assert values[1][0] == pytest.approx(values[0][0], rel=1e-5)
+    np.testing.assert_allclose(values[1][1], values[0][1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "options"), [(1, {"accumulate": 2}), (2, {"jit": True})])
+def test_a_loss_of_the_whole_batch_is_refused_where_there_is_none(count, options, replicas):
+    with pytest.raises(LossError, match="'dice' is one value for the whole batch.*accumulate"):
+        _train_scores(keras.losses.Dice(), replicas(count), **options)
+    # Each example has its own value.
+    _train_scores(keras.losses.Dice(axis=-1), replicas(count), **options)
+
+
+def test_means_of_vectors_need_no_whole_batch(replicas):
+    net = lambda: keras.Sequential([keras.layers.Dense(1), keras.layers.Reshape(())])  # noqa: E731
+    found = []
+    for count in (1, 2):
+        keras.utils.set_random_seed(0)
+        with (strategy := replicas(count)).scope():
+            model, optimizer = supervised(net(), "mse"), keras.optimizers.SGD(0.1)
+        data = tf.data.Dataset.from_tensor_slices((SCORES, MASKS[:, 0])).batch(5)
+        options = {"strategy": strategy, "default_hooks": False, "jit": True}
+        trainer = tfloss.Trainer(model, optimizer, **options)
+        found.append(trainer.train(data, steps=1).losses["total"])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)

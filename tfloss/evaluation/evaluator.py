@@ -165,7 +165,14 @@ class Evaluator:
         results: dict[str, float] = {}
         for name in self.metrics:
             source = self._keras[name].metric if name in self._keras else self._host[name]
-            results |= flat_results(name, source.result())
+            try:
+                value = source.result()
+                results |= flat_results(name, value)
+            except Exception as error:
+                raise MetricError(
+                    f"Metric {name!r} failed in result() with {type(error).__name__}: {error}. It "
+                    "must return a number, an array or a mapping of them."
+                ) from error
         return results
 
     def _evaluate_batch(self, batch: Any, parts: list[Any], step: int) -> tuple[Any, list[Any]]:
