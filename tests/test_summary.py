@@ -256,8 +256,9 @@ def test_in_a_rematerialised_block_a_summary_is_recorded_once():
 
     _, scalars, _ = run(lambda: Line(report), DATA, recording=True)
     assert scalars["inside"] == 2.5
-    assert len(seen) == 3  # building, forward, and again in the backward pass
-    assert seen[1] is seen[2]
+    # Building; a silent and a recording trace, each with a forward pass, and again in the backward.
+    assert len(seen) == 5
+    assert seen[1] is seen[2] and seen[3] is seen[4]
 
 
 # What is refused

@@ -76,7 +76,7 @@ def test_weights_that_are_not_finite_are_not_saved(name, value, tmp_path):
     directory, variables = CheckpointDirectory(tmp_path), named_variables(_model())
     variable = variables[f"m/{name}"]
     variable.assign(np.full(variable.shape, value))
-    with pytest.raises(CheckpointError, match=f"step 2: 'm/{name}' has NaN"):
+    with pytest.raises(CheckpointError, match=f"step 2: NaN .* values in 'm/{name}'"):
         directory.save(2, variables)
     assert directory.steps() == []
     directory.save(2, variables, check_finite=False)
@@ -84,7 +84,7 @@ def test_weights_that_are_not_finite_are_not_saved(name, value, tmp_path):
 
 def test_slots_that_are_not_finite_are_not_saved_whatever_their_precision(tmp_path):
     slots = {"good": keras.Variable(1.0), "bad": keras.Variable([np.nan], dtype="bfloat16")}
-    with pytest.raises(CheckpointError, match="'bad' has NaN"):
+    with pytest.raises(CheckpointError, match="NaN or infinite values in 'bad'"):
         CheckpointDirectory(tmp_path).save(2, slots)
 
 

@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfloss
 from tests.toys import rows, run
 from tfloss import summary
 from tfloss.errors import SummaryError
-from tfloss.forward.context import current_context, current_step, forward_context
+from tfloss.forward.context import (
+    current_context,
+    current_step,
+    forward_context,
+    plain_forward,
+)
 from tfloss.step.train_step import TrainStep
 
 STEP = tf.constant(7, tf.int64)
@@ -185,3 +191,51 @@ def test_a_rematerialised_block_has_the_gradient_of_the_block_itself(training, m
         np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-6)
     moved = 0.0 if training is False else 1.5
     assert float(found[1][-2][0]) == pytest.approx(moved)
+
+
+class Lazy(keras.Model):
+    """Layers that Keras puts together to a functional model in the middle of a call."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.net = how, None
+        self.parts = [
+            keras.layers.BatchNormalization(momentum=0.0, epsilon=0.0, name="norm"),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(1, kernel_initializer="ones", use_bias=False),
+        ]
+        if how == "Sequential":
+            self.net = keras.Sequential(self.parts)
+        elif how == "Sequential in Sequential":
+            self.net = keras.Sequential([keras.Sequential(self.parts[:2]), self.parts[2]])
+
+    def build(self, shape):
+        if self.net is None:
+            inputs = outputs = keras.Input([1])
+            for layer in self.parts:
+                outputs = layer(outputs)
+            self.net = keras.Model(inputs, outputs)
+
+    def call(self, batch, training=False):
+        y = self.net(batch, training=training)
+        return tf.reduce_mean(y) if training else y
+
+
+@pytest.mark.parametrize("how", ["Sequential", "Sequential in Sequential", "functional in build"])
+@pytest.mark.parametrize("first", ["training", "inference"])
+def test_layers_put_together_in_a_call_do_not_keep_its_mode(how, first):
+    x = tf.constant([[1.0], [3.0]])
+    model = Lazy(how)
+    trainer = tfloss.Trainer(model, keras.optimizers.SGD(0.0), default_hooks=False, jit=False)
+    if first == "inference":
+        with plain_forward(False):
+            model(x, training=False)
+    trainer.train(tf.data.Dataset.from_tensors(x).repeat(), 1)
+    norm = model.parts[0]
+    assert norm.moving_mean.numpy().tolist() == [2.0]  # of the training batch: 2 and 1
+    assert norm.moving_variance.numpy().tolist() == [1.0]
+    other = tf.constant([[5.0], [9.0]])
+    with plain_forward(False):
+        for _ in range(4):  # Dropout would give 0 or twice as much
+            assert model(other, training=False).numpy().tolist() == [[3.0], [7.0]]
+    assert norm.moving_mean.numpy().tolist() == [2.0]

@@ -4,7 +4,9 @@
 # pyright: reportPrivateUsage=false
 
 import contextlib
+import contextvars
 import functools
+import weakref
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
@@ -54,7 +56,9 @@ def layer_modes(observer: Callable[[], LayerCalls | None]) -> Generator[None]:
 
     A functional model passes its own mode to all of its layers, also to those that were called
     with `training=False` when the model was built. Here they keep it. The function that passes
-    the mode is not public.
+    the mode is not public. A functional model that is built inside of a call would keep the mode of
+    that call for ever, so calls with symbolic tensors don't see it. A Sequential is never given
+    the modes of its layers, and keeps none.
 
     Args:
       observer: Returns what decides the modes in the current thread. None: nothing changes.
@@ -77,7 +81,9 @@ def layer_modes(observer: Callable[[], LayerCalls | None]) -> Generator[None]:
                 global_state.set_global_attribute(_KEY, context)
                 self._clear_losses()
             before = dict(vars(context))
-            if kwargs.get("training", False) is None and before["training"] is not None:
+            if _is_symbolic(args, kwargs):
+                context.set_value("training", None)
+            elif kwargs.get("training", False) is None and before["training"] is not None:
                 kwargs["training"] = before["training"]  # Keras takes an explicit None for False
             try:
                 return original(self, *args, **kwargs)
@@ -92,15 +98,55 @@ def layer_modes(observer: Callable[[], LayerCalls | None]) -> Generator[None]:
 
     with (
         replaced(keras.Layer, "__call__", make),
+        replaced(keras.Sequential, "call", _noting_its_functional_model),
+        replaced(functional.Functional, "call", _noting_the_model),
         replaced(functional, "operation_fn", _keeping_given_arguments),
     ):
         yield
+
+
+def _is_symbolic(args: Any, kwargs: Any) -> bool:
+    """Whether a layer is called to build a functional model, not to compute something."""
+    return any(isinstance(one, keras.KerasTensor) for one in keras.tree.flatten((args, kwargs)))
+
+
+_OF_SEQUENTIALS: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_running: contextvars.ContextVar[Any] = contextvars.ContextVar("functional model", default=None)
+
+
+def _noting_its_functional_model(original: Any) -> Any:
+    """Makes `Sequential.call` note the functional model that it consists of."""
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._functional is not None:
+            _OF_SEQUENTIALS.add(self._functional)
+        return original(self, *args, **kwargs)
+
+    return call
+
+
+def _noting_the_model(original: Any) -> Any:
+    """Makes `Functional.call` note the model whose operations run."""
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _running.set(self)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _running.reset(token)
+
+    return call
 
 
 def _keeping_given_arguments(original: Any) -> Any:
     """Makes `operation_fn` keep the arguments that an operation was called with."""
 
     def operation_fn(operation: Any, **passed_on: Any) -> Any:
+        if _running.get() in _OF_SEQUENTIALS:
+            return original(operation, **passed_on)
+
         def call(*args: Any, **kwargs: Any) -> Any:
             missing = {k: v for k, v in passed_on.items() if kwargs.get(k) is None}
             return original(operation, **missing)(*args, **kwargs)

@@ -135,6 +135,9 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def _dtype(name: str) -> Any:
-    import ml_dtypes  # TensorFlow's own; only for dtypes that NumPy lacks
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import tensorflow as tf  # it has bfloat16 and the like, which NumPy lacks
 
-    return np.dtype(getattr(ml_dtypes, name, name))
+        return np.dtype(tf.as_dtype(name).as_numpy_dtype)
