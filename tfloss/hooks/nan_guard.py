@@ -37,9 +37,10 @@ class NaNGuard(Hook):
 
     Args:
       gradients: Whether gradients are checked, and not only losses. The check of the gradients
-        costs 1 to 2 % of a step of small kernels on a CPU (`benchmarks/guard.py`). Without it, a
-        bad gradient of a finite loss makes weights NaN, and training stops at the next loss that is
-        NaN, if there is one.
+        is one sum for each shape of variable and one for each group, a few microseconds each on a
+        CPU (`python benchmarks/guard.py mlp small cnn transformer`). Without it, a bad gradient of
+        a finite loss makes weights NaN, and training stops at the next loss that is NaN, if there
+        is one.
     """
 
     def __init__(self, *, gradients: bool = True):

@@ -1,7 +1,7 @@
 """Checks that the losses and gradients of a step are finite, before its update. Traced.
 
-The gradients of a group are checked by one number, their sum, since an op for each variable would
-cost more than 2 % of a step of small kernels (`benchmarks/guard.py`).
+The gradients of a group are checked by one number, their sum. `benchmarks/guard.py` compares step
+times with and without the check.
 """
 
 import dataclasses
