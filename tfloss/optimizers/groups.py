@@ -92,9 +92,7 @@ class Group:
         Returns:
           Keras variables.
         """
-        found = self.variables
-        if callable(found) and not isinstance(found, keras.Layer):
-            found = found(model)
+        found = self._given(model)
         weights = _variables(model if found is None else found, "weights")
         return [one for one in weights if isinstance(one, keras.Variable)]
 
@@ -147,13 +145,16 @@ class Group:
         Returns:
           Keras variables.
         """
-        found = self.variables
-        if callable(found) and not isinstance(found, keras.Layer):
-            found = found(model)
+        found = self._given(model)
         if found is None:
             return list(model.trainable_variables)
         ids = {id(variable) for variable in model.trainable_variables}
         return [v for v in _variables(found) if id(v) in ids]
+
+    def _given(self, model: keras.Model) -> Any:
+        """The layers or variables that were given, or that the given function returns."""
+        found = self.variables
+        return found if isinstance(found, keras.Layer) or not callable(found) else found(model)
 
 
 def make_groups(optimizer: Any) -> dict[str, Group]:
