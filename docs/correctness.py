@@ -317,7 +317,7 @@ def table() -> str:
         "| | TensorFlow / Keras | tfloss | tests |",
         "| --: | --- | --- | --- |",
     ]
-    for number, (wrong, right) in STATEMENTS.items():
+    for number, (wrong, right) in sorted(STATEMENTS.items()):
         rows = found.get(number, [])
         shown = [_link(file, name) for file, name, upstream in rows if upstream]
         held = [_link(file, name) for file, name, upstream in rows if not upstream]
