@@ -103,7 +103,7 @@ def sources():
         yield pytest.param(make, expected, id=f"items {name}")
 
 
-@pytest.mark.parametrize(("make", "expected"), sources())
+@pytest.mark.parametrize(("make", "expected"), list(sources()))
 def test_randomness_that_is_not_repeated_is_found(make, expected):
     source = make()
     states = random.getstate(), np.random.get_state()[1].tolist()
