@@ -158,6 +158,30 @@ make_trainer().train(Batches(), 3)  # here
         "make_trainer().train(examples.repeat(), 3)  # here",
         ("batch['y'] is a scalar", ".batch(batch_size)"),
     ),
+    "a Source without end to evaluate": Mistake(
+        """
+trainer = make_trainer()
+trainer.train(data, 1)
+source = tfloss.data.Source({"x": x, "y": y}, batch_size=8)
+trainer.evaluate(source, losses=True)  # here
+""",
+        ("infinite data set", "epochs=1"),
+    ),
+    "data without end to evaluate": Mistake(
+        """
+trainer = make_trainer()
+trainer.train(data, 1)
+trainer.evaluate(data, losses=True)  # here
+""",
+        ("infinite data set", ".take(n)"),
+    ),
+    "a Keras metric without its arguments": Mistake(
+        """
+trainer = make_trainer()
+trainer.evaluate(data, {"accuracy": keras.metrics.SparseCategoricalAccuracy()})  # here
+""",
+        ("Metric 'accuracy'", "tfloss.metric("),
+    ),
     "data that end too early": Mistake(
         "make_trainer().train(examples.batch(8), 30)  # here",
         ("ended after 8 batches", "at step 8 of 30", ".repeat()"),

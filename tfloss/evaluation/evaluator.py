@@ -25,6 +25,7 @@ from tfloss.data.batch_division import split
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batches import named_leaves
 from tfloss.data.distributed import Data, as_dataset
+from tfloss.data.source import Source
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
 from tfloss.evaluation.kept_state import KeptState
@@ -129,9 +130,12 @@ class Evaluator:
         """
         dataset = as_dataset(data, self.strategy)
         if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise DataError(
-                "Can't evaluate on an infinite data set. Limit it, for example with .take(n)."
+            cure = (
+                "Make the Source with epochs=1, and shuffle=False."
+                if isinstance(data, Source)
+                else "Leave .repeat() out, or limit it with .take(n)."
             )
+            raise DataError(f"Can't evaluate on an infinite data set. {cure}")
         options = tf.data.Options()
         options.autotune.enabled = False  # closing the iterator would wait for its thread
         self._reset_metrics()
