@@ -214,7 +214,7 @@ STATEMENTS = {
     ),
     48: (
         "`BackupAndRestore` doesn't save what callbacks count: the patience of `EarlyStopping` "
-        "starts anew.",
+        "starts again.",
         "Checkpoints hold the state of each hook, of any Python values. A hook gets its own state "
         "back, in whatever order the hooks stand.",
     ),

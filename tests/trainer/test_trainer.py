@@ -1118,7 +1118,7 @@ def test_upstream_freezes_python_attributes():
     assert float(step(tf.ones([1]))) == 1.0
 
 
-def test_a_layer_that_is_frozen_during_a_call_is_said():
+def test_an_option_that_a_hook_changes_during_a_call_is_said():
     class Freezes(tfloss.Hook):
         def __init__(self):
             super().__init__()

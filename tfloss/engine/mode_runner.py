@@ -159,7 +159,7 @@ class ModeRunner:
           The same as `Engine.run`.
         """
         self._begin_if_prepared()
-        self._trace_anew_if_changed()
+        self._retrace_if_changed()
         if self._values is None:
             self._values = self._step.python_values()
             self._looked = self._clock()
@@ -207,7 +207,7 @@ class ModeRunner:
             self._engines, self._compiled, self._signature = {}, set(), signature
             self._values = None
 
-    def _trace_anew_if_changed(self) -> None:
+    def _retrace_if_changed(self) -> None:
         """Traces the step again if a hook has changed what is frozen in the trace."""
         numbers = hyperparameters.signature(self._step.optimizers)
         frozen = self._step.freezing.globs

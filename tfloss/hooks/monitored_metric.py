@@ -92,7 +92,7 @@ class MonitoredMetric:
         if before == self.identity():
             return state
         logger.info(
-            f"{self._owner} starts anew: the checkpoint's best value is that of "
+            f"{self._owner} starts again: the checkpoint's best value is that of "
             f"{before['metric']!r} (mode={before['mode']!r}), not of {self.name!r} "
             f"(mode={self.mode!r})."
         )

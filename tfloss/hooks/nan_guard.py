@@ -37,10 +37,10 @@ class NaNGuard(Hook):
 
     Args:
       gradients: Whether gradients are checked, and not only losses. The check of the gradients
-        is one sum for each shape of variable and one for each group, a few microseconds each on a
-        CPU (`python benchmarks/guard.py mlp small cnn transformer`). Without it, a bad gradient of
-        a finite loss makes weights NaN, and training stops at the next loss that is NaN, if there
-        is one.
+        is one sum for each shape of variable and one for each group
+        (`python benchmarks/guard.py mlp small cnn transformer` measures it). Without it, a bad
+        gradient of a finite loss makes weights NaN, and training stops at the next loss that is
+        NaN, if there is one.
     """
 
     def __init__(self, *, gradients: bool = True):
