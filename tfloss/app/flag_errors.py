@@ -1,11 +1,10 @@
 """Messages for a wrong command line, with the nearest valid name. Host code, without TensorFlow."""
 
 import difflib
-import re
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from absl import flags
+from typing import Any
 
 from tfloss.app.config import keys
 
@@ -31,6 +30,51 @@ def check_file_exists(path: str) -> None:
         raise FlagError(f"There is no config file {str(file)!r}.{hint}")
 
 
+def check_config(path: str, config: Any) -> None:
+    """Checks what `get_config` returned.
+
+    Args:
+      path: The value of `--config`.
+      config: What it returned.
+
+    Raises:
+      FlagError: It is no `ConfigDict`.
+    """
+    if not hasattr(config, "to_json_best_effort"):
+        found = "None: is the return missing?" if config is None else f"a {type(config).__name__}."
+        raise FlagError(
+            f"get_config() of {path} must return an ml_collections.ConfigDict, and returned {found}"
+        )
+
+
+def config_error(path: str | None, error: BaseException) -> str | None:
+    """Describes an error that was raised inside of a config file.
+
+    Args:
+      path: The value of `--config`.
+      error: The error, or one that was raised in its place.
+
+    Returns:
+      A message with the lines of the config file; None if the error came from somewhere else.
+    """
+    if path is None:
+        return None
+    file = path.split(":")[0]
+    following: BaseException | None = error
+    while following is not None:
+        frames = traceback.extract_tb(following.__traceback__)
+        first = next((i for i, one in enumerate(frames) if one.filename == file), None)
+        own = [] if first is None else frames[first:]
+        text = traceback.format_list([one for one in own if "<frozen" not in one.filename])
+        if own or isinstance(following, SyntaxError):
+            text += traceback.format_exception_only(following)
+            return f"the config file {file} failed:\n{''.join(text)}".rstrip()
+        if isinstance(following, AttributeError) and following.name == "get_config":
+            return f"the config file {file} has no function get_config()."
+        following = following.__context__
+    return None
+
+
 def unknown_flag(name: str, known: Iterable[str]) -> str:
     """Describes a flag that does not exist.
 
@@ -41,39 +85,23 @@ def unknown_flag(name: str, known: Iterable[str]) -> str:
     Returns:
       The message.
     """
-    if name.startswith("config."):  # ml_collections' syntax for a key of the config
-        return f"Flag --{name} overrides a config, and there is none. Add --config=FILE."
     near = _nearest(name, list(known))
     hint = f"Did you mean --{near}?" if near else "--help lists the flags."
     return f"Unknown flag --{name}. {hint}"
 
 
-def unknown_key(argv: Sequence[str], path: str | None) -> str | None:
-    """Describes the first `--config.key` of a command line that the config does not have.
-
-    It loads the config again, so that a mistake inside of the config file shows with its traceback.
+def unknown_key(key: str, config: Any, path: str) -> str:
+    """Describes an override of a key that the config does not have.
 
     Args:
-      argv: The command line, program name first.
-      path: The value of `--config`, or None if there is none.
+      key: The key, such as `optimizer.lr`.
+      config: The config.
+      path: The file of the config.
 
     Returns:
-      The message, or None if the config has all keys.
+      The message.
     """
-    from ml_collections import config_flags
-
-    if path is None:
-        return None
-    alone = flags.FlagValues()
-    arguments = [argv[0], f"--config={path}"]
-    config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=arguments)
-    alone(arguments)
-    known = keys(alone["config"].value)
-    for argument in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if match and match[1] not in known:
-            return f"Unknown config key --config.{match[1]}." + _similar_keys(match[1], known, path)
-    return None
+    return f"Unknown config key --config.{key}." + _similar_keys(key, keys(config), path)
 
 
 def _similar_keys(key: str, known: Sequence[str], path: str) -> str:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from tfloss.app.flag_errors import FlagError, check_file_exists, unknown_flag, unknown_key
+from tfloss.app.config_overrides import apply_overrides, take_overrides
+from tfloss.app.flag_errors import (
+    FlagError,
+    check_config,
+    check_file_exists,
+    config_error,
+    unknown_flag,
+)
 from tfloss.app.flag_types import JitFlag, StepRangeParser
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
 
@@ -42,7 +49,7 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | No
 
     Args:
       values: The set of flags to define them in. It may have flags of the script as well.
-      argv: The command line. ml_collections searches it for `--config.key=value`.
+      argv: The command line, without overrides of the config.
       config: The path of the config file if `--config` is not given.
     """
     for name in list(values):
@@ -74,27 +81,36 @@ def parse_flags(
 
     Raises:
       FlagError: A flag or a config key is unknown, a value has the wrong type, the config file does
-        not exist, or a required flag is missing.
+        not exist or fails, or a required flag is missing.
     """
     values = flags.FLAGS if values is None else values
     path = None
-    expanded = list(argv)
     try:
-        expanded = values.read_flags_from_files(expanded, force_gnu=False)
-        path = _config_path(expanded) or config
+        arguments, overrides = take_overrides(
+            values.read_flags_from_files(list(argv), force_gnu=False)
+        )
+        path = _config_path(arguments) or config
         if path is not None:
             check_file_exists(path)
-        define_flags(values, argv, config)
-        rest = values(list(argv))[1:]
+        define_flags(values, arguments, config)
+        rest = values(arguments)[1:]
     except flags.UnrecognizedFlagError as error:
         raise FlagError(unknown_flag(error.flagname, values)) from None
-    except flags.IllegalFlagValueError as error:
-        raise FlagError(str(error)) from None
     except flags.DuplicateFlagError:
         raise
-    except (flags.Error, AttributeError, KeyError, IndexError) as error:
-        # A mistake inside of the config file raises again in `unknown_key`, and shows its line.
-        raise FlagError(unknown_key(expanded, path) or str(error)) from None
+    except flags.Error as error:
+        raise FlagError(config_error(path, error) or str(error)) from None
+    except Exception as error:
+        if message := config_error(path, error):
+            raise FlagError(message) from None
+        raise
+    if overrides and path is None:
+        raise FlagError(
+            f"{overrides[0].flag} overrides a config, and there is none. Add --config=FILE."
+        )
+    if path is not None:
+        check_config(path, values["config"].value)
+        apply_overrides(values["config"].value, overrides, path)
     if rest:
         raise FlagError(f"Unexpected argument {rest[0]!r}. Write every option as --name=value.")
     for name, example in (("config", "configs/digits.py"), ("workdir", "runs/digits")):
@@ -115,7 +131,8 @@ def _define_task_flags(values: flags.FlagValues, argv: Sequence[str], config: st
         "config",
         config,
         "Python file whose get_config() returns the config. Override a value with "
-        "--config.key=value or --config.group.key=value.",
+        "--config.key=value or --config.group.key=value, a list or tuple with "
+        "--config.sizes=1,2,3, and any value but a text with --config.key=none.",
         flag_values=values,
         sys_argv=list(argv),
     )
