@@ -62,6 +62,17 @@ def test_a_functional_model_overrides_the_mode_of_its_layers():
 
 
 @pytest.mark.promise(50)
+def test_a_default_that_keras_writes_down_is_not_kept():
+    inputs = keras.Input([1])
+    dropout, norm = keras.layers.Dropout(0.5), Probe()
+    model = keras.Model(inputs, norm(dropout(inputs), training=False))
+    assert dropout._inbound_nodes[0].arguments.kwargs == {"training": False}
+    with _upstream.layer_modes(lambda: None):
+        zeros = (model(tf.ones([1000, 1]), training=True).numpy() == 0).mean()
+        assert zeros == pytest.approx(0.5, abs=0.1) and norm.modes[-1] is False
+        assert (model(tf.ones([1000, 1]), training=False).numpy() == 1).all()
+
+
 def test_a_rematerialised_block_is_run_again_in_inference_mode():
     x = tf.constant([[1.0], [2.0], [6.0]])
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfloss
-from tests.toys import rows, run
+from tests.toys import Line, rows, run
 from tfloss import summary
 from tfloss.errors import SummaryError
 from tfloss.forward.context import (
@@ -146,6 +146,19 @@ class Judging(TrainStep):
 
     def forward(self, batch):
         return self.model.judge(batch) if self.model.kind == "forward" else super().forward(batch)
+
+
+def test_dropout_in_a_functional_model_is_active_in_training():
+    def report(model, batch, y):
+        return tf.reduce_mean(tf.square(model.net(batch["x"][:, None]))) + y[0]
+
+    inputs = keras.Input([1])
+    line = Line(report)
+    line.net = keras.Model(inputs, keras.layers.Dropout(0.5, seed=1)(inputs))
+    step, scalars, _ = run(lambda: line, rows(np.ones(1000), 1000), steps=1)
+    assert scalars["losses/total"] == pytest.approx(2 + 1, abs=0.3)  # half of them are 2 squared
+    seed = line.net.layers[1].seed_generator.state.numpy()
+    assert seed[1] == 1
 
 
 @pytest.mark.promise(49, 51)

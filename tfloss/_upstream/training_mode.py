@@ -6,6 +6,7 @@
 import contextlib
 import contextvars
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
@@ -55,10 +56,12 @@ def layer_modes(observer: Callable[[], LayerCalls | None]) -> Generator[None]:
     after it. Here the mode ends with the call. The context is not public.
 
     A functional model passes its own mode to all of its layers, also to those that were called
-    with `training=False` when the model was built. Here they keep it. The function that passes
-    the mode is not public. A functional model that is built inside of a call would keep the mode of
-    that call for ever, so calls with symbolic tensors don't see it. A Sequential is never given
-    the modes of its layers, and keeps none.
+    with `training=False` when the model was built. Here they keep it. Keras also writes down the
+    default of a layer's `call` as if it had been given (Dropout: `training=False`), so a value that
+    is the default is not kept. The function that passes the mode is not public. A functional
+    model that is built inside of a call would keep the mode of that call for ever, so calls with
+    symbolic tensors don't see it. A Sequential is never given the modes of its layers, and keeps
+    none.
 
     Args:
       observer: Returns what decides the modes in the current thread. None: nothing changes.
@@ -148,9 +151,17 @@ def _keeping_given_arguments(original: Any) -> Any:
             return original(operation, **passed_on)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            missing = {k: v for k, v in passed_on.items() if kwargs.get(k) is None}
+            missing = {k: v for k, v in passed_on.items() if not _is_given(operation, k, kwargs)}
             return original(operation, **missing)(*args, **kwargs)
 
         return call
 
     return operation_fn
+
+
+def _is_given(operation: Any, name: str, arguments: dict[str, Any]) -> bool:
+    """Whether the call that built a functional model gave an argument, other than its default."""
+    if arguments.get(name) is None:
+        return False
+    parameter = inspect.signature(operation.call).parameters.get(name)
+    return parameter is None or arguments[name] != parameter.default
