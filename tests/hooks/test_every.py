@@ -171,3 +171,18 @@ def test_on_steps_is_due_at_the_given_steps_only():
 def test_on_steps_refuses_other_values(step):
     with pytest.raises(ValueError, match="integer of at least 1"):
         OnSteps(step)
+
+
+def test_progress_counts_complete_periods_and_the_steps_since():
+    every = Every(epochs=1)
+    with pytest.raises(RuntimeError, match="start"):
+        every.progress(1)
+    every.start(RunInfo(0, 100, None, 2.5))  # due at 3, 5, 8, 10
+    assert [every.progress(step) for step in (0, 2, 3, 4, 5, 9)] == [
+        (0, 0),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+        (3, 1),
+    ]

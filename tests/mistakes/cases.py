@@ -186,12 +186,12 @@ trainer.evaluate(data, {"accuracy": keras.metrics.SparseCategoricalAccuracy()}) 
         "make_trainer().train(examples.batch(8), 30)  # here",
         ("ended after 8 batches", "at step 8 of 30", ".repeat()"),
     ),
-    "a Keras callback as a hook": Mistake(
+    "a Keras callback that saves a part of the run": Mistake(
         """
-hooks = [tfloss.hooks.NaNGuard(), keras.callbacks.EarlyStopping()]
+hooks = [tfloss.hooks.NaNGuard(), keras.callbacks.ModelCheckpoint("best.keras")]
 tfloss.Trainer(Net(), keras.optimizers.Adam(), hooks=hooks)  # here
 """,
-        ("hooks[1]", "Keras callback", "tfloss.hooks.EarlyStopping"),
+        ("Keras callback ModelCheckpoint", "tfloss.hooks.SaveCheckpoint"),
     ),
     "one hook without a list": Mistake(
         """

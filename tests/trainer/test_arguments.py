@@ -7,6 +7,8 @@ import tensorflow as tf
 
 import tfloss
 from tests.toys import Line, rows
+from tfloss.hooks import KerasCallbacks, NaNGuard, Progress
+from tfloss.trainer.arguments import checked_hooks
 
 DATA = rows(np.ones(8), 4)
 
@@ -110,3 +112,11 @@ def test_evaluate_runs_each_forward_only_if_it_is_needed():
     losses = {"losses/error": 3.0, "losses/total": 3.0}
     assert trainer.evaluate(pictures, losses=True) == losses
     assert trainer.evaluate(latents, mean) == {"mean": 3.0}
+
+
+def test_bare_callbacks_become_one_hook_where_the_first_one_stands():
+    history, stop = keras.callbacks.History(), keras.callbacks.EarlyStopping()
+    before, after = NaNGuard(), Progress()
+    found = checked_hooks([before, history, after, stop])
+    assert [type(hook) for hook in found] == [NaNGuard, KerasCallbacks, Progress]
+    assert found[1].callbacks == [history, stop]

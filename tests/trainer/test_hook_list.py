@@ -74,6 +74,22 @@ def test_those_that_save_checkpoints_come_last_at_a_step_and_at_the_end():
     ]
 
 
+def test_those_that_use_results_come_after_those_that_produce_them():
+    uses = Witness("uses", every=Every(steps=1))
+    uses.uses_results = True
+    hooks, run = listed(
+        Witness("saves", every=Every(steps=1), bucket="checkpoint"),
+        uses,
+        Witness("produces", every=Every(steps=1)),
+    )
+    with hooks.running(lambda: None):
+        CALLS.clear()
+        run.step = 1
+        hooks.after_step()
+    expected = ["produces", "uses", "saves"]
+    assert CALLS == [(n, m) for m in ("after_step", "after_train") for n in expected]
+
+
 def test_nobody_is_due_where_nobody_asks():
     hooks, _ = listed(Witness("a"), Witness("b", every=OnSteps(5)))
     with hooks.running(lambda: None):

@@ -27,6 +27,7 @@ from tfloss._upstream.input_pipelines import (
     saved_shuffles,
 )
 from tfloss._upstream.keras_builds import built_eagerly, has_unbuilt_parts
+from tfloss._upstream.keras_callbacks import writes_at_batches
 from tfloss._upstream.keras_layers import (
     has_own_build,
     in_scratch_graph,
@@ -191,4 +192,5 @@ __all__ = [
     "intercept_tf_summary",
     "weights_with_mask",
     "with_mask",
+    "writes_at_batches",
 ]

@@ -11,11 +11,13 @@ from tfloss.hooks.early_stopping import EarlyStopping
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import Every, OnSteps
 from tfloss.hooks.export_best import ExportBest
+from tfloss.hooks.keras_callbacks import KerasCallbacks
 from tfloss.hooks.log_predictions import LogPredictions
 from tfloss.hooks.metrics_file import MetricsFile
 from tfloss.hooks.nan_guard import NaNGuard
 from tfloss.hooks.profile import Profile
 from tfloss.hooks.progress import Progress
+from tfloss.hooks.reduce_on_plateau import ReduceOnPlateau
 from tfloss.hooks.run_info import RunInfo
 from tfloss.hooks.save_checkpoint import SaveCheckpoint
 from tfloss.hooks.tensorboard import TensorBoard
@@ -29,10 +31,12 @@ __all__ = [
     "Every",
     "ExportBest",
     "Hook",
+    "KerasCallbacks",
     "MetricsFile",
     "NaNGuard",
     "Profile",
     "Progress",
+    "ReduceOnPlateau",
     "RunInfo",
     "SaveCheckpoint",
     "LogPredictions",

@@ -22,9 +22,10 @@ class Hook:
     """The base class of hooks. Every method is optional, and `super()` need not be called.
 
     Each method is called on all hooks in the order of their list. So a hook that produces values
-    (Evaluate) stands before the one that uses them. There is one exception: in `after_step` and
-    `after_train`, hooks that save checkpoints are called last wherever they stand, because a
-    checkpoint holds the state of every hook.
+    (Evaluate) stands before the one that uses them. There are two exceptions, in `after_step` and
+    `after_train`, wherever the hooks stand: those with `uses_results` are called after the others,
+    and those that save checkpoints are called last, because a checkpoint holds the state of every
+    hook.
 
     Attributes:
       every: When `after_step` is due. None: never.
@@ -39,6 +40,8 @@ class Hook:
       async_logs: Whether `on_log` may be called up to a second after its step, for several steps in
         a row. This suits hooks that write or show values, and never stop training. If all hooks
         that have an `on_log` allow it, the compiled loop is not interrupted at each log.
+      uses_results: Whether `after_step` and `after_train` are called after those of the hooks that
+        produce results.
       chief_only: Whether only the first of several workers calls the hook, as writers need. Other
         hooks are called on all workers, and must do together what all must do: evaluate, save.
     """
@@ -46,6 +49,7 @@ class Hook:
     every: Every | OnSteps | None = None
     time_bucket: str = "hooks"
     async_logs: bool = False
+    uses_results: bool = False
     chief_only: bool = False
     state: dict[str, Any]
     arguments: Mapping[str, str]

@@ -109,6 +109,20 @@ class Every:
             return None
         return math.ceil((step // self._period + 1) * self._period)
 
+    def progress(self, step: int) -> tuple[int, int]:
+        """Returns the number of complete periods at a step, and the steps since the last of them.
+
+        Args:
+          step: Number of updates that are done.
+
+        Raises:
+          RuntimeError: `start` was not called, or the unit is seconds.
+        """
+        if not self._period:
+            raise RuntimeError(f"{self!r}.progress() needs start(run), and a number of steps.")
+        periods = int(step // self._period)
+        return periods, step - math.ceil(periods * self._period)
+
     def due(self, step: int) -> bool:
         """Returns whether a step is due. For `seconds`, a due call starts the next period.
 

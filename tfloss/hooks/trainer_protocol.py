@@ -34,6 +34,38 @@ class StopwatchProtocol(Protocol):
         ...
 
 
+class MeansProtocol(Protocol):
+    """Means of what the steps report, since a step that the hook chooses."""
+
+    def restart(self, step: int) -> None:
+        """Starts a new span after `step` completed updates."""
+        ...
+
+    def values(self) -> dict[str, float]:
+        """`{tag: mean}` since then."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """The sums so far, for the state of a hook."""
+        ...
+
+    def restore(self, state: Mapping[str, Any] | None, step: int) -> None:
+        """Restores what `state` returned, if it belongs to `step`."""
+        ...
+
+
+class WindowProtocol(Protocol):
+    """The steps that are not logged yet."""
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        ...
+
+    def running_means(self) -> MeansProtocol:
+        """Means over spans that the hook chooses, of all steps from now on."""
+        ...
+
+
 class TrainerProtocol(Protocol):
     """The part of `tfloss.Trainer` that hooks use; see there for what each member does."""
 
@@ -70,7 +102,7 @@ class TrainerProtocol(Protocol):
         ...
 
     @property
-    def window(self) -> object:
+    def window(self) -> WindowProtocol:
         """The steps that are not logged yet; false if there are none."""
         ...
 

@@ -13,6 +13,7 @@ from tfloss.data.feed import Feed
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import ModelError
 from tfloss.hooks.base import Hook
+from tfloss.hooks.keras_callbacks import KerasCallbacks
 from tfloss.hooks.run_info import RunInfo
 from tfloss.step.step_options import StepOptions
 from tfloss.step.train_step import TrainStep
@@ -92,37 +93,26 @@ def made_step(
     return train_step
 
 
-_INSTEAD_OF_CALLBACKS = {
-    "BackupAndRestore": "tfloss resumes by itself from the newest checkpoint in `workdir`",
-    "CSVLogger": "tfloss.hooks.MetricsFile",
-    "EarlyStopping": "tfloss.hooks.EarlyStopping",
-    "LearningRateScheduler": "a keras.optimizers.schedules.LearningRateSchedule in the optimizer",
-    "ModelCheckpoint": "tfloss.hooks.SaveCheckpoint or tfloss.hooks.ExportBest",
-    "ProgbarLogger": "tfloss.hooks.Progress",
-    "SwapEMAWeights": "Trainer(ema=0.999)",
-    "TensorBoard": "tfloss.hooks.TensorBoard",
-    "TerminateOnNaN": "tfloss.hooks.NaNGuard",
-}
-
-
 def checked_hooks(hooks: Any) -> list[Hook]:
-    """The hooks as a list.
+    """The hooks as a list. All bare Keras callbacks become one hook, where the first one stands.
 
     Raises:
-      TypeError: `hooks` is not a list of hooks. The message names what it is.
+      TypeError: `hooks` is not a list of hooks, or has a Keras callback that can't be used. The
+        message names what it is.
     """
     if isinstance(hooks, Hook) or not isinstance(hooks, Iterable):
         what = type(hooks).__name__
         raise TypeError(f"hooks must be a list of hooks, got {what}. Write hooks=[{what}(...)].")
-    found = list(hooks)
+    found: list[Any] = list(hooks)
+    callbacks = [hook for hook in found if isinstance(hook, keras.callbacks.Callback)]
+    if callbacks:
+        first = found.index(callbacks[0])
+        rest = [hook for hook in found if not isinstance(hook, keras.callbacks.Callback)]
+        found = [*found[:first], KerasCallbacks(callbacks), *rest[first:]]
     for index, hook in enumerate(found):
         where = f"hooks[{index}]"
         if isinstance(hook, type):
             raise TypeError(f"{where} is the class {hook.__name__}. Write {hook.__name__}(...).")
-        if isinstance(hook, keras.callbacks.Callback):
-            name = type(hook).__name__
-            instead = _INSTEAD_OF_CALLBACKS.get(name, "a subclass of tfloss.hooks.Hook")
-            raise TypeError(f"{where} is a Keras callback, {name}. Use {instead} instead.")
         if not isinstance(hook, Hook):
             raise TypeError(
                 f"{where} is not a hook but {reprlib.repr(hook)}. Hooks are objects of the "

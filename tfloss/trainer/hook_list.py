@@ -22,8 +22,9 @@ from tfloss.trainer.run_state import RunState
 class HookList:
     """The hooks of one call of `Trainer.train`, in the order in which they are called.
 
-    Hooks that save checkpoints are called after the others, wherever they stand: what the others
-    found at a step is in the checkpoint of that step, and would be lost otherwise.
+    Hooks that use the results of others are called after them, and hooks that save checkpoints are
+    called last, wherever they stand: what the others found at a step is in the checkpoint of that
+    step, and would be lost otherwise.
 
     Args:
       hooks: The hooks.
@@ -75,7 +76,7 @@ class HookList:
             raise
         finally:
             failure: BaseException | None = None
-            for hook in _checkpoints_last(started):
+            for hook in _in_order(started):
                 try:
                     with run.stopwatch.during(hook.time_bucket):
                         hook.after_train()
@@ -103,7 +104,7 @@ class HookList:
           Preempted: A hook ends the run. It is raised when all hooks of the step were called.
         """
         run = self._run
-        timed = _checkpoints_last([hook for hook in self._hooks if hook.every is not None])
+        timed = _in_order([hook for hook in self._hooks if hook.every is not None])
         due = [float(hook.every.due(run.step)) for hook in timed if hook.every is not None]
         preempted: Preempted | None = None
         for hook, now in zip(timed, run.agreement.agree([], due)[1], strict=True):
@@ -156,6 +157,6 @@ class HookList:
         return self._run.agreement.chief or not hook.chief_only
 
 
-def _checkpoints_last(hooks: Sequence[Hook]) -> list[Hook]:
-    """The hooks that save checkpoints come last; the others keep their order."""
-    return sorted(hooks, key=lambda hook: hook.time_bucket == "checkpoint")
+def _in_order(hooks: Sequence[Hook]) -> list[Hook]:
+    """First those that produce results, then those that use them, then those that save all."""
+    return sorted(hooks, key=lambda hook: (hook.time_bucket == "checkpoint", hook.uses_results))

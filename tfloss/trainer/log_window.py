@@ -5,12 +5,14 @@ import io
 import itertools
 import json
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from tfloss.engine.engine import StepLogs
+from tfloss.trainer.running_means import RunningMeans
 from tfloss.trainer.stopwatch import Stopwatch
 
 
@@ -32,6 +34,7 @@ class LogWindow:
         self._log_every, self._every_step = log_every, log_every_step
         self._clock = clock
         self.stopwatch = Stopwatch(clock)
+        self._means: weakref.WeakSet[RunningMeans] = weakref.WeakSet()
         self.restart()
 
     def restart(self) -> None:
@@ -54,6 +57,12 @@ class LogWindow:
             for block in self._blocks
             for number in range(block.first + 1, block.first + block.steps + 1)
         }
+
+    def running_means(self) -> RunningMeans:
+        """Returns means that get the values of all later steps, as long as somebody has them."""
+        means = RunningMeans(lambda: self._blocks)
+        self._means.add(means)
+        return means
 
     def add(self, block: StepLogs) -> None:
         """Adds the values of some more steps; they stay on the device for now."""
@@ -107,6 +116,8 @@ class LogWindow:
         found = [dataclasses.replace(block, values=block.rows()) for block in self._blocks]
         for block in found:
             self.stopwatch.waited(float(block.waited))
+            for means in self._means:
+                means.add(block)
         logs = [list(x) for _, x in itertools.groupby(found, lambda one: one.first // every)]
         rest: list[StepLogs] = []
         if complete and (logs[-1][-1].first + logs[-1][-1].steps) % every:

@@ -1,0 +1,72 @@
+"""Lets the files of Keras callbacks continue in a resumed run. Host code.
+
+A run that was killed in epoch 7 and resumes from the checkpoint of epoch 5 trains two epochs again.
+What the callbacks wrote about these is removed, so that no epoch is there twice, or out of order.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+
+from tfloss.common.files import replace_file
+from tfloss.hooks.event_file import record_names, split_records
+from tfloss.hooks.log_truncation import truncate_after
+
+
+def continue_files(callback: keras.callbacks.Callback, epochs: int, step: int) -> None:
+    """Removes what a resumed run writes again, and lets `CSVLogger` append to its file.
+
+    Args:
+      callback: A callback, before its `on_train_begin`.
+      epochs: Number of epochs that are complete.
+      step: Number of updates that are done.
+    """
+    if isinstance(callback, keras.callbacks.CSVLogger):
+        _continue_csv(callback, epochs)
+    elif isinstance(callback, keras.callbacks.TensorBoard):
+        for path in sorted(Path(callback.log_dir).glob("*/*tfevents*")):
+            truncate_after(path, _STAYS, lambda data: _split_events(data, epochs, step))
+
+
+def _continue_csv(callback: keras.callbacks.CSVLogger, epochs: int) -> None:
+    path, callback.append = Path(callback.filename), True
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+
+    def stays(line: str) -> bool:
+        first = next(csv.reader(io.StringIO(line), delimiter=callback.sep), [""])[0]
+        return line.endswith("\n") and not (first.isdigit() and int(first) >= epochs)
+
+    kept = "".join(line for line in lines if stays(line))
+    if kept != "".join(lines):
+        replace_file(path, kept.encode())
+
+
+_STAYS, _REPEATED = 1, 2
+
+
+def _split_events(data: bytes, epochs: int, step: int) -> Iterator[tuple[bytes, int]]:
+    """Yields the records of an event file, and whether the run writes them again.
+
+    The callback counts the values of epochs in epochs from 0, and those of batches in batches.
+    """
+    for record, at in split_records(data):
+        names = record_names(record) if at else _first_names(record)
+        repeated = any(
+            at >= epochs if name.startswith("epoch_") else at > step
+            for name in names
+            if name.startswith(("epoch_", "batch_"))
+        )
+        yield record, _REPEATED if repeated else _STAYS
+
+
+def _first_names(record: bytes) -> list[str]:
+    """The tags of a record of step 0, which may be damaged."""
+    try:
+        return record_names(record)
+    except Exception:  # noqa: BLE001 - protobuf's DecodeError, which has no public name
+        return []
