@@ -41,6 +41,23 @@ def test_inputs_untouched_keeps_labels_but_casts_weights():
     assert model(x)[0].dtype == tf.float16
 
 
+def test_inputs_untouched_passes_extension_types():
+    class Points(tf.experimental.ExtensionType):
+        x: tf.Tensor
+
+    class Model(keras.Model):
+        def call(self, points):
+            return points.x
+
+    model, points = Model(), Points(tf.ones([2, 3]))
+    with pytest.raises(ValueError, match="Only input tensors may be passed as positional"):
+        model(points)
+    with _upstream.inputs_untouched(model):
+        assert model(points).shape == [2, 3]
+    with pytest.raises(ValueError, match="Only input tensors may be passed as positional"):
+        model(points)
+
+
 def test_building_a_model_runs_call_in_a_scratch_graph():
     seen = []
 

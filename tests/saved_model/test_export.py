@@ -363,8 +363,9 @@ def test_the_code_in_the_documentation_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs" / "export.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    names = {"tf": tf, "tfloss": tfloss, "model": built()}
+    text_model = Plain(lambda batch: {"sum": tf.reduce_sum(batch["tokens"], 1)})
+    names = {"tf": tf, "tfloss": tfloss, "model": built(), "text_model": text_model}
     for block in blocks:
         exec(block, names)
     assert names["probabilities"].shape == [5, 10]
-    assert len(blocks) == 4
+    assert len(blocks) == 5

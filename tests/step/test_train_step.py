@@ -74,7 +74,30 @@ def test_xla_agrees_with_the_graph():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-# Labels reach the model as they are
+# A batch reaches the model as it is
+
+
+class _Graph(tf.experimental.ExtensionType):
+    nodes: tf.Tensor
+    edges: tf.Tensor
+
+
+@pytest.mark.parametrize("mode", ["graph", "step"])
+def test_a_batch_may_be_an_extension_type(mode):
+    def sent(model, batch, y):  # the mean over edges of w * nodes[source]
+        return {"sent": tf.reduce_mean(tf.gather(model.w * batch.nodes, batch.edges[:, 0]))}
+
+    class Model(Line):
+        def call(self, batch, training=False):
+            return self.report(self, batch, None)
+
+    graph = _Graph(tf.constant([1.0, 2.0, 6.0]), tf.constant([[0, 1], [2, 1]]))
+    data = tf.data.Dataset.from_tensors(graph).repeat()
+    step, iterator = make_step(
+        lambda: Model(sent), data, optimizer=lambda: keras.optimizers.SGD(1.0)
+    )
+    Engine(step, mode=mode).run(iterator, 2)
+    assert float(step.model.w) == 1.0 - 2 * (1.0 + 6.0) / 2
 
 
 @pytest.mark.promise(11)

@@ -107,7 +107,8 @@ def inputs_untouched(model: keras.Model) -> Generator[None]:
     `Model.__call__` casts every float in its arguments, labels included: under mixed_float16 a box
     coordinate of 70000. becomes inf. `autocast=False` is public but also turns off the casting of
     the model's own weights; `_convert_input_args` turns off only this. Sublayers still cast their
-    inputs.
+    inputs. It also refuses a `tf.experimental.ExtensionType`, as a graph of nodes and edges is one,
+    unless `_allow_non_tensor_positional_args` is set.
 
     Args:
       model: The model.
@@ -115,7 +116,10 @@ def inputs_untouched(model: keras.Model) -> Generator[None]:
     Yields:
       None.
     """
-    with replaced(model, "_convert_input_args", lambda original: False):
+    with (
+        replaced(model, "_convert_input_args", lambda original: False),
+        replaced(model, "_allow_non_tensor_positional_args", lambda original: True),
+    ):
         yield
 
 

@@ -68,6 +68,8 @@ def export(
         checks.
       inputs: Specs in the form in which the model takes its batch, without labels: `{name:
         tf.TensorSpec}`, one spec, or a tuple of specs. A first dimension of None is the batch.
+        A spec may also be a `tf.RaggedTensorSpec`, a `tf.SparseTensorSpec`, or that of an extension
+        type. The signature has its tensors: `tokens_values` and `tokens_row_splits`.
         Specs outside of a mapping are named by their own `name`, else `input` or `input_0`,
         `input_1`, ... Or a pair of such specs and a function that makes the batch from them:
         `({"png": tf.TensorSpec([None], tf.string)}, decode)`. It is traced without AutoGraph.
@@ -76,12 +78,13 @@ def export(
         which is traced. None keeps all predictions.
       signatures: Further signatures of the same model and outputs, `{name: inputs}`.
       example_inputs: `{signature name: arrays in the form of its specs}` for the comparison with
-        the model, if it can't process generated inputs (encoded images).
+        the model, if it can't process generated inputs (encoded images, graphs, ragged tensors).
       tolerance: The largest difference from the model that is allowed, as a fraction of the
         largest magnitude of the output, or of 0.01 if that is larger. None: 1e-4, or 2e-2 if the
         graph computes in half precision. Integers and strings must always be equal.
-      verify: Whether to compare the loaded export with the model, on batches of 1 and of 3 if the
-        batch is dynamic. Ops and names are always checked.
+      verify: Whether to compare the loaded export with the model, on generated batches of 1 and
+        of 3 if the batch is dynamic; or on the example inputs as they are, and on 1 and 3 of their
+        rows if the model accepts them. Ops and names are always checked.
       overwrite: Whether to replace an earlier export.
       allow_nonfinite: Whether the variables that are exported may have NaN or infinite values, such
         as a constant mask of minus infinities.

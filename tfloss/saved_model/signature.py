@@ -7,7 +7,7 @@ import dataclasses
 import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Union
 
 import keras
 import tensorflow as tf
@@ -16,8 +16,10 @@ from tfloss import _upstream
 from tfloss.errors import ExportError
 from tfloss.forward.context import plain_forward
 from tfloss.inspect.source_lines import error_line
+from tfloss.saved_model.composite_inputs import pack, tensor_specs
 
-Specs = tf.TensorSpec | Sequence[tf.TensorSpec] | Mapping[str, tf.TensorSpec]
+Spec = Union[tf.TensorSpec, "tf.TypeSpec[Any]"]  # the stub's generic class isn't one at run time
+Specs = Spec | Sequence[Spec] | Mapping[str, Spec]
 Inputs = Specs | tuple[Specs, Callable[[Any], Any]]
 
 _RESERVED = {*keyword.kwlist, "self"}
@@ -29,14 +31,16 @@ class Signature:
 
     Attributes:
       name: The name of the signature.
-      specs: `{input name: spec}`.
-      form: A function from values, in the order of `specs`, to the form that the user described.
+      inputs: `{input name: spec}` as the user described them. Some may be composite.
+      form: A function from values, in the order of `inputs`, to the form that the user described.
+      specs: `{tensor name: spec}`: the inputs, with the composite ones opened.
       batch: A function from tensors, in the order of `specs`, to the model's batch.
     """
 
     name: str
-    specs: dict[str, tf.TensorSpec]
+    inputs: dict[str, Any]
     form: Callable[[Sequence[Any]], Any]
+    specs: dict[str, tf.TensorSpec]
     batch: Callable[[Sequence[tf.Tensor]], Any]
 
 
@@ -60,7 +64,9 @@ def parse(name: str, inputs: Any) -> Signature:
     to_batch: Callable[[Any], Any] = _identity
     if isinstance(inputs, tuple) and len(inputs) == 2 and callable(inputs[1]):
         given, to_batch = inputs
-    specs, form = _flatten(given)
+    named, form = _flatten(given)
+    opened = [tensor_specs(str(key), spec) for key, spec in named]
+    specs = [one for tensors in opened for one in tensors]
     where = f"of signature {name!r}"
     if not specs:
         raise ExportError(f"The inputs {where} are empty.")
@@ -68,8 +74,9 @@ def parse(name: str, inputs: Any) -> Signature:
         if not isinstance(spec, tf.TensorSpec):
             raise ExportError(
                 f"Input {key!r} {where} must be a tf.TensorSpec, such as "
-                f"tf.TensorSpec([None, 28, 28, 1], tf.float32), got {type(spec).__name__}. If the "
-                "model's batch is nested or ragged, pass (specs, function that makes the batch)."
+                f"tf.TensorSpec([None, 28, 28, 1], tf.float32), a tf.RaggedTensorSpec, a "
+                f"tf.SparseTensorSpec or the spec of an extension type, got {type(spec).__name__}. "
+                "If the model's batch is nested, pass (specs, function that makes the batch)."
             )
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", str(key)) or key in _RESERVED:
             raise ExportError(
@@ -79,7 +86,16 @@ def parse(name: str, inputs: Any) -> Signature:
             )
     if len(dict(specs)) < len(specs):
         raise ExportError(f"Two inputs {where} have the same name: {[key for key, _ in specs]}.")
-    return Signature(name, dict(specs), form, lambda tensors: to_batch(form(tensors)))
+
+    def batch(tensors: Sequence[tf.Tensor]) -> Any:
+        rest = iter(tensors)
+        values = [
+            pack(spec, [next(rest) for _ in parts])
+            for (_, spec), parts in zip(named, opened, strict=True)
+        ]
+        return to_batch(form(values))
+
+    return Signature(name, dict(named), form, dict(specs), batch)
 
 
 def _identity(batch: Any) -> Any:
@@ -124,11 +140,11 @@ def predict(
     except KeyError as error:
         cause = _upstream.find_cause(error, KeyError)
         key = cause.args[0] if cause.args else None
-        if key in signature.specs:
+        if key in signature.inputs:
             raise
         raise ExportError(
             f"The inference forward asked for key {key!r}, which is not among the inputs of "
-            f"signature {signature.name!r} ({', '.join(signature.specs)}), at "
+            f"signature {signature.name!r} ({', '.join(signature.inputs)}), at "
             f"{error_line(cause)}. Use it only if training (a label), or add it to the inputs."
         ) from error
     named: dict[str, tf.Tensor] = {}

@@ -9,9 +9,7 @@ import tensorflow as tf
 
 from tfloss.errors import ExportError
 from tfloss.saved_model.signature import Predict, Signature
-
-_BATCH_SIZES = (1, 3)
-_FREE_SIZE = 64  # of generated inputs where a dimension other than the batch is dynamic
+from tfloss.saved_model.verification_batches import batches
 
 
 def verify_signature(
@@ -23,36 +21,43 @@ def verify_signature(
       signature: The signature.
       loaded: The signature's function in the loaded SavedModel.
       forward: The model's inference forward, which runs eagerly here.
-      example: Input arrays in the form of the signature's specs; None to generate them.
+      example: Values in the form of the signature's inputs; None to generate them.
       tolerance: The largest difference allowed, see `tfloss.export`.
 
     Raises:
-      ExportError: The outputs differ, the model can't be run on generated inputs, or the example
-        doesn't match the specs.
+      ExportError: The outputs differ, the export fails, the model can't be run on generated
+        inputs, or the example doesn't match the specs.
     """
-    dynamic = any(spec.shape.rank and spec.shape[0] is None for spec in signature.specs.values())
-    for batch_size in _BATCH_SIZES if dynamic else (1,):
-        tensors = _input_tensors(signature, example, batch_size)
+    for batch in batches(signature, example):
         with _without_tensor_float_32():
             try:
-                expected = forward(signature, tensors)
+                expected = forward(signature, batch.tensors)
             except ExportError:
                 raise
             except Exception as error:
+                if batch.may_fail:
+                    continue
                 if example is not None:
                     raise
                 raise ExportError(
                     f"The model can't be run on inputs generated from the specs of signature "
-                    f"{signature.name!r} (batch of {batch_size}): {_first_line(error)}. Pass "
+                    f"{signature.name!r} ({batch.name}): {_first_line(error)}. Pass "
                     f"inputs that it can process, example_inputs={{{signature.name!r}: ...}}, or "
                     "verify=False."
                 ) from error
-            actual = loaded(**dict(zip(signature.specs, tensors, strict=True)))
+            try:
+                actual = loaded(**dict(zip(signature.specs, batch.tensors, strict=True)))
+            except tf.errors.OpError as error:
+                raise ExportError(
+                    f"The export of signature {signature.name!r} fails on {batch.name}, which the "
+                    f"model accepts: {_first_line(error)}. A size of the batch may be a constant "
+                    "in the graph: use tf.shape(x)[0] instead of x.shape[0] or len(x)."
+                ) from error
         for name, tensor in expected.items():
             if problem := _difference(tensor.numpy(), actual[name].numpy(), tolerance):
                 raise ExportError(
                     f"The export disagrees with the model: output {name!r} of signature "
-                    f"{signature.name!r} {problem} on a batch of {batch_size}. Predictions must "
+                    f"{signature.name!r} {problem} on {batch.name}. Predictions must "
                     "depend only on the inputs, not on Python state or random numbers. If the "
                     "difference is only rounding, or a near tie before an argmax or NMS on "
                     "generated inputs, pass example_inputs or a tolerance."
@@ -91,58 +96,6 @@ def _difference(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> s
     if largest <= allowed:  # false if it is NaN
         return None
     return f"differs by up to {largest:.3g} (allowed: {allowed:.3g})"
-
-
-def _input_tensors(signature: Signature, example: Any, batch_size: int) -> list[tf.Tensor]:
-    """Makes tensors for the inputs, in order, of this batch size where the batch is dynamic."""
-    if example is None:
-        random = np.random.default_rng(0)
-        return [
-            _random_tensor(name, spec, batch_size, random) for name, spec in signature.specs.items()
-        ]
-    values = _example_values(signature, example)
-    return [
-        _example_tensor(name, spec, value, batch_size)
-        for (name, spec), value in zip(signature.specs.items(), values, strict=True)
-    ]
-
-
-def _random_tensor(
-    name: str, spec: tf.TensorSpec, batch_size: int, random: np.random.Generator
-) -> tf.Tensor:
-    # The stub says that a rank is an int.
-    if spec.shape.rank is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise ExportError(f"Input {name!r} has no known rank. Pass example_inputs, or a shape.")
-    free = [batch_size] + [_FREE_SIZE] * spec.shape.rank
-    shape = [free[i] if size is None else size for i, size in enumerate(spec.shape)]
-    if spec.dtype == tf.string:
-        return tf.constant(random.choice([b"", b"a", b"two words"], shape))
-    if spec.dtype.is_floating or spec.dtype.is_complex:
-        return tf.cast(random.random(shape), spec.dtype)
-    return tf.cast(random.integers(256 if spec.dtype == tf.uint8 else 2, size=shape), spec.dtype)
-
-
-def _example_values(signature: Signature, example: Any) -> list[Any]:
-    form = signature.form(list(signature.specs))
-    if isinstance(form, dict):
-        if set(example) != set(signature.specs):
-            raise ExportError(
-                f"example_inputs of signature {signature.name!r} has {', '.join(example)}, but the "
-                f"inputs are {', '.join(signature.specs)}."
-            )
-        return [example[name] for name in signature.specs]
-    return list(example) if isinstance(form, list | tuple) else [example]
-
-
-def _example_tensor(name: str, spec: tf.TensorSpec, value: Any, batch_size: int) -> tf.Tensor:
-    tensor = tf.convert_to_tensor(value, spec.dtype)
-    if not spec.shape.is_compatible_with(tensor.shape):
-        raise ExportError(
-            f"example_inputs: {name!r} has shape {tensor.shape}, but the input has {spec.shape}."
-        )
-    if spec.shape.rank and spec.shape[0] is None:
-        tensor = tf.gather(tensor, [i % len(tensor) for i in range(batch_size)])
-    return tensor
 
 
 def _first_line(error: BaseException) -> str:
