@@ -40,6 +40,10 @@ class CheckpointWriteError(CheckpointError, OSError):
     """
 
 
+class WorkdirError(TflossError, OSError):
+    """The workdir can't be used, or not any more. The message names the file and what to do."""
+
+
 class WorkdirInUseError(TflossError, RuntimeError):
     """Another trainer uses the workdir. The message has its process, its host and since when."""
 

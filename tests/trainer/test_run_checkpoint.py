@@ -17,7 +17,7 @@ from tfloss import _upstream
 from tfloss.checkpoint import CheckpointDirectory, load_manifest
 from tfloss.errors import CheckpointError, DataError, WorkdirInUseError
 from tfloss.hooks import Every, Hook, SaveCheckpoint
-from tfloss.trainer.workdir import locked
+from tfloss.trainer.workdir_lock import WorkdirLock
 
 
 def numbers(count=50, seed=0):
@@ -377,7 +377,7 @@ def test_deterministic_runs_train(tmp_path, jit):
 def test_a_second_trainer_is_refused(tmp_path):
     trainer, _ = make(tmp_path)
     with (
-        locked(tmp_path),
+        WorkdirLock(tmp_path).training(),
         pytest.raises(WorkdirInUseError, match="another Trainer of this process"),
     ):
         trainer.train(numbers(), 1)

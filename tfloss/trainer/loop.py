@@ -12,7 +12,7 @@ from tfloss.data.batch_division import data_error
 from tfloss.data.feed import Feed
 from tfloss.engine.engine import StepLogs
 from tfloss.engine.mode_runner import ModeRunner
-from tfloss.errors import Preempted
+from tfloss.errors import Preempted, WorkdirError, WorkdirInUseError, WorkerError
 from tfloss.summary import Summary
 from tfloss.trainer.hook_list import HookList
 from tfloss.trainer.result import last_losses
@@ -71,6 +71,7 @@ class Loop:
 
         Raises:
           Preempted: SIGTERM came, and there is a workdir to save in.
+          WorkdirError, WorkdirInUseError: The workdir was renamed, deleted, replaced or taken over.
           KeyboardInterrupt: Ctrl-C came. The step and the hooks that are due are done; several
             workers end after the same step.
           Aborted: A second Ctrl-C came.
@@ -93,13 +94,16 @@ class Loop:
                     self._on_first_step()
                 self._advance(logs.steps)
                 run.window.add(logs)
+                lost = self._workdir_error(last=run.step >= steps)
                 if run.step >= log_at:
                     self._log(logs.summaries, complete=run.step < steps)
                 self._hooks.after_step()
                 self._feed.keep()  # may meet an error of the data; this call is logged by now
                 flags = [run.stop_reason is not None, "SIGTERM" in came, "SIGINT" in came]
-                flags, (limit,) = run.agreement.agree(flags, [limit])
+                (*flags, gone), (limit,) = run.agreement.agree([*flags, lost is not None], [limit])
                 limit = self._modes.steps_limit = int(limit)
+                if gone:
+                    raise lost or WorkerError("The first worker lost the workdir; see its output.")
                 stopped = self._decide(*flags)
                 if self.ending is not None and run.step < steps:
                     raise self.ending
@@ -111,6 +115,16 @@ class Loop:
     def read_counter(self) -> None:
         """Takes the step from the device, and moves the position in the data along."""
         self._feed.trained(self._run.read_counter())
+
+    def _workdir_error(self, *, last: bool) -> Exception | None:
+        """What has happened to the workdir. One worker raises it before anything is written."""
+        try:
+            self._run.lock.check(now=last)
+        except (WorkdirError, WorkdirInUseError) as error:
+            if self._run.agreement.workers == 1:
+                raise
+            return error
+        return None
 
     def _decide(self, stopped: bool, terminate: bool, interrupt: bool) -> bool:
         """Decides how the run ends, from what any of the workers found. Returns `stopped`."""

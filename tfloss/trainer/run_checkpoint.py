@@ -105,9 +105,13 @@ class RunCheckpoint:
 
         Returns:
           The directory of the checkpoint.
+
+        Raises:
+          WorkdirError, WorkdirInUseError: The workdir was renamed, deleted, replaced or taken over.
         """
         run = self._run
         assert self._directory is not None
+        run.lock.check(now=True)
         hooks.before_save()
         data, content = position or (None, {})
         data = data and data | {"until": run.info.steps, "files": list(content)}

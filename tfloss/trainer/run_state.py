@@ -6,6 +6,7 @@ its step; everybody else reads it.
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -14,6 +15,7 @@ from tfloss.distribute.agreement import Agreement
 from tfloss.hooks.run_info import RunInfo
 from tfloss.trainer.log_window import LogWindow
 from tfloss.trainer.stopwatch import Stopwatch
+from tfloss.trainer.workdir_lock import WorkdirLock
 
 
 class RunState:
@@ -22,6 +24,7 @@ class RunState:
     Args:
       counter: The int64 variable that counts completed updates on the device.
       agreement: What the workers decide together.
+      workdir: The directory of the run, or None.
       log_every: Steps between logs.
       log_every_step: Whether every step's values are logged, and not their means.
       clock: A function that returns the time in seconds.
@@ -34,12 +37,14 @@ class RunState:
       window: The steps that are not logged yet.
       stopwatch: Where the time of the call goes.
       logger: Receives messages for people, on the first worker.
+      lock: The lock on the workdir, which is held from the first call of `Trainer.train`.
     """
 
     def __init__(
         self,
         counter: tf.Variable,
         agreement: Agreement,
+        workdir: Path | None = None,
         *,
         log_every: int,
         log_every_step: bool,
@@ -50,6 +55,7 @@ class RunState:
         self.logger = ChiefLogger(agreement.chief)
         self.window = LogWindow(log_every, log_every_step, clock)
         self.stopwatch: Stopwatch = self.window.stopwatch
+        self.lock = WorkdirLock(workdir, agreement)
         self.step = 0
         self.info = RunInfo(0, 0)
         self.error: BaseException | None = None

@@ -55,7 +55,7 @@ from tfloss.trainer.loop import Loop
 from tfloss.trainer.result import TrainResult
 from tfloss.trainer.run_checkpoint import RunCheckpoint
 from tfloss.trainer.run_state import RunState
-from tfloss.trainer.workdir import locked, writable, write_deferred
+from tfloss.trainer.workdir import writable, write_deferred
 
 
 class Trainer:
@@ -162,6 +162,7 @@ class Trainer:
         self._run = RunState(
             self.train_step.counter,
             self.agreement,
+            self.workdir,
             log_every=log_every,
             log_every_step=log_every_step,
             clock=clock,
@@ -247,12 +248,12 @@ class Trainer:
           NonFiniteLossError: A loss became NaN or infinite (see `NaNGuard`).
           CheckpointError: The checkpoint in the workdir doesn't fit the model.
           CheckpointWriteError: A checkpoint can't be written (see `SaveCheckpoint`).
-          WorkdirInUseError: Another process trains in the workdir.
+          WorkdirError, WorkdirInUseError: The workdir is unusable, gone, or another trainer's.
           Preempted: SIGTERM came, or a time limit was reached; a checkpoint was saved.
           KeyboardInterrupt: Ctrl-C came; with a workdir, a checkpoint was saved.
         """
         check_positive("steps", steps)
-        with locked(self.workdir if self.agreement.chief else None):
+        with self._run.lock.training():
             try:
                 return self._train(data, steps, hooks, steps_per_epoch)
             except Aborted:  # Python ends by SIGINT for its own exception only, not a subclass
