@@ -51,12 +51,13 @@ def test_help_names_the_commands(capsys):
 def test_replay_gets_the_workdir_and_gives_the_exit_code(tmp_path, monkeypatch):
     seen = []
     fake = types.ModuleType("tfloss.replay")
-    fake.main = lambda workdir: seen.append(workdir) or 3
+    fake.main = lambda workdir, yes: seen.append((workdir, yes)) or 3
     monkeypatch.setitem(sys.modules, "tfloss.replay", fake)
     monkeypatch.setattr("tfloss.replay", fake, raising=False)
 
     assert cli.main(["replay", str(tmp_path)]) == 3
-    assert seen == [tmp_path]
+    assert cli.main(["replay", "--yes", str(tmp_path)]) == 3
+    assert seen == [(tmp_path, False), (tmp_path, True)]
 
 
 def test_replay_of_a_missing_directory(tmp_path, capsys):

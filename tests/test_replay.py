@@ -51,8 +51,13 @@ def test_a_nan_is_replayed_by_the_command_and_traced_to_its_line(tmp_path):
     first = _run("train.py", cwd=tmp_path)
     assert first.returncode != 0
     assert "NonFiniteLossError" in first.stderr and f"tfloss replay {tmp_path}/run" in first.stderr
-    again = _run("-m", "tfloss.cli", "replay", "run", cwd=tmp_path)
+    unasked = _run("-m", "tfloss.cli", "replay", "run", cwd=tmp_path)
+    assert unasked.returncode == 2 and "If you trust whoever wrote this" in unasked.stderr
+    shown = f"In {tmp_path} it was:\n\n    {sys.executable} train.py\n"
+    assert shown in unasked.stdout and "Sqrt" not in unasked.stdout
+    again = _run("-m", "tfloss.cli", "replay", "run", "--yes", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith(unasked.stdout)
     assert "in the forward pass" in again.stdout
     assert "Sqrt" in again.stdout
     assert "input 0: float32 [4, 1], all finite, from -2 to 6\n" in again.stdout
@@ -181,20 +186,52 @@ def _rerun(path, script, workdir):
     report["command"] = [*script]
     report["directory"] = str(workdir)
     (path / "report.json").write_text(json.dumps(report))
-    return replay.main(workdir)
+    return replay.main(workdir, yes=True)
 
 
 def test_a_script_that_does_not_reach_train_is_reported(stopped, tmp_path, capfd):
     _, path = stopped
     assert _rerun(path, [sys.executable, "-c", "print('hello')"], tmp_path) == 1
     out, err = capfd.readouterr()
-    assert out == "hello\n"
+    assert out.startswith("tfloss replay: this runs the") and out.endswith("\n\nhello\n")
     assert "nothing was replayed" in err and "ended with exit code 0" in err
     assert f"tfloss.replay.replay(trainer, '{path}')" in err
     assert _rerun(path, [sys.executable, "-c", "raise SystemExit(7)"], tmp_path) == 7
     assert "ended with exit code 7" in capfd.readouterr().err
     assert _rerun(path, [str(tmp_path / "python")], tmp_path) == 1
     assert "could not be started" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "runs"), [("y", True), (" YES ", True), ("n", False), ("", False), (None, False)]
+)
+def test_a_person_is_asked(stopped, tmp_path, capsys, monkeypatch, typed, runs):
+    def ask(question):
+        if typed is None:
+            raise EOFError
+        return typed
+
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    command = ["touch", str(tmp_path / "ran"), "x\r\x1b[2K; harmless"]
+    (stopped[1] / "report.json").write_text(
+        json.dumps({"command": command, "directory": str(tmp_path)})
+    )
+    assert replay.main(tmp_path) == (1 if runs else 2)
+    assert (tmp_path / "ran").exists() == runs
+    out = capsys.readouterr().out
+    assert rf"touch {tmp_path}/ran 'x\r\x1b[2K; harmless'" in out  # nothing is hidden
+
+
+@pytest.mark.parametrize(
+    "report",
+    ["", "[]", '{"command": [], "directory": "/"}', '{"command": "rm", "directory": "/"}',
+     '{"command": ["a", 1], "directory": "/"}', '{"command": ["a\\u0000"], "directory": "/"}'],
+)  # fmt: skip
+def test_a_report_without_a_command_is_refused(stopped, tmp_path, capsys, report):
+    (stopped[1] / "report.json").write_text(report)
+    assert replay.main(tmp_path, yes=True) == 1
+    assert "holds no command that a NaNGuard wrote" in capsys.readouterr().err
 
 
 def test_train_replays_the_step_and_exits_if_the_variable_is_set(

@@ -54,9 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         help="rerun the step whose loss was not finite",
         description="Reruns the step whose loss was not finite, in eager mode, and names the first "
         "tensor that was not finite. It starts the training script again, with the original "
-        "arguments, as far as trainer.train(...).",
+        "arguments, as far as trainer.train(...). The workdir holds that command, so it is shown "
+        "first, and you are asked.",
     )
     replay.add_argument("workdir", type=Path, help="workdir of the run that stopped")
+    replay.add_argument("--yes", action="store_true", help="run the command without asking")
     replay.set_defaults(run=_replay)
 
     checkpoints = commands.add_parser(
@@ -136,7 +138,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     import_tensorflow()
     from tfloss import replay
 
-    return replay.main(arguments.workdir) or 0
+    return replay.main(arguments.workdir, yes=arguments.yes) or 0
 
 
 def _checkpoints(arguments: argparse.Namespace) -> int:

@@ -2,10 +2,11 @@
 
     $ tfloss replay runs/digits
 
-The command starts the training script again with its original command, and with the environment
-variable TFLOSS_REPLAY. The script runs up to its first `trainer.train(...)`, which replays the step
-instead of training, and exits. A run from a notebook, a prompt or standard input can't be started
-again. There, use the same process, or one that has created the trainer in the same way:
+The command shows the original command of the training script, asks, and runs it again with the
+environment variable TFLOSS_REPLAY. The script runs up to its first `trainer.train(...)`, which
+replays the step instead of training, and exits. A run from a notebook, a prompt or standard input
+can't be started again. There, use the same process, or one that has created the trainer in the same
+way:
 
     print(tfloss.replay.replay(trainer, "runs/digits/nonfinite/step_00000137"))
 
@@ -30,6 +31,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.checkpoint import CheckpointDirectory, load_manifest
+from tfloss.common.replacement import replace_file
 from tfloss.forward.context import forward_context
 from tfloss.forward.losses import collect
 from tfloss.inspect.source_lines import is_library
@@ -55,17 +57,19 @@ class _Trainer(Protocol):
     state: Any  # a `CheckpointedVariables`, which is in a package above this module
 
 
-def main(workdir: str | Path) -> int:
+def main(workdir: str | Path, *, yes: bool = False) -> int:
     """Replays the newest step kept under `workdir/nonfinite` by running its script again.
 
-    The result is printed to standard output and kept beside the batch, in `replay.txt`. Runs on
-    the host.
+    The workdir holds the command to run, and whoever wrote the workdir wrote the command. So it is
+    shown first, and a person must agree. The result is printed to standard output and kept beside
+    the batch, in `replay.txt`. Runs on the host.
 
     Args:
       workdir: Workdir of the run.
+      yes: Whether to run the command without asking.
 
     Returns:
-      Exit code: 0 if the step was replayed.
+      Exit code: 0 if the step was replayed, 2 if nobody agreed to the command.
     """
     kept = sorted(Path(workdir).glob("nonfinite/step_*/report.json"))
     if not kept:
@@ -85,17 +89,66 @@ def main(workdir: str | Path) -> int:
             f"standard input, so it can't be started again. {by_hand}"
         )
         return 1
-    report = json.loads(kept[-1].read_text())
-    (path / _RESULT_FILE).unlink(missing_ok=True)
+    report = _read_command(kept[-1])
+    if report is None:
+        _print_error(f"{kept[-1]} holds no command that a NaNGuard wrote. {by_hand}")
+        return 1
+    if not _confirmed(report, yes):
+        return 2
+    before = _identity(path / _RESULT_FILE)
     code, ending = _run_command(report, path)
-    if (path / _RESULT_FILE).exists():
+    if _identity(path / _RESULT_FILE) not in (None, before):
         return 0
     _print_error(
         f"nothing was replayed. The command of the run {ending}, and no trainer.train(...) in it "
-        f"replayed the step. In {report['directory']} it was:\n\n"
-        f"    {shlex.join(report['command'])}\n\n{by_hand}"
+        f"replayed the step. {_describe_command(report)}\n\n{by_hand}"
     )
     return code or 1
+
+
+def _read_command(file: Path) -> dict[str, Any] | None:
+    """Reads a report with the command of a run and its directory; None if they are not there."""
+    try:
+        report = json.loads(file.read_text())
+        texts = [report["directory"], *report["command"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    plain = all(isinstance(text, str) and "\0" not in text for text in texts)
+    return report if plain and isinstance(report["command"], list) and len(texts) > 1 else None
+
+
+def _describe_command(report: dict[str, Any]) -> str:
+    """Shows a command. Control characters, which could hide a part of it, are escaped."""
+    text = f"In {report['directory']} it was:\n\n    {shlex.join(report['command'])}"
+    shown = [c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text]
+    return "".join(shown)
+
+
+def _confirmed(report: dict[str, Any], yes: bool) -> bool:
+    """Shows the command of a run, and asks whether to run it."""
+    print(f"tfloss replay: this runs the command of the run again. {_describe_command(report)}\n")
+    sys.stdout.flush()  # before the output of the command
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        _print_error(
+            "nobody can be asked whether to run it, because standard input is no terminal. If you "
+            "trust whoever wrote this workdir, pass --yes."
+        )
+        return False
+    try:
+        return input("Run it? [y/N] ").strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return False
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file that was written now from an earlier one."""
+    with contextlib.suppress(OSError):
+        found = file.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _print_error(message: str) -> None:
@@ -124,7 +177,8 @@ def replay_and_exit(trainer: _Trainer, path: str | Path) -> NoReturn:
     """
     result = replay(trainer, path)
     print(result)
-    (Path(path) / _RESULT_FILE).write_text(result + "\n")
+    file = Path(path) / _RESULT_FILE
+    replace_file(file, result + "\n", is_own=lambda old: old.startswith(b"Step "))
     raise SystemExit(0)
 
 

@@ -1,5 +1,6 @@
 """Configs are saved and compared."""
 
+import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -28,3 +29,16 @@ def test_a_config_of_any_values_can_be_saved(tmp_path):
 
     assert saved.read_config(tmp_path / "new" / "run")["shape"] == [1, 2]
     assert saved.read_config(tmp_path) is None
+
+
+def test_a_config_that_changes_is_kept(tmp_path):
+    """Other programs have files of this name, so nobody knows whose it was."""
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    for steps in (1, 1, 2):
+        saved.write_config({"steps": steps}, tmp_path)
+    kept = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert kept == {
+        "config.json": {"steps": 2},
+        "superseded.config.json": {"mine": 1},
+        "superseded.1.config.json": {"steps": 1},
+    }

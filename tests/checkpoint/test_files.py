@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 
 from tfloss.checkpoint import CheckpointDirectory, CheckpointFiles
+from tfloss.common import replacement
 from tfloss.errors import CheckpointWriteError
 
 FILES = ["manifest.json", "more.bin", "variables.data-00000-of-00001", "variables.index"]
@@ -111,6 +112,55 @@ def test_an_additional_file_is_allowed_and_a_renamed_checkpoint_is_corrupt(tmp_p
     assert directory.problem(3) == "manifest.json belongs to step 2"
 
 
+def test_files_of_somebody_else_are_never_deleted(tmp_path):
+    directory = saved(tmp_path, 1, 2)
+    (directory.at(1) / "notes.txt").write_text("mine")
+    (directory.at(1) / "more").mkdir()
+    (directory.at(1) / "more/link").symlink_to("/elsewhere")
+    with pytest.raises(OSError, match="it holds more, notes.txt, which tfloss did not write there"):
+        directory.delete(1)
+    (directory.at(1) / "more.bin").write_bytes(b"")  # corrupt: the notes stay beside it
+    saved(tmp_path, 1)
+    (aside,) = tmp_path.glob("damaged_*")
+    assert (aside / "notes.txt").read_text() == "mine"
+    (directory.at(2) / "notes.txt").write_text("mine")
+    (directory.at(2) / "more").mkdir()
+    (directory.at(2) / "more/link").symlink_to("/elsewhere")
+    saved(tmp_path, 2)  # valid: the notes are in the new one
+    assert directory.problem(2) is None and sorted(p.name for p in directory.at(2).iterdir()) == [
+        "manifest.json",
+        "more",
+        *FILES[1:2],
+        "notes.txt",
+        *FILES[2:],
+    ]
+    assert os.readlink(directory.at(2) / "more/link") == "/elsewhere"
+    assert (directory.at(2) / "notes.txt").read_text() == "mine"
+
+
+def test_directories_that_look_like_left_overs_stay(tmp_path):
+    names = [".partial_5", ".partial_notes", ".replaced_00000007", ".replaced_mine"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes").write_text("mine")
+    assert saved(tmp_path, 5, 6).steps() == [5, 6]
+    assert [(tmp_path / name / "notes").read_text() for name in names] == ["mine"] * 4
+
+
+def test_a_link_in_place_of_a_checkpoint_is_deleted_not_what_it_leads_to(tmp_path):
+    elsewhere = saved(tmp_path / "other", 1).at(1)
+    directory = CheckpointDirectory(tmp_path / "c")
+    directory.path.mkdir()
+    directory.at(1).symlink_to(elsewhere)
+    assert directory.valid_steps() == [1]
+    directory.delete(1)
+    assert not list(directory.path.iterdir()) and len(list(elsewhere.iterdir())) == len(FILES)
+    directory.at(1).symlink_to(elsewhere)
+    saved(directory.path, 1)
+    assert not directory.at(1).is_symlink() and directory.problem(1) is None
+    assert len(list(elsewhere.iterdir())) == len(FILES)
+
+
 def test_without_a_valid_checkpoint_there_is_no_newest_valid_one(tmp_path):
     logger = Messages()
     assert CheckpointFiles(tmp_path / "c").newest_valid(logger) is None and not logger.messages
@@ -152,6 +202,9 @@ def kill_at(monkeypatch):
 
     def set_up(number):
         original, calls = os.replace, []
+        monkeypatch.setattr(replacement, "exchange", lambda one, other: False)
+        for clean_up in ("_discard_content", "_dissolve"):
+            monkeypatch.setattr(replacement, clean_up, lambda *paths: None)
 
         def replace(*paths):
             calls.append(paths)
@@ -172,7 +225,8 @@ def test_a_kill_before_the_rename_keeps_the_previous_checkpoint(tmp_path, kill_a
         directory.save(2, variables)
     monkeypatch.undo()
     assert directory.steps() == [1]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial_2", "step_00000001"]
+    partial, valid = sorted(p.name for p in tmp_path.iterdir())
+    assert partial.startswith(".step_00000002.") and valid == "step_00000001"
     directory.save(3, variables)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "step_00000003"]
 
@@ -236,7 +290,7 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_rename_after(tmp_pa
     files = {"variables.index", "variables.data-00000-of-00001", "manifest.json"}
     assert events[0] == tmp_path.name  # which got "c"
     assert set(events[1:4]) == files
-    assert events[4:] == [".partial_1", "rename", "c"]
+    assert events[4:] == ["step_00000001", "rename", "c"]
 
 
 KILLED = """

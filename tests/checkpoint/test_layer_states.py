@@ -4,7 +4,9 @@ import pytest
 import tensorflow as tf
 
 from tfloss.checkpoint import CheckpointDirectory, named_layer_states, named_variables
+from tfloss.checkpoint.layer_states import AssetsState
 from tfloss.checkpoint.load_weights import load_weights
+from tfloss.checkpoint.table_states import StringState
 from tfloss.errors import CheckpointError
 
 WORDS, NUMBERS = tf.constant(["a", "b", "b", "c", "c", "c"]), tf.constant([1.0, 2.0, 3.0, 4.0])
@@ -195,6 +197,23 @@ def test_what_a_layer_saves_by_methods_of_its_own(tmp_path, replicas, number):
     layer = other.layer
     assert layer.seen.tolist() == [4, 5] and layer.twice == 6.0 and layer.text == "some text\0"
     assert layer.w.numpy() == 3.0
+
+
+@pytest.mark.parametrize("name", ["../victim", "{}/victim", "a/../../victim"])
+def test_a_layer_s_files_stay_in_its_folder(tmp_path, name):
+    """A checkpoint of somebody else may hold any names."""
+    victim, name = tmp_path / "victim", name.format(tmp_path)
+    victim.write_text("mine")
+    model = fresh(lambda: Counting(name="l"))
+    states = parts(model)
+    (key,) = (k for k, v in states.items() if isinstance(v, AssetsState))
+    other = StringState()
+    other.read_value = lambda: tf.constant([name.encode(), b"theirs"], tf.string)
+    directory = CheckpointDirectory(tmp_path / "c")
+    path = directory.save(1, {**states, key: other})
+    with pytest.raises(CheckpointError, match="as a file, which is outside of the layer's folder"):
+        directory.restore(path, parts(fresh(lambda: Counting(name="l"))))
+    assert victim.read_text() == "mine"
 
 
 def test_an_own_state_of_another_layer_is_refused(tmp_path):

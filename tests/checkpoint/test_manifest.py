@@ -1,10 +1,18 @@
 """The manifest: its checksums reveal every change."""
 
+import hashlib
 import json
+import os
 
 import pytest
 
-from tfloss.checkpoint.manifest import find_problem, load_file, load_manifest, write_manifest
+from tfloss.checkpoint.manifest import (
+    find_problem,
+    load_file,
+    load_manifest,
+    unlisted_files,
+    write_manifest,
+)
 from tfloss.errors import CheckpointError
 
 
@@ -47,6 +55,41 @@ def test_a_changed_file_is_named(checkpoint):
         load_file(checkpoint, "data.bin")
     (checkpoint / "data.bin").write_bytes(bytes(7))
     assert find_problem(checkpoint, 3) == "data.bin has 7 bytes, but 100 were written"
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../data.bin", "a/b", "..", "", "a\n"])
+def test_a_file_outside_of_the_checkpoint_is_not_read(checkpoint, name):
+    write_with_files(checkpoint, {name: {"bytes": 0, "sha256": ""}})
+    assert find_problem(checkpoint, 3) == (
+        f"manifest.json lists {name!r}, which is not a plain file name"
+    )
+    with pytest.raises(CheckpointError, match="which is not a plain file name"):
+        load_file(checkpoint, name)
+
+
+def write_with_files(path, files):
+    """Writes a manifest as somebody else may write it: with the right checksum."""
+    content = json.dumps({"format": 2, "step": 3, "files": files})[1:].encode()
+    header = f'{{"sha256": "{hashlib.sha256(content).hexdigest()}",'.encode()
+    (path / "manifest.json").write_bytes(header + content)
+
+
+def test_a_fifo_or_device_is_not_read(checkpoint):
+    (checkpoint / "data.bin").unlink()
+    os.mkfifo(checkpoint / "data.bin")
+    assert find_problem(checkpoint, 3) == "data.bin is not a regular file"
+    (checkpoint / "data.bin").unlink()
+    (checkpoint / "data.bin").symlink_to("/dev/zero")
+    write_with_files(checkpoint, {"data.bin": {"bytes": 0, "sha256": ""}})
+    assert find_problem(checkpoint, 3) == "data.bin is not a regular file"
+
+
+def test_files_that_were_not_saved_are_listed(checkpoint):
+    assert unlisted_files(checkpoint) == []
+    (checkpoint / "notes").mkdir()
+    assert unlisted_files(checkpoint) == ["notes"]
+    (checkpoint / "manifest.json").unlink()
+    assert unlisted_files(checkpoint) == ["data.bin", "notes"]
 
 
 def test_another_format_is_named(checkpoint, monkeypatch):

@@ -1,97 +1,64 @@
-"""Files are replaced whole or not at all, and locked by one process at a time."""
+"""Files are opened without following links, named inside a folder, and locked by one process."""
 
 import os
-import stat
-import subprocess
-import sys
 import threading
 
 import pytest
 
-from tfloss.common.files import locked_file, replace_directory, replace_file, sync
+from tfloss.common.files import escaping_name, locked_file, open_regular, sync, write_files
 
 
-def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
-    path = tmp_path / "a.json"
-    replace_file(path, "old")
-    replace_file(path, "new ä".encode())
-    assert path.read_text(encoding="utf-8") == "new ä"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+def test_a_regular_file_is_opened_or_created(tmp_path):
+    for content in (b"a", b"b"):
+        handle = open_regular(tmp_path / "file", os.O_WRONLY | os.O_APPEND)
+        os.write(handle, content)
+        os.close(handle)
+    assert (tmp_path / "file").read_bytes() == b"ab"
 
 
-def test_permissions_are_kept_and_follow_the_umask(tmp_path):
-    path = tmp_path / "a"
-    before = os.umask(0o027)
-    try:
-        replace_file(path, "x")
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640
-        path.chmod(0o600)
-        replace_file(path, "y")
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    finally:
-        os.umask(before)
+@pytest.mark.parametrize("to", ["victim", "missing", "/dev/null"])
+def test_a_link_is_not_followed(tmp_path, to):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / to)
+    with pytest.raises(OSError, match="it is a link, and tfloss doesn't write through links.*link"):
+        open_regular(tmp_path / "link", os.O_RDWR | os.O_TRUNC)
+    with pytest.raises(OSError, match="it is a link"), locked_file(tmp_path / "link"):
+        pass
+    assert (tmp_path / "victim").read_text() == "mine" and not (tmp_path / "missing").exists()
 
 
-def test_a_failure_leaves_the_old_content_and_no_temporary_file(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    path.write_text("old")
-
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        replace_file(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+def test_a_fifo_is_refused_without_waiting(tmp_path, flags):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="it is not a regular file.*fifo"):
+        open_regular(tmp_path / "fifo", flags)
 
 
-def _directory(path, content):
-    path.mkdir()
-    (path / "file").write_text(content)
-    return path
+def test_files_are_written_into_a_folder(tmp_path):
+    write_files(tmp_path, {"a": b"1", "b/c.txt": b"2"})
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert (tmp_path / "b/c.txt").read_bytes() == b"2"
 
 
-def test_a_directory_is_replaced_and_the_old_one_is_kept_aside(tmp_path):
-    new, target, aside = tmp_path / "new", tmp_path / "target", tmp_path / "aside"
-    replace_directory(_directory(new, "first"), target, aside)
-    assert [p.name for p in tmp_path.iterdir()] == ["target"]
-    replace_directory(_directory(new, "second"), target, aside)
-    assert (target / "file").read_text() == "second"
-    assert (aside / "file").read_text() == "first" and not new.exists()
+@pytest.mark.parametrize(
+    "name", ["/a", "..", "../a", "b/../../a", "", ".", "b/..", "C:\\a", "..\\a", "\\a", "a\0b"]
+)
+def test_no_file_is_written_outside_of_the_folder(tmp_path, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert escaping_name(["ok", name]) == name
+    with pytest.raises(ValueError, match="is not the path of a file inside a folder"):
+        write_files(folder, {"ok": b"", name: b""})
+    assert not list(folder.iterdir()) and list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_directory_that_cannot_be_replaced_keeps_its_content(tmp_path):
-    target, aside = _directory(tmp_path / "target", "old"), tmp_path / "aside"
-    with pytest.raises(FileNotFoundError):
-        replace_directory(tmp_path / "missing", target, aside)
-    assert (target / "file").read_text() == "old" and not aside.exists()
-
-
-KILLED = """
-import os, sys
-from pathlib import Path
-from tfloss.common.files import replace_file
-os.replace = lambda *names: os._exit(9)  # killed after the write, before the rename
-replace_file(Path(sys.argv[1]), "new")
-"""
-
-
-def test_a_process_that_is_killed_before_the_rename_leaves_the_old_content(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("old")
-    done = subprocess.run([sys.executable, "-c", KILLED, path])
-    assert done.returncode == 9
-    assert path.read_text() == "old"
-
-
-def test_a_link_at_a_guessable_name_is_not_followed(tmp_path):
-    victim, path = tmp_path / "victim", tmp_path / "a"
-    victim.write_text("mine")
-    for name in (".a.partial", f".a.{os.getpid()}", ".a.tmp"):
-        (tmp_path / name).symlink_to(victim)
-    replace_file(path, "new")
-    assert victim.read_text() == "mine"
+def test_an_existing_file_or_link_is_not_overwritten(tmp_path):
+    (tmp_path / "a").write_text("mine")
+    (tmp_path / "b").symlink_to(tmp_path / "c")
+    for name in "ab":
+        with pytest.raises(FileExistsError):
+            write_files(tmp_path, {name: b""})
+    assert (tmp_path / "a").read_text() == "mine" and not (tmp_path / "c").exists()
 
 
 def test_a_locked_file_makes_others_wait(tmp_path):

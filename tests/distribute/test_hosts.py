@@ -129,7 +129,7 @@ def test_a_nan_of_one_worker_stops_all_and_every_batch_is_kept(tmp_path):
     assert sorted(path.name for path in kept.glob("batch_*")) == [f"batch_{i}" for i in range(4)]
     assert json.loads((kept / "report.json").read_text())["replicas"] == 4
     replayed = subprocess.run(
-        [sys.executable, "-m", "tfloss.cli", "replay", str(workdir)],
+        [sys.executable, "-m", "tfloss.cli", "replay", "--yes", str(workdir)],
         capture_output=True,
         text=True,
         timeout=120,

@@ -132,3 +132,8 @@ def test_a_choice_is_kept_for_the_same_circumstances(tmp_path):
     path.write_text("{")
     assert load_choice(path, here) is None
     assert list(tmp_path.iterdir()) == [path]
+    for replicas in (1, 2):  # the second one replaces the first
+        save_choice(path, tuner, {"replicas": replicas})
+    assert load_choice(path, {"replicas": 2}) == "loop"
+    aside = tmp_path / "superseded.engine.json"  # not written by tfloss
+    assert sorted(tmp_path.iterdir()) == [path, aside] and aside.read_text() == "{"

@@ -171,7 +171,7 @@ def run(
                 if trained is None and life.trains():
                     trained = now
                 at_work = trained is not None and now - trained > wait
-                writing = any((workdir / "checkpoints").glob(".partial_*"))
+                writing = any((workdir / "checkpoints").glob(".step_*.tfloss"))
                 early = rng.random() < 0.0002  # while it still imports, builds or restores
                 if wanted != "never" and ((at_work and (writing or wanted == "between")) or early):
                     if writing:

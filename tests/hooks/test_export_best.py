@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.toys import Accuracy
+from tfloss.common.checksums import tree_checksums
 from tfloss.errors import ExportError
 from tfloss.hooks import Evaluate, Every, ExportBest
 
@@ -48,6 +49,7 @@ def test_it_exports_at_each_improvement_and_keeps_the_best(
     assert hook.state == {**best, "best": values[steps[-1] - 1]}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "export.best.json"]
     described = json.loads((tmp_path / "export.best.json").read_text())
+    del described["files"]
     assert described == {**best, "value": values[steps[-1] - 1]}
 
 
@@ -127,7 +129,7 @@ def test_an_export_that_writes_elsewhere_is_an_error(make_trainer, tmp_path):
 def test_it_needs_a_path(make_trainer, tmp_path):
     with pytest.raises(ValueError, match="Give the Trainer a workdir"):
         make_trainer([ExportBest("val/losses/total", "min")]).begin(1)
-    make_trainer([ExportBest("val/losses/total", "min", path=tmp_path)]).begin(1)
+    make_trainer([ExportBest("val/losses/total", "min", path=tmp_path / "x")]).begin(1)
 
 
 def test_what_was_exported_is_printed(make_trainer, tmp_path, messages):
@@ -149,3 +151,54 @@ def test_a_value_of_an_earlier_step_is_not_exported(make_trainer, tmp_path):
     for step, value in [(1, 0.5), (2, 0.1), (3, 0.4)]:
         trainer.log(step, {"losses/total": value})
     assert export.steps == [3] and hook.state["best"] == 0.4
+
+
+@pytest.mark.parametrize("what", ["directory", "file", "link", "SavedModel"])
+def test_what_somebody_else_wrote_is_refused_before_the_first_step(make_trainer, tmp_path, what):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    path = tmp_path / "export"
+    if what == "file":
+        path.write_text("mine")
+    elif what == "link":
+        path.symlink_to(mine)
+    else:
+        mine.rename(path)
+        (path / "saved_model.pb").write_bytes(b"" * (what == "SavedModel"))
+    before = tree_checksums(tmp_path)
+    trainer = trainer_of(make_trainer, tmp_path, [0.5], ExportBest("val/accuracy"))
+    with pytest.raises(ExportError, match="export is not exactly what tfloss wrote, so it is not"):
+        trainer.begin(1)
+    assert tree_checksums(tmp_path) == before
+
+
+def test_an_export_that_somebody_changed_is_not_replaced(make_trainer, tmp_path):
+    def train(values):
+        export = Exports()
+        hook = ExportBest("val/accuracy", export=export)
+        export.trainer = trainer = trainer_of(make_trainer, tmp_path, values, hook)
+        trainer.train(len(values))
+        return trainer.error
+
+    assert train([0.1]) is None
+    (tmp_path / "export/notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match="'notes.txt' was added"):
+        train([0.2])
+    (tmp_path / "export/notes.txt").unlink()
+    (tmp_path / "export.best.json").write_text('{"best": "mine"}')
+    with pytest.raises(ExportError, match="export.best.json is not a description that tfloss wr"):
+        train([0.2])
+    assert (tmp_path / "export.best.json").read_text() == '{"best": "mine"}'
+
+
+def test_names_of_temporary_files_that_somebody_else_has_are_left_alone(make_trainer, tmp_path):
+    for name in ("export.partial", "export.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
+    hook = ExportBest("val/accuracy", export=lambda model, path: path.write_text(path.name))
+    trainer = trainer_of(make_trainer, tmp_path, [0.1, 0.2], hook)
+    trainer.train(2)
+    assert trainer.error is None and (tmp_path / "export").read_text() == "export"
+    for name in ("export.partial", "export.old"):
+        assert (tmp_path / name / "thesis.txt").read_text() == "mine"

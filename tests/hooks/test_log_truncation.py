@@ -1,5 +1,9 @@
+import os
+import signal
+
 import pytest
 
+from tfloss.common.replacement import replacement
 from tfloss.hooks.log_truncation import LogTruncation, truncate_after
 
 
@@ -101,3 +105,30 @@ def test_a_record_that_is_logged_again_is_removed(path):
 
     truncate_after(path, 2, split, {2: {"a", "c"}}, names)
     assert path.read_bytes() == b"1a\n2b\n"
+
+
+def test_what_has_no_step_stays(path):
+    """Bytes that the writer didn't write, or that can't be read, are never removed."""
+    path.write_bytes(b"1\n?\n3\n?\n")
+
+    def split(content):
+        for line in content.splitlines(keepends=True):
+            yield line, None if line == b"?\n" else int(line)
+
+    truncate_after(path, 2, split)
+    assert path.read_bytes() == b"1\n?\n?\n"
+    truncate_after(path, 2, lambda content: [(content, None)])
+    truncate_after(path, 0, lambda content: [(content, None)])
+    assert path.read_bytes() == b"1\n?\n?\n"
+
+
+def test_what_a_killed_process_left_beside_the_log_is_removed(path):
+    pid = os.fork()
+    if not pid:
+        with replacement(path) as new:
+            new.path.write_text("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len([*path.parent.iterdir()]) == 2
+    LogTruncation(_split).start(path, [path], 3)
+    assert [*path.parent.iterdir()] == [path]

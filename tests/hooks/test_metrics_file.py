@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -100,3 +101,49 @@ def test_consecutive_steps_are_one_line_each(make_trainer, tmp_path, clock):
         {"step": 3, "time": 1000.0, "a": "nan"},
     ]
     trainer.end()
+
+
+def test_a_resumed_run_removes_only_its_own_lines(make_trainer, tmp_path, clock):
+    path = tmp_path / "metrics.jsonl"
+    own = '{"step": 7, "time": 1.0, "a": 2.0}\n'
+    foreign = [
+        "a comment of mine\n",
+        '{"time": 1.0, "step": 7}\n',
+        '{"step": 7, "mine": 1}\n',
+        '{"step": "7", "time": 1.0}\n',
+        '{"step": 7.0, "time": 1.0}\n',
+        "[" * 100_000 + "\n",
+    ]
+    path.write_text("".join(own + line for line in foreign) + "no line break")
+    trainer = make_trainer([MetricsFile(clock=clock)], workdir=tmp_path)
+    trainer.restore(5, [{}])
+    trainer.begin(9)
+    trainer.log(6, {"a": 1.0})
+    trainer.end()
+    new = '{"step": 6, "time": 1000.0, "a": 1.0}\n'
+    assert path.read_text() == "".join([*foreign, "no line break\n", new])
+
+
+@pytest.mark.parametrize("cut", [1, 8, 9, 20])
+def test_an_own_line_that_was_cut_off_is_removed(make_trainer, tmp_path, cut):
+    path = tmp_path / "metrics.jsonl"
+    line = '{"step": 5, "time": 1.0, "a": 2.0}\n'
+    path.write_text(line + line[:cut])
+    trainer = make_trainer([MetricsFile()], workdir=tmp_path)
+    trainer.restore(5, [{}])
+    trainer.begin(9)
+    assert path.read_text() == line
+
+
+def test_a_link_is_refused_before_the_first_step(make_trainer, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "metrics.jsonl").symlink_to(victim)
+    trainer = make_trainer([MetricsFile()], workdir=tmp_path)
+    with pytest.raises(OSError, match="it is a link.*metrics.jsonl"):
+        trainer.begin(1)
+    (tmp_path / "metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="it is not a regular file.*metrics.jsonl"):
+        trainer.begin(1)
+    assert victim.read_text() == "mine"

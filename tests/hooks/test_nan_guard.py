@@ -47,6 +47,23 @@ def test_batch_and_command_are_saved_for_a_replay(tmp_path):
     assert f"Its batch is in {saved}." in note and f"tfloss replay {tmp_path}" in note
 
 
+def test_the_evidence_of_the_same_step_is_replaced_and_other_files_stay(tmp_path):
+    saved = tmp_path / "nonfinite" / "step_00000002"
+    (saved / "batch_0").mkdir(parents=True)
+    (saved / "batch_0/thesis.txt").write_text("mine")
+    (saved / "report.json").write_text("mine")
+    for _ in range(2):
+        _fail(workdir=tmp_path)
+        batch = tf.data.Dataset.load(str(saved / "batch_0")).get_single_element()
+        assert batch["x"].numpy().tolist() == [-1.0, -7.0]
+        assert json.loads((saved / "report.json").read_text())["step"] == 2
+        names = ["batch_0", "report.json", "state"]
+        names += ["superseded.batch_0", "superseded.report.json"]
+        assert sorted(path.name for path in saved.iterdir()) == names
+    assert (saved / "superseded.batch_0/thesis.txt").read_text() == "mine"
+    assert (saved / "superseded.report.json").read_text() == "mine"
+
+
 def test_without_a_workdir_the_error_says_how_to_keep_the_batch():
     _, error = _fail()
     (note,) = error.__notes__

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,9 @@ import pytest
 import tensorflow as tf
 
 import tfloss
+from tests.fork import run_script
 from tests.saved_model.models import IMAGE, Net, Plain, built, graph_of, images, serve
+from tfloss.common import replacement
 from tfloss.errors import ExportError
 from tfloss.saved_model.export import export
 
@@ -287,9 +290,117 @@ def test_only_an_earlier_export_is_replaced(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("")
-    with pytest.raises(ExportError, match="is not an export"):
+    with pytest.raises(ExportError, match=r"it has no assets.extra/tfloss.json"):
         export(model, mine, x)
     assert (mine / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("way", ["exchange", "two renames"])
+def test_control_c_during_the_swap_leaves_a_whole_export(tmp_path, monkeypatch, way):
+    """Before the first rename, between the two, and after the last one."""
+    path, x = tmp_path / "export", {"x": tf.TensorSpec([None])}
+    export(Plain(lambda batch: batch["x"] + 1), path, x)
+    real, rename = replacement.exchange, os.replace
+    for moment in ("before", "after"):
+
+        def exchange(one, other, moment=moment):
+            if way == "two renames":
+                return False
+            if moment == "before":
+                raise KeyboardInterrupt
+            assert real(one, other)
+            raise KeyboardInterrupt
+
+        def replace(source, target, moment=moment):
+            if way == "exchange" or target != path or "earlier" in source.name:
+                return rename(source, target)
+            if moment == "after":
+                rename(source, target)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(replacement, "exchange", exchange)
+            patch.setattr(os, "replace", replace)
+            export(Plain(lambda batch: batch["x"] + 2), path, x)
+        assert [one.name for one in tmp_path.iterdir()] == ["export"]
+        expected = 1 if moment == "before" else 2
+        assert serve(path, x=np.float32([0]))["output"].tolist() == [expected]
+
+
+KILLED = """
+import os, signal, sys
+import keras, tensorflow as tf
+import tfloss
+from tfloss.common import replacement
+
+def die(*paths):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+real, rename = replacement.exchange, os.replace
+path, way = sys.argv[1:]
+if way == "before":
+    replacement.exchange = die
+elif way == "after":
+    replacement.exchange = lambda one, other: real(one, other) and die()
+else:  # between the two renames
+    replacement.exchange = lambda one, other: False
+    os.replace = lambda one, other: die() if str(other) == path else rename(one, other)
+model = keras.Sequential([keras.Input([1]), keras.layers.Rescaling(2.0)])
+tfloss.export(model, path, tf.TensorSpec([None, 1], name="x"))
+"""
+
+
+@pytest.mark.parametrize("way", ["before", "after", "between"])
+def test_a_kill_during_the_swap_leaves_a_whole_export(tmp_path, way):
+    path, spec = tmp_path / "export", tf.TensorSpec([None, 1], name="x")
+    model = keras.Sequential([keras.Input([1]), keras.layers.Rescaling(1.0)])
+    export(model, path, spec)
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    assert run_script(script, str(path), way).returncode == -signal.SIGKILL
+    script.unlink()
+    if way == "between":  # only on file systems that can't exchange directories
+        assert not path.exists()
+        replacement.remove_leftovers(tmp_path)
+        assert [one.name for one in tmp_path.iterdir()] == ["export"]
+    factor = {"before": 1, "after": 2, "between": 1}[way]
+    assert serve(path, x=np.float32([[3]]))["output"].tolist() == [[3 * factor]]
+    export(model, path, spec)
+    assert [one.name for one in tmp_path.iterdir()] == ["export"]
+
+
+def test_only_what_tfloss_wrote_is_replaced(tmp_path):
+    model, x = Plain(lambda batch: batch["x"] + 1), {"x": tf.TensorSpec([None])}
+    path = export(model, tmp_path / "export", x)
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match=r"'notes.txt' was added. Move it away"):
+        export(model, path, x)
+    (path / "notes.txt").unlink()
+    fingerprint = (path / "fingerprint.pb").read_bytes()
+    (path / "fingerprint.pb").write_bytes(b"mine")
+    with pytest.raises(ExportError, match=r"'fingerprint.pb' was changed"):
+        export(model, path, x)
+    (path / "fingerprint.pb").write_bytes(fingerprint)
+    export(model, path, x)
+    other = tmp_path / "other"
+    tf.saved_model.save(tf.Module(), str(other))
+    with pytest.raises(ExportError, match=r"it has no assets.extra/tfloss.json"):
+        export(model, other, x)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["export", "other"]
+
+
+def test_what_appears_at_the_path_during_the_export_is_not_replaced(tmp_path, monkeypatch):
+    path, save = tmp_path / "export", tf.saved_model.save
+
+    def slow(*arguments, **options):
+        save(*arguments, **options)
+        path.mkdir()
+        (path / "thesis.txt").write_text("mine")
+
+    monkeypatch.setattr(tf.saved_model, "save", slow)
+    with pytest.raises(ExportError, match="so it is not replaced"):
+        export(Plain(lambda batch: batch["x"] + 1), path, {"x": tf.TensorSpec([None])})
+    assert [one.name for one in path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch):
@@ -304,15 +415,12 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(tf.saved_model, "save", half_saved)
         export(Plain(lambda batch: batch["x"] + 2), path, x)
-    replace = os.replace
 
-    def no_replace(source, target):
-        if source.name == "export" and target == path:
-            raise OSError("disk gone")
-        replace(source, target)
+    def no_exchange(one, other):
+        raise OSError("disk gone")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk gone"):
-        patch.setattr(os, "replace", no_replace)
+        patch.setattr(replacement, "exchange", no_exchange)
         export(Plain(lambda batch: batch["x"] + 2), path, x)
     assert [one.name for one in tmp_path.iterdir()] == ["export"]
     assert serve(path, x=np.float32([0]))["output"].tolist() == [1]

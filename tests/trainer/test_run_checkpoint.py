@@ -15,6 +15,8 @@ import tfloss
 from tests.toys import Line
 from tfloss import _upstream
 from tfloss.checkpoint import CheckpointDirectory, load_manifest
+from tfloss.checkpoint.manifest import write_manifest
+from tfloss.common.checksums import tree_checksums
 from tfloss.errors import CheckpointError, DataError, WorkdirInUseError
 from tfloss.hooks import Every, Hook, SaveCheckpoint
 from tfloss.trainer.workdir_lock import WorkdirLock
@@ -206,6 +208,31 @@ def test_the_config_is_kept(tmp_path):
     trainer, _ = make(tmp_path)
     trainer.train(numbers(), 1)
     assert load_manifest(trainer.checkpoints.latest())["extra"]["config"] == {"steps": 5}
+
+
+@pytest.mark.parametrize("name", ["{}/victim", "../victim", "link/victim", "..", 5, "missing"])
+def test_nothing_is_written_where_a_manifest_says(tmp_path, name):
+    """The manifest names the files of the data position. Somebody else may have written it."""
+    trainer, _ = make(tmp_path / "run")
+    trainer.train(numbers(), 2)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    name = name.format(tmp_path) if isinstance(name, str) else name
+    path = trainer.checkpoints.latest()
+    manifest = load_manifest(path)
+    manifest["extra"]["data"]["files"].append(name)
+    for key in ("sha256", "format", "files"):
+        del manifest[key]
+    (path / "manifest.json").unlink()
+    write_manifest(path, manifest)
+    before = tree_checksums(tmp_path)
+    again, _ = make(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="as a file of the position in the data, but"):
+        again.train(numbers(), 4)
+    after = tree_checksums(tmp_path)
+    assert {k: v for k, v in after.items() if k in before and "lock" not in k} == {
+        k: v for k, v in before.items() if "lock" not in k
+    }
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):

@@ -287,3 +287,13 @@ def test_a_lock_file_that_is_none(make, tmp_path):
     with pytest.raises(WorkdirError, match=r"\.lock can't be opened: it is (a link|not a regular)"):
         trainer(tmp_path).train(DATA, 3)
     assert (tmp_path / "target").read_text() == "a file of somebody"
+
+
+def test_a_lock_file_of_another_program_is_not_overwritten(tmp_path):
+    path = tmp_path / ".lock"
+    path.write_text("mine")
+    with pytest.raises(WorkdirError, match=r"\.lock can't be opened: tfloss did not write it"):
+        trainer(tmp_path).train(DATA, 3)
+    assert path.read_text() == "mine"
+    path.write_bytes(bytes(100))  # what a power failure can leave
+    assert trainer(tmp_path).train(DATA, 3)

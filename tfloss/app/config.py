@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tfloss.common import nested_diff
-from tfloss.common.files import replace_file
+from tfloss.common.replacement import replace_file
 
 FILE = "config.json"
 
@@ -80,6 +80,8 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 def write_config(config: Mapping[str, Any], workdir: Path) -> Path:
     """Saves a config atomically as `workdir/config.json`.
 
+    A different one that is there stays as `superseded.config.json`.
+
     Args:
       config: The config as nested JSON values.
       workdir: The directory of the run. It is created if it is missing.
@@ -89,7 +91,8 @@ def write_config(config: Mapping[str, Any], workdir: Path) -> Path:
     """
     path = workdir / FILE
     workdir.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(config, indent=2) + "\n")
+    content = json.dumps(config, indent=2) + "\n"
+    replace_file(path, content, is_own=lambda old: False)  # any program can write such a file
     return path
 
 

@@ -259,10 +259,10 @@ class Run:
 
 def _best_note(export: Path) -> str:
     """Returns what is known of a best export: the value of the metric and its step."""
-    from tfloss.hooks.export_best import best_file
+    from tfloss.hooks.described_export import description_file
 
     try:
-        best = json.loads(best_file(export).read_text())
-    except OSError:
+        best = json.loads(description_file(export).read_text())
+        return f"  ({best['metric']} {best['value']:.6g}, step {best['step']})"
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return f"  ({best['metric']} {best['value']:.6g}, step {best['step']})"

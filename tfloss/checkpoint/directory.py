@@ -8,7 +8,6 @@ directory.restore(directory.at(100), variables)
 import functools
 import json
 import platform
-import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from tfloss.checkpoint.layer_states import (
     assign_values,
     layer_state_problems,
 )
-from tfloss.checkpoint.manifest import MANIFEST, load_manifest
+from tfloss.checkpoint.manifest import MANIFEST, is_file_name, load_manifest
 from tfloss.checkpoint.mismatch import Mismatch
 from tfloss.checkpoint.values import ReplicaRows, as_array, is_accumulator, read_tensor
+from tfloss.common.files import write_files
 from tfloss.errors import CheckpointError
 from tfloss.version import __version__
 
@@ -185,7 +185,7 @@ def versions() -> dict[str, str]:
 def _check_file_names(files: Mapping[str, bytes]) -> None:
     for name in files:
         reserved = name == MANIFEST or name.startswith(f"{_BUNDLE}.")
-        if reserved or not re.fullmatch(r"\w[\w.-]*", name):
+        if reserved or not is_file_name(name):
             raise ValueError(
                 f"files={{{name!r}: ...}}: the name must be a plain file name other than "
                 f"{MANIFEST} and {_BUNDLE}.*, which every checkpoint has."
@@ -259,5 +259,4 @@ def _write_files(
     except tf.errors.OpError as error:
         # "{{function_node ...}} /path/of/file; No space left on device [Op:SaveV2]"
         raise OSError(error.message.rpartition("; ")[2].removesuffix(" [Op:SaveV2]")) from None
-    for name, content in files.items():
-        (directory / name).write_bytes(content)
+    write_files(directory, files)

@@ -5,6 +5,7 @@ is written by `CheckpointFiles.write` here, and restored in `tfloss/checkpoint/d
 knows what the files contain. Host code, without TensorFlow.
 """
 
+import errno
 import logging
 import os
 import re
@@ -13,16 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfloss.checkpoint.manifest import find_problem, write_manifest
-from tfloss.common.files import replace_directory, sync
+from tfloss.checkpoint.manifest import find_problem, unlisted_files, write_manifest
+from tfloss.common.files import sync
+from tfloss.common.replacement import delete, displaced, replacement
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import CheckpointWriteError
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
-# A killed process may leave `.partial_*`, an incomplete checkpoint, and `.replaced_00000100`, a
-# valid one that was renamed because a new one of the same step takes its place.
-_PARTIAL, _REPLACED, _CORRUPT = ".partial_", ".replaced_", "damaged_"
+_CORRUPT = "damaged_"
 
 
 class CheckpointFiles:
@@ -42,10 +42,10 @@ class CheckpointFiles:
     def steps(self) -> list[int]:
         """Lists the steps of all checkpoints, in order, those of corrupt ones too."""
         found: set[int] = set()
-        for path in self.path.glob("*/"):
+        for path in (*self.path.glob("*/"), *displaced(self.path)):
             number = re.search(r"\d{8,}$", path.name)
             step = int(number[0]) if number else 0
-            if path in (self._target(step), self._replaced(step)):
+            if path == self._target(step):
                 found.add(step)
         return sorted(found)
 
@@ -55,8 +55,8 @@ class CheckpointFiles:
         Args:
           step: The step. Its checkpoint need not exist.
         """
-        target, replaced = self._target(step), self._replaced(step)
-        return replaced if not target.exists() and replaced.exists() else target
+        target = self._target(step)
+        return target if target.exists() else displaced(self.path).get(target, target)
 
     def latest(self) -> Path | None:
         """Returns the directory of the newest checkpoint, valid or corrupt; None without one."""
@@ -107,28 +107,30 @@ class CheckpointFiles:
         return None
 
     def delete(self, step: int) -> None:
-        """Deletes a checkpoint. It is renamed first, so that no incomplete one has its name.
+        """Deletes a checkpoint. It vanishes as a whole, so that no incomplete one has its name.
 
         Args:
-          step: The step of the checkpoint.
+          step: The step of the checkpoint. It may be missing.
 
         Raises:
-          OSError: The checkpoint can't be renamed.
+          OSError: The directory holds files that were not saved with the checkpoint, or it can't be
+            renamed.
         """
-        trash = self.path / f"{_PARTIAL}deleted_{step}"
-        for path in (self._replaced(step), self._target(step)):
-            if path.exists():
-                shutil.rmtree(trash, ignore_errors=True)
-                os.replace(path, trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        path = self.at(step)
+        if not path.exists():
+            return
+        if unlisted := unlisted_files(path):
+            message = f"it holds {', '.join(unlisted)}, which tfloss did not write there"
+            raise OSError(errno.ENOTEMPTY, message, str(path))
+        delete(path)
 
     def write(
         self, step: int, write_files: Callable[[Path], None], manifest: Mapping[str, Any]
     ) -> Path:
         """Writes a checkpoint: all files to another directory and to the disk, then one rename.
 
-        A valid checkpoint of the same step is replaced. A corrupt one is renamed to
-        `damaged_00000100` and stays.
+        A valid checkpoint of the same step is replaced; files that somebody else put into it are
+        copied into the new one. A corrupt one is renamed to `damaged_00000100` and stays.
 
         Args:
           step: The step of the checkpoint.
@@ -142,49 +144,36 @@ class CheckpointFiles:
           CheckpointWriteError: The operating system refuses a write. Earlier checkpoints are not
             changed, and no incomplete one stays.
         """
-        partial, target = self.path / f"{_PARTIAL}{step}", self._target(step)
+        target = self._target(step)
         try:
             _make_directory(self.path)
-            self._clean_up()
-            partial.mkdir()
-            write_files(partial)
-            write_manifest(partial, {"step": step, **manifest})
-            sync(*partial.iterdir(), partial)
-            aside = self._aside(step) if target.exists() else self._replaced(step)
-            replace_directory(partial, target, aside)
-            sync(self.path)
-        except Exception as error:
-            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
-            if isinstance(error, OSError):
-                raise CheckpointWriteError(self._write_error(target, error)) from error
-            raise
+            with replacement(target) as new:
+                new.path.mkdir()
+                write_files(new.path)
+                write_manifest(new.path, {"step": step, **manifest})
+                if os.path.lexists(target):
+                    self._keep_foreign(step, new.path)
+                new.commit()
+        except OSError as error:
+            raise CheckpointWriteError(self._write_error(target, error)) from error
         self._problems[step] = None
-        shutil.rmtree(self._replaced(step), ignore_errors=True)
         return target
 
     def _target(self, step: int) -> Path:
         return self.path / f"step_{step:08d}"
 
-    def _replaced(self, step: int) -> Path:
-        return self.path / f"{_REPLACED}{step:08d}"
-
-    def _aside(self, step: int) -> Path:
-        """Returns the path for the existing checkpoint of a step that is written again."""
-        if self.problem(step) is None:
-            return self._replaced(step)
-        taken = {path.name for path in self.path.iterdir()}
-        return self.path / unique_name(f"{_CORRUPT}{step:08d}", taken)
-
-    def _clean_up(self) -> None:
-        """Removes what a killed process left, and renames a replaced checkpoint back."""
-        for replaced in self.path.glob(f"{_REPLACED}*"):
-            target = self.path / replaced.name.replace(_REPLACED, "step_")
-            if target.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
+    def _keep_foreign(self, step: int, new: Path) -> None:
+        """Keeps what is not a valid checkpoint's own where the checkpoint of a step is replaced."""
+        target = self._target(step)
+        if self.problem(step) is not None:
+            taken = {path.name for path in self.path.iterdir()}
+            os.replace(target, self.path / unique_name(f"{_CORRUPT}{step:08d}", taken))
+            return
+        for name in unlisted_files(target):
+            if (target / name).is_dir():
+                shutil.copytree(target / name, new / name, symlinks=True)
             else:
-                os.replace(replaced, target)
-        for partial in self.path.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(partial, ignore_errors=True)
+                shutil.copy2(target / name, new / name, follow_symlinks=False)
 
     def _write_error(self, target: Path, error: OSError) -> str:
         """Describes what happened, the free disk space and the newest valid checkpoint."""

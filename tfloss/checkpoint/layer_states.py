@@ -22,6 +22,7 @@ from tfloss.checkpoint.table_states import StaticTableState, StringState, TableS
 from tfloss.checkpoint.untracked import MUTABLE_TABLES, STATIC_TABLES, untracked
 from tfloss.checkpoint.values import assign as assign_variable
 from tfloss.checkpoint.values import read
+from tfloss.common.files import escaping_name, write_files
 from tfloss.common.unique_names import unique_name
 from tfloss.errors import CheckpointError
 
@@ -235,17 +236,17 @@ class AssetsState(StringState):
         return tf.constant([part for pair in parts for part in pair], tf.string)
 
     def problem(self, value: np.ndarray) -> str | None:
-        """Files can't be compared without knowing them: `load_assets` decides."""
+        """Checks the names. The content can't be compared: `load_assets` decides."""
+        if (bad := escaping_name(name.decode() for name in value[::2])) is not None:
+            return f"it names {bad!r} as a file, which is outside of the layer's folder"
         missing = not hasattr(self._layer, "load_assets")
         return "the layer has save_assets, but no load_assets" if missing else None
 
     def assign(self, value: np.ndarray) -> None:
         """Calls `load_assets` with the files."""
         with tempfile.TemporaryDirectory() as directory:
-            for name, content in zip(value[::2], value[1::2], strict=True):
-                path = Path(directory) / name.decode()
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+            names = [name.decode() for name in value[::2]]
+            write_files(Path(directory), dict(zip(names, value[1::2], strict=True)))
             self._layer.load_assets(directory)
 
 

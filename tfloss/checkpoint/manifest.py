@@ -7,16 +7,20 @@ TensorFlow, so that the command `tfloss checkpoints` starts fast.
 
 import hashlib
 import json
+import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tfloss.common.checksums import file_checksum
 from tfloss.errors import CheckpointError
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 _BEGIN, _END = b'{"sha256": "', b'",'
 _HEADER = len(_BEGIN) + 64 + len(_END)  # bytes before those that the checksum covers
+_FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
@@ -27,7 +31,7 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
       manifest: The other entries.
     """
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
         for path in sorted(directory.iterdir())
     }
     text = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1)
@@ -73,6 +77,32 @@ def load_file(path: str | Path, name: str) -> bytes | None:
     if problem := _file_problem(Path(path) / name, entry):
         raise _corrupt(path, problem)
     return (Path(path) / name).read_bytes()
+
+
+def unlisted_files(path: Path) -> list[str]:
+    """Lists what is in the directory of a checkpoint, but was not saved with it.
+
+    Args:
+      path: The directory of the checkpoint.
+
+    Returns:
+      The sorted names of files and directories that the manifest doesn't list. Without a readable
+      manifest these are all.
+    """
+    try:
+        listed = {MANIFEST, *_read(path)["files"]}
+    except ValueError:
+        listed = set[str]()
+    return sorted({entry.name for entry in path.iterdir()} - listed)
+
+
+def is_file_name(name: object) -> bool:
+    """Returns whether a manifest may list a file of this name: a plain one, in no other directory.
+
+    Args:
+      name: Any JSON value.
+    """
+    return isinstance(name, str) and _FILE_NAME.fullmatch(name) is not None
 
 
 def find_problem(path: Path, step: int) -> str | None:
@@ -121,23 +151,23 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{MANIFEST} has format {manifest['format']}, but this version of tfloss reads {FORMAT}"
         )
+    for name in manifest["files"]:
+        if not is_file_name(name):
+            raise ValueError(f"{MANIFEST} lists {name!r}, which is not a plain file name")
     return manifest
 
 
 def _file_problem(path: Path, entry: Mapping[str, Any]) -> str | None:
     try:
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return f"{path.name} has {size:,} bytes, but {entry['bytes']:,} were written"
-        if _sha256(path) != entry["sha256"]:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a FIFO or a device may never end
+            return f"{path.name} is not a regular file"
+        if found.st_size != entry["bytes"]:
+            return f"{path.name} has {found.st_size:,} bytes, but {entry['bytes']:,} were written"
+        if file_checksum(path) != entry["sha256"]:
             return f"{path.name} was changed after it was written: its checksum differs"
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
         return f"{path.name} can't be read ({error.strerror})"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # releases the GIL

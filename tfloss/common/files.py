@@ -1,18 +1,19 @@
-"""Atomic replacement of files and directories, and locks. Host code.
+"""Files that are opened, written and locked without following a link. Host code.
 
-A process that is killed leaves nothing half-written.
+with locked_file(path): ...              # one process at a time
+handle = open_regular(path, os.O_RDWR)   # no link, no FIFO, no device
+write_files(folder, {"a/b.txt": b""})    # names that stay inside the folder
+sync(path)                               # the content is on the disk, not only in a cache
 
-replace_file(path, b"...")           # readers see the old content or the new one
-replace_directory(new, path, old)    # the same, in two renames
-with locked_file(path): ...          # one process at a time
-sync(path)                           # the content is on the disk, not only in a cache
+`tfloss.common.replacement` replaces files and directories as a whole.
 """
 
 import contextlib
+import errno
 import os
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 try:
     import fcntl
@@ -20,58 +21,67 @@ except ImportError:  # Windows has no flock
     fcntl = None
 
 
-def replace_file(path: Path, content: bytes | str) -> None:
-    """Writes a file beside its target, then renames it: the target is the old or the new one.
+def open_regular(path: Path, flags: int) -> int:
+    """Opens a file that tfloss writes to, or creates it. It never waits.
 
-    The content is on the disk before the rename. The temporary file has a name that nobody can
-    predict, so that it cannot be a link that somebody put there.
-
-    Args:
-      path: The file to replace. It may be missing; its directory must exist.
-      content: The new content. Text is encoded as UTF-8.
-
-    Raises:
-      OSError: The file can't be written. The old content is still there.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def replace_directory(new: Path, target: Path, aside: Path) -> None:
-    """Renames a complete directory to its final path, after renaming what is there now.
-
-    No single call replaces a directory. A process that is killed between the two renames leaves no
-    `target`, and the old directory as `aside`.
+    A workdir can come from somebody else. A link in it must not lead to a file elsewhere.
 
     Args:
-      new: The directory with the new content, on the same file system.
-      target: The final path. It may be missing.
-      aside: The path for the old directory, which must not exist. The caller deletes it.
+      path: The file. The directories above it may be links.
+      flags: Flags of `os.open`, such as `os.O_RDWR`.
+
+    Returns:
+      The descriptor.
 
     Raises:
-      OSError: A rename failed. The old directory is at `target` again.
+      OSError: The path is a link, a FIFO, a device or a directory, or can't be opened.
     """
-    if not target.exists():
-        os.replace(new, target)
-        return
-    os.replace(target, aside)
+    flags |= os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        os.replace(new, target)
-    except OSError:
-        os.replace(aside, target)
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise OSError(errno.ELOOP, _LINK, str(path)) from None
+        if error.errno == errno.ENXIO:  # a FIFO or a socket
+            raise OSError(errno.EINVAL, _IRREGULAR, str(path)) from None
         raise
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, _IRREGULAR, str(path))
+
+
+_LINK = "it is a link, and tfloss doesn't write through links"
+_IRREGULAR = "it is not a regular file"
+
+
+def escaping_name(names: Iterable[str]) -> str | None:
+    """Returns the first name that is no path of a file inside a folder, or None.
+
+    Args:
+      names: Relative paths, such as "a" and "a/b.txt", which somebody else may have chosen.
+    """
+    return next((name for name in names if not _stays_inside(name)), None)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into a folder, and never outside of it.
+
+    Args:
+      folder: An existing folder without links.
+      files: `{relative path: content}`. None of the files may exist.
+
+    Raises:
+      ValueError: A path is absolute, or leads out of the folder. Nothing was written.
+      OSError: A file exists already or can't be written.
+    """
+    if (bad := escaping_name(files)) is not None:
+        raise ValueError(f"{bad!r} is not the path of a file inside a folder; nothing was written.")
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            file.write(content)
 
 
 def sync(*paths: Path) -> None:
@@ -114,14 +124,20 @@ def locked_file(path: Path) -> Iterator[None]:
 
     Args:
       path: The lock file. It is created, and stays.
+
+    Raises:
+      OSError: The path is not a regular file, or can't be opened or locked.
     """
-    with path.open("ab") as file:
-        lock(file.fileno(), wait=True)
+    handle = open_regular(path, os.O_RDWR)
+    try:
+        lock(handle, wait=True)
         yield
+    finally:
+        os.close(handle)
 
 
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _stays_inside(name: str) -> bool:
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    absolute = posix.is_absolute() or windows.drive or windows.root
+    parts = {*posix.parts, *windows.parts}
+    return bool(parts) and not absolute and ".." not in parts and "\0" not in name

@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss.common.files import write_files
 from tfloss.common.logger import ChiefLogger
 
 MAX_STATE_BYTES = 64 * 2**20  # of an iterator's state; if it is larger, reading again is better
@@ -98,8 +99,7 @@ def restore_iterator(iterator: Any, files: Mapping[str, bytes]) -> None:
       AssertionError: The state belongs to another data set.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
+        write_files(Path(folder), files)
         path = f"{folder}/{_NAME}"
         tf.train.Checkpoint(iterator=iterator).read(path).assert_consumed()
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import tensorflow as tf
 
-from tfloss.common.files import replace_file
+from tfloss.common.replacement import replace_file
 from tfloss.errors import NonFiniteLossError, TflossError
 from tfloss.step.trace_options import Mode
 
@@ -182,7 +182,7 @@ def load_choice(path: Path, circumstances: Mapping[str, Any]) -> Mode | None:
         if found["circumstances"] != dict(circumstances):
             return None
         return next((mode for mode in get_args(Mode) if mode == found["mode"]), None)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -196,4 +196,12 @@ def save_choice(path: Path, tuner: Tuner, circumstances: Mapping[str, Any]) -> N
     """
     rates = {mode: round(rate, 2) for mode, rate in tuner.rates.items()}
     text = {"mode": tuner.mode, "steps_per_second": rates, "circumstances": dict(circumstances)}
-    replace_file(path, json.dumps(text, indent=1) + "\n")
+    replace_file(path, json.dumps(text, indent=1) + "\n", is_own=_is_choice)
+
+
+def _is_choice(content: bytes) -> bool:
+    """Whether `save_choice` wrote this."""
+    try:
+        return set(json.loads(content)) == {"mode", "steps_per_second", "circumstances"}
+    except (ValueError, TypeError, RecursionError):
+        return False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import keras
 
-from tfloss.common.files import replace_file
+from tfloss.common.replacement import replace_file
 from tfloss.hooks.event_file import record_names, split_records
 from tfloss.hooks.log_truncation import truncate_after
 
@@ -47,26 +47,21 @@ def _continue_csv(callback: keras.callbacks.CSVLogger, epochs: int) -> None:
 
 
 _STAYS, _REPEATED = 1, 2
+_WRITER = "tensorflow.core.util.events_writer"  # of tf.summary, by which the callback writes
 
 
-def _split_events(data: bytes, epochs: int, step: int) -> Iterator[tuple[bytes, int]]:
+def _split_events(data: bytes, epochs: int, step: int) -> Iterator[tuple[bytes, int | None]]:
     """Yields the records of an event file, and whether the run writes them again.
 
     The callback counts the values of epochs in epochs from 0, and those of batches in batches.
     """
-    for record, at in split_records(data):
-        names = record_names(record) if at else _first_names(record)
+    for record, at in split_records(data, _WRITER):
+        if at is None:  # damaged, or of another program
+            yield record, None
+            continue
         repeated = any(
             at >= epochs if name.startswith("epoch_") else at > step
-            for name in names
+            for name in record_names(record)
             if name.startswith(("epoch_", "batch_"))
         )
         yield record, _REPEATED if repeated else _STAYS
-
-
-def _first_names(record: bytes) -> list[str]:
-    """The tags of a record of step 0, which may be damaged."""
-    try:
-        return record_names(record)
-    except Exception:  # noqa: BLE001 - protobuf's DecodeError, which has no public name
-        return []

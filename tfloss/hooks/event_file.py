@@ -8,6 +8,7 @@ An event file is a TFRecord file of `Event` protocol buffers. The first one hold
 the format. All of this module is host code.
 """
 
+import contextlib
 import itertools
 import os
 import socket
@@ -15,10 +16,14 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 _VERSION = "brain.Event:2"  # a reader takes a file without it for one of version 1
+_WRITER = "tfloss"  # in the first event: the file is of this module
+_HEADER, _FOOTER = 12, 4  # bytes of a record: the event's length and a checksum of it; of the event
 
 
 class EventFileWriter:
@@ -38,9 +43,9 @@ class EventFileWriter:
         logdir.mkdir(parents=True, exist_ok=True)
         self.path = _new_path(logdir)
         self._records = tf.io.TFRecordWriter(str(self.path))
-        self.write(
-            tf.compat.v1.Event(wall_time=time.time(), file_version=_VERSION).SerializeToString()
-        )
+        first: Any = tf.compat.v1.Event(wall_time=time.time(), file_version=_VERSION)
+        first.source_metadata.writer = _WRITER
+        self.write(first.SerializeToString())
 
     def write(self, event: bytes) -> None:
         """Appends a serialized `Event`.
@@ -63,38 +68,109 @@ class EventFileWriter:
         self._records.close()
 
 
-def split_records(data: bytes) -> Iterator[tuple[bytes, int]]:
+def split_records(data: bytes, writer: str = _WRITER) -> Iterator[tuple[bytes, int | None]]:
     """Splits the content of an event file.
+
+    Each record has a checksum of its length. So one damaged byte doesn't hide the records after it:
+    the next one is searched for.
 
     Args:
       data: The content. A record that a killed process left incomplete at the end is ignored.
+      writer: The program that must have written the file, as its first event says.
 
     Yields:
-      `(record, step)` of each complete record. A damaged record, which readers skip, has step 0.
+      `(record, step)` of each complete record. What is damaged, and all of a file that another
+      program wrote, has the step None.
     """
-    start = 0
-    while start + 12 <= len(data):
-        # A record is the event's length, a checksum of it, the event, a checksum of it.
-        (length,) = struct.unpack_from("<Q", data, start)
-        end = start + 12 + length + 4
-        if not length or end > len(data):
+    start, end = 0, _record_end(data, 0)
+    if end is None or not _is_first(data[:end], writer):
+        yield data, None
+        return
+    while len(data) - start >= _HEADER:
+        end = _record_end(data, start)
+        if end is None:
+            if not data[start:].strip(b"\0"):  # zeros, which a power failure can leave
+                return
+            end, step = _next_record(data, start + 1), None
+        elif end > len(data):
             return
-        try:
-            step = tf.compat.v1.Event.FromString(data[start + 12 : end - 4]).step
-        except Exception:  # protobuf's DecodeError, which has no public name
-            step = 0
+        else:
+            step = _step(data[start + _HEADER : end - _FOOTER])
         yield data[start:end], step
         start = end
 
 
 def record_names(record: bytes) -> list[str]:
     """Returns the tags of the values in a complete record that `split_records` gave a step."""
-    event = tf.compat.v1.Event.FromString(record[12:-4])
+    event = tf.compat.v1.Event.FromString(record[_HEADER:-_FOOTER])
     return [value.tag for value in event.summary.value]
 
 
 def _new_path(logdir: Path) -> Path:
-    """Returns a path that doesn't exist and that TensorBoard reads after those of earlier runs."""
+    """Creates an empty file, which TensorBoard reads after those of earlier runs."""
     prefix = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-    paths = (logdir / f"{prefix}.{number}.v2" for number in itertools.count())
-    return next(path for path in paths if not path.exists())
+    for number in itertools.count():
+        path = logdir / f"{prefix}.{number}.v2"
+        with contextlib.suppress(FileExistsError):  # maybe a link to a file of somebody else
+            path.touch(exist_ok=False)
+            return path
+    raise AssertionError
+
+
+def _is_first(record: bytes, writer: str) -> bool:
+    """Whether this is the record that a file of a program begins with."""
+    try:
+        event: Any = tf.compat.v1.Event.FromString(record[_HEADER:-_FOOTER])
+    except Exception:  # protobuf's DecodeError, which has no public name
+        return False
+    return event.source_metadata.writer == writer
+
+
+def _step(event: bytes) -> int | None:
+    """The step of a serialized event; None if it is damaged."""
+    try:
+        return int(tf.compat.v1.Event.FromString(event).step)
+    except Exception:  # protobuf's DecodeError, which has no public name
+        return None
+
+
+def _record_end(data: bytes, start: int) -> int | None:
+    """Where the record that starts here ends; None if no record starts here."""
+    header = data[start : start + _HEADER]
+    if len(header) < _HEADER or not _is_header(np.frombuffer(header, np.uint8)[None])[0]:
+        return None
+    return start + _HEADER + struct.unpack_from("<Q", header)[0] + _FOOTER
+
+
+def _next_record(data: bytes, start: int) -> int:
+    """Where the first record at or after a position starts; the end of the data without one."""
+    for at in range(start, len(data) - _HEADER + 1, _CHUNK):
+        part = np.frombuffer(data[at : at + _CHUNK + _HEADER - 1], np.uint8)
+        found = np.flatnonzero(_is_header(np.lib.stride_tricks.sliding_window_view(part, _HEADER)))
+        if found.size:
+            return at + int(found[0])
+    return len(data)
+
+
+_CHUNK = 2**20
+
+
+def _is_header(headers: np.ndarray) -> np.ndarray:
+    """Whether the checksums of lengths are right. uint8 [n, 12] -> bool [n]."""
+    crc = np.full(len(headers), 0xFFFFFFFF, np.uint32)
+    for byte in headers[:, :8].T:
+        crc = _CRC32C[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    masked = ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)  # as in the TFRecord format
+    expected = np.ascontiguousarray(headers[:, 8:]).view("<u4")[:, 0]
+    return masked == expected
+
+
+def _crc32c_table() -> np.ndarray:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = (table >> 1) ^ np.where(table & 1, np.uint32(0x82F63B78), np.uint32(0))
+    return table
+
+
+_CRC32C = _crc32c_table()

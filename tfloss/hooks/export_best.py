@@ -7,8 +7,7 @@ Put Evaluate, or whatever else logs the metric, before it in the list of hooks.
 """
 
 import contextlib
-import json
-import shutil
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import keras
 
 from tfloss.checkpoint import describe_nonfinite, nonfinite_variables, skip_replica_sync
-from tfloss.common.files import replace_directory, replace_file
 from tfloss.errors import ExportError
 from tfloss.evaluation.metrics import Mode
 from tfloss.hooks.base import Hook
+from tfloss.hooks.described_export import DescribedExport
 from tfloss.hooks.monitored_metric import MonitoredMetric
 from tfloss.hooks.output_path import output_path
 from tfloss.summary import Summary
@@ -28,12 +27,15 @@ from tfloss.summary import Summary
 class ExportBest(Hook):
     """Writes `workdir/export` each time the metric improves. Host.
 
-    The export is written under a temporary name and renamed when it is complete, so readers never
+    The export is written to a temporary directory and renamed when it is complete, so readers never
     see an incomplete one. `workdir/export.best.json` says which step was exported, by which value
-    of the metric. A value that is not finite is no improvement. Weights that are not finite are
-    refused, whatever the value. Checkpoints hold the best value and its step, so a resumed run does
-    not replace a better export. With `Trainer(log_every_step=True)`
-    only values of the current step count, because the weights of earlier ones are gone.
+    of the metric, and holds the checksums of the files. Only an export that nobody else wrote or
+    changed is replaced.
+
+    A value that is not finite is no improvement. Weights that are not finite are refused, whatever
+    the value. Checkpoints hold the best value and its step, so a resumed run does not replace a
+    better export. With `Trainer(log_every_step=True)` only values of the current step count,
+    because the weights of earlier ones are gone.
 
     Args:
       metric: Name of the metric as logged, such as "val/accuracy".
@@ -48,6 +50,8 @@ class ExportBest(Hook):
     Raises:
       ValueError: `mode` is another value. Before the first step: no `mode` was given, and nobody
         knows the direction of the metric.
+      ExportError: Before the first step: there is something else at the path than what tfloss
+        wrote there.
     """
 
     def __init__(
@@ -74,16 +78,19 @@ class ExportBest(Hook):
         return output_path(self, self._path, "export", "ExportBest(..., path=...)")
 
     def before_train(self) -> None:
-        """Finds the mode, and checks that there is a path, before the first evaluation."""
+        """Finds the mode, and checks the path, before the first evaluation."""
         self._metric.start(self.trainer.hooks)
         self.state = self._metric.restored(self.state, self.trainer.logger)
-        _ = self.path
+        export, agreement = DescribedExport(self.path), self.trainer.agreement
+        check = export.check if agreement.chief else list[Any]
+        agreement.run_on_all("check the path of ExportBest", check)
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
         """Exports the model if the metric has improved.
 
         Raises:
-          ExportError: A variable of the model is not finite. The earlier export is unchanged.
+          ExportError: A variable of the model is not finite, or somebody else has written to the
+            path since. The earlier export is unchanged.
         """
         value = self._metric.value(step, scalars)
         if value is None or not self._metric.is_improvement(value, self.state.get("best")):
@@ -117,45 +124,10 @@ class ExportBest(Hook):
         self._metric.warn_if_never_logged(self.trainer.error)
 
     def _write(self, found: dict[str, Any]) -> None:
-        partial = self.path.with_name(self.path.name + ".partial")
-        _remove(partial)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        self._export(self.trainer.model, partial)
-        if not partial.exists():
-            raise ValueError(
-                f"ExportBest: export(model, path) wrote nothing at its path, {partial}. It must "
-                "write there; the result is then moved to its final path."
-            )
-        description = best_file(self.path)
-        _remove(description)  # so that it never describes another export
-        _replace(partial, self.path)
-        replace_file(description, json.dumps(found, indent=2) + "\n")
-
-
-def best_file(path: Path) -> Path:
-    """Returns the path of the file that describes a best export: metric, mode, value and step.
-
-    Args:
-      path: Path of the export.
-    """
-    return path.with_name(path.name + ".best.json")
+        write = functools.partial(self._export, self.trainer.model)
+        DescribedExport(self.path).replace(write, found)
 
 
 def _save_weights(model: keras.Model, path: Path) -> None:
     path.mkdir()
     model.save_weights(path / "best.weights.h5")
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Moves source to target, which may be a file or a directory, and deletes the old target."""
-    old = target.with_name(target.name + ".old")
-    _remove(old)
-    replace_directory(source, target, old)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from tfloss.common.files import replace_file
-from tfloss.common.unique_names import unique_name
+from tfloss.common.replacement import remove_leftovers, replace_file, superseded_path
 
-# Splits the content of a file into its complete records and their steps.
-SplitRecords = Callable[[bytes], Iterable[tuple[bytes, int]]]
+# Splits the content of a file into its complete records and their steps. What the hook didn't
+# write, or can't be read, has the step None.
+SplitRecords = Callable[[bytes], Iterable[tuple[bytes, int | None]]]
 # Returns the names of the values in a record.
 RecordNames = Callable[[bytes], Iterable[str]]
 # `{step: names}` of values that are logged again, although their step is not repeated.
@@ -60,6 +60,7 @@ class LogTruncation:
         if self._written != (location, step):
             self._written = None  # until all files are truncated
             for path in files:
+                remove_leftovers(path.parent)
                 truncate_after(path, step, self._split, pending, self._names)
             self._written = (location, step)
 
@@ -80,7 +81,7 @@ def truncate_after(
     pending: Pending | None = None,
     names: RecordNames = lambda record: (),
 ) -> None:
-    """Removes the records of later steps from a file, atomically.
+    """Removes the records of later steps from a file, atomically. All other bytes stay.
 
     At step 0 it is unknown whether the run repeats them: somebody may have deleted the checkpoints.
     So the file is renamed to `superseded.<name>`, and nothing is lost.
@@ -89,7 +90,7 @@ def truncate_after(
       path: The file. It may be missing.
       step: Last step whose records stay.
       split: Function that splits the content into complete records and their steps. A record that
-        a killed process left incomplete at the end is not among them.
+        a killed process left incomplete at the end is not among them. Records of step None stay.
       pending: `{step: names}` of values of earlier steps that are logged again. A record with one
         of them is removed too.
       names: Function that returns the names of the values in a record.
@@ -103,20 +104,15 @@ def truncate_after(
     records = list(split(content))
     again = pending or {}
 
-    def stays(record: bytes, at: int) -> bool:
+    def stays(record: bytes, at: int | None) -> bool:
+        if at is None:
+            return True
         return at <= step and not (at in again and set(again[at]).intersection(names(record)))
 
     kept = b"".join(record for record, record_step in records if stays(record, record_step))
     if kept == content:
         return
-    if step == 0 and any(record_step > 0 for _, record_step in records):
-        os.replace(path, _superseded_path(path))
+    if step == 0 and any(record_step for _, record_step in records):
+        os.replace(path, superseded_path(path))
         return
     replace_file(path, kept)
-
-
-def _superseded_path(path: Path) -> Path:
-    """Returns a new path for an old log, with a name that TensorBoard doesn't read."""
-    name = path.name.replace("tfevents", "events")
-    taken = {each.name.removesuffix(f".{name}") for each in path.parent.iterdir()}
-    return path.with_name(f"{unique_name('superseded', taken, '.')}.{name}")

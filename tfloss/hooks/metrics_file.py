@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from tfloss.common.files import open_regular
 from tfloss.hooks.base import Hook
 from tfloss.hooks.log_truncation import LogTruncation
 from tfloss.hooks.output_path import output_path
 from tfloss.summary import Summary
 
 _RESERVED = ("step", "time")
+_BEGIN = b'{"step": '
 _encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps makes one for each call
 
 
@@ -56,7 +58,13 @@ class MetricsFile(Hook):
         return output_path(self, self._path, "metrics.jsonl", "MetricsFile(path)")
 
     def before_train(self) -> None:
-        """Removes the lines of the steps that the run repeats."""
+        """Removes the lines of the steps that the run repeats.
+
+        Raises:
+          OSError: The path is a link or no regular file, or the file can't be read or replaced.
+        """
+        if os.path.lexists(self.path):
+            os.close(open_regular(self.path, os.O_RDONLY))
         self._ended = False
         run = self.trainer.run
         self._truncation.start(self.path, [self.path], run.start, run.pending)
@@ -109,7 +117,8 @@ def _json_number(value: float) -> float | str:
 
 def _open(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("a", buffering=1, encoding="utf-8")
+    handle = open_regular(path, os.O_WRONLY | os.O_APPEND)
+    return open(handle, "a", buffering=1, encoding="utf-8")
 
 
 def _line_names(line: bytes) -> Iterable[str]:
@@ -117,12 +126,25 @@ def _line_names(line: bytes) -> Iterable[str]:
     return set(json.loads(line)).difference(_RESERVED)
 
 
-def _split_lines(content: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yields the complete lines with their steps. A line without a step has step 0, and stays."""
+def _split_lines(content: bytes) -> Iterator[tuple[bytes, int | None]]:
+    """Yields the lines with their steps. A line of somebody else has the step None.
+
+    An incomplete last line of this hook is left out. That of somebody else gets its line break, so
+    that the next line is not appended to it.
+    """
     for line in content.splitlines(keepends=True):
         if line.endswith(b"\n"):
-            try:
-                step = int(json.loads(line)["step"])
-            except (ValueError, KeyError, TypeError):
-                step = 0
-            yield line, step
+            yield line, _step(line)
+        elif not (line.startswith(_BEGIN) or _BEGIN.startswith(line)):
+            yield line + b"\n", None
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a complete line that this hook wrote, else None."""
+    try:
+        record = json.loads(line)
+        step, at = record["step"], record["time"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
+    ours = line.startswith(_BEGIN) and type(step) is int and isinstance(at, int | float)
+    return step if ours else None

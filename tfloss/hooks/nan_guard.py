@@ -14,10 +14,12 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
 from tfloss.checkpoint import describe_nonfinite, nonfinite_variables
+from tfloss.common.replacement import replace_file, replacement, superseded_path
 from tfloss.errors import NonFiniteLossError
 from tfloss.hooks.base import Hook
 from tfloss.step.trace_options import Guarded
@@ -77,7 +79,7 @@ class NaNGuard(Hook):
         agreement = self.trainer.agreement
         first = agreement.index * len(error.batch)  # a worker saves the batches of its replicas
         for index, batch in enumerate(error.batch, first):
-            tf.data.Dataset.from_tensors(batch).save(str(path / f"batch_{index}"))
+            _save_batch(batch, path / f"batch_{index}")
         self.trainer.state.save_for_replay(path, write=agreement.chief)
         if not agreement.chief:
             return
@@ -90,7 +92,21 @@ class NaNGuard(Hook):
             "command": [sys.executable, *sys.orig_argv[1:]],
             "directory": os.getcwd(),
         }
-        (path / "report.json").write_text(json.dumps(report, indent=2))
+        replace_file(path / "report.json", json.dumps(report, indent=2), is_own=_is_report)
+
+
+def _save_batch(batch: Any, path: Path) -> None:
+    """Saves a batch of one replica. An earlier one, of the same step, is replaced."""
+    if os.path.lexists(path) and not (path / "dataset_spec.pb").is_file():
+        os.replace(path, superseded_path(path))  # somebody else's
+    with replacement(path) as new:
+        tf.data.Dataset.from_tensors(batch).save(str(new.path))
+        new.commit()
+
+
+def _is_report(content: bytes) -> bool:
+    """Whether `NaNGuard` wrote this."""
+    return content.startswith(b'{\n  "step": ') and b'"micro_batches": ' in content
 
 
 def guarded(hooks: Iterable[Hook]) -> Guarded:

@@ -58,7 +58,9 @@ class TensorBoard(Hook):
         """Removes the events of the steps that the run repeats."""
         self._ended = False
         logdir = self.logdir
-        files = sorted(logdir.glob("*tfevents*"))
+        # tfloss makes no links, so a link leads to a file of somebody else.
+        found = sorted(logdir.glob("*tfevents*"))
+        files = [path for path in found if path.is_file() and not path.is_symlink()]
         self._truncation.start(logdir, files, self.trainer.run.start, self.trainer.run.pending)
 
     def before_save(self, step: int) -> None:

@@ -17,7 +17,6 @@ import concurrent.futures
 import contextlib
 import gc
 import os
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,11 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.checkpoint import describe_nonfinite, nonfinite_variables, sync_replicas
-from tfloss.common.files import replace_directory
+from tfloss.common.replacement import replacement
 from tfloss.distribute.strategy import is_chief
 from tfloss.errors import ExportError
 from tfloss.inspect.traceback_filtering import filtered_tracebacks
+from tfloss.saved_model.export_record import foreign_part, write_record
 from tfloss.saved_model.forbidden_ops import check_ops, uses_half_precision
 from tfloss.saved_model.signature import Inputs, Predict, Signature, parse, predict
 from tfloss.saved_model.unchanged_state import check_no_random_outputs, unchanged_state
@@ -65,7 +65,7 @@ def export(
     Args:
       model: A `keras.Model`, created under a strategy or not.
       path: A local directory. It is created or replaced atomically, after the export has passed all
-        checks.
+        checks. Only an export that nobody has changed is replaced.
       inputs: Specs in the form in which the model takes its batch, without labels: `{name:
         tf.TensorSpec}`, one spec, or a tuple of specs. A first dimension of None is the batch.
         A spec may also be a `tf.RaggedTensorSpec`, a `tf.SparseTensorSpec`, or that of an extension
@@ -93,11 +93,11 @@ def export(
       The absolute path.
 
     Raises:
-      ExportError: The path holds something else than an export; the inputs don't make a signature;
-        the inference forward reads a key that is not among the inputs; an output has the name of an
-        input; an op doesn't belong in inference (the message has the line of source code); a
-        variable is not finite; or the export disagrees with the model. Nothing has changed at the
-        path.
+      ExportError: The path holds something else than an export of tfloss; the inputs don't make a
+        signature; the inference forward reads a key that is not among the inputs; an output has the
+        name of an input; an op doesn't belong in inference (the message has the line of source
+        code); a variable is not finite; or the export disagrees with the model. Nothing has changed
+        at the path.
     """
     _check_model(model)
     _upstream.finalize_states(model)
@@ -118,11 +118,8 @@ def export(
         for signature in parsed:
             check_no_random_outputs(model, signature.name, traced[signature.name].graph)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch,
-            _replicas_averaged(model),
-        ):
-            written = Path(scratch) / "export"
+        with replacement(target) as new, _replicas_averaged(model):
+            written = new.path
             if not allow_nonfinite:
                 _check_finite(traced.values())
             module: Any = tf.Module()
@@ -136,7 +133,9 @@ def export(
                     allowed = _tolerance(function.graph) if tolerance is None else tolerance
                     example = examples.get(signature.name)
                     verify_signature(signature, function, forward, example, allowed)
-            replace_directory(written, target, Path(scratch) / "earlier")
+            write_record(written)
+            _checked_path(target, overwrite)  # somebody may have put something there meanwhile
+            new.commit()
 
     if tf.distribute.has_strategy():  # under its scope, loading would make replicated variables
         with concurrent.futures.ThreadPoolExecutor(1) as other_thread:
@@ -158,15 +157,15 @@ def _checked_path(path: str | os.PathLike[str], overwrite: bool) -> Path:
             "replaced atomically. Export to a local directory and copy that."
         )
     target = Path(os.path.realpath(path))
-    if not target.exists():
+    if not os.path.lexists(target):
         return target
-    if not (target / "saved_model.pb").is_file():
-        raise ExportError(
-            f"{target} exists and is not an export (it has no saved_model.pb), so it is not "
-            "replaced. Give a path that does not exist yet."
-        )
     if not overwrite:
-        raise ExportError(f"{target} is an earlier export, and overwrite is False.")
+        raise ExportError(f"{target} exists, and overwrite is False.")
+    if difference := foreign_part(target):
+        raise ExportError(
+            f"{target} is not exactly what tfloss.export wrote, so it is not replaced: "
+            f"{difference}. Move it away, or give a path that does not exist yet."
+        )
     return target
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory, load_file, load_manifest
 from tfloss.checkpoint.directory import versions
+from tfloss.checkpoint.manifest import is_file_name
 from tfloss.common.logger import ChiefLogger
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
@@ -170,8 +171,7 @@ class RunCheckpoint:
             run.window.restore(window)
         random = load_file(path, _RANDOM)
         position = manifest["extra"].get("data")
-        names = position["files"] if position else []
-        files = {name: load_file(path, f"{_DATA}{name}") or b"" for name in names}
+        files = _position_files(path, position["files"] if position else [])
         states = json.loads(random) if random else None
         if states is not None:
             set_process_states(states, self._state.strategy)
@@ -263,6 +263,21 @@ def newest_checkpoint(
         "path: put it on a file system that they share.",
     )
     return directory.at(step)
+
+
+def _position_files(path: Path, names: list[Any]) -> dict[str, bytes]:
+    """Reads the files of the position in the data. Their names become file names again later."""
+    files: dict[str, bytes] = {}
+    for name in names:
+        content = load_file(path, f"{_DATA}{name}") if is_file_name(name) else None
+        if content is None:
+            raise CheckpointError(
+                f"The checkpoint {path} is corrupt: its manifest names {name!r} as a file of the "
+                "position in the data, but the checkpoint has no such file. To continue from the "
+                "checkpoint before it, move it away."
+            )
+        files[name] = content
+    return files
 
 
 def _report_versions(path: Path, before: Mapping[str, str]) -> None:

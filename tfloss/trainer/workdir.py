@@ -1,9 +1,10 @@
 """The directory that a run writes to, and what is written once it trains. Host code."""
 
-import os
-import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from tfloss.common.replacement import remove_leftovers
 
 _deferred: dict[Path, Callable[[], object]] = {}  # by workdir
 
@@ -22,9 +23,8 @@ def writable(workdir: Path) -> Path:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".tfloss_write_test_{os.getpid()}_{socket.gethostname()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=workdir):  # its name, if it has one, can't be guessed
+            remove_leftovers(workdir)
     except OSError as error:
         message = f"workdir {str(workdir)!r} can't be written to: {error.strerror}"
         raise type(error)(error.errno, message) from None

@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tfloss.common.files import lock
+from tfloss.common.files import lock, open_regular
 from tfloss.distribute.agreement import Agreement
 from tfloss.errors import WorkdirError, WorkdirInUseError
 
 _UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
+_OURS = b'{"pid": '  # how a lock file begins
 _SECONDS = 1.0  # between two looks at the workdir
 _warned: set[int] = set()
 
@@ -135,6 +136,7 @@ class WorkdirLock:
         handle = _open(path)
         try:
             self._locks = _lock_or_take_over(path, handle)
+            _check_own(path, handle)
             _write_owner(handle, self._name)
         except BaseException:
             os.close(handle)
@@ -181,16 +183,10 @@ _held: "weakref.WeakSet[WorkdirLock]" = weakref.WeakSet()  # the locks of this p
 
 def _open(path: Path) -> int:
     """Opens the lock file, which must be a regular file and not a link to one."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        handle = os.open(path, flags, 0o666)
+        return open_regular(path, os.O_RDWR)
     except OSError as error:
-        reason = "it is a link" if path.is_symlink() else (error.strerror or str(error))
-        raise WorkdirError(_no_lock_file(path, reason)) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise WorkdirError(_no_lock_file(path, "it is not a regular file"))
-    return handle
+        raise WorkdirError(_no_lock_file(path, error.strerror or str(error))) from None
 
 
 def _no_lock_file(path: Path, reason: str) -> str:
@@ -236,6 +232,13 @@ def _is_locked(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def _check_own(path: Path, handle: int) -> None:
+    """Checks that a lock file is not the file of another program, whose content would be lost."""
+    found = os.pread(handle, len(_OURS), 0).rstrip(b"\0")  # a power failure can leave zeros
+    if not _OURS.startswith(found):
+        raise WorkdirError(_no_lock_file(path, "tfloss did not write it"))
 
 
 def _write_owner(handle: int, name: str) -> None:
