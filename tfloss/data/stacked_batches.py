@@ -51,6 +51,7 @@ class BatchStacker:
       state: What `state` returned at the current position, or None.
 
     Attributes:
+      element_spec: Nest of `tf.TensorSpec`s of a batch, as the data set declares them.
       reads_ahead: Whether to pull full blocks before they are asked for. Once they are, nothing
         else may use the iterator.
     """
@@ -69,6 +70,7 @@ class BatchStacker:
         state: Mapping[str, Any] | None = None,
     ):
         """Takes over the iterator; nothing is read yet."""
+        self.element_spec = iterator.element_spec
         self._batches_per_step = batches_per_step
         self._queue = BatchQueue()
         self._size = BlockSize(batches_per_step, alignment)

@@ -116,13 +116,8 @@ class Engine:
         self.traces = 0
         self._silent = tf.function(self._loop, autograph=False)
         self._recording = tf.function(self._one_taken, autograph=False)
-        # A batch of another size is an argument: all sizes after the first have one trace.
-        self._recording_batch = tf.function(
-            lambda batches: self._one(train_step.gathered(batches)),
-            autograph=False,
-            reduce_retracing=True,
-        )
-        self._silent_batch = tf.function(self._one_silent, autograph=False, reduce_retracing=True)
+        # Of a step whose batches are arguments: by recording or not, and types of the batches.
+        self._programs: dict[tuple[Any, ...], Any] = {}
         self._compiled = XlaLoop(
             train_step,
             lambda output: self._row(output, recording=False),
@@ -192,13 +187,14 @@ class Engine:
         alone = self.mode != "loop"
         inputs = StepInputs(batches=blocks.take_step()) if alone else blocks.take(steps)
         waited = blocks.waited - before
-        if self._records(recording, lambda: self._trace_stacked(inputs)):
+        spec = blocks.element_spec
+        if self._records(recording, lambda: self._trace_stacked(inputs, spec)):
             batches = inputs.batches or self._compiled.first_batches(inputs)
-            values, tensors = self._recording_batch(batches)
+            values, tensors = self._single_program(True, spec)(batches)
             return values, summaries_on_host(self._outputs[True].summaries, tensors), waited
         try:
             if inputs.block is None:
-                return self._silent_batch(inputs.batches), (), waited
+                return self._single_program(False, spec)(inputs.batches), (), waited
             values = self._compiled.run(inputs)
         except COMPILER_ERRORS:
             if self._guard is None or not self._guard.failed:
@@ -206,7 +202,7 @@ class Engine:
             raise
         except NonFiniteLossError as error:
             blocks.give_back(inputs, 1)
-            self._examine(error.batch)
+            self._examine(error.batch, spec)
             raise
         if len(values) < inputs.steps:
             blocks.give_back(inputs, len(values))
@@ -218,21 +214,38 @@ class Engine:
             trace()
         return recording and self.has_summaries()
 
-    def _trace_stacked(self, inputs: StepInputs) -> None:
+    def _trace_stacked(self, inputs: StepInputs, spec: Any) -> None:
         """Makes the silent trace of steps whose batches are arguments."""
         if inputs.block is None:
-            self._silent_batch.get_concrete_function(inputs.batches)
+            self._single_program(False, spec)
         else:
             self._compiled.trace(inputs)
 
-    def _examine(self, batches: tuple[Any, ...]) -> None:
+    def _single_program(self, recording: bool, spec: Any) -> Any:
+        """The program of one step whose batches are arguments: one for all sizes of a data set.
+
+        A program for one size may round otherwise than one for all sizes. So which one runs must
+        not depend on the sizes that this process happened to see first.
+
+        Args:
+          recording: Whether it returns the summaries.
+          spec: Nest of `tf.TensorSpec`s of a batch, as the data set declares them.
+        """
+        key = recording, *tf.nest.flatten(spec)
+        if key not in self._programs:
+            call = self._one_gathered if recording else self._one_silent
+            traced = tf.function(call, autograph=False)
+            self._programs[key] = traced.get_concrete_function((spec,) * self._step.accumulate)
+        return self._programs[key]
+
+    def _examine(self, batches: tuple[Any, ...], spec: Any) -> None:
         """Runs a bad step of the compiled loop as a graph, whose guard names what is at fault.
 
         If nothing is at fault there, the state is that before the step again.
         """
         states = self._step.state()
         before = [tf.identity(one) for one in states]
-        self._silent_batch(batches)
+        self._single_program(False, spec)(batches)
         for variable, value in zip(states, before, strict=True):
             variable.assign(value)
 
@@ -274,6 +287,10 @@ class Engine:
         row = self._row(output, recording=True)
         self.traces += 1
         return row[tf.newaxis], [one.value for one in output.summaries]
+
+    def _one_gathered(self, batches: tuple[Any, ...]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Runs one recording step, of batches that are not part of a block. Traced."""
+        return self._one(self._step.gathered(batches))
 
     def _one_silent(self, batches: tuple[Any, ...]) -> tf.Tensor:
         """Runs one silent step, of batches that are not part of a block. Traced."""
