@@ -5,7 +5,7 @@
 
 It compares interleaved step times without a check, with that of the losses (an assertion that the
 update depends on), with that of losses and gradients, and with `skip_nonfinite` (a `tf.cond` around
-the update), and prints medians of ratios.
+the update), and prints medians of ratios. The workloads run in all modes of the engine.
 """
 
 import os
@@ -19,6 +19,7 @@ import tensorflow as tf
 from _timing import interleaved, ratio
 
 import tfloss
+from tfloss.data.stacked_batches import BatchStacker
 from tfloss.engine.engine import Engine
 
 
@@ -67,6 +68,9 @@ def compare(title: str, make, data, mode: str, calls: int, kinds=tuple(KINDS)) -
         step = tfloss.TrainStep(*make(), skip_nonfinite=name == "skip_nonfinite")
         step.build(data.element_spec)
         iterator = iter(data)
+        if mode == "loop":
+            iterator = BatchStacker(iterator, endless=True)
+            iterator.reads_ahead = True
         engine = Engine(step, mode=mode, **KINDS[name])
         runs[name] = lambda e=engine, i=iterator: _run(e, i, calls)
     seconds = interleaved(runs, rounds=31)
@@ -90,7 +94,7 @@ def main() -> None:
         for name in sys.argv[1:]:
             work = WORKLOADS[name]
             calls = {"mlp": 200, "small": 50, "cnn": 20}.get(name, 2)
-            for mode in ("graph", "step"):
+            for mode in ("graph", "step", "loop"):
                 compare(
                     name,
                     lambda work=work: (Owner(work.make(), work.losses), work.optimizer()),

@@ -188,7 +188,14 @@ class Engine:
         inputs = StepInputs(batches=blocks.take_step()) if alone else blocks.take(steps)
         waited = blocks.waited - before
         spec = blocks.element_spec
-        if self._records(recording, lambda: self._trace_stacked(inputs, spec)):
+
+        def trace() -> None:
+            if inputs.block is None:
+                self._single_program(False, spec)
+            else:
+                self._compiled.trace(inputs)
+
+        if self._records(recording, trace):
             batches = inputs.batches or self._compiled.first_batches(inputs)
             values, tensors = self._single_program(True, spec)(batches)
             return values, summaries_on_host(self._outputs[True].summaries, tensors), waited
@@ -214,13 +221,6 @@ class Engine:
             trace()
         return recording and self.has_summaries()
 
-    def _trace_stacked(self, inputs: StepInputs, spec: Any) -> None:
-        """Makes the silent trace of steps whose batches are arguments."""
-        if inputs.block is None:
-            self._single_program(False, spec)
-        else:
-            self._compiled.trace(inputs)
-
     def _single_program(self, recording: bool, spec: Any) -> Any:
         """The program of one step whose batches are arguments: one for all sizes of a data set.
 
@@ -233,8 +233,8 @@ class Engine:
         """
         key = recording, *tf.nest.flatten(spec)
         if key not in self._programs:
-            call = self._one_gathered if recording else self._one_silent
-            traced = tf.function(call, autograph=False)
+            call = self._one if recording else self._one_silent
+            traced = tf.function(lambda each: call(self._step.gathered(each)), autograph=False)
             self._programs[key] = traced.get_concrete_function((spec,) * self._step.accumulate)
         return self._programs[key]
 
@@ -288,13 +288,9 @@ class Engine:
         self.traces += 1
         return row[tf.newaxis], [one.value for one in output.summaries]
 
-    def _one_gathered(self, batches: tuple[Any, ...]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Runs one recording step, of batches that are not part of a block. Traced."""
-        return self._one(self._step.gathered(batches))
-
-    def _one_silent(self, batches: tuple[Any, ...]) -> tf.Tensor:
-        """Runs one silent step, of batches that are not part of a block. Traced."""
-        output = self._step(self._step.gathered(batches), self._options[False])
+    def _one_silent(self, batch: Any) -> tf.Tensor:
+        """Runs one silent step, of a batch as `TrainStep.take` returns it. Traced."""
+        output = self._step(batch, self._options[False])
         self.traces += 1
         return self._row(output, recording=False)[tf.newaxis]
 

@@ -5,10 +5,14 @@ between. One replica; batches come as a stacked block (`tfloss.data.stacked_batc
 around traced code.
 
 A loop that is compiled as a whole can't stop to look at a loss. So each step reports whether its
-losses and gradients were finite, and the host looks at that afterwards. If a step failed, the host
-restores the state from before the block and runs the steps before the bad one again. The bad step
-is then the first of the next call, which raises the error. (Keeping each variable by a `tf.where`
-in a bad step makes XLA copy the state in every step.)
+losses were finite, and the host looks at that afterwards. If a step failed, the host restores the
+state from before the block and runs the steps before the bad one again. The bad step is then the
+first of the next call, which raises the error. (Keeping each variable by a `tf.where` in a bad step
+makes XLA copy the state in every step.)
+
+A bad gradient stays in the weights with most optimizers. The loop then checks the weights once,
+after the last step, and the host finds the bad step by bisection. With other optimizers each step
+checks its gradients, too.
 """
 
 from collections.abc import Callable
@@ -18,9 +22,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss._upstream import xla_random
+from tfloss.checkpoint import nonfinite_variables
 from tfloss.data.batch_queue import StepInputs, batch_at
 from tfloss.errors import NonFiniteLossError
 from tfloss.inspect.xla_compile_errors import refuse_strings
+from tfloss.optimizers.nonfinite_updates import weights_tell
+from tfloss.step.finite_check import element_sum
 from tfloss.step.output import StepOutput
 from tfloss.step.trace_options import TraceOptions
 from tfloss.step.train_step import TrainStep
@@ -50,7 +57,8 @@ class XlaLoop:
         check_gradients: bool,
     ):
         self._step, self._row, self._guard = train_step, row, guard
-        self._options = TraceOptions(recording, "loop", check_gradients=check_gradients)
+        self._recording, self._check_gradients = recording, check_gradients
+        self._checked: list[Any] = []  # weights that show a bad gradient
         self._output: StepOutput | None = None  # of the last trace
         self.graph: tf.Graph | None = None
         self._run = tf.function(self._loop, jit_compile=True, autograph=False)
@@ -76,20 +84,27 @@ class XlaLoop:
         bounds = tf.constant(inputs.start), tf.constant(inputs.steps)
         program = self._program(inputs.block, *bounds)
         others = self._read() if self._guard and self._others else []
-        rows, before = program(inputs.block, *bounds)
+        rows, before, weights_finite = program(inputs.block, *bounds)
         values = rows.numpy()[: inputs.steps]
         if not self._guard:
             return values
         values, failed = values[:, :-1], values[:, -1] > 0
-        if not failed.any():
+        if not failed.any() and bool(weights_finite):
             return values
-        first_bad = int(np.argmax(failed))
-        self._restore(before, others)
-        if not first_bad:
+
+        def run_again(steps: int) -> bool:
+            self._restore(before, others)
+            bounds = tf.constant(inputs.start), tf.constant(steps)
+            return bool(program(inputs.block, *bounds)[2])
+
+        good = int(np.argmax(failed)) if failed.any() else inputs.steps - 1
+        if good and not run_again(good):
+            good = _largest(run_again, good)
+            run_again(good)
+        if not good:
+            self._restore(before, others)
             raise self._error(inputs, values[0])
-        bounds = tf.constant(inputs.start), tf.constant(first_bad)
-        program(inputs.block, *bounds)
-        return values[:first_bad]
+        return values[:good]
 
     def trace(self, inputs: StepInputs) -> None:
         """Traces the program for a block, and runs nothing."""
@@ -108,6 +123,7 @@ class XlaLoop:
         """
         kind = tuple((x.shape, x.dtype) for x in tf.nest.flatten(block))
         if kind not in self._programs:
+            self._choose_check()
             self._programs[kind] = self._run.get_concrete_function(block, *bounds)
             if self._others is None:  # once, as `_read` is traced once
                 known = {id(one) for one in self._known}
@@ -117,13 +133,13 @@ class XlaLoop:
 
     def _loop(
         self, block: Any, start: tf.Tensor, steps: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
         """Runs `steps` steps, from batch `start` of a block on. Traced.
 
         Returns:
-          The rows of the steps; and, if guarded, the state before them, as one vector of each
-          dtype: to read it in a call of its own costs more than the copy, and so do hundreds of
-          outputs.
+          The rows of the steps; if guarded, the state before them, as one vector of each dtype: to
+          read it in a call of its own costs more than the copy, and so do hundreds of outputs; and
+          whether the weights are finite afterwards, if they are checked in place of gradients.
         """
         self._known = self._step.state() if self._guard else []
         before = {
@@ -132,12 +148,15 @@ class XlaLoop:
         }
         many = self._step.accumulate
         most = tf.nest.flatten(block)[0].shape[0] // many
+        options = TraceOptions(
+            self._recording, "loop", check_gradients=self._check_gradients and not self._checked
+        )
         self.graph = tf.compat.v1.get_default_graph()
 
         def body(i: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             batches = [batch_at(block, start + i * many + k) for k in range(many)]
             with xla_random.as_in_a_graph():
-                output = self._step(self._step.gathered(batches), self._options)
+                output = self._step(self._step.gathered(batches), options)
             self._output = output
             row = self._row(output)
             if self._guard:
@@ -147,7 +166,24 @@ class XlaLoop:
         rows = tf.TensorArray(tf.float32, size=most, element_shape=[None])
         _, rows = tf.while_loop(lambda i, rows: i < steps, body, [0, rows], parallel_iterations=1)
         refuse_strings(self.graph)
-        return rows.stack(), before
+        weights = [one.value.read_value() for one in self._checked]
+        return rows.stack(), before, tf.math.is_finite(element_sum(weights))
+
+    def _choose_check(self) -> None:
+        """Chooses the weights to check in place of gradients, if they are enough. Host code.
+
+        Weights that are infinite on purpose, such as a mask of logits, would never pass.
+        """
+        groups = self._step.groups.values()
+        weights = [one for group in groups for one in group.trainable(self._step.model)]
+        enough = (
+            self._guard
+            and self._check_gradients
+            and not self._step.skipping.active
+            and weights_tell(groups, weights)
+            and not nonfinite_variables({one.path: one for one in weights})
+        )
+        self._checked = weights if enough else []
 
     def _restore(self, before: dict[str, tf.Tensor], others: list[tf.Tensor]) -> None:
         """Restores the state from before the block."""
@@ -166,6 +202,18 @@ class XlaLoop:
         losses = {name: float(row[columns.index(tag)]) for tag, name in names}
         step = int(self._step.counter.numpy()) + 1
         return NonFiniteLossError(step, losses, self.first_batches(inputs))
+
+
+def _largest(test: Callable[[int], bool], failing: int) -> int:
+    """Returns the largest number below `failing` that passes a test; all numbers below it do."""
+    passing = 0
+    while failing - passing > 1:
+        middle = (passing + failing) // 2
+        if test(middle):
+            passing = middle
+        else:
+            failing = middle
+    return passing
 
 
 def _by_dtype(variables: list[Any]) -> dict[str, list[Any]]:
