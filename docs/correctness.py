@@ -254,6 +254,12 @@ STATEMENTS = {
         "Variables are created eagerly, with the same initial values, bit for bit, on any number "
         "of replicas.",
     ),
+    39: (
+        "A rematerialised block with Dropout draws another mask when the backward pass runs it "
+        "again, so that the gradient is not that of the loss.",
+        "It draws the seeds of the forward pass again. Random ops that can't repeat their numbers "
+        "are refused there, by name.",
+    ),
     37: (
         "Under several replicas, each tensor of a batch is cut by its own first dimension, class "
         "weights and anchors too.",

@@ -88,6 +88,7 @@ from tfloss._upstream.random_generators import (
     op_determinism_enabled,
     replicas_have_threads,
 )
+from tfloss._upstream.recomputation import repeated_seeds
 from tfloss._upstream.strategies import as_single_replica
 from tfloss._upstream.tf_summary import intercept_tf_summary
 from tfloss._upstream.traced_graphs import (
@@ -182,6 +183,7 @@ __all__ = [
     "raised_by_iterator",
     "replace_message",
     "replaced",
+    "repeated_seeds",
     "replicas_have_threads",
     "reshuffles",
     "saved_shuffles",

@@ -256,8 +256,9 @@ class ForwardContext:
     def backward(self) -> Generator[None]:
         """Makes the context current for a backward pass, and drops losses and summaries.
 
-        The backward pass runs rematerialised blocks again. They must see the same `current_step()`
-        and training mode, must not report twice, and must not change statistics twice.
+        The backward pass runs rematerialised blocks again. They must see the same `current_step()`,
+        training mode and random numbers, must not report twice, and must not change statistics
+        twice.
 
         Yields:
           None.
@@ -267,6 +268,8 @@ class ForwardContext:
             self.silent(),
             keras.StatelessScope(),
             _upstream.layer_modes(current_context),
+            _upstream.repeated_seeds(_in_a_pass),
+            _upstream.keras_generator_of_strategy(),
             _entered(self),
         ):
             yield
@@ -331,7 +334,8 @@ def forward_context(
         _upstream.intercept_losses(_observe_read),
         _upstream.intercept_tf_summary(_observe_write),
         _upstream.layer_modes(current_context),
-        _upstream.losses_not_divided(lambda: current_context() is not None),
+        _upstream.repeated_seeds(_in_a_pass),
+        _upstream.losses_not_divided(_in_a_pass),
         _upstream.keras_generator_of_strategy(),
         synchronisation_explained(),
         _entered(context),
@@ -353,8 +357,16 @@ def plain_forward(training: bool | None) -> Generator[None]:
       None.
     """
     modes = _DefaultMode(training)
-    with _upstream.layer_modes(lambda: modes), _upstream.own_function_traces(modes):
+    with (
+        _upstream.layer_modes(lambda: modes),
+        _upstream.own_function_traces(modes),
+        _upstream.repeated_seeds(lambda: True),
+    ):
         yield
+
+
+def _in_a_pass() -> bool:
+    return current_context() is not None
 
 
 class _DefaultMode:
