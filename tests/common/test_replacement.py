@@ -1,5 +1,6 @@
 """Files and directories are the old or the new ones at every instant, and left-overs go away."""
 
+import ast
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +20,7 @@ from tfloss.common.replacement import (
     remove_leftovers,
     replace_file,
     replacement,
-    superseded_path,
+    set_aside,
 )
 
 
@@ -409,6 +411,41 @@ def test_a_copy_of_what_is_not_own_stays(tmp_path):
     assert (tmp_path / "superseded.1.a.json").read_text() == "mine again"
 
 
-def test_superseded_event_files_are_not_read_by_tensorboard(tmp_path):
-    path = tmp_path / "events.out.tfevents.1"
-    assert superseded_path(path) == tmp_path / "superseded.events.out.events.1"
+def test_what_is_set_aside_keeps_its_bytes_and_tensorboard_does_not_read_it(tmp_path):
+    for content in "12":
+        (tmp_path / "events.out.tfevents.1").write_text(content)
+        set_aside(tmp_path / "events.out.tfevents.1")
+    assert (tmp_path / "superseded.events.out.events.1").read_text() == "1"
+    assert (tmp_path / "superseded.1.events.out.events.1").read_text() == "2"
+    make(tmp_path / "d", "mine")
+    set_aside(tmp_path / "d")
+    assert read(tmp_path / "superseded.d") == "mine"
+
+
+# Everywhere
+
+CHANGES = {"rename", "renames", "rmtree", "unlink", "rmdir", "write_text", "write_bytes", "move"}
+CHANGES |= {"mkstemp", "mkdtemp", "NamedTemporaryFile", "symlink_to", "hardlink_to", "copyfile"}
+OF_OS = {"replace", "remove", "truncate", "link", "symlink"}
+ALLOWED = {
+    "checkpoint/files.py": "os.replace: a corrupt checkpoint is renamed",
+    "checkpoint/manifest.py": "write_bytes: into a staging directory",
+    "saved_model/export_record.py": "write_text: into a staging directory",
+    "trainer/workdir_lock.py": "os.truncate: of the open lock file, when it is known to be own",
+}
+
+
+def test_nothing_else_in_tfloss_replaces_or_deletes_files():
+    """A new call belongs into this module, or needs its reason in ALLOWED."""
+    root, found = Path(module.__file__).parents[1], {}
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                of_os = isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+                if node.func.attr in CHANGES or (of_os and node.func.attr in OF_OS):
+                    name = ("os." if of_os else "") + node.func.attr
+                    found.setdefault(path.relative_to(root).as_posix(), set()).add(name)
+    found.pop("common/replacement.py")
+    assert {name: reason.partition(":")[0] for name, reason in ALLOWED.items()} == {
+        name: ", ".join(sorted(calls)) for name, calls in found.items()
+    }

@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -140,6 +142,35 @@ def test_a_resumed_run_has_each_point_once(make_trainer, tmp_path):
     again.end()
     found = sorted(point for file in (tmp_path / "train").iterdir() for point in _points(file))
     assert found == [(10, 10.0), (20, -20.0), (30, -30.0), (40, -40.0)]
+
+
+def test_a_resumed_run_leaves_other_files_and_damaged_bytes_as_they_are(make_trainer, tmp_path):
+    """Files of other programs, a text, a link, and records behind a flipped byte."""
+    logdir = tmp_path / "train"
+    trainer = make_trainer([TensorBoard()], workdir=tmp_path)
+    trainer.begin(30)
+    for step in range(1, 31):
+        trainer.log(step, {"a": float(step)})
+    trainer.end()
+    (path,) = logdir.iterdir()
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    (first,) = struct.unpack_from("<Q", damaged)
+    damaged[12 + first + 4] ^= 0x40  # the length of the event of step 1
+    path.write_bytes(damaged)
+    (logdir / "notes.tfevents.txt").write_text("mine")
+    with tf.summary.create_file_writer(str(logdir / "x")).as_default(step=99):
+        tf.summary.scalar("mine", 1.0)
+    (other,) = (logdir / "x").iterdir()
+    other.rename(logdir / other.name)
+    (tmp_path / "victim").write_bytes(whole)
+    (logdir / "link.tfevents").symlink_to(tmp_path / "victim")
+    before = {file: file.read_bytes() for file in logdir.iterdir() if file.is_file()}
+    make_trainer([TensorBoard()], workdir=tmp_path, step=10).begin(40)
+    after = {file: file.read_bytes() for file in logdir.iterdir() if file.is_file()}
+    size = (len(whole) - (12 + first + 4)) // 30  # of the record of one step
+    cut = before.pop(path), after.pop(path)
+    assert before == after and cut[1] == cut[0][: len(whole) - 20 * size]
 
 
 def _points(path):

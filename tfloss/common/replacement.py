@@ -122,16 +122,23 @@ def replace_file(
         if os.path.lexists(path) and stat.S_ISREG((before := path.lstat()).st_mode):
             new.path.chmod(stat.S_IMODE(before.st_mode))
             if (old := path.read_bytes()) != data and not is_own(old):
-                shutil.copy2(path, superseded_path(path))
+                shutil.copy2(path, _superseded_path(path))
         new.commit()
 
 
-def superseded_path(path: Path) -> Path:
-    """Returns a new path beside a file that is set aside: `superseded.<name>`.
+def set_aside(path: Path) -> None:
+    """Renames a file or directory to `superseded.<name>`, which is a new path.
 
     Args:
-      path: The file. "tfevents" in its name is changed, so that TensorBoard doesn't read it.
+      path: The path. "tfevents" in its name is changed, so that TensorBoard doesn't read it.
+
+    Raises:
+      OSError: It can't be renamed.
     """
+    os.replace(path, _superseded_path(path))
+
+
+def _superseded_path(path: Path) -> Path:
     name = path.name.replace("tfevents", "events")
     taken = {each.name.removesuffix(f".{name}") for each in path.parent.iterdir()}
     return path.with_name(f"{unique_name('superseded', taken, '.')}.{name}")

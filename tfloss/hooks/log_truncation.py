@@ -9,11 +9,10 @@ the steps in between. Without truncation they would be in the log twice. Host co
 writers.
 """
 
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from tfloss.common.replacement import remove_leftovers, replace_file, superseded_path
+from tfloss.common.replacement import remove_leftovers, replace_file, set_aside
 
 # Splits the content of a file into its complete records and their steps. What the hook didn't
 # write, or can't be read, has the step None.
@@ -113,6 +112,6 @@ def truncate_after(
     if kept == content:
         return
     if step == 0 and any(record_step for _, record_step in records):
-        os.replace(path, superseded_path(path))
+        set_aside(path)
         return
     replace_file(path, kept)

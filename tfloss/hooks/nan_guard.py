@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss.checkpoint import describe_nonfinite, nonfinite_variables
-from tfloss.common.replacement import replace_file, replacement, superseded_path
+from tfloss.common.replacement import replace_file, replacement, set_aside
 from tfloss.errors import NonFiniteLossError
 from tfloss.hooks.base import Hook
 from tfloss.step.trace_options import Guarded
@@ -98,7 +98,7 @@ class NaNGuard(Hook):
 def _save_batch(batch: Any, path: Path) -> None:
     """Saves a batch of one replica. An earlier one, of the same step, is replaced."""
     if os.path.lexists(path) and not (path / "dataset_spec.pb").is_file():
-        os.replace(path, superseded_path(path))  # somebody else's
+        set_aside(path)  # somebody else's
     with replacement(path) as new:
         tf.data.Dataset.from_tensors(batch).save(str(new.path))
         new.commit()
