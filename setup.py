@@ -39,7 +39,11 @@ TEST = [
     "tf2onnx>=1.17",  # 1.17.0
     "onnxruntime>=1.20",  # 1.32.0
 ]
-DOCS = ["matplotlib>=3.9"]  # 3.11.2
+PLOT = ["matplotlib>=3.9"]  # 3.11.2; `tfloss compare`
+DOCS = PLOT
+# Only the newest releases were run with these.
+MLFLOW = ["mlflow>=3.17"]  # 3.17.2
+WANDB = ["wandb>=0.31"]  # 0.31.0
 DEV = [
     *TEST,
     # Formatters and checkers change their minds between releases, so these are exact.
@@ -63,6 +67,9 @@ setup(
         "examples": EXAMPLES,
         "test": TEST,
         "docs": DOCS,
+        "plot": PLOT,
+        "mlflow": MLFLOW,
+        "wandb": WANDB,
         "dev": DEV,
     },
     entry_points={"console_scripts": ["tfloss=tfloss.cli:main"]},

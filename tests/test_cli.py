@@ -44,7 +44,7 @@ def test_help_names_the_commands(capsys):
 
     assert error.value.code == 0
     out = capsys.readouterr().out
-    for command in ("launch", "replay", "checkpoints", "version"):
+    for command in ("launch", "replay", "checkpoints", "compare", "version"):
         assert command in out
 
 

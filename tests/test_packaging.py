@@ -22,7 +22,7 @@ readme_commands = runpy.run_path(str(README_COMMANDS))["readme_commands"]
 # Imported name -> distribution, where they differ.
 DISTRIBUTIONS = {"absl": "absl-py", "tensorflow_datasets": "tensorflow-datasets"}
 # Used by single modules that say what to install: from these extras.
-EXTRAS_ONLY = {"sklearn", "PIL", "pycocotools"}
+EXTRAS_ONLY = {"sklearn", "PIL", "pycocotools", "matplotlib"}
 
 
 def requirements(extra: str | None = None) -> set[str]:

@@ -33,6 +33,8 @@ HEAVY = {
     "sklearn",
     "matplotlib",
     "PIL",
+    "mlflow",
+    "wandb",
     "pycocotools",
 }
 

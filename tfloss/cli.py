@@ -4,6 +4,7 @@
     tfloss replay runs/digits                                 debugs a loss that was not finite
     tfloss checkpoints runs/digits                            lists checkpoints
     tfloss checkpoints runs/digits --diff 1000 2000           compares two checkpoints
+    tfloss compare runs/a runs/b                              settings and results, and a picture
     tfloss version
 
 Each command is a function that takes the parsed arguments and returns the exit code. It imports
@@ -79,9 +80,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     checkpoints.set_defaults(run=_checkpoints)
 
+    compare = commands.add_parser(
+        "compare",
+        help="compare the settings, losses and metrics of runs",
+        description="Prints a table of several runs: the settings that differ, and the last, "
+        "lowest and highest values of losses and metrics. It also draws their curves.",
+    )
+    _add_compare_arguments(compare)
+
     version = commands.add_parser("version", help="print the versions of tfloss and TensorFlow")
     version.set_defaults(run=_version)
     return parser
+
+
+def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run")
+    compare.add_argument(
+        "--metrics",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GLOB",
+        help="names to show, such as 'val/*' (default: losses and metrics)",
+    )
+    compare.add_argument(
+        "--png",
+        type=Path,
+        default=Path("compare.png"),
+        help="picture to write (default: %(default)s)",
+    )
+    compare.add_argument("--no-png", action="store_true", help="print the table only")
+    compare.set_defaults(run=_compare)
 
 
 def _add_launch_arguments(launch: argparse.ArgumentParser) -> None:
@@ -165,6 +194,20 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
     except CheckpointError as error:
         sys.stderr.write(f"tfloss checkpoints: {error}\n")
         return 2
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from tfloss.app.compare import compare
+
+    png = None if arguments.no_png else arguments.png
+    try:
+        messages = compare(arguments.runs, arguments.metrics, png)
+    except (ValueError, ImportError, OSError) as error:
+        sys.stderr.write(f"tfloss compare: {error}\n")
+        return 1 if isinstance(error, ImportError) else 2
+    for message in messages:
+        sys.stderr.write(f"{message}\n")
     return 0
 
 

@@ -14,6 +14,7 @@ from tfloss.hooks.export_best import ExportBest
 from tfloss.hooks.keras_callbacks import KerasCallbacks
 from tfloss.hooks.log_predictions import LogPredictions
 from tfloss.hooks.metrics_file import MetricsFile
+from tfloss.hooks.mlflow import MLflow
 from tfloss.hooks.nan_guard import NaNGuard
 from tfloss.hooks.profile import Profile
 from tfloss.hooks.progress import Progress
@@ -23,6 +24,7 @@ from tfloss.hooks.save_checkpoint import SaveCheckpoint
 from tfloss.hooks.tensorboard import TensorBoard
 from tfloss.hooks.time_limit import TimeLimit
 from tfloss.hooks.unfreeze import Unfreeze
+from tfloss.hooks.wandb import WandB
 
 __all__ = [
     "OnSteps",
@@ -32,6 +34,7 @@ __all__ = [
     "ExportBest",
     "Hook",
     "KerasCallbacks",
+    "MLflow",
     "MetricsFile",
     "NaNGuard",
     "Profile",
@@ -43,4 +46,5 @@ __all__ = [
     "TensorBoard",
     "TimeLimit",
     "Unfreeze",
+    "WandB",
 ]
