@@ -16,10 +16,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import keras
 import numpy as np
-import sklearn.datasets
 import tensorflow as tf
 
 import tfloss
+from tests.faults.pipelines import BATCH, PIPELINES, arrays
 from tfloss import hooks
 from tfloss.data import Source
 from tfloss.data.tfds_prepare import prepared
@@ -27,7 +27,6 @@ from tfloss.datasets.digits import Digits
 
 STEPS = 60
 SECONDS = 0.02  # of pause after each step
-BATCH = 32
 
 
 class Net(keras.Model):
@@ -102,11 +101,6 @@ def noisy(batch, seed):
     return {**batch, "image": tf.cast(batch["image"], tf.float32) + noise}
 
 
-def arrays():
-    images, labels = sklearn.datasets.load_digits(return_X_y=True)
-    return {"image": (images / 16).astype(np.float32), "label": labels.astype(np.int64)}
-
-
 def source(**options):
     return Source(arrays(), batch_size=BATCH, seed=3, batch_map=noisy, **options)
 
@@ -120,6 +114,11 @@ def from_tfds(workdir):
     folder = Path(workdir).parent / "tfds"
     prepared(lambda: Digits(data_dir=folder))
     return Source.from_tfds("digits", "train", data_dir=folder, batch_size=BATCH, batch_map=noisy)
+
+
+def piped(name):
+    """The data of one of the pipelines, as a function of the workdir."""
+    return lambda workdir: PIPELINES[name](Path(workdir).with_suffix(".data"))
 
 
 def epoch():
@@ -162,6 +161,8 @@ KINDS = {
     "epochs": (lambda workdir: epoch(), adam, {}),
     "epochs_loop": (lambda workdir: epoch(), adam, {"jit": "loop"}),
     "epochs_replicas": (lambda workdir: epoch(), adam, {}),
+    **{f"pipe_{name}": (piped(name), adam, {}) for name in PIPELINES},
+    **{f"loop_{name}": (piped(name), adam, {"jit": "loop"}) for name in PIPELINES},
 }
 
 

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from tests.faults.pipelines import PIPELINES
+from tests.faults.script import KINDS
+
 
 def drive(*arguments):
     command = [sys.executable, "-m", "tests.faults.driver", *map(str, arguments)]
@@ -21,5 +24,12 @@ def test_killed_in_shuffled_data():
 
 @pytest.mark.slow
 def test_thirty_kills_of_all_kinds_of_runs():
-    out = drive("--kills", 30)
-    assert out.count(" 0 differences") == 18
+    kinds = [kind for kind in KINDS if not kind.startswith(("pipe_", "loop_"))]
+    out = drive("--kills", 30, "--kinds", *kinds)
+    assert out.count(" 0 differences") == len(kinds)
+
+
+@pytest.mark.slow
+def test_kills_in_all_kinds_of_pipelines():
+    out = drive("--kills", len(PIPELINES), "--kinds", "pipe_*")
+    assert out.count(" 0 differences") == len(PIPELINES)
