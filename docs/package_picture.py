@@ -36,7 +36,7 @@ ROOMS = {
     "detection, datasets": (4.25, "for models and examples"),
 }
 JOINED = {"cli": "app", "summary": "forward"}  # modules that are drawn in the room of a package
-UNDRAWN = {"version", "adapters"}  # single files that nothing imports
+UNDRAWN = {"version", "adapters"}  # nothing imports them, and adapters import many others
 SHARED = {"version", "common", "errors", "_upstream"}  # everything may import them: no arrows
 
 WIDTH, HEIGHT, PITCH, STOREY, MARGIN = 158, 46, 176, 92, 14

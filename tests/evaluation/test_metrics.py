@@ -13,6 +13,7 @@ from tfloss.evaluation.metrics import (
     describe_nest,
     flat_results,
     metric,
+    own_metrics,
     takes_predictions,
 )
 from tfloss.hooks import Evaluate
@@ -106,3 +107,15 @@ def test_a_nest_is_described_by_keys_dtypes_and_shapes():
     assert describe_nest(nest) == (
         "{'p': (a=float32 [2, 3], b=[int32 []]), 'r': (int32 [2, None], int)}"
     )
+
+
+def test_a_model_may_own_its_metrics():
+    bound = metric(keras.metrics.Mean(), lambda batch, p: p)
+
+    class Owner(keras.Model):
+        def evaluation_metrics(self):
+            return {"mean": bound}
+
+    assert own_metrics(Owner()) == {"mean": bound}
+    assert own_metrics(keras.Sequential()) == {}
+    assert flat_results("", {"a": 1.0, "b": {"c": 2.0}}) == {"a": 1.0, "b/c": 2.0}

@@ -28,6 +28,19 @@ from tfloss._upstream.input_pipelines import (
 )
 from tfloss._upstream.keras_builds import built_eagerly, has_unbuilt_parts
 from tfloss._upstream.keras_callbacks import writes_at_batches
+from tfloss._upstream.keras_compile import (
+    LossFunctionWrapper,
+    OutputLoss,
+    adds_losses,
+    base_train_step_replaced,
+    compiled_loss_replaced,
+    compiled_losses,
+    copied_metrics,
+    loss_of_batch,
+    output_losses,
+    own_method,
+    wraps_function,
+)
 from tfloss._upstream.keras_layers import (
     has_own_build,
     in_scratch_graph,
@@ -107,6 +120,17 @@ from tfloss._upstream.traced_graphs import (
 from tfloss._upstream.training_mode import LayerCalls, layer_modes
 
 __all__ = [
+    "OutputLoss",
+    "adds_losses",
+    "base_train_step_replaced",
+    "compiled_loss_replaced",
+    "compiled_losses",
+    "copied_metrics",
+    "loss_of_batch",
+    "output_losses",
+    "own_method",
+    "wraps_function",
+    "LossFunctionWrapper",
     "LOOKUP_LAYERS",
     "OnlySeedsChange",
     "derived_state",

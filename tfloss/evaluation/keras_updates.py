@@ -50,8 +50,8 @@ class KerasUpdate:
         own = bound.outside_scope()
         self.metric = own.metric
         self._name, self._select = name, own.arguments
-        self._expand: bool | None = None
-        self._checked_sizes = False
+        self._expand: bool | None = None if own.by_example else False
+        self._checked_sizes = not own.by_example
 
     def needs_predictions(self, batch: Any) -> bool:
         """Returns whether the metric's arguments depend on the predictions. Host code, eager.

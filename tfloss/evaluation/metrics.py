@@ -53,17 +53,30 @@ class BoundMetric:
     Attributes:
       metric: The Keras metric.
       arguments: Function from batch and predictions to the arguments of `metric.update_state`.
+      prefixed: Whether the names of a result that is a mapping begin with that of the metric.
+      by_example: Whether every example must count once. If not, the metric is defined by batches.
     """
 
-    def __init__(self, metric: keras.Metric, arguments: Callable[[Any, Any], Any]):
+    def __init__(
+        self,
+        metric: keras.Metric,
+        arguments: Callable[[Any, Any], Any],
+        *,
+        prefixed: bool = True,
+        by_example: bool = True,
+    ):
         """Binds a metric.
 
         Args:
           metric: Any Keras metric.
           arguments: See `tfloss.metric`.
+          prefixed: See above.
+          by_example: See above.
         """
         self.metric = metric
         self.arguments = arguments
+        self.prefixed = prefixed
+        self.by_example = by_example
 
     def outside_scope(self) -> "BoundMetric":
         """Returns this metric, or a copy of it if its variables are replicated. Host code.
@@ -74,7 +87,12 @@ class BoundMetric:
         variables = self.metric.variables
         if not any(isinstance(v.value, tf.distribute.DistributedValues) for v in variables):
             return self
-        return BoundMetric(_upstream.copy_metric(self.metric), self.arguments)
+        return BoundMetric(
+            _upstream.copy_metric(self.metric),
+            self.arguments,
+            prefixed=self.prefixed,
+            by_example=self.by_example,
+        )
 
 
 def metric(metric: keras.Metric, arguments: Callable[[Any, Any], Any]) -> BoundMetric:
@@ -95,6 +113,17 @@ def metric(metric: keras.Metric, arguments: Callable[[Any, Any], Any]) -> BoundM
     if not isinstance(cast(Any, metric), keras.Metric):
         raise TypeError(f"metric must be a keras.Metric, got {type(metric).__name__}.")
     return BoundMetric(metric, arguments)
+
+
+def own_metrics(model: keras.Model) -> dict[str, BoundMetric]:
+    """Returns the metrics that a model owns: those of its method `evaluation_metrics`. Host code.
+
+    Args:
+      model: The model. It need not have any.
+    """
+    method: Any = getattr(model, "evaluation_metrics", None)
+    found: Any = method() if callable(method) else {}
+    return dict(found)
 
 
 def check_metrics(metrics: Mapping[str, Any]) -> None:
@@ -188,7 +217,8 @@ def flat_results(name: str, value: Any) -> dict[str, float]:
       value: A number, an array or a (nested) mapping of them.
 
     Returns:
-      `{name: value}`, with `name/key` for a mapping and `name/index` for an array.
+      `{name: value}`, with `name/key` for a mapping and `name/index` for an array. With an empty
+      name, the keys alone.
     """
     if isinstance(value, Mapping):
         items = cast(Mapping[Any, Any], value).items()
@@ -197,7 +227,11 @@ def flat_results(name: str, value: Any) -> dict[str, float]:
         if not array.ndim:
             return {name: float(array)}
         items = enumerate(array)
-    return {k: v for key, one in items for k, v in flat_results(f"{name}/{key}", one).items()}
+    return {
+        k: v
+        for key, one in items
+        for k, v in flat_results(f"{name}/{key}" if name else str(key), one).items()
+    }
 
 
 def metric_error(name: str, error: Exception, batch: Any, predictions: Any) -> MetricError:

@@ -28,7 +28,7 @@ from tfloss.distribute.strategy import check_strategy
 from tfloss.engine.mode_runner import ModeRunner
 from tfloss.errors import Aborted, CheckpointError
 from tfloss.evaluation.evaluator_cache import EvaluatorCache
-from tfloss.evaluation.metrics import BoundMetric, HostMetric
+from tfloss.evaluation.metrics import BoundMetric, HostMetric, own_metrics
 from tfloss.hooks import Hook
 from tfloss.hooks.nan_guard import guarded
 from tfloss.hooks.run_info import RunInfo
@@ -347,7 +347,7 @@ class Trainer:
         Args:
           data: A finite data set of batches.
           metrics: `{name: tfloss.metric(keras_metric, arguments)}`, or objects with
-            `update(batch, predictions)`, `result()` and `reset()`.
+            `update(batch, predictions)`, `result()` and `reset()`. None: those that the model owns.
           losses: Whether to return validation losses too, as `losses/<name>`. No state changes. See
             `tfloss.evaluation.evaluator.Evaluator.run` for what Dropout and BatchNormalization do.
           ema: Whether to evaluate the moving averages of the weights (`Trainer(ema=...)`).
@@ -360,7 +360,7 @@ class Trainer:
           ValueError: There is nothing to do, or there are no averages.
           MetricError: A metric failed, or does not count every example once.
         """
-        metrics = dict(metrics or {})
+        metrics = dict(metrics or {}) if metrics or losses else own_metrics(self.model)
         if not metrics and not losses:
             raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
         if not self._checkpoint.loaded and not self._evaluators:

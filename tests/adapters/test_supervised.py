@@ -150,12 +150,35 @@ def test_losses_that_do_not_fit_are_refused():
         supervised(_net(), keras.losses.MeanSquaredError(reduction=None))
     data = tf.data.Dataset.from_tensor_slices((_X, {"a": _A, "b": _B})).batch(4)
     for loss, message in [
-        ({"a": "mse", "c": "mse"}, "a loss for the output 'c', which is not in the predictions"),
-        (["mse"], "a loss for the output '0'"),
+        ({"a": "mse", "c": "mse"}, r"path: \('c',\)(?s:.*)labels y: {'a': float32 \[None, 2\]"),
+        (["mse"], "losses don't fit the outputs of the model"),
     ]:
         model = supervised(_two_named(), loss)
         with pytest.raises(LossError, match=message):
             tfloss.Trainer(model, keras.optimizers.SGD(0.1), default_hooks=False).train(data, 1)
+
+
+def test_a_loss_of_outputs_and_batch_gets_any_batch():
+    def loss(outputs, batch):
+        return {"near": tf.reduce_mean((outputs - batch["y"]) ** 2), "far": 0.0 * outputs[0, 0]}
+
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, batch, training=False):
+            return self.dense(batch["x"])
+
+    data = tf.data.Dataset.from_tensor_slices({"x": _X, "y": _A}).batch(4)
+    model = supervised(Net(), loss)
+    trainer = tfloss.Trainer(model, keras.optimizers.SGD(0.1), default_hooks=False, jit=False)
+    result = trainer.train(data, steps=1)
+    assert set(result.losses) == {"near", "far", "total"} and model.name == "supervised_net"
+    batch = next(iter(data))
+    np.testing.assert_array_equal(model(batch), model.predictor(batch))
+    with pytest.raises(ValueError, match=r"give their weights to the Trainer"):
+        supervised(Net(), loss, loss_weights=[1.0])
 
 
 def test_the_loss_is_named_and_inference_accepts_x_alone():

@@ -1,0 +1,176 @@
+"""A compiled model is trained and evaluated as it was compiled. tests/adapters/test_parity.py
+compares its training with fit, bit for bit.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfloss
+from tfloss.adapters import from_compiled
+from tfloss.errors import LossError, ModelError
+
+_X = np.float32([[1.0], [2.0], [3.0]])
+_Y = np.float32([[0.0], [1.0], [6.0]])
+_DATA = tf.data.Dataset.from_tensor_slices((_X, _Y)).batch(2)
+
+
+class _Line(keras.Model):
+    """y = w x, with w = 1 at the start. Its `call` has no argument `training`."""
+
+    def __init__(self):
+        super().__init__(name="line")
+        self.w = self.add_weight(name="w", shape=(), initializer="ones")
+
+    def call(self, x):
+        return self.w * x
+
+
+def _compiled(model, **options):
+    options = {"loss": "mse", **options}
+    model.compile(optimizer=keras.optimizers.SGD(0.1), jit_compile=False, **options)
+    return model
+
+
+def _trainer(model, **options):
+    options = {"default_hooks": False, "jit": False, **options}
+    return tfloss.Trainer(from_compiled(model), model.optimizer, **options)
+
+
+class _OwnLoss(_Line):
+    def compute_loss(self, x, y, y_pred, sample_weight=None):
+        return 3 * super().compute_loss(x, y, y_pred, sample_weight) + keras.ops.mean(x)
+
+
+class _HalfData(_Line):
+    """Its train_step changes the batch, as that of a task with preprocessing."""
+
+    def train_step(self, data):
+        x, y = data
+        return super().train_step((x, y / 2))
+
+
+class _OwnStep(_Line):
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((self(data[0]) - data[1]) ** 2)
+        self.optimizer.apply_gradients([(tape.gradient(loss, self.w.value), self.w)])
+        return {"loss": loss}
+
+
+class _OwnStepByHelper(_Line):
+    """Names Keras's train_step, but doesn't call it."""
+
+    def train_step(self, data):
+        return {"loss": 0.0} if super().train_step else {}
+
+
+@pytest.mark.parametrize("kind", [_Line, _OwnLoss, _HalfData])
+def test_models_of_all_kinds_train_as_by_fit(kind):
+    fitted, trained = _compiled(kind()), _compiled(kind())
+    fitted.fit(_DATA, verbose=0)
+    result = _trainer(trained).train(_DATA, steps=2)
+    assert fitted.w.numpy() == trained.w.numpy() != 1
+    name = "loss" if kind is _OwnLoss else "mean_squared_error"
+    assert set(result.losses) == {name, "total"}
+
+
+@pytest.mark.parametrize("kind", [_OwnStep, _OwnStepByHelper])
+def test_a_train_step_that_computes_the_update_is_refused_with_the_lines_to_change(kind):
+    model = _compiled(kind())
+    lines = r"(?s)own train_step \(.*test_compiled.py:\d+\).*1\. `def train_step.*2\. .*3\. "
+    with pytest.raises(ModelError, match=lines):
+        _trainer(model).train(_DATA, steps=1)
+
+
+def test_the_three_lines_are_enough():
+    class Changed(_Line):
+        def call(self, batch, training=False):
+            if not training:
+                return self.w * batch[0]
+            loss = keras.ops.mean((self.w * batch[0] - batch[1]) ** 2)
+            return {"loss": loss}
+
+    before = _compiled(_OwnStep())
+    before.fit(_DATA, verbose=0)
+    after = Changed()
+    options = {"default_hooks": False, "jit": False}
+    tfloss.Trainer(after, keras.optimizers.SGD(0.1), **options).train(_DATA, steps=2)
+    assert before.w.numpy() == after.w.numpy()
+
+
+def test_what_is_not_compiled_is_refused():
+    with pytest.raises(ModelError, match="'line' is not compiled. Call model.compile"):
+        from_compiled(_Line())
+    with pytest.raises(LossError, match="'mean_squared_error' has reduction=None"):
+        from_compiled(_compiled(_Line(), loss=keras.losses.MeanSquaredError(reduction=None)))
+    model = _compiled(_Line(), loss=["mse", "mae"])
+    with pytest.raises(LossError, match="A single output has 2 losses.*the first one only"):
+        _trainer(model).train(_DATA, steps=1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_evaluation_counts_each_example_once(count, replicas):
+    with (strategy := replicas(count)).scope():
+        x = keras.Input([1])
+        options = {"use_bias": False, "kernel_initializer": "ones"}
+        a = keras.layers.Dense(
+            1, name="a", kernel_regularizer=keras.regularizers.L2(0.5), **options
+        )
+        b = keras.layers.Dense(
+            1, name="b", activity_regularizer=keras.regularizers.L2(1), **options
+        )
+        model = _compiled(
+            keras.Model(x, {"a": a(x), "b": b(x)}),
+            loss={"a": "mse", "b": "mae"},
+            loss_weights={"a": 2.0, "b": 3.0},
+            metrics={"a": keras.metrics.MeanAbsoluteError(name="error")},
+            weighted_metrics={"a": ["mae"]},
+        )
+    weights = np.float32([1.0, 1.0, 4.0])
+    arrays = (_X, {"a": _Y, "b": _Y}, {"a": weights, "b": weights})
+    data = tf.data.Dataset.from_tensor_slices(arrays).batch(2)
+    found = _trainer(model, strategy=strategy).evaluate(data)
+    # Errors are 1, 1 and 3. An activity regularizer is divided by the size of its batch.
+    a_loss, b_loss = (1 + 1 + 4 * 9) / 3, (1 + 1 + 4 * 3) / 3
+    activity = (2 * (1 + 4) / 2 + 9) / 3
+    assert found == pytest.approx(
+        {
+            "loss": 2 * a_loss + 3 * b_loss + 0.5 + activity,
+            "a_loss": a_loss,
+            "b_loss": b_loss,
+            "a_error": 5 / 3,
+            "a_mae": (1 + 1 + 4 * 3) / 6,
+        }
+    )
+    if count == 1:
+        assert model.evaluate(data, verbose=0, return_dict=True)["loss"] == pytest.approx(
+            found["loss"]
+        )
+
+
+def test_a_model_with_its_own_evaluation_is_refused_there():
+    class OwnTest(_Line):
+        def test_step(self, data):
+            return {}
+
+    trainer = _trainer(_compiled(OwnTest()))
+    with pytest.raises(ModelError, match="'line' has its own test_step.*losses=True"):
+        trainer.evaluate(_DATA)
+    assert trainer.evaluate(_DATA, losses=True)["losses/total"] == pytest.approx(11 / 3)
+
+
+def test_an_own_loss_divides_by_the_count_of_the_global_batch(replicas):
+    class Masked(_OwnLoss):
+        def call(self, x):
+            y = self.w * x
+            y._keras_mask = x[:, 0] > 1.5  # of four examples, three count
+            return y
+
+    x = np.float32([[1], [2], [3], [4]])
+    with (strategy := replicas(2)).scope():
+        model = _compiled(Masked())
+    data = tf.data.Dataset.from_tensor_slices((x, 0 * x)).batch(4)
+    result = _trainer(model, strategy=strategy).train(data, steps=1)
+    assert result.losses["loss"] == pytest.approx(3 * (4 + 9 + 16) / 3 + 2.5)
