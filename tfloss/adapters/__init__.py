@@ -8,6 +8,17 @@ that reports its losses. `to_keras` is the way back: a model with `fit` and `eva
 """
 
 from tfloss.adapters.compiled import from_compiled
+from tfloss.adapters.fastai import fastai_style
+from tfloss.adapters.lingvo import lingvo_style
+from tfloss.adapters.outputs_ignored import outputs_ignored
 from tfloss.adapters.supervised import supervised
+from tfloss.adapters.to_keras import to_keras
 
-__all__ = ["from_compiled", "supervised"]
+__all__ = [
+    "fastai_style",
+    "from_compiled",
+    "lingvo_style",
+    "outputs_ignored",
+    "supervised",
+    "to_keras",
+]

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.adapters.batch_loss_means import BatchLossMeans
 from tfloss.adapters.output_losses import OutputLosses
 from tfloss.adapters.supervised import inputs_of, split_batch
 from tfloss.errors import ModelError
@@ -104,7 +105,7 @@ class _Compiled(keras.Model):
                 )
         if self._evaluation is None:
             losses = BoundMetric(
-                _LossMeans(), self._losses_of_inference, prefixed=False, by_example=False
+                BatchLossMeans(), self._losses_of_inference, prefixed=False, by_example=False
             )
             self._evaluation = {"compiled losses": losses}
             metrics = _upstream.copied_metrics(self.predictor)
@@ -146,28 +147,6 @@ class _Compiled(keras.Model):
                 losses |= {f"{name}_loss": value for name, value in named.items()}
         first = next(one for one in tf.nest.flatten(x) if one is not None)
         return {"values": losses, "sample_weight": tf.shape(first)[0]}
-
-
-class _LossMeans(keras.Metric):
-    """The means of named losses over batches, weighted by their numbers of examples."""
-
-    def __init__(self) -> None:
-        super().__init__(name="losses")
-        self._means: dict[str, keras.metrics.Mean] = {}
-
-    def update_state(self, values: dict[str, Any], sample_weight: Any) -> None:
-        for name, value in values.items():
-            if name not in self._means:
-                with tf.init_scope():
-                    self._means[name] = keras.metrics.Mean(name=name)
-            self._means[name].update_state(value, sample_weight)
-
-    def reset_state(self) -> None:
-        for mean in self._means.values():
-            mean.reset_state()
-
-    def result(self) -> dict[str, Any]:
-        return {name: mean.result() for name, mean in self._means.items()}
 
 
 def _labels_and_predictions(batch: Any, predictions: Any) -> tuple[Any, ...]:
