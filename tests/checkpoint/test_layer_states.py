@@ -1,3 +1,5 @@
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -199,7 +201,7 @@ def test_what_a_layer_saves_by_methods_of_its_own(tmp_path, replicas, number):
     assert layer.w.numpy() == 3.0
 
 
-@pytest.mark.parametrize("name", ["../victim", "{}/victim", "a/../../victim"])
+@pytest.mark.parametrize("name", ["../victim", "{}/victim", "a/../../victim", "../\udcff"])
 def test_a_layer_s_files_stay_in_its_folder(tmp_path, name):
     """A checkpoint of somebody else may hold any names."""
     victim, name = tmp_path / "victim", name.format(tmp_path)
@@ -208,7 +210,7 @@ def test_a_layer_s_files_stay_in_its_folder(tmp_path, name):
     states = parts(model)
     (key,) = (k for k, v in states.items() if isinstance(v, AssetsState))
     other = StringState()
-    other.read_value = lambda: tf.constant([name.encode(), b"theirs"], tf.string)
+    other.read_value = lambda: tf.constant([os.fsencode(name), b"theirs"], tf.string)
     directory = CheckpointDirectory(tmp_path / "c")
     path = directory.save(1, {**states, key: other})
     with pytest.raises(CheckpointError, match="as a file, which is outside of the layer's folder"):

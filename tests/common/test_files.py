@@ -1,5 +1,6 @@
 """Files are opened without following links, named inside a folder, and locked by one process."""
 
+import errno
 import os
 import threading
 
@@ -81,3 +82,16 @@ def test_sync_names_what_is_missing(tmp_path):
     sync(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync(tmp_path / "missing")
+
+
+def test_a_directory_that_cannot_be_flushed_is_no_error_and_a_file_is(tmp_path, monkeypatch):
+    """Some network file systems can't flush a list of names."""
+
+    def unsupported(handle):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    (tmp_path / "a").write_text("")
+    monkeypatch.setattr(os, "fsync", unsupported)
+    sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(tmp_path / "a")

@@ -237,7 +237,7 @@ class AssetsState(StringState):
 
     def problem(self, value: np.ndarray) -> str | None:
         """Checks the names. The content can't be compared: `load_assets` decides."""
-        if (bad := escaping_name(name.decode() for name in value[::2])) is not None:
+        if (bad := escaping_name(_names(value))) is not None:
             return f"it names {bad!r} as a file, which is outside of the layer's folder"
         missing = not hasattr(self._layer, "load_assets")
         return "the layer has save_assets, but no load_assets" if missing else None
@@ -245,9 +245,13 @@ class AssetsState(StringState):
     def assign(self, value: np.ndarray) -> None:
         """Calls `load_assets` with the files."""
         with tempfile.TemporaryDirectory() as directory:
-            names = [name.decode() for name in value[::2]]
-            write_files(Path(directory), dict(zip(names, value[1::2], strict=True)))
+            write_files(Path(directory), dict(zip(_names(value), value[1::2], strict=True)))
             self._layer.load_assets(directory)
+
+
+def _names(value: np.ndarray) -> list[str]:
+    """The names of the files of an `AssetsState`."""
+    return [name.decode(errors="surrogateescape") for name in value[::2]]
 
 
 def _is_variable(value: Any) -> bool:

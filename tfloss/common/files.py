@@ -36,9 +36,8 @@ def open_regular(path: Path, flags: int) -> int:
     Raises:
       OSError: The path is a link, a FIFO, a device or a directory, or can't be opened.
     """
-    flags |= os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        handle = os.open(path, flags, 0o666)
+        handle = os.open(path, flags | os.O_CREAT | _SAFELY, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP and path.is_symlink():
             raise OSError(errno.ELOOP, _LINK, str(path)) from None
@@ -51,6 +50,8 @@ def open_regular(path: Path, flags: int) -> int:
     raise OSError(errno.EINVAL, _IRREGULAR, str(path))
 
 
+# Windows has none of these flags.
+_SAFELY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
 _LINK = "it is a link, and tfloss doesn't write through links"
 _IRREGULAR = "it is not a regular file"
 
@@ -91,14 +92,25 @@ def sync(*paths: Path) -> None:
       *paths: Files or directories.
 
     Raises:
-      OSError: The operating system can't flush one of them.
+      OSError: The operating system can't flush a file, or is out of space.
     """
     for path in paths:
+        directory = path.is_dir()
+        if directory and os.name == "nt":  # Windows can't open one
+            continue
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if not directory or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise  # else some network file systems, which can't flush a directory
         finally:
             os.close(handle)
+
+
+def has_locks() -> bool:
+    """Returns whether the operating system has the locks of `lock`. Windows has none."""
+    return fcntl is not None
 
 
 def lock(handle: int, *, wait: bool) -> None:

@@ -28,10 +28,11 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tfloss.common.files import lock, sync
+from tfloss.common.files import has_locks, lock, sync
 from tfloss.common.unique_names import unique_name
 
 _SUFFIX = ".tfloss"
@@ -166,9 +167,9 @@ def remove_leftovers(directory: Path) -> None:
     Args:
       directory: The directory. It may be missing.
     """
-    for staging, target in _staging_directories(directory):
+    for staging, target in _staging_directories(directory) if has_locks() else ():
         try:
-            handle = os.open(staging / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            handle = os.open(staging / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:  # killed as its first or its last act
             _dissolve(staging)
             continue
@@ -207,7 +208,8 @@ def exchange(one: Path, other: Path) -> bool:
     Raises:
       OSError: It can, but not with these paths.
     """
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    linux = sys.platform == "linux"
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if linux else None
     if function is None:
         return False
     paths = os.fsencode(one), os.fsencode(other)
@@ -240,8 +242,7 @@ def _create(target: Path) -> tuple[Path, int]:
         staging = target.with_name(f".{target.name}.{random}{_proof(target.name, random)}{_SUFFIX}")
         staging.mkdir(mode=0o700)
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            handle = os.open(staging / _LOCK, flags, 0o600)
+            handle = os.open(staging / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except FileNotFoundError:  # another process took the empty directory for a left-over
             continue
         with contextlib.suppress(OSError):  # a file system without locks
