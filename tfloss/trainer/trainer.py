@@ -50,6 +50,7 @@ from tfloss.trainer.arguments import (
 )
 from tfloss.trainer.checkpointed_variables import CheckpointedVariables, warn_if_unrestored
 from tfloss.trainer.default_hooks import DefaultHooks
+from tfloss.trainer.epochs import Epochs
 from tfloss.trainer.hook_list import HookList
 from tfloss.trainer.loop import Loop
 from tfloss.trainer.result import TrainResult
@@ -181,6 +182,7 @@ class Trainer:
             clock=clock,
         )
         self._feed: Feed | None = None
+        self._epochs = Epochs(self.train_step)
         self._checkpoint = RunCheckpoint(
             self._run, self.state, self.checkpoints, background=async_checkpoint
         )
@@ -220,39 +222,37 @@ class Trainer:
     def train(
         self,
         data: Data,
-        steps: int,
+        steps: int | None = None,
         *,
+        epochs: float | None = None,
         hooks: Iterable[Hook] = (),
         steps_per_epoch: float | None = None,
     ) -> TrainResult:
-        """Trains until `steps` updates are completed in all. Host code.
+        """Trains until `steps` updates, or `epochs`, are completed in all. Host code.
 
-        The first call resumes from the newest valid checkpoint in the workdir, if there is one, and
-        continues in the data too. A second call continues from where the first ended, in the data
-        too if they are the same object.
+        The first call resumes from the newest valid checkpoint in the workdir, in the data too. A
+        second call continues where the first ended, in the data too if they are the same object.
 
         Args:
           data: A `tf.data.Dataset` of global batches, a `tfloss.data.Source`, or a function of a
             `tf.distribute.InputContext` that returns a data set. Elements may be any nest.
           steps: The global step to reach.
+          epochs: Instead of `steps`: the passes over finite data to complete in all.
           hooks: More hooks, for this call.
-          steps_per_epoch: Steps in an epoch, for hooks that count epochs, where the data set
-            repeats or its length is unknown.
+          steps_per_epoch: Steps in an epoch, where the data set repeats or its length is unknown.
 
         Returns:
           The step, the losses of the last step, and why training stopped early.
 
         Raises:
-          LossError, SummaryError, ModelError, DataError: Bad input, before the first step.
-          DataError: The data ended before `steps`. The message says after how many batches.
+          LossError, SummaryError, ModelError, DataError: Bad input, or data that end too early.
           NonFiniteLossError: A loss became NaN or infinite (see `NaNGuard`).
-          CheckpointError: The checkpoint in the workdir doesn't fit the model.
-          CheckpointWriteError: A checkpoint can't be written (see `SaveCheckpoint`).
+          CheckpointError: The checkpoint in the workdir doesn't fit, or one can't be written.
           WorkdirError, WorkdirInUseError: The workdir is unusable, gone, or another trainer's.
           Preempted: SIGTERM came, or a time limit was reached; a checkpoint was saved.
           KeyboardInterrupt: Ctrl-C came; with a workdir, a checkpoint was saved.
         """
-        check_positive("steps", steps)
+        data, steps, steps_per_epoch = self._epochs.plan(data, steps, epochs, steps_per_epoch)
         with self._run.lock.training():
             try:
                 return self._train(data, steps, hooks, steps_per_epoch)
