@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "tfloss"
 # From the bottom. A package or top-level module imports from floors below its own, and on its own
 # floor only from what stands to the left of it.
 FLOORS = [
-    ["version", "common", "errors", "_upstream", "detection", "datasets"],
+    ["version", "errors", "common", "_upstream", "detection", "datasets"],
     ["inspect", "forward", "summary", "distribute", "checkpoint"],
     ["optimizers", "data", "saved_model"],
     ["step", "evaluation", "replay"],

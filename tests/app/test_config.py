@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from tfloss.app import config as saved
+from tfloss.trainer.workdir import read_config
 
 
 def test_differences_are_by_flat_key():
@@ -27,8 +28,8 @@ def test_a_config_of_any_values_can_be_saved(tmp_path):
 
     saved.write_config(saved.to_json(config), tmp_path / "new" / "run")
 
-    assert saved.read_config(tmp_path / "new" / "run")["shape"] == [1, 2]
-    assert saved.read_config(tmp_path) is None
+    assert read_config(tmp_path / "new" / "run")["shape"] == [1, 2]
+    assert read_config(tmp_path) is None
 
 
 def test_a_config_that_changes_is_kept(tmp_path):

@@ -434,6 +434,7 @@ OF_OS = {"replace", "remove", "truncate", "link", "symlink"}
 ALLOWED = {
     "checkpoint/files.py": "os.replace: a corrupt checkpoint is renamed",
     "checkpoint/manifest.py": "write_bytes: into a staging directory",
+    "hooks/event_file.py": "os.truncate, unlink: of the new file, after an error",
     "saved_model/export_record.py": "write_text: into a staging directory",
     "trainer/workdir_lock.py": "os.truncate: of the open lock file, when it is known to be own",
 }

@@ -27,7 +27,7 @@ def _read(path):
 
 
 def test_a_file_is_a_version_and_the_events(tmp_path):
-    first, *events = _read(_write(tmp_path / "new/train", range(23)))
+    first, *events = _read(_write(tmp_path / "train", range(23)))
     assert first.source_metadata.writer == "tfloss"
     assert first.file_version == "brain.Event:2" and first.wall_time > 0 and first.step == 0
     assert events == [_event(step) for step in range(23)]

@@ -7,8 +7,7 @@ from typing import Any
 
 from tfloss.common import nested_diff
 from tfloss.common.replacement import replace_file
-
-FILE = "config.json"
+from tfloss.trainer.workdir import CONFIG_FILE
 
 
 def keys(config: Any) -> list[str]:
@@ -54,29 +53,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {_text(before)} -> {_text(after)}" for key, (before, after) in changed.items()]
 
 
-def read_config(workdir: Path) -> dict[str, Any] | None:
-    """Reads the config that a run saved.
-
-    Args:
-      workdir: The directory of the run.
-
-    Returns:
-      The config as nested JSON values, or None if there is none.
-
-    Raises:
-      ValueError: The file is not JSON.
-    """
-    path = workdir / FILE
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not a config that tfloss saved ({error}). Remove it."
-        ) from None
-
-
 def write_config(config: Mapping[str, Any], workdir: Path) -> Path:
     """Saves a config atomically as `workdir/config.json`.
 
@@ -89,7 +65,7 @@ def write_config(config: Mapping[str, Any], workdir: Path) -> Path:
     Returns:
       The path of the file.
     """
-    path = workdir / FILE
+    path = workdir / CONFIG_FILE
     workdir.mkdir(parents=True, exist_ok=True)
     content = json.dumps(config, indent=2) + "\n"
     replace_file(path, content, is_own=lambda old: False)  # any program can write such a file

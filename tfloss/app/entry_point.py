@@ -11,11 +11,11 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tfloss.app.config import FILE, differences, read_config, to_json, write_config
+from tfloss.app.config import differences, to_json, write_config
 from tfloss.app.flags import FlagError, Options, parse_flags
 from tfloss.app.training_run import Run
 from tfloss.common.logger import ChiefLogger
-from tfloss.errors import MissingWorkersError
+from tfloss.errors import CheckpointError, MissingWorkersError, WorkdirError
 
 
 def run(
@@ -118,6 +118,8 @@ def prepare(options: Options) -> Run:
     )
     try:
         _update_config(prepared, options)
+    except WorkdirError as error:
+        raise ValueError(str(error)) from None
     except OSError as error:
         raise ValueError(f"Can't write to --workdir={options.workdir}: {error}") from None
     return prepared
@@ -125,7 +127,13 @@ def prepare(options: Options) -> Run:
 
 def _update_config(run: Run, options: Options) -> None:
     """Logs how the config differs from that of the workdir; the first training step saves it."""
-    from tfloss.trainer.workdir import writable, write_when_trained
+    from tfloss.trainer.workdir import (
+        CONFIG_FILE,
+        check_entries,
+        read_config,
+        writable,
+        write_when_trained,
+    )
 
     flags = {
         "--seed": options.seed,
@@ -136,16 +144,22 @@ def _update_config(run: Run, options: Options) -> None:
         "--overfit_batches": options.overfit_batches,
         "--max_steps": options.max_steps,
     }
+    writes = run.trains and run.is_chief
+    if writes:
+        writable(run.workdir)
+        check_entries(run.workdir)
     old = read_config(run.workdir)
     if not run.trains:  # an evaluation may use other flags than the training did
         flags = {name: value for name, value in (old or {}).items() if name in flags}
     new = to_json(run.config) | flags
     changed = differences(old, new) if old is not None else []
     if changed:
-        lines = [f"The config differs from {run.workdir / FILE}. The new values apply:", *changed]
+        lines = [
+            f"The config differs from {run.workdir / CONFIG_FILE}. The new values apply:",
+            *changed,
+        ]
         ChiefLogger(run.is_chief).info("\n  ".join(lines))
-    if run.trains and run.is_chief:
-        writable(run.workdir)
+    if writes:
         write_when_trained(run.workdir, functools.partial(write_config, new, run.workdir))
 
 
@@ -169,7 +183,9 @@ def _interrupted(run: Run | None) -> str:
         return "interrupted. Run the same command to start again."
     from tfloss.checkpoint import CheckpointDirectory
 
-    latest = CheckpointDirectory(run.workdir / "checkpoints").latest()
+    latest = None
+    with contextlib.suppress(CheckpointError):
+        latest = CheckpointDirectory(run.workdir / "checkpoints").latest()
     if latest is None:
         return (
             f"interrupted before the first checkpoint in {run.workdir}. The same command starts "

@@ -12,7 +12,6 @@ def main(run: app.Run) -> None:
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -259,10 +258,11 @@ class Run:
 
 def _best_note(export: Path) -> str:
     """Returns what is known of a best export: the value of the metric and its step."""
+    from tfloss.common.reading import read_json
     from tfloss.hooks.described_export import description_file
 
     try:
-        best = json.loads(description_file(export).read_text())
+        best = read_json(description_file(export))
         return f"  ({best['metric']} {best['value']:.6g}, step {best['step']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -5,6 +5,7 @@ is written by `CheckpointFiles.write` here, and restored in `tfloss/checkpoint/d
 knows what the files contain. Host code, without TensorFlow.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -16,9 +17,10 @@ from typing import Any
 
 from tfloss.checkpoint.manifest import find_problem, unlisted_files, write_manifest
 from tfloss.common.files import sync
+from tfloss.common.reading import check_directory
 from tfloss.common.replacement import delete, displaced, replacement
 from tfloss.common.unique_names import unique_name
-from tfloss.errors import CheckpointWriteError
+from tfloss.errors import CheckpointError, CheckpointWriteError, WorkdirError
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -40,14 +42,29 @@ class CheckpointFiles:
         self._problems: dict[int, str | None] = {}  # of the steps that were checked or written
 
     def steps(self) -> list[int]:
-        """Lists the steps of all checkpoints, in order, those of corrupt ones too."""
+        """Lists the steps of all checkpoints, in order, those of corrupt ones too.
+
+        Raises:
+          CheckpointError: The directory can't be read. It is not taken for an empty one, since a
+            run would start from the beginning.
+        """
         found: set[int] = set()
-        for path in (*self.path.glob("*/"), *displaced(self.path)):
+        for path in (*(self.path / name for name in _names(self.path)), *displaced(self.path)):
             number = re.search(r"\d{8,}$", path.name)
             step = int(number[0]) if number else 0
             if path == self._target(step):
                 found.add(step)
         return sorted(found)
+
+    def has(self, step: int) -> bool:
+        """Returns whether there is a checkpoint of a step, valid or corrupt, and it can be seen.
+
+        Args:
+          step: The step.
+        """
+        with contextlib.suppress(CheckpointError):
+            return step in self.steps()
+        return False
 
     def at(self, step: int) -> Path:
         """Returns the directory of the checkpoint of a step.
@@ -56,7 +73,7 @@ class CheckpointFiles:
           step: The step. Its checkpoint need not exist.
         """
         target = self._target(step)
-        return target if target.exists() else displaced(self.path).get(target, target)
+        return target if os.path.lexists(target) else displaced(self.path).get(target, target)
 
     def latest(self) -> Path | None:
         """Returns the directory of the newest checkpoint, valid or corrupt; None without one."""
@@ -182,16 +199,26 @@ class CheckpointFiles:
             reason += f" ({error.filename})"
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         free = shutil.disk_usage(existing).free
-        steps = self.valid_steps()
-        newest = (
-            f"The newest valid checkpoint is {self.at(steps[-1])}"
-            if steps
-            else "There is no valid checkpoint"
-        )
+        newest = "There is no valid checkpoint"
+        with contextlib.suppress(CheckpointError):
+            if steps := self.valid_steps():
+                newest = f"The newest valid checkpoint is {self.at(steps[-1])}"
         return (
             f"The checkpoint {target} can't be written: {reason}. The disk has "
             f"{free / 1e6:,.1f} MB left. {newest}."
         )
+
+
+def _names(directory: Path) -> list[str]:
+    """What is in a directory; nothing if it is missing. Raises CheckpointError."""
+    try:
+        check_directory(directory, write=False)
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        reason = str(error) if isinstance(error, WorkdirError) else f"{directory}: {error}"
+        raise CheckpointError(f"The checkpoints can't be listed. {reason}") from None
 
 
 def _make_directory(path: Path) -> None:

@@ -53,13 +53,13 @@ def print_checkpoints(files: CheckpointFiles) -> None:
     rows: list[list[str]] = []
     for step in steps:
         path = files.at(step)
-        size = sum(file.stat().st_size for file in path.iterdir())
+        size = sum(file.stat().st_size for file in path.glob("*") if file.is_file())
         value = f"{values[step]:.6g}" if step in values else ""
         first = value and next(iter(values)) == step
         rows.append(
             [
                 str(step),
-                _format_age(time.time() - path.stat().st_mtime),
+                _format_age(time.time() - path.lstat().st_mtime),
                 f"{size / 1e6:,.1f} MB",
                 problems[step] or "valid",
                 f"{value} (best)" if first else value,

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tfloss.common.checksums import file_checksum
-from tfloss.errors import CheckpointError
+from tfloss.common.reading import check_directory, parse_json, read_file
+from tfloss.errors import CheckpointError, WorkdirError
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+_ENTRIES = {"format", "step", "files"}
 _BEGIN, _END = b'{"sha256": "', b'",'
 _HEADER = len(_BEGIN) + 64 + len(_END)  # bytes before those that the checksum covers
 _FILE_NAME = re.compile(r"\w[\w.-]*")
@@ -138,7 +140,10 @@ def _corrupt(path: str | Path, problem: str) -> CheckpointError:
 def _read(path: Path) -> dict[str, Any]:
     """Reads and checks the manifest. Raises ValueError with the problem in half a sentence."""
     try:
-        data = (path / MANIFEST).read_bytes()
+        check_directory(path, write=False)
+        data = read_file(path / MANIFEST)
+    except WorkdirError as error:
+        raise ValueError(str(error).removesuffix(".")) from None
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
     except OSError as error:
@@ -146,7 +151,9 @@ def _read(path: Path) -> dict[str, Any]:
     header = _BEGIN + hashlib.sha256(data[_HEADER:]).hexdigest().encode() + _END
     if data[:_HEADER] != header:
         raise ValueError(f"{MANIFEST} was changed after it was written: its checksum differs")
-    manifest = json.loads(data)
+    manifest = parse_json(data)
+    if not isinstance(manifest, dict) or not _ENTRIES <= manifest.keys():
+        raise ValueError(f"{MANIFEST} lacks one of its entries: {', '.join(sorted(_ENTRIES))}")
     if manifest["format"] != FORMAT:
         raise ValueError(
             f"{MANIFEST} has format {manifest['format']}, but this version of tfloss reads {FORMAT}"

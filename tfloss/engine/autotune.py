@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import tensorflow as tf
 
+from tfloss.common.reading import read_json
 from tfloss.common.replacement import replace_file
 from tfloss.errors import NonFiniteLossError, TflossError
 from tfloss.step.trace_options import Mode
@@ -178,7 +179,7 @@ def load_choice(path: Path, circumstances: Mapping[str, Any]) -> Mode | None:
       The mode, or None if none was chosen in the same circumstances.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if found["circumstances"] != dict(circumstances):
             return None
         return next((mode for mode in get_args(Mode) if mode == found["mode"]), None)

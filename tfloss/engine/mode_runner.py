@@ -280,7 +280,13 @@ class ModeRunner:
         if len(tuner.rates) > 1 or tuner.failure or self._file is not None:
             self._logger.info(f"runs {tuner.why}.")
         if self._file is not None and len(tuner.rates) > 1:
-            save_choice(self._file, tuner, self._found)
+            try:
+                save_choice(self._file, tuner, self._found)
+            except OSError as error:  # a full disk
+                self._logger.info(
+                    f"{self._file} can't be written ({error.strerror}): a resumed run will measure "
+                    "the modes again."
+                )
 
     def _check_loop(self, reader: BatchReader) -> None:
         """Raises ModelError or DataError if steps can't run in a loop compiled whole."""

@@ -9,6 +9,7 @@ the format. All of this module is host code.
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import socket
@@ -32,17 +33,18 @@ class EventFileWriter:
     Events are in a buffer until it is full or `flush` is called.
 
     Args:
-      logdir: Directory of the file. It is created if it is missing.
+      logdir: Directory of the file. It is created if it is missing; its parent must exist.
 
     Raises:
-      OSError: The directory can't be created.
-      tf.errors.OpError: The file can't be created.
+      OSError: The directory or the file can't be created.
     """
 
     def __init__(self, logdir: Path):
-        logdir.mkdir(parents=True, exist_ok=True)
+        logdir.mkdir(exist_ok=True)  # not its parents: a workdir that was moved stays away
         self.path = _new_path(logdir)
-        self._records = tf.io.TFRecordWriter(str(self.path))
+        self._flushed = 0
+        with _os_errors(self.path):
+            self._records = tf.io.TFRecordWriter(str(self.path))
         first: Any = tf.compat.v1.Event(wall_time=time.time(), file_version=_VERSION)
         first.source_metadata.writer = _WRITER
         self.write(first.SerializeToString())
@@ -51,21 +53,54 @@ class EventFileWriter:
         """Appends a serialized `Event`.
 
         Raises:
-          tf.errors.OpError: The disk is full, or the file can't be written to any more.
+          OSError: The disk is full, or the file can't be written to any more.
         """
-        self._records.write(event)
+        with _os_errors(self.path):
+            self._records.write(event)
 
     def flush(self) -> None:
         """Hands the buffer over to the operating system, so that readers see all events.
 
         Raises:
-          tf.errors.OpError: The disk is full, or the file can't be written to any more.
+          OSError: The disk is full, or the file can't be written to any more.
         """
-        self._records.flush()
+        with _os_errors(self.path):
+            self._records.flush()
+        if not self.path.exists():
+            raise FileNotFoundError(errno.ENOENT, "somebody has deleted it", str(self.path))
+        self._flushed = self.path.stat().st_size
 
     def close(self) -> None:
-        """Flushes and closes the file."""
-        self._records.close()
+        """Flushes and closes the file.
+
+        Raises:
+          OSError: The disk is full, or the file can't be written to any more.
+        """
+        with _os_errors(self.path):
+            self._records.close()
+
+    def abandon(self) -> None:
+        """Closes the file after an error. Events that were not flushed are cut off.
+
+        Readers would take a half-written event for the end of the file.
+        """
+        with contextlib.suppress(OSError, tf.errors.OpError):
+            self._records.close()
+        with contextlib.suppress(OSError):
+            if self._flushed:
+                os.truncate(self.path, self._flushed)
+            else:
+                self.path.unlink()
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Turns TensorFlow's errors into those of the operating system."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        reason = error.message.rpartition("; ")[2]  # "/path/of/file; No space left on device"
+        raise OSError(errno.EIO, reason, str(path)) from None
 
 
 def split_records(data: bytes, writer: str = _WRITER) -> Iterator[tuple[bytes, int | None]]:

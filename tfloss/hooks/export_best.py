@@ -8,6 +8,7 @@ Put Evaluate, or whatever else logs the metric, before it in the list of hooks.
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 import keras
 
 from tfloss.checkpoint import describe_nonfinite, nonfinite_variables, skip_replica_sync
+from tfloss.common.reading import check_directory, check_file
 from tfloss.errors import ExportError
 from tfloss.evaluation.metrics import Mode
 from tfloss.hooks.base import Hook
-from tfloss.hooks.described_export import DescribedExport
+from tfloss.hooks.described_export import DescribedExport, description_file
 from tfloss.hooks.monitored_metric import MonitoredMetric
 from tfloss.hooks.output_path import output_path
+from tfloss.hooks.write_errors import WriteErrors
 from tfloss.summary import Summary
 
 
@@ -66,6 +69,10 @@ class ExportBest(Hook):
         self._ema = ema
         self._metric = MonitoredMetric("ExportBest", metric, mode)
         self._export = export or _save_weights
+        self._missing: int | None = None  # the step of the best model, if it was not exported
+        self._errors = WriteErrors(
+            self, "The export of the best model", "The next better model is exported again."
+        )
         self._path = path
 
     @property
@@ -78,11 +85,18 @@ class ExportBest(Hook):
         return output_path(self, self._path, "export", "ExportBest(..., path=...)")
 
     def before_train(self) -> None:
-        """Finds the mode, and checks the path, before the first evaluation."""
+        """Finds the mode, and checks the path, before the first evaluation.
+
+        Raises:
+          ValueError: Nobody knows the mode, or there is no path.
+          WorkdirError: Nothing can be written at the path.
+          ExportError: Somebody else wrote what is there.
+        """
         self._metric.start(self.trainer.hooks)
+        self._missing = None
         self.state = self._metric.restored(self.state, self.trainer.logger)
-        export, agreement = DescribedExport(self.path), self.trainer.agreement
-        check = export.check if agreement.chief else list[Any]
+        agreement = self.trainer.agreement
+        check = self._check if agreement.chief else list[Any]
         agreement.run_on_all("check the path of ExportBest", check)
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
@@ -107,11 +121,15 @@ class ExportBest(Hook):
                     f"ExportBest: not exporting the model of step {step}: "
                     f"{describe_nonfinite(bad)} The earlier export is unchanged."
                 )
-            if agreement.workers == 1:
-                self._write(found)
-            elif agreement.chief:
-                with skip_replica_sync():
-                    self._write(found)
+            alone = agreement.workers == 1
+            written = True
+            if agreement.chief:
+                with contextlib.nullcontext() if alone else skip_replica_sync():
+                    written = self._errors.survive(lambda: self._write(found))
+            if agreement.agree([not written])[0][0]:  # all workers keep the same best value
+                self._missing = step
+                return
+        self._missing = None
         best = "highest" if self._metric.mode == "max" else "lowest"
         self.trainer.logger.info(
             f"step {step} has the {best} {self._metric.name} so far, {value:.6g}: exported to "
@@ -120,8 +138,22 @@ class ExportBest(Hook):
         self.state = {**self._metric.identity(), "best": value, "step": step}
 
     def after_train(self) -> None:
-        """Warns if the metric was never logged."""
+        """Warns if the metric was never logged, or the best model could not be exported."""
         self._metric.warn_if_never_logged(self.trainer.error)
+        if self._missing is not None and self.trainer.agreement.chief:
+            warnings.warn(
+                f"The best model, of step {self._missing}, could not be exported to {self.path}. "
+                "What is there is an earlier one.",
+                stacklevel=2,
+            )
+
+    def _check(self) -> None:
+        check_directory(self.path if self.path.is_dir() else self.path.parent)
+        check_file(description_file(self.path), write=False)
+        for path in [self.path, *self.path.rglob("*")]:
+            if not path.is_symlink() and not path.is_dir():
+                check_file(path, write=False)  # its checksum is computed
+        DescribedExport(self.path).check()
 
     def _write(self, found: dict[str, Any]) -> None:
         write = functools.partial(self._export, self.trainer.model)

@@ -7,22 +7,25 @@
 It writes a line for each log, without a buffer.
 """
 
+import collections
 import json
 import math
-import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
-from tfloss.common.files import open_regular
+from tfloss.common.reading import check_file
+from tfloss.hooks.appended_file import AppendedFile
 from tfloss.hooks.base import Hook
 from tfloss.hooks.log_truncation import LogTruncation
 from tfloss.hooks.output_path import output_path
+from tfloss.hooks.write_errors import WriteErrors
 from tfloss.summary import Summary
 
 _RESERVED = ("step", "time")
 _BEGIN = b'{"step": '
+_MAX_LINES = 10_000  # in memory, while the disk is full
 _encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps makes one for each call
 
 
@@ -30,8 +33,11 @@ class MetricsFile(Hook):
     """Appends one JSON line for each log that has scalars, readable at once. Host.
 
     JSON has no NaN or infinity. They are the strings "nan", "inf" and "-inf", which Python's
-    `float` reads. A resumed run first removes the lines of the steps that it repeats, then appends.
-    The repeated lines are the same, except for fields that depend on time.
+    `float` reads. While the disk is full and `SaveCheckpoint(on_error="continue")` lets the run
+    continue, lines are kept in memory.
+
+    A resumed run first removes the lines of the steps that it repeats, then appends. The repeated
+    lines are the same, except for fields that depend on time.
 
     Args:
       path: Path of the file, instead of `workdir/metrics.jsonl`.
@@ -44,7 +50,11 @@ class MetricsFile(Hook):
     def __init__(self, path: str | Path | None = None, *, clock: Callable[[], float] = time.time):
         self._path = path
         self._clock = clock
-        self._file: TextIO | None = None
+        self._file: AppendedFile | None = None
+        self._lines: collections.deque[bytes] = collections.deque()  # not written yet
+        self._errors = WriteErrors(
+            self, "The metrics file", f"The last {_MAX_LINES:,} lines are kept, and written later."
+        )
         self._ended = False
         self._truncation = LogTruncation(_split_lines, _line_names)
 
@@ -61,18 +71,18 @@ class MetricsFile(Hook):
         """Removes the lines of the steps that the run repeats.
 
         Raises:
-          OSError: The path is a link or no regular file, or the file can't be read or replaced.
+          WorkdirError: The path is a link or no regular file, or it can't be read and written.
         """
-        if os.path.lexists(self.path):
-            os.close(open_regular(self.path, os.O_RDONLY))
         self._ended = False
+        check_file(self.path, links=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         run = self.trainer.run
         self._truncation.start(self.path, [self.path], run.start, run.pending)
 
     def before_save(self, step: int) -> None:
         """Flushes the file to the disk, so that a checkpoint is never newer than the log."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            self._errors.survive(lambda: self._write(sync=True))
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
         """Appends a line.
@@ -82,8 +92,10 @@ class MetricsFile(Hook):
         """
         if not scalars:
             return
-        file = self._file = self._file or _open(self.path)
-        file.write(self._line(step, scalars))
+        self._lines.append(self._line(step, scalars).encode())
+        self._errors.survive(self._write)
+        if len(self._lines) > _MAX_LINES:
+            self._lines.popleft()
         if self._ended:  # a hook after this one in the list logs at the end
             self._close()
 
@@ -91,6 +103,14 @@ class MetricsFile(Hook):
         """Closes the file. A later log opens it again."""
         self._ended = True
         self._truncation.finish(self.trainer.step)
+        if self._lines:
+            self._errors.survive(self._write)
+        if self._lines:
+            warnings.warn(
+                f"Training ended without {len(self._lines)} lines of {self.path}, which could not "
+                "be written.",
+                stacklevel=2,
+            )
         self._close()
 
     def _line(self, step: int, scalars: Mapping[str, float]) -> str:
@@ -104,6 +124,14 @@ class MetricsFile(Hook):
         record |= {name: _json_number(value) for name, value in scalars.items()}
         return _encode(record) + "\n"
 
+    def _write(self, *, sync: bool = False) -> None:
+        file = self._file = self._file or AppendedFile(self.path)
+        if self._lines:
+            file.append(b"".join(self._lines))
+        self._lines.clear()
+        if sync:
+            file.sync()
+
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -113,12 +141,6 @@ class MetricsFile(Hook):
 def _json_number(value: float) -> float | str:
     value = float(value)
     return value if math.isfinite(value) else str(value)
-
-
-def _open(path: Path) -> TextIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = open_regular(path, os.O_WRONLY | os.O_APPEND)
-    return open(handle, "a", buffering=1, encoding="utf-8")
 
 
 def _line_names(line: bytes) -> Iterable[str]:

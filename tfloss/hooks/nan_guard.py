@@ -19,9 +19,11 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss.checkpoint import describe_nonfinite, nonfinite_variables
+from tfloss.common.reading import check_directory
 from tfloss.common.replacement import replace_file, replacement, set_aside
 from tfloss.errors import NonFiniteLossError
 from tfloss.hooks.base import Hook
+from tfloss.hooks.write_errors import is_write_error
 from tfloss.step.trace_options import Guarded
 
 
@@ -48,6 +50,15 @@ class NaNGuard(Hook):
     def __init__(self, *, gradients: bool = True):
         self.gradients = gradients
 
+    def before_train(self) -> None:
+        """Checks that the evidence could be saved.
+
+        Raises:
+          WorkdirError: `workdir/nonfinite` can't be written to.
+        """
+        if self.trainer.workdir is not None and self.trainer.agreement.chief:
+            check_directory(self.trainer.workdir / "nonfinite")
+
     def after_train(self) -> None:
         """Saves batch, state and command after a `NonFiniteLossError`."""
         error = self.trainer.error
@@ -68,7 +79,13 @@ class NaNGuard(Hook):
             )
         else:
             path = workdir / "nonfinite" / f"step_{error.step:08d}"
-            self._save(path, error)
+            try:
+                self._save(path, error)
+            except Exception as failure:
+                if not is_write_error(failure):
+                    raise
+                error.add_note(f"Its batch could not be saved in {path}: {failure}")
+                return
             error.add_note(
                 f"Its batch is in {path}. To find the first value that is not finite: "
                 f"tfloss replay {workdir}"

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tfloss.common.reading import check_directory
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import OnSteps
+from tfloss.hooks.write_errors import WriteErrors
 
 
 class Profile(Hook):
@@ -41,6 +43,7 @@ class Profile(Hook):
         self.every = OnSteps(start, stop) if start else OnSteps(stop)
         self._logdir = logdir
         self._running = False
+        self._errors = WriteErrors(self, "The profile", "There is no profile.")
 
     @classmethod
     def parse(cls, text: str) -> "Profile":
@@ -65,12 +68,14 @@ class Profile(Hook):
 
         Raises:
           ValueError: There is neither a logdir nor a workdir.
+          WorkdirError: The directory can't be written to.
         """
         if self._logdir is None and self.trainer.workdir is None:
             raise ValueError(
                 "Profile has no directory to write to. Give the Trainer a workdir, or use "
                 "Profile(..., logdir=...)."
             )
+        check_directory(self._directory())
         run = self.trainer.run
         if run.start >= self.stop or run.steps <= self.start:
             warnings.warn(
@@ -95,12 +100,14 @@ class Profile(Hook):
     def _begin(self) -> None:
         # Devices run behind the host. Without this the profile includes the end of earlier steps.
         tf.test.experimental.sync_devices()
-        logdir = self._logdir or Path(self.trainer.workdir or "") / "train"
-        tf.profiler.experimental.start(str(logdir))
+        tf.profiler.experimental.start(str(self._directory()))
         self._running = True
+
+    def _directory(self) -> Path:
+        return Path(self._logdir or Path(self.trainer.workdir or "") / "train")
 
     def _end(self) -> None:
         if self._running:
             self._running = False
             tf.test.experimental.sync_devices()
-            tf.profiler.experimental.stop()
+            self._errors.survive(tf.profiler.experimental.stop)

@@ -20,6 +20,7 @@ from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import Every
 from tfloss.hooks.progress_display import LiveDisplay, PlainDisplay, ProgressDisplay
+from tfloss.hooks.write_errors import WriteErrors
 from tfloss.summary import Summary
 
 _RATE_WINDOW = 30.0  # seconds over which the speed is averaged
@@ -61,6 +62,7 @@ class Progress(Hook):
         self._display: ProgressDisplay = LiveDisplay(console) if live else PlainDisplay(out)
         self.every = Every(seconds=0.2 if live else seconds, clock=clock)
         self._clock = clock
+        self._errors = WriteErrors(self, "The progress line", "Lines are left out.")
 
     def before_train(self) -> None:
         """Starts the clock and the display."""
@@ -83,7 +85,8 @@ class Progress(Hook):
             if name.startswith(self._result_prefixes)
         ]
         if results:
-            self._display.print_line("  ".join([f"step {step}", *results]))
+            line = "  ".join([f"step {step}", *results])
+            self._errors.survive(lambda: self._display.print_line(line))
 
     def after_step(self, step: int) -> None:
         """Shows the progress line with the estimated time that remains."""
@@ -125,7 +128,8 @@ class Progress(Hook):
             if self._input_fraction >= _SLOW_INPUT:
                 speed.append(f"input {self._input_fraction:.0%}")
         head = f"step {step}/{self.trainer.run.steps}"
-        self._display.update(step, functools.partial(_fitted_line, head, losses, speed, tail))
+        text = functools.partial(_fitted_line, head, losses, speed, tail)
+        self._errors.survive(lambda: self._display.update(step, text))
 
 
 def _training_losses(scalars: Mapping[str, float]) -> dict[str, float]:

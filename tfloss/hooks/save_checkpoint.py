@@ -57,9 +57,11 @@ class SaveCheckpoint(Hook):
         (`losses/total`, `val/losses/kl`), and what the metric says of itself for a metric that an
         Evaluate hook computes: Keras's own metrics know it.
       keep_every: Checkpoints at multiples of this number of steps are never deleted.
-      on_error: What happens if a checkpoint can't be written. "stop" ends training with
-        CheckpointWriteError. "continue" warns and retries when next due; the end of training
-        warns if the last checkpoint is missing.
+      on_error: What happens if a checkpoint or another file of the run can't be written, because
+        the disk is full for example. "stop" ends training, with CheckpointWriteError for a
+        checkpoint. "continue" warns once for each kind of file, and retries: checkpoints when next
+        due, logs at the next log, the best export at the next better value. The end of training
+        warns of what is missing.
 
     Raises:
       ValueError: An argument is out of its range, or `metric` and `keep_best` aren't given
@@ -113,6 +115,7 @@ class SaveCheckpoint(Hook):
         self._ranking: Ranking | None = None  # of the checkpoints on the disk
         self._pending: Ranking | None = None  # the same with the one that is being written
         self._ending = False
+        self._told = False  # whether it has warned since the last one that was written
 
     def before_train(self) -> None:
         """Checks that there is a directory, before the first checkpoint is due.
@@ -201,6 +204,7 @@ class SaveCheckpoint(Hook):
         best = ranking.steps if ranking is not None else set[int]()
         delete = functools.partial(self._delete_old, best)
         if self._writer is None:
+            self._written()
             self._ranking = ranking
             delete()
         else:
@@ -214,8 +218,9 @@ class SaveCheckpoint(Hook):
             return
         if not self._attempt(lambda: run_on_all("write a checkpoint", writer.wait)):
             self._saved = None  # so that the end saves again
-        elif self._pending is not None:
-            self._ranking = self._pending
+        elif self._saved is not None:
+            self._written()
+            self._ranking = self._pending or self._ranking
         self._pending = None
 
     def _attempt(self, save: Callable[[], Any]) -> bool:
@@ -236,7 +241,8 @@ class SaveCheckpoint(Hook):
             if self.trainer.agreement.agree([fatal or stop])[0][0]:
                 raise
             self._failure = error
-            if not self._ending:
+            told, self._told = self._told, True
+            if not (told or self._ending):
                 warnings.warn(
                     f"{error} Training continues, and retries when the next checkpoint is due.",
                     stacklevel=3,
@@ -244,6 +250,12 @@ class SaveCheckpoint(Hook):
             return False
         self._failure = None
         return True
+
+    def _written(self) -> None:
+        """Reports that a checkpoint was written, if the one before it was not."""
+        if self._told:
+            self._told = False
+            self.trainer.logger.info("Checkpoints can be written again.")
 
     def _update_ranking(self, step: int) -> None:
         """Ranks the checkpoint of `step`, before it is saved together with the ranking."""
@@ -256,8 +268,12 @@ class SaveCheckpoint(Hook):
         if before is not None and before.is_by(metric.name, metric.mode):
             best = list(before.best)
         # Only the first worker reads the files. Its state is the one that is saved.
-        found = directory.valid_steps() if self.trainer.agreement.chief else directory.steps()
-        existing = {*found, step}
+        existing = {step}
+        try:
+            chief = self.trainer.agreement.chief
+            existing.update(directory.valid_steps() if chief else directory.steps())
+        except CheckpointError:  # the directory can't be listed, and the save will fail
+            existing.update(kept for _, kept in best)
         best = [entry for entry in best if entry[1] in existing]
         if self._value is not None and self._value[0] == step:
             value = self._value[1]

@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tfloss.errors import Aborted, Preempted
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import started_copy
 from tfloss.hooks.trainer_protocol import TrainerProtocol
+from tfloss.hooks.write_errors import survives
 from tfloss.summary import Summary
 from tfloss.trainer.hook_states import (
     Arguments,
@@ -17,6 +19,7 @@ from tfloss.trainer.hook_states import (
     set_hook_states,
 )
 from tfloss.trainer.run_state import RunState
+from tfloss.trainer.workdir import write_deferred
 
 
 class HookList:
@@ -47,6 +50,18 @@ class HookList:
             hook.async_logs or type(hook).on_log is Hook.on_log  # not overridden
             for hook in self._hooks
         )
+
+    def write_deferred(self, workdir: Path | None) -> None:
+        """Writes what was deferred until the first step, on the first worker.
+
+        Args:
+          workdir: The directory of the run, or None.
+
+        Raises:
+          OSError: A file can't be written, and no hook says that the run continues then.
+        """
+        if self._run.agreement.chief:
+            write_deferred(workdir, survive=survives(self._hooks))
 
     @contextlib.contextmanager
     def running(self, finish: Callable[[], None]) -> Iterator[None]:

@@ -5,7 +5,9 @@ state, the position in the data, the steps that are not logged yet, the random s
 NumPy, the config, and the versions of the libraries that it was made with.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import time
 import warnings
@@ -19,12 +21,13 @@ from tfloss.checkpoint.manifest import is_file_name
 from tfloss.common.logger import ChiefLogger
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
-from tfloss.errors import CheckpointError
+from tfloss.errors import CheckpointError, WorkdirError
 from tfloss.step.random_states import process_states, set_process_states
 from tfloss.trainer.checkpointed_variables import CheckpointedVariables
 from tfloss.trainer.hook_list import HookList
 from tfloss.trainer.hyperparameters import Hyperparameters
 from tfloss.trainer.run_state import RunState
+from tfloss.trainer.workdir import read_config
 
 _WINDOW, _RANDOM, _DATA = "window.npz", "random.json", "data_"
 _ARGUMENTS, _HYPERPARAMETERS = "hook_arguments", "hyperparameters"
@@ -90,6 +93,7 @@ class RunCheckpoint:
         self.writer = BackgroundWriter() if background and directory is not None else None
         self._hyperparameters = Hyperparameters(state.train_step)
         self.loaded = False
+        self._config: dict[str, Any] | None = None
         self._saved_call: _SavedCall | None = None
 
     def wait(self) -> None:
@@ -114,6 +118,7 @@ class RunCheckpoint:
         assert self._directory is not None
         run.lock.check(now=True)
         hooks.before_save()
+        hooks.write_deferred(self._directory.path.parent)
         data, content = position or (None, {})
         data = data and data | {"until": run.info.steps, "files": list(content)}
         states: Mapping[str, Any] = hooks.states()
@@ -122,9 +127,10 @@ class RunCheckpoint:
             data, content, states = saved.position, saved.files, saved.hooks
             more = saved.extra
         extra: dict[str, Any] = {"data": data, **more}
-        config = self._directory.path.parent / "config.json"
-        if config.exists():
-            extra["config"] = json.loads(config.read_text())
+        with contextlib.suppress(WorkdirError):  # damaged since the run began
+            self._config = read_config(self._directory.path.parent)
+        if self._config is not None:
+            extra["config"] = self._config
         files = {f"{_DATA}{name}": one for name, one in content.items()}
         files[_WINDOW] = run.window.saved()
         files[_RANDOM] = json.dumps(process_states(self._state.strategy)).encode()
@@ -238,11 +244,12 @@ def newest_checkpoint(
 
     Raises:
       WorkerError: A worker doesn't see the checkpoint. It is raised on all workers.
-      CheckpointError: There are checkpoints, and none is valid.
+      CheckpointError: There are checkpoints, and none is valid; or they can't be listed.
     """
     if directory is None:
         return None
-    newest = directory.newest_valid(logger) if agreement.chief else None
+    find = functools.partial(directory.newest_valid, logger) if agreement.chief else lambda: None
+    newest = agreement.run_on_all("list the checkpoints", find)
     found = _NONE if newest is None else int(load_manifest(newest)["step"])
     if newest is None and agreement.chief and directory.steps():
         found = _NONE_VALID
@@ -255,10 +262,10 @@ def newest_checkpoint(
     if step == _NONE:
         return None
     until = time.monotonic() + _NETWORK_SECONDS
-    while step not in directory.steps() and time.monotonic() < until:
+    while not directory.has(step) and time.monotonic() < until:
         time.sleep(0.1)
     agreement.require_equal(
-        {f"the number of {directory.at(step)}": float(step in directory.steps())},
+        {f"the number of {directory.at(step)}": float(directory.has(step))},
         "The first worker resumes from it. All workers must see the same workdir, at the same "
         "path: put it on a file system that they share.",
     )

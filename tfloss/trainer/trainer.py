@@ -56,7 +56,7 @@ from tfloss.trainer.loop import Loop
 from tfloss.trainer.result import TrainResult
 from tfloss.trainer.run_checkpoint import RunCheckpoint
 from tfloss.trainer.run_state import RunState
-from tfloss.trainer.workdir import writable, write_deferred
+from tfloss.trainer.workdir import writable
 
 
 class Trainer:
@@ -289,7 +289,7 @@ class Trainer:
             feed,
             steps_per_call=self._steps_per_call,
             saves=self.checkpoints is not None,
-            on_first_step=lambda: write_deferred(self.workdir),
+            on_first_step=lambda: self._hook_list.write_deferred(self.workdir),
         )
         with self._hook_list.running(self._checkpoint.wait):
             try:

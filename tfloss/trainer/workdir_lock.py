@@ -26,6 +26,7 @@ from typing import Any
 from tfloss.common.files import lock, open_regular
 from tfloss.distribute.agreement import Agreement
 from tfloss.errors import WorkdirError, WorkdirInUseError
+from tfloss.trainer.workdir import check_entries
 
 _UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
@@ -72,7 +73,8 @@ class WorkdirLock:
 
         Raises:
           WorkdirInUseError: Another trainer uses the workdir, or has used it since.
-          WorkdirError: `.lock` can't be written, or the workdir was renamed, deleted or replaced.
+          WorkdirError: `.lock` or another entry can't be used, or the workdir was renamed, deleted
+            or replaced.
           WorkerError: One of these happened on the first worker, and this is another one.
         """
         self._on_all("lock the workdir", self._begin)
@@ -131,6 +133,8 @@ class WorkdirLock:
         if self._path is not None and self._close is None:
             self._acquire(self._path)
         self.check(now=True)
+        if self._path is not None:
+            check_entries(self._path.parent)
 
     def _acquire(self, path: Path) -> None:
         handle = _open(path)
@@ -148,15 +152,14 @@ class WorkdirLock:
 
     def _look(self, path: Path, handle: int) -> None:
         """Compares what is at the path with what was locked."""
+        found = owner = None
         try:
             found = path.lstat()
             owner = None if not stat.S_ISREG(found.st_mode) else _owner(path).get("trainer")
         except OSError as error:
             if error.errno not in _GONE:
                 return  # a network file system that does not answer now may answer later
-            self._restore_file(path, handle)
-            return
-        if os.path.samestat(found, os.fstat(handle)):
+        if found is not None and os.path.samestat(found, os.fstat(handle)):
             if owner != self._name and not self._locks:
                 raise WorkdirInUseError(_taken_over(path))
         # Some network file systems number a file anew. Then the lock on it is still held.
