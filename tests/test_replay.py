@@ -1,6 +1,7 @@
 """A step whose loss became NaN is repeated, and the op at fault is reported."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import tensorflow as tf
 import tfloss
 from tests.toys import Line, rows
 from tfloss import replay
-from tfloss.errors import NonFiniteLossError
+from tfloss.errors import CheckpointError, NonFiniteLossError
 
 SCRIPT = """
 import keras, numpy as np, tensorflow as tf, tfloss
@@ -232,6 +233,16 @@ def test_a_report_without_a_command_is_refused(stopped, tmp_path, capsys, report
     (stopped[1] / "report.json").write_text(report)
     assert replay.main(tmp_path, yes=True) == 1
     assert "holds no command that a NaNGuard wrote" in capsys.readouterr().err
+
+
+def test_a_report_that_can_not_be_read_is_not_waited_for(stopped, tmp_path, capsys):
+    trainer, path = stopped
+    (path / "report.json").unlink()
+    os.mkfifo(path / "report.json")
+    assert replay.main(tmp_path, yes=True) == 1
+    assert "holds no command that a NaNGuard wrote" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="report.json is not the report of a step that NaN"):
+        replay.replay(trainer, path)
 
 
 def test_train_replays_the_step_and_exits_if_the_variable_is_set(

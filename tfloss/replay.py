@@ -14,7 +14,6 @@ Host code, eager.
 """
 
 import contextlib
-import json
 import linecache
 import os
 import shlex
@@ -31,7 +30,9 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.checkpoint import CheckpointDirectory, load_manifest
+from tfloss.common.reading import read_json
 from tfloss.common.replacement import replace_file
+from tfloss.errors import CheckpointError
 from tfloss.forward.context import forward_context
 from tfloss.forward.losses import collect
 from tfloss.inspect.source_lines import is_library
@@ -109,9 +110,9 @@ def main(workdir: str | Path, *, yes: bool = False) -> int:
 def _read_command(file: Path) -> dict[str, Any] | None:
     """Reads a report with the command of a run and its directory; None if they are not there."""
     try:
-        report = json.loads(file.read_text())
+        report = read_json(file)
         texts = [report["directory"], *report["command"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     plain = all(isinstance(text, str) and "\0" not in text for text in texts)
     return report if plain and isinstance(report["command"], list) and len(texts) > 1 else None
@@ -197,14 +198,21 @@ def replay(trainer: _Trainer, path: str | Path) -> str:
       The report, several lines of text.
 
     Raises:
-      CheckpointError: The checkpoint does not fit the trainer's model.
+      CheckpointError: The checkpoint does not fit the trainer's model, or the report of the step
+        can't be read.
     """
     path = Path(path)
-    report = json.loads((path / "report.json").read_text())
+    try:
+        report = read_json(path / "report.json")
+        losses: dict[str, Any] = report["losses"]
+        lines = [f"Step {report['step']}, run eagerly. Its losses during training were:"]
+        lines += [f"  {name} = {value}" for name, value in losses.items()]
+        lines += [f"Its gradient was not finite: {one}" for one in report.get("gradients", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path / 'report.json'} is not the report of a step that NaNGuard kept ({error!r})."
+        ) from None
     trainer.train_step.build(_load_batch(path, 0)[0])
-    lines = [f"Step {report['step']}, run eagerly. Its losses during training were:"]
-    lines += [f"  {name} = {value}" for name, value in report["losses"].items()]
-    lines += [f"Its gradient was not finite: {one}" for one in report.get("gradients", ())]
     state: _State = trainer.state
     state.restore_for_replay(path)
     bad = [

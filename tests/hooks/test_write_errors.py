@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 import warnings
 
@@ -189,6 +190,20 @@ def test_what_is_missing_at_the_end_is_told(disk):
     ):
         assert missing in said
     assert "No space left on device" in said
+
+
+def test_a_resume_on_a_full_disk_is_refused_before_it_logs_steps_twice(disk):
+    workdir = disk / "run"
+    make(workdir).train(DATA, 5)  # the end saves step 5
+    shutil.rmtree(workdir / "checkpoints" / "step_00000005")
+    fill(disk)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(WorkdirError, match="after step 4, can't be removed from .*: No space left"):
+        make(workdir).train(DATA, 8)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    (disk / "ballast").unlink()
+    make(workdir).train(DATA, 8)
+    assert logged(workdir) == drawn(workdir) == list(range(1, 9))
 
 
 def test_without_continue_the_first_write_that_fails_ends_the_run(disk):

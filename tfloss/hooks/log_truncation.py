@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from tfloss.common.replacement import remove_leftovers, replace_file, set_aside
+from tfloss.errors import WorkdirError
 
 # Splits the content of a file into its complete records and their steps. What the hook didn't
 # write, or can't be read, has the step None.
@@ -54,13 +55,20 @@ class LogTruncation:
           pending: `{step: names}` of values up to that step that the run is still to log.
 
         Raises:
-          OSError: A file can't be read or replaced.
+          WorkdirError: A file can't be read or replaced.
         """
         if self._written != (location, step):
             self._written = None  # until all files are truncated
             for path in files:
                 remove_leftovers(path.parent)
-                truncate_after(path, step, self._split, pending, self._names)
+                try:
+                    truncate_after(path, step, self._split, pending, self._names)
+                except OSError as error:  # a full disk
+                    raise WorkdirError(
+                        f"What the run repeats, after step {step}, can't be removed from {path}: "
+                        f"{error.strerror or error}. Otherwise it would be there twice. Make room, "
+                        "or move the file away."
+                    ) from None
             self._written = (location, step)
 
     def finish(self, step: int) -> None:
