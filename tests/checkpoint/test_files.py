@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 
 from tfloss.checkpoint import CheckpointDirectory, CheckpointFiles
+from tfloss.checkpoint.files import supersede_later
 from tfloss.common import replacement
 from tfloss.errors import CheckpointWriteError
 
@@ -91,7 +92,7 @@ def test_a_corrupt_checkpoint_is_skipped_logged_and_kept(file, how, tmp_path):
     assert directory.newest_valid(logger) == directory.at(1)
     (line,) = logger.messages
     assert line.startswith(f"Skipping checkpoint {path}, which is corrupt: {file} ")
-    assert line.endswith("It stays as it is; the checkpoint before it is tried next.")
+    assert line.endswith("It stays as it is; the next one is tried.")
     expected = (
         "is missing"
         if how == "delete"
@@ -181,6 +182,18 @@ def test_a_corrupt_checkpoint_is_renamed_when_its_step_is_saved_again(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert [(tmp_path / name / "more.bin").read_bytes()[33] for name in names] == [32, 32, 33]
     assert directory.steps() == [1] and directory.problem(1) is None
+
+
+def test_later_checkpoints_are_renamed_and_kept(tmp_path):
+    for number in ("", "_1"):
+        directory = saved(tmp_path, 1, 2, 3)
+        damage(directory.at(3) / "variables.index", "delete")
+        names = [path.name for path in supersede_later(directory, 1)]
+        assert names == [f"superseded_00000002{number}", f"superseded_00000003{number}"]
+        assert directory.steps() == [1] and len(list((tmp_path / names[0]).iterdir())) == 4
+    assert supersede_later(directory, 1) == []
+    saved(tmp_path, 4)
+    assert (tmp_path / "superseded_00000002").is_dir()  # no clean-up takes it
 
 
 def test_a_valid_checkpoint_is_read_only_once(tmp_path, monkeypatch):

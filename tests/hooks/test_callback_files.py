@@ -10,7 +10,9 @@ def test_a_csv_file_keeps_complete_epochs_and_gets_no_second_head(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("epoch;loss\n0;3.0\n1;2.0\n2;1.0\n3;")
     callback = keras.callbacks.CSVLogger(path, separator=";")
-    continue_files(callback, epochs=2, step=25)
+    before = path.read_text()
+    continue_files(callback, epochs=2, step=25, keep=True)
+    assert (tmp_path / "superseded.log.csv").read_text() == before
     callback.on_train_begin()
     callback.on_epoch_end(2, {"loss": 0.5})
     callback.on_train_end()

@@ -57,6 +57,14 @@ def test_a_run_from_step_0_renames_the_old_log(tmp_path):
     }
 
 
+def test_a_copy_is_kept_of_what_had_later_records(path):
+    truncate_after(path, 3, _split, keep=True)
+    assert [*path.parent.iterdir()] == [path]
+    truncate_after(path, 1, _split, keep=True)
+    assert path.read_bytes() == b"1\n"
+    assert path.with_name("superseded.log").read_bytes() == b"1\n2\n3\n"
+
+
 def test_a_log_without_steps_stays_at_step_0(path):
     path.write_bytes(b"0\n0\n")
     truncate_after(path, 0, _split)

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tfloss.errors import CheckpointError, CheckpointWriteError, WorkdirError
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 _CORRUPT = "damaged_"
+_SUPERSEDED = "superseded_"  # later than a step to which training has gone back
 
 
 class CheckpointFiles:
@@ -113,13 +114,26 @@ class CheckpointFiles:
         Returns:
           The directory of the checkpoint; None if there is no valid one.
         """
-        for step in reversed(self.steps()):
+        step = self.first_valid(self.steps()[::-1], logger)
+        return None if step is None else self.at(step)
+
+    def first_valid(self, steps: Iterable[int], logger: Logger) -> int | None:
+        """Finds the first valid checkpoint of some. Files are read even if they were before.
+
+        Args:
+          steps: Steps of checkpoints.
+          logger: Receives a message for each corrupt checkpoint that is skipped.
+
+        Returns:
+          The step of the checkpoint; None if no one is valid.
+        """
+        for step in steps:
             problem = self.problem(step)
             if problem is None:
-                return self.at(step)
+                return step
             logger.info(
                 f"Skipping checkpoint {self.at(step)}, which is corrupt: {problem}. It stays as it "
-                "is; the checkpoint before it is tried next."
+                "is; the next one is tried."
             )
         return None
 
@@ -225,3 +239,27 @@ def _make_directory(path: Path) -> None:
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         sync(path.parent)
+
+
+def supersede_later(files: CheckpointFiles, step: int) -> list[Path]:
+    """Renames all checkpoints after a step to `superseded_00000200`, valid or corrupt.
+
+    They are no longer listed, nor deleted or resumed from.
+
+    Args:
+      files: The directory of the checkpoints.
+      step: The step to which training has gone back.
+
+    Returns:
+      The new directories.
+
+    Raises:
+      OSError: A checkpoint can't be renamed.
+    """
+    renamed: list[Path] = []
+    for later in [one for one in files.steps() if one > step]:
+        taken = {path.name for path in files.path.iterdir()}
+        aside = files.path / unique_name(f"{_SUPERSEDED}{later:08d}", taken)
+        os.replace(files.at(later), aside)
+        renamed.append(aside)
+    return renamed

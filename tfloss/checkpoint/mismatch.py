@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfloss.checkpoint.values import tf_variable
 
 _MAX_LISTED = 10
+_OF_OPTIONS = ("ema/", "loss_scale/", "skipped")  # what options of a training step save
 
 
 class Mismatch:
@@ -74,6 +75,14 @@ class Mismatch:
                 "The names differ only in their beginnings: a layer that is built before its "
                 "model, by adapt() or by a call of its own, has a path without the model. Build "
                 "the layers in the same order as before: adapt them, or call layer.build(shape)."
+            )
+        if not (self.missing or self.shapes or self.dtypes) and all(
+            name.startswith(_OF_OPTIONS) for name in self.unexpected
+        ):
+            return (
+                "The run was trained with ema=, precision='mixed_float16' or skip_nonfinite=True, "
+                "which this Trainer lacks. Give it the same options, or, to evaluate only, leave "
+                "the optimizer out: Trainer(model, workdir=...)."
             )
         if self.missing and not (self.unexpected or self.shapes or self.dtypes):
             return (

@@ -16,22 +16,25 @@ from tfloss.hooks.event_file import record_names, split_records
 from tfloss.hooks.log_truncation import truncate_after
 
 
-def continue_files(callback: keras.callbacks.Callback, epochs: int, step: int) -> None:
+def continue_files(
+    callback: keras.callbacks.Callback, epochs: int, step: int, *, keep: bool = False
+) -> None:
     """Removes what a resumed run writes again, and lets `CSVLogger` append to its file.
 
     Args:
       callback: A callback, before its `on_train_begin`.
       epochs: Number of epochs that are complete.
       step: Number of updates that are done.
+      keep: Whether to copy a file to `superseded.<name>` before something is removed from it.
     """
     if isinstance(callback, keras.callbacks.CSVLogger):
-        _continue_csv(callback, epochs)
+        _continue_csv(callback, epochs, keep)
     elif isinstance(callback, keras.callbacks.TensorBoard):
         for path in sorted(Path(callback.log_dir).glob("*/*tfevents*")):
-            truncate_after(path, _STAYS, lambda data: _split_events(data, epochs, step))
+            truncate_after(path, _STAYS, lambda data: _split_events(data, epochs, step), keep=keep)
 
 
-def _continue_csv(callback: keras.callbacks.CSVLogger, epochs: int) -> None:
+def _continue_csv(callback: keras.callbacks.CSVLogger, epochs: int, keep: bool) -> None:
     path, callback.append = Path(callback.filename), True
     if not path.exists():
         return
@@ -43,7 +46,7 @@ def _continue_csv(callback: keras.callbacks.CSVLogger, epochs: int) -> None:
 
     kept = "".join(line for line in lines if stays(line))
     if kept != "".join(lines):
-        replace_file(path, kept.encode())
+        replace_file(path, kept.encode(), is_own=lambda old: not keep)
 
 
 _STAYS, _REPEATED = 1, 2

@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tfloss.common.checksums import first_change, tree_checksums
-from tfloss.common.replacement import remove_leftovers, replace_file, replacement
+from tfloss.common.replacement import (
+    remove_leftovers,
+    replace_file,
+    replacement,
+    set_aside,
+)
 from tfloss.errors import ExportError
 from tfloss.saved_model.export_record import foreign_part
 
@@ -88,6 +93,19 @@ class DescribedExport:
                 self.check()
                 raise
         self._describe(described)
+
+    def keep_later(self, step: int) -> None:
+        """Renames an export of a later step, which belongs to what was trained before.
+
+        Args:
+          step: The step to which training goes back.
+
+        Raises:
+          ExportError: As in `check`.
+        """
+        if any(one.get("step", step) > step for one in self.check()):
+            set_aside(self._path)
+            set_aside(self._file)
 
     def _describe(self, content: Mapping[str, Any]) -> None:
         replace_file(self._file, json.dumps(content, indent=2) + "\n")

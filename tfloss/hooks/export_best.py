@@ -87,6 +87,9 @@ class ExportBest(Hook):
     def before_train(self) -> None:
         """Finds the mode, and checks the path, before the first evaluation.
 
+        If training goes back behind the exported step, the export is renamed to
+        `superseded.export`.
+
         Raises:
           ValueError: Nobody knows the mode, or there is no path.
           WorkdirError: Nothing can be written at the path.
@@ -153,7 +156,10 @@ class ExportBest(Hook):
         for path in [self.path, *self.path.rglob("*")]:
             if not path.is_symlink() and not path.is_dir():
                 check_file(path, write=False)  # its checksum is computed
-        DescribedExport(self.path).check()
+        export, run = DescribedExport(self.path), self.trainer.run
+        export.check()
+        if run.rewound:
+            export.keep_later(run.start)
 
     def _write(self, found: dict[str, Any]) -> None:
         write = functools.partial(self._export, self.trainer.model)

@@ -152,7 +152,7 @@ class KerasCallbacks(Hook):
         steps = int(length) if length is not None and length % 1 == 0 else None
         for callback in self._active:
             if start:
-                continue_files(callback, epochs, start)
+                continue_files(callback, epochs, start, keep=self.trainer.run.rewound)
             callback.set_model(self.trainer.model)
             callback.set_params({"verbose": 1, "epochs": total, "steps": steps})
         self._call("on_train_begin")

@@ -45,6 +45,8 @@ class LogTruncation:
         files: Iterable[Path],
         step: int,
         pending: Pending | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         """Truncates the files at the start of a run, see `truncate_after`.
 
@@ -53,6 +55,7 @@ class LogTruncation:
           files: The files to truncate. They may be missing.
           step: Step at which the run starts.
           pending: `{step: names}` of values up to that step that the run is still to log.
+          keep: Whether to keep a copy of a file with later records.
 
         Raises:
           WorkdirError: A file can't be read or replaced.
@@ -62,7 +65,7 @@ class LogTruncation:
             for path in files:
                 remove_leftovers(path.parent)
                 try:
-                    truncate_after(path, step, self._split, pending, self._names)
+                    truncate_after(path, step, self._split, pending, self._names, keep=keep)
                 except OSError as error:  # a full disk
                     raise WorkdirError(
                         f"What the run repeats, after step {step}, can't be removed from {path}: "
@@ -87,6 +90,8 @@ def truncate_after(
     split: SplitRecords,
     pending: Pending | None = None,
     names: RecordNames = lambda record: (),
+    *,
+    keep: bool = False,
 ) -> None:
     """Removes the records of later steps from a file, atomically. All other bytes stay.
 
@@ -101,6 +106,7 @@ def truncate_after(
       pending: `{step: names}` of values of earlier steps that are logged again. A record with one
         of them is removed too.
       names: Function that returns the names of the values in a record.
+      keep: Whether to copy a file with later records to `superseded.<name>` first.
 
     Raises:
       OSError: The file can't be read or replaced.
@@ -119,7 +125,8 @@ def truncate_after(
     kept = b"".join(record for record, record_step in records if stays(record, record_step))
     if kept == content:
         return
-    if step == 0 and any(record_step for _, record_step in records):
+    later = any((record_step or 0) > step for _, record_step in records)
+    if step == 0 and later:
         set_aside(path)
         return
-    replace_file(path, kept)
+    replace_file(path, kept, is_own=lambda old: not (keep and later))

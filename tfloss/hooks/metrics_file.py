@@ -77,7 +77,7 @@ class MetricsFile(Hook):
         check_file(self.path, links=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         run = self.trainer.run
-        self._truncation.start(self.path, [self.path], run.start, run.pending)
+        self._truncation.start(self.path, [self.path], run.start, run.pending, keep=run.rewound)
 
     def before_save(self, step: int) -> None:
         """Flushes the file to the disk, so that a checkpoint is never newer than the log."""

@@ -15,6 +15,8 @@ class RunInfo:
       steps_per_epoch: Steps in an epoch, maybe with a fraction (1437 / 32); None if unknown.
       pending: `{step: names}` of the values of steps up to `start` that are not logged yet. The
         call logs them.
+      rewound: Whether training goes back to a checkpoint that is not the newest. What was written
+        for later steps is then another result, which must be kept.
     """
 
     start: int
@@ -22,3 +24,4 @@ class RunInfo:
     batch_size: int | None = None
     steps_per_epoch: float | None = None
     pending: Mapping[int, frozenset[str]] = dataclasses.field(default_factory=dict)
+    rewound: bool = False

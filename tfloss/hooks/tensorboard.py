@@ -71,7 +71,7 @@ class TensorBoard(Hook):
           WorkdirError: The directory or an event file in it can't be read and written.
         """
         self._ended = False
-        logdir = self.logdir
+        logdir, run = self.logdir, self.trainer.run
         check_directory(logdir)
         logdir.parent.mkdir(parents=True, exist_ok=True)
         # tfloss makes no links, so a link leads to a file of somebody else.
@@ -79,7 +79,7 @@ class TensorBoard(Hook):
         files = [path for path in found if path.is_file() and not path.is_symlink()]
         for path in files:
             check_file(path)
-        self._truncation.start(logdir, files, self.trainer.run.start, self.trainer.run.pending)
+        self._truncation.start(logdir, files, run.start, run.pending, keep=run.rewound)
 
     def before_save(self, step: int) -> None:
         """Flushes the file, so that a checkpoint is never newer than the log."""

@@ -12,14 +12,15 @@ After each update `average = decay * average + (1 - decay) * weight` (Polyak and
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfloss.checkpoint import describe_nonfinite, nonfinite_variables
-from tfloss.common.unique_names import unique_name
+from tfloss.checkpoint import describe_nonfinite, named_variables, nonfinite_variables
+
+PREFIX = "ema/"  # of the names in a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +52,10 @@ class Averages:
     Args:
       ema: Decay, and which weights are averaged.
       model: A built model.
+      names: The names of the averages, if a checkpoint says which weights were averaged.
     """
 
-    def __init__(self, ema: Ema, model: keras.Model):
+    def __init__(self, ema: Ema, model: keras.Model, names: Collection[str] | None = None):
         self._decay = ema.decay
         weights = model.trainable_variables if ema.trainable_only else model.weights
         self._weights = [
@@ -62,6 +64,12 @@ class Averages:
             # The scales of a float8 layer and the maxima they come from are no weights.
             if tf.as_dtype(v.dtype).is_floating and not v.overwrite_with_gradient
         ]
+        paths = {id(v): name for name, v in named_variables(model).items()}
+        self._names = [f"{PREFIX}{paths[id(v)]}" for v in self._weights]
+        if names is not None:
+            kept = [i for i, name in enumerate(self._names) if name in names]
+            self._weights = [self._weights[i] for i in kept]
+            self._names = [self._names[i] for i in kept]
         self._averages = [
             # No aggregation: each replica averages its own statistics.
             tf.Variable(tf.cast(v.value, _dtype(v)), trainable=False, name=_name(v))
@@ -92,10 +100,7 @@ class Averages:
 
     def variables(self) -> dict[str, Any]:
         """The averages by their names in a checkpoint, `ema/<path of the weight>`."""
-        found: dict[str, Any] = {}
-        for average, weight in zip(self._averages, self._weights, strict=True):
-            found[unique_name(f"ema/{weight.path}", found, "#")] = average
-        return found
+        return dict(zip(self._names, self._averages, strict=True))
 
     @contextlib.contextmanager
     def swapped_in(self, strategy: tf.distribute.Strategy) -> Generator[None]:

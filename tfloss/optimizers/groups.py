@@ -162,7 +162,7 @@ def make_groups(optimizer: Any) -> dict[str, Group]:
 
     Args:
       optimizer: A Keras optimizer, a `Group`, or a mapping from names to `Group` or
-        `(optimizer, variables)`.
+        `(optimizer, variables)`. None: nothing will be trained.
 
     Returns:
       `{name: group}`; a single optimizer is the group "optimizer".
@@ -171,6 +171,8 @@ def make_groups(optimizer: Any) -> dict[str, Group]:
       ValueError: Something else was given, a name can't be used, or two groups have the same
         optimizer.
     """
+    if optimizer is None:
+        return {}
     if not isinstance(optimizer, Mapping):
         if isinstance(optimizer, Group):
             return {SINGLE: optimizer}

@@ -46,6 +46,7 @@ class TrainStep:
     Args:
       model: A Keras model whose `model(batch, training=True)` reports losses.
       optimizer: A Keras optimizer, or groups: `{name: (optimizer, variables)}`; see `Group`.
+        None: the step can't be trained, only restored and evaluated.
       loss_weights: `{loss name or glob: float, scalar variable or callable of the step}`.
       clip_norm: Global norm to which each group's gradient, summed over losses and reduced
         over replicas and micro-batches, is clipped before the update. None: no clipping.
@@ -171,6 +172,8 @@ class TrainStep:
         if self._tracing is None:
             raise RuntimeError("minimize() may only be called from TrainStep.step().")
         options, output, start = self._tracing
+        if not self.groups:
+            raise ModelError("minimize() needs an optimizer, and this training step has none.")
         if group is not None and group not in self.groups:
             raise ModelError(
                 f"minimize(group={group!r}): the optimizer groups are {', '.join(self.groups)}."

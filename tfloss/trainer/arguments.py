@@ -122,9 +122,9 @@ def checked_hooks(hooks: Any) -> list[Hook]:
 
 
 def optimizer_of(train_step: TrainStep) -> Any:
-    """The optimizer of a step, or those of its groups by name."""
+    """The optimizer of a step, or those of its groups by name; None if there is none."""
     optimizers = train_step.optimizers
-    return next(iter(optimizers.values())) if len(optimizers) == 1 else optimizers
+    return next(iter(optimizers.values())) if len(optimizers) == 1 else optimizers or None
 
 
 def run_info(
@@ -138,7 +138,22 @@ def run_info(
         size and size * accumulate,
         steps_per_epoch or (epoch and epoch / accumulate),
         run.window.pending(run.step),
+        run.rewound,
     )
+
+
+def check_trainable(train_step: TrainStep) -> None:
+    """Checks that a trainer can train.
+
+    Raises:
+      ValueError: There is no optimizer.
+    """
+    if not train_step.groups:
+        raise ValueError(
+            "This Trainer has no optimizer, so it can't train. Give it one: Trainer(model, "
+            "keras.optimizers.Adam(1e-3), ...). Without an optimizer it only restores and "
+            "evaluates."
+        )
 
 
 def check_positive(name: str, value: Any) -> None:

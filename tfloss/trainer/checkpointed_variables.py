@@ -29,6 +29,8 @@ from tfloss.checkpoint import (
     sync_replicas,
 )
 from tfloss.errors import CheckpointError
+from tfloss.optimizers.ema import PREFIX as EMA
+from tfloss.optimizers.ema import Averages, Ema
 from tfloss.step.random_states import STRIDE, set_seed, split_seeds
 from tfloss.step.train_step import TrainStep
 
@@ -118,8 +120,10 @@ class CheckpointedVariables:
           CheckpointError: Names or shapes differ, or the optimizer is another one. Nothing has been
             changed then.
         """
-        variables = self.variables()
         manifest = load_manifest(path)
+        if not self.trains:
+            self._adopt_averages(path, manifest["variables"])
+        variables = self.variables()
         saved, states = manifest["variables"], manifest["extra"].get("hooks", {})
         if not isinstance(states, dict) or not all(isinstance(v, dict) for v in states.values()):
             raise CheckpointError(
@@ -129,12 +133,43 @@ class CheckpointedVariables:
         self._check_optimizers(path, saved, variables)
         rates = {name: variables.pop(name) for name in list(variables) if self._is_rate(name)}
         ignored = [name for name in saved if self._is_rate(name)]
+        if not self.trains:
+            for name in [k for k in self._step.skipping.variables() if k not in saved]:
+                del variables[name]
+            ignored = [k for k in saved if k not in variables and not _is_evaluated(k)]
         directory.restore(path, variables, ignore=ignored)
         _upstream.finalize_states(self._step.model)
         split_seeds(self._step.model, self._step.strategy)
         if "hyperparameters" not in manifest["extra"]:  # else `RunCheckpoint` compares them
             self._report_rates(path, rates)
         return int(self._step.counter.numpy()), states
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is an optimizer. Without one, only what evaluation uses is restored."""
+        return bool(self._step.optimizers)
+
+    def describe_restored(self, path: Path, saved: Collection[str]) -> str:
+        """Returns a message for people: what was restored, what was not, and where averages are.
+
+        Args:
+          path: The checkpoint.
+          saved: The names of its variables.
+        """
+        step = int(self._step.counter.numpy())
+        if self.trains:
+            return f"resuming at step {step} from {path}"
+        here = self.variables()
+        ignored = sorted({name.split("/")[0] for name in saved if name not in here})
+        text = f"restored step {step} from {path}, without an optimizer: it can be evaluated"
+        if ignored:
+            text += f", and what only training needs was left out ({', '.join(ignored)})"
+        if self._step.averages is not None:
+            text += (
+                ". The model has the weights of this step. Their moving averages are used by "
+                "evaluate(..., ema=True) and inside `with trainer.averaged():`"
+            )
+        return f"{text}."
 
     def seed(self, seed: int) -> None:
         """Sets every seed generator of the model to a state that depends only on `seed`."""
@@ -181,6 +216,23 @@ class CheckpointedVariables:
         for _, state in _upstream.seed_states(self._step.model):
             state.assign(state.numpy() + np.array([replica * STRIDE, 0]))
 
+    def _adopt_averages(self, path: Path, saved: Collection[str]) -> None:
+        """Makes the averages that a checkpoint has: there is no `ema=` that says which these are.
+
+        Raises:
+          CheckpointError: `ema=` is given, and the run kept no averages.
+        """
+        names = [name for name in saved if name.startswith(EMA)]
+        if not names and self._step.averages is not None:
+            raise CheckpointError(
+                f"The checkpoint {path} has no moving averages of the weights: the run was made "
+                "without ema=. Nothing was restored. Leave ema= out."
+            )
+        averages = self._step.averages
+        if names and (averages is None or set(averages.variables()) != set(names)):
+            with self.strategy.scope():
+                self._step.averages = Averages(Ema(0.5), self._step.model, names)
+
     def _is_rate(self, name: str) -> bool:
         """Whether this is the name of a constant learning rate. A schedule has no variable."""
         optimizer = next((o for o in self._step.optimizers if name.startswith(f"{o}/")), None)
@@ -201,7 +253,8 @@ class CheckpointedVariables:
                     f"keeps {', '.join(sorted(before))}; this one ({type(optimizer).__name__}) "
                     f"keeps {', '.join(sorted(now))}. Nothing was restored. Resume with the same "
                     "optimizer and the same optimizer options, or start in a new workdir and use "
-                    "tfloss.load_weights(model, path) for the weights."
+                    "tfloss.load_weights(model, path) for the weights. To evaluate only, leave the "
+                    "optimizer out: Trainer(model, workdir=...)."
                 )
 
     def _report_rates(self, path: Path, rates: Mapping[str, Any]) -> None:
@@ -216,6 +269,11 @@ class CheckpointedVariables:
                     "rate is configuration, so the new one applies.",
                     stacklevel=2,
                 )
+
+
+def _is_evaluated(name: str) -> bool:
+    """Whether evaluation uses a variable, so that it must be in the checkpoint and in the model."""
+    return name == "step" or name.startswith(("model/", EMA))
 
 
 def _of_model(names: Collection[str]) -> set[str]:

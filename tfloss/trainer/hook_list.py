@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfloss.checkpoint.selection import saved_metrics
 from tfloss.errors import Aborted, Preempted
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import started_copy
+from tfloss.hooks.monitored_metric import known_mode
 from tfloss.hooks.trainer_protocol import TrainerProtocol
 from tfloss.hooks.write_errors import survives
 from tfloss.summary import Summary
@@ -37,6 +39,7 @@ class HookList:
 
     def __init__(self, hooks: Sequence[Hook], run: RunState, trainer: TrainerProtocol):
         self._hooks, self._run = list(hooks), run
+        self._logged: tuple[int, dict[str, float]] = (0, {})  # the last step, and its values
         for hook in self._hooks:
             hook.trainer = trainer
 
@@ -136,6 +139,8 @@ class HookList:
         self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary] = ()
     ) -> None:
         """Gives the values of a step to every hook."""
+        before = self._logged[1] if self._logged[0] == step else {}
+        self._logged = step, {**before, **scalars}
         with self._run.stopwatch.during("hooks"):
             for hook in self._hooks:
                 if self._called_here(hook):
@@ -148,6 +153,13 @@ class HookList:
                 if self._called_here(hook):
                     for step, scalars in logs:
                         hook.on_log(step, scalars, ())
+
+    def metrics(self, step: int) -> dict[str, dict[str, Any]]:
+        """Returns what was logged at a step, if it is the last one, as a checkpoint holds it."""
+        last, scalars = self._logged
+        if last != step:
+            return {}
+        return saved_metrics(scalars, {name: known_mode(name, self._hooks) for name in scalars})
 
     def before_save(self) -> None:
         """Tells every hook that a checkpoint of the current step will be written."""

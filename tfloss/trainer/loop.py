@@ -50,7 +50,7 @@ class Loop:
         *,
         steps_per_call: int | str,
         saves: bool,
-        on_first_step: Callable[[], None] = lambda: None,
+        on_first_step: Callable[[], object] = lambda: None,
     ):
         self._run, self._hooks, self._modes, self._feed = run, hooks, modes, feed
         self._saves, self._on_first_step = saves, on_first_step

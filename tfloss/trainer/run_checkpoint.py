@@ -9,20 +9,21 @@ import contextlib
 import dataclasses
 import functools
 import json
-import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory, load_file, load_manifest
 from tfloss.checkpoint.directory import versions
+from tfloss.checkpoint.files import supersede_later
 from tfloss.checkpoint.manifest import is_file_name
-from tfloss.common.logger import ChiefLogger
+from tfloss.checkpoint.selection import METRICS
 from tfloss.data.feed import Feed
-from tfloss.distribute.agreement import Agreement
 from tfloss.errors import CheckpointError, WorkdirError
+from tfloss.hooks import Hook
 from tfloss.step.random_states import process_states, set_process_states
+from tfloss.trainer.checkpoint_selection import newest_checkpoint, selected_checkpoint
 from tfloss.trainer.checkpointed_variables import CheckpointedVariables
 from tfloss.trainer.hook_list import HookList
 from tfloss.trainer.hyperparameters import Hyperparameters
@@ -31,8 +32,6 @@ from tfloss.trainer.workdir import read_config
 
 _WINDOW, _RANDOM, _DATA = "window.npz", "random.json", "data_"
 _ARGUMENTS, _HYPERPARAMETERS = "hook_arguments", "hyperparameters"
-_NONE, _NONE_VALID = -1, -2  # in place of a step
-_NETWORK_SECONDS = 10.0  # that a network file system may take to show new files to other hosts
 
 Position = tuple[dict[str, Any], dict[str, bytes]]  # what `Feed.state` returns
 
@@ -45,7 +44,8 @@ class _SavedCall:
       position: The position in the data, and `until`, the step that the call was to reach; or None.
       files: The files of the position.
       hooks: The hooks' states.
-      extra: The further entries of the manifest: the hooks' arguments and the hyperparameters.
+      extra: The further entries of the manifest: the hooks' arguments, the hyperparameters and the
+        values that were logged at the step.
       path: The directory of the checkpoint.
       step: The step of the checkpoint.
       random: The states of the global generators of the process, or None.
@@ -78,7 +78,7 @@ class RunCheckpoint:
 
     Attributes:
       writer: What writes checkpoints in the background, or None.
-      loaded: Whether `load` was called, and did not fail.
+      loaded: Whether `load` or `restore` was called, and did not fail.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class RunCheckpoint:
         self.loaded = False
         self._config: dict[str, Any] | None = None
         self._saved_call: _SavedCall | None = None
+        self._metrics: tuple[int, dict[str, Any]] = (0, {})  # a step, and what was logged at it
 
     def wait(self) -> None:
         """Waits for what is written in the background. Host code."""
@@ -113,8 +114,15 @@ class RunCheckpoint:
 
         Raises:
           WorkdirError, WorkdirInUseError: The workdir was renamed, deleted, replaced or taken over.
+          ValueError: There is no optimizer. The checkpoint would replace one that has its state.
         """
         run = self._run
+        if not self._state.trains:
+            raise ValueError(
+                "A Trainer without an optimizer saves no checkpoints, since training could not "
+                "resume from them. Give it the optimizer, or save the weights: "
+                "trainer.model.save_weights(path)."
+            )
         assert self._directory is not None
         run.lock.check(now=True)
         hooks.before_save()
@@ -122,7 +130,13 @@ class RunCheckpoint:
         data, content = position or (None, {})
         data = data and data | {"until": run.info.steps, "files": list(content)}
         states: Mapping[str, Any] = hooks.states()
-        more = {_ARGUMENTS: hooks.arguments(), _HYPERPARAMETERS: self._hyperparameters.saved()}
+        known = self._metrics[1] if self._metrics[0] == run.step else {}
+        self._metrics = run.step, known | hooks.metrics(run.step)
+        more = {
+            _ARGUMENTS: hooks.arguments(),
+            _HYPERPARAMETERS: self._hyperparameters.saved(),
+            METRICS: self._metrics[1],
+        }
         if (saved := self._saved_call) is not None:  # the call that it belongs to has not begun yet
             data, content, states = saved.position, saved.files, saved.hooks
             more = saved.extra
@@ -144,6 +158,16 @@ class RunCheckpoint:
             write=run.agreement.chief,
         )
 
+    def find(self, step: int | None, best: str | None, hooks: Sequence[Hook]) -> Path:
+        """Finds a checkpoint to restore; see `selected_checkpoint`.
+
+        It needs no variables, so a wrong name is reported before the model is built.
+        """
+        run = self._run
+        return selected_checkpoint(
+            self._directory, run.agreement, run.logger, step=step, best=best, hooks=hooks
+        )
+
     def load(self, seed: int | None) -> bool:
         """Restores the newest valid checkpoint; without one, seeds the model.
 
@@ -157,21 +181,27 @@ class RunCheckpoint:
         """
         path = newest_checkpoint(self._directory, self._run.agreement, self._run.logger)
         if path is not None:
-            self._restore(path)
+            self.restore(path)
         elif seed is not None:
             self._state.seed(seed)
         self.loaded = True  # not earlier: after an error it must be tried again
         return path is not None
 
-    def _restore(self, path: Path) -> None:
-        """Restores one checkpoint, and sets the step of the run."""
+    def restore(self, path: Path, *, selected: bool = False) -> None:
+        """Restores one checkpoint, and sets the step of the run.
+
+        Args:
+          path: The directory of the checkpoint.
+          selected: Whether the caller has asked for this checkpoint. If there are later ones,
+            training then goes back, see `after_first_step`.
+        """
         run = self._run
         assert self._directory is not None
         script = self._hyperparameters.values()
         step, hooks = self._state.restore(self._directory, path)
         self._hyperparameters.assign(script)  # until the call comes that the saved ones belong to
-        run.logger.info(f"resuming at step {step} from {path}")
         manifest = load_manifest(path)
+        run.logger.info(self._state.describe_restored(path, manifest["variables"]))
         _report_versions(path, manifest["versions"])
         if window := load_file(path, _WINDOW):
             run.window.restore(window)
@@ -182,9 +212,40 @@ class RunCheckpoint:
         if states is not None:
             set_process_states(states, self._state.strategy)
         found = manifest["extra"]
-        more = {key: found[key] for key in (_ARGUMENTS, _HYPERPARAMETERS) if key in found}
+        kept = (_ARGUMENTS, _HYPERPARAMETERS, METRICS)
+        more = {key: found[key] for key in kept if key in found}
         self._saved_call = _SavedCall(position, files, hooks, more, path, step, states)
+        self._metrics = step, found.get(METRICS, {})
         run.step = step
+        run.rewound = selected and any(later > step for later in self._directory.steps())
+        self.loaded = True
+
+    def after_first_step(self, hooks: HookList) -> None:
+        """Writes what describes the run, and renames later checkpoints if training has gone back.
+
+        From now on a resumed run continues from here, and no later checkpoint is in the way of
+        those that will be saved. The writers of logs have kept what they had logged for later
+        steps, too.
+        """
+        run = self._run
+        if self._directory is None:
+            return
+        hooks.write_deferred(self._directory.path.parent)
+        if not run.rewound:
+            return
+        directory, start = self._directory, run.info.start
+        rename = functools.partial(supersede_later, directory, start)
+        found = run.agreement.run_on_all(
+            "rename the later checkpoints", rename if run.agreement.chief else list[Path]
+        )
+        run.rewound = False
+        if found:
+            names = ", ".join(path.name for path in found)
+            run.logger.info(
+                f"training continues from step {start}, so the later checkpoints in "
+                f"{directory.path} have been renamed: {names}. Their logs are in files named "
+                "superseded.*. Delete them when you no longer need them."
+            )
 
     def resume_call(self, steps: int, hooks: HookList, feed: Feed) -> None:
         """Restores what belongs to the call of `train` that the checkpoint was saved in.
@@ -225,51 +286,6 @@ class RunCheckpoint:
     def end_call(self) -> None:
         """Ends a call of `train`, however it ends."""
         self._hyperparameters.end_call()
-
-
-def newest_checkpoint(
-    directory: CheckpointDirectory | None, agreement: Agreement, logger: ChiefLogger
-) -> Path | None:
-    """Finds the checkpoint to resume from: the first worker's newest valid one.
-
-    The workers agree on it before anybody restores, which takes all of them.
-
-    Args:
-      directory: The directory of the checkpoints, or None.
-      agreement: What the workers decide together.
-      logger: Receives a line for each corrupt checkpoint.
-
-    Returns:
-      The path of the checkpoint, or None if there is none.
-
-    Raises:
-      WorkerError: A worker doesn't see the checkpoint. It is raised on all workers.
-      CheckpointError: There are checkpoints, and none is valid; or they can't be listed.
-    """
-    if directory is None:
-        return None
-    find = functools.partial(directory.newest_valid, logger) if agreement.chief else lambda: None
-    newest = agreement.run_on_all("list the checkpoints", find)
-    found = _NONE if newest is None else int(load_manifest(newest)["step"])
-    if newest is None and agreement.chief and directory.steps():
-        found = _NONE_VALID
-    step = int(agreement.agree([], [found])[1][0])
-    if step == _NONE_VALID:
-        raise CheckpointError(
-            f"None of the checkpoints in {directory.path} is valid; the lines above say why. To "
-            "start from the beginning, move them away."
-        )
-    if step == _NONE:
-        return None
-    until = time.monotonic() + _NETWORK_SECONDS
-    while not directory.has(step) and time.monotonic() < until:
-        time.sleep(0.1)
-    agreement.require_equal(
-        {f"the number of {directory.at(step)}": float(directory.has(step))},
-        "The first worker resumes from it. All workers must see the same workdir, at the same "
-        "path: put it on a file system that they share.",
-    )
-    return directory.at(step)
 
 
 def _position_files(path: Path, names: list[Any]) -> dict[str, bytes]:

@@ -34,6 +34,7 @@ class RunState:
       info: What hooks can know about the current call of `Trainer.train`.
       error: The error that the call ended with, or None.
       stop_reason: Why the call is to stop before its last step, or None.
+      rewound: Whether a checkpoint was restored that is not the newest, and no step trained since.
       window: The steps that are not logged yet.
       stopwatch: Where the time of the call goes.
       logger: Receives messages for people, on the first worker.
@@ -60,6 +61,7 @@ class RunState:
         self.info = RunInfo(0, 0)
         self.error: BaseException | None = None
         self.stop_reason: str | None = None
+        self.rewound = False
 
     def begin(self, info: RunInfo) -> None:
         """Begins a call of `Trainer.train`."""

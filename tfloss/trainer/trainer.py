@@ -5,8 +5,7 @@
     metrics = trainer.evaluate(test_set, {"accuracy": accuracy})
 
 `train` makes the variables, resumes if there is a checkpoint, and then runs the loop. Each call of
-the engine runs up to the step where the next hook is due. All of it is host code. `Trainer` only
-puts its parts together, and nothing below it imports it.
+the engine runs up to the step where the next hook is due. All of it is host code.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
 from tfloss.distribute.strategy import check_strategy
 from tfloss.engine.mode_runner import ModeRunner
-from tfloss.errors import Aborted, CheckpointError
+from tfloss.errors import Aborted
 from tfloss.evaluation.evaluator_cache import EvaluatorCache
 from tfloss.evaluation.metrics import BoundMetric, HostMetric, own_metrics
 from tfloss.hooks import Hook
@@ -43,6 +42,7 @@ from tfloss.trainer.arguments import (
     build,
     build_by_training_forward,
     check_positive,
+    check_trainable,
     checked_hooks,
     made_step,
     optimizer_of,
@@ -56,7 +56,7 @@ from tfloss.trainer.loop import Loop
 from tfloss.trainer.result import TrainResult
 from tfloss.trainer.run_checkpoint import RunCheckpoint
 from tfloss.trainer.run_state import RunState
-from tfloss.trainer.workdir import writable
+from tfloss.trainer.workdir import opened
 
 
 class Trainer:
@@ -67,7 +67,7 @@ class Trainer:
         `tfloss.forward.losses`), `model(batch, training=False)` returns predictions. Create it and
         the optimizer inside `with strategy.scope()`. None if `train_step` is an instance.
       optimizer: A Keras optimizer, or groups: `{name: (optimizer, variables)}`; see `Group`. None
-        if `train_step` is an instance.
+        if `train_step` is an instance, or to restore and evaluate only.
       strategy: A `tf.distribute.Strategy`; by default the current one.
       workdir: The directory for checkpoints, curves and metrics. None: nothing is written.
       hooks: What happens beside training, in this order. The default hooks (`Progress`,
@@ -145,11 +145,7 @@ class Trainer:
         self.strategy = strategy or tf.distribute.get_strategy()
         check_strategy(self.strategy)
         self.agreement = Agreement(self.strategy)
-        self.workdir = writable(Path(workdir)) if workdir is not None else None
         self.clock, self._steps_per_call = clock, steps_per_call
-        self.checkpoints = (
-            CheckpointDirectory(self.workdir / "checkpoints") if self.workdir is not None else None
-        )
         if seed is not None:
             keras.utils.set_random_seed(seed)
         if deterministic:
@@ -157,6 +153,8 @@ class Trainer:
         self._seed, self._deterministic = seed, deterministic
         with self.strategy.scope():
             self.train_step = made_step(train_step, model, optimizer, step_options)
+        self.workdir = opened(workdir, writes=bool(self.train_step.groups))
+        self.checkpoints = self.workdir and CheckpointDirectory(self.workdir / "checkpoints")
         self.model = self.train_step.model
         self.optimizer = optimizer_of(self.train_step) if optimizer is None else optimizer
         self.state = CheckpointedVariables(self.train_step)
@@ -189,8 +187,7 @@ class Trainer:
         self.writer = self._checkpoint.writer
         self._own_hooks = checked_hooks(hooks)
         self._defaults = DefaultHooks(default_hooks, self.workdir is not None)
-        self.hooks = list(self._own_hooks)
-        self._hook_list = HookList(self.hooks, self._run, self)
+        self._use(self._own_hooks)
         self._evaluators = EvaluatorCache(self.train_step)
 
     @property
@@ -252,6 +249,7 @@ class Trainer:
           Preempted: SIGTERM came, or a time limit was reached; a checkpoint was saved.
           KeyboardInterrupt: Ctrl-C came; with a workdir, a checkpoint was saved.
         """
+        check_trainable(self.train_step)
         data, steps, steps_per_epoch = self._epochs.plan(data, steps, epochs, steps_per_epoch)
         with self._run.lock.training():
             try:
@@ -289,7 +287,7 @@ class Trainer:
             feed,
             steps_per_call=self._steps_per_call,
             saves=self.checkpoints is not None,
-            on_first_step=lambda: self._hook_list.write_deferred(self.workdir),
+            on_first_step=lambda: self._checkpoint.after_first_step(self._hook_list),
         )
         with self._hook_list.running(self._checkpoint.wait):
             try:
@@ -306,28 +304,29 @@ class Trainer:
         return TrainResult(run.step, losses, reason)
 
     @filtered_tracebacks
-    def restore(self, data: Data) -> int:
-        """Restores the newest checkpoint of the workdir without training. Host code.
+    def restore(self, data: Data, *, step: int | None = None, best: str | None = None) -> int:
+        """Restores a checkpoint of the workdir without training. Host code.
+
+        Without an optimizer, the model is restored, and the averages of its weights if the run kept
+        some. Training after an older checkpoint renames the later ones and keeps their logs.
 
         Args:
           data: Batches as `train` takes them. Only their structure is used, to build the model by
             its training forward.
+          step: The step of the checkpoint. None: that of `best`, or the newest valid one.
+          best: A metric as logged, "val/accuracy": the checkpoint with its best value.
 
         Returns:
           The step of the checkpoint.
 
         Raises:
-          CheckpointError: There is no checkpoint, or it doesn't fit the model.
+          CheckpointError: There is no such checkpoint, or it doesn't fit the model.
         """
-        where = self.workdir or "the Trainer, which has no workdir"
-        nothing = CheckpointError(f"There is no checkpoint in {where}. Train first.")
-        # Checked before the model is built, which might raise an error about something else.
-        if self.checkpoints is None or not self.checkpoints.steps():
-            raise nothing
+        path = self._checkpoint.find(step, best, self._own_hooks)
         self._use(self._defaults.after(self._own_hooks))
         build_by_training_forward(self.train_step, data, "restore")
-        if not self._checkpoint.load(self._seed):
-            raise nothing
+        self._checkpoint.restore(path, selected=step is not None or best is not None)
+        self._feed = None
         return self._run.step
 
     @filtered_tracebacks

@@ -17,6 +17,21 @@ _deferred: dict[Path, Callable[[], object]] = {}  # by workdir
 _warned: set[Path] = set()  # workdirs in which it can't be written
 
 
+def opened(workdir: str | Path | None, *, writes: bool) -> Path | None:
+    """Returns the absolute path of a workdir, since the program may change its directory.
+
+    Args:
+      workdir: The directory, or None.
+      writes: Whether anything will be written to it. Then it is created, and must be writable.
+
+    Raises:
+      OSError: The directory can't be written to. The message names it.
+    """
+    if workdir is None:
+        return None
+    return writable(Path(workdir)) if writes else Path(workdir).absolute()
+
+
 def writable(workdir: Path) -> Path:
     """Creates a workdir and tries to write in it.
 

@@ -1,0 +1,109 @@
+"""Which checkpoint a trainer restores: the newest valid one, or a selected one. Host code.
+
+The first worker reads the files and decides. The workers agree on the result before anybody
+restores, which takes all of them.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfloss.checkpoint import CheckpointDirectory
+from tfloss.checkpoint.selection import check_selection, select
+from tfloss.common.logger import ChiefLogger
+from tfloss.distribute.agreement import Agreement
+from tfloss.errors import CheckpointError
+from tfloss.hooks import Hook
+from tfloss.hooks.monitored_metric import known_mode
+
+_NONE, _NONE_VALID = -1, -2  # in place of a step
+_NETWORK_SECONDS = 10.0  # that a network file system may take to show new files to other hosts
+
+
+def newest_checkpoint(
+    directory: CheckpointDirectory | None, agreement: Agreement, logger: ChiefLogger
+) -> Path | None:
+    """Finds the checkpoint to resume from: the first worker's newest valid one.
+
+    Args:
+      directory: The directory of the checkpoints, or None.
+      agreement: What the workers decide together.
+      logger: Receives a line for each corrupt checkpoint.
+
+    Returns:
+      The path of the checkpoint, or None if there is none.
+
+    Raises:
+      WorkerError: A worker doesn't see the checkpoint. It is raised on all workers.
+      CheckpointError: There are checkpoints, and none is valid; or they can't be listed.
+    """
+    if directory is None:
+        return None
+
+    def newest_step() -> int:
+        steps = directory.steps() if agreement.chief else []
+        newest = directory.first_valid(steps[::-1], logger)
+        return newest if newest is not None else _NONE_VALID if steps else _NONE
+
+    found = agreement.run_on_all("list the checkpoints", newest_step)
+    step = int(agreement.agree([], [found])[1][0])
+    if step == _NONE_VALID:
+        raise CheckpointError(
+            f"None of the checkpoints in {directory.path} is valid; the lines above say why. To "
+            "start from the beginning, move them away."
+        )
+    return None if step == _NONE else _seen_by_all(directory, step, agreement)
+
+
+def selected_checkpoint(
+    directory: CheckpointDirectory | None,
+    agreement: Agreement,
+    logger: ChiefLogger,
+    *,
+    step: int | None = None,
+    best: str | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Path:
+    """Finds the checkpoint of a step, the best one by a metric, or the newest valid one.
+
+    Args:
+      directory: The directory of the checkpoints, or None.
+      agreement: What the workers decide together.
+      logger: Receives a line for each corrupt checkpoint that is passed over.
+      step: The step of the checkpoint, or None.
+      best: The name of a metric, as logged, or None.
+      hooks: Hooks that may know the direction of the metric better than the checkpoints.
+
+    Returns:
+      The path of the checkpoint.
+
+    Raises:
+      ValueError: Both `step` and `best` are given.
+      CheckpointError: There is no such checkpoint. The message lists what there is.
+      WorkerError: A worker doesn't see the checkpoint, or the first one found none.
+    """
+    check_selection(step, best)
+    if directory is None:
+        raise CheckpointError("The Trainer has no workdir, so it has no checkpoint to restore.")
+    mode = None if best is None else known_mode(best, hooks)
+
+    def chosen() -> int:
+        if not agreement.chief:
+            return _NONE
+        return select(directory, logger, step=step, best=best, mode=mode)
+
+    own = agreement.run_on_all("find a checkpoint", chosen)
+    return _seen_by_all(directory, int(agreement.agree([], [own])[1][0]), agreement)
+
+
+def _seen_by_all(directory: CheckpointDirectory, step: int, agreement: Agreement) -> Path:
+    """Waits until all workers see a checkpoint, and returns its path."""
+    until = time.monotonic() + _NETWORK_SECONDS
+    while not directory.has(step) and time.monotonic() < until:
+        time.sleep(0.1)
+    agreement.require_equal(
+        {f"the number of {directory.at(step)}": float(directory.has(step))},
+        "The first worker resumes from it. All workers must see the same workdir, at the same "
+        "path: put it on a file system that they share.",
+    )
+    return directory.at(step)
