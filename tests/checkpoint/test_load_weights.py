@@ -146,3 +146,52 @@ def test_no_checkpoint_or_no_variables(tmp_path):
         load_weights(_model(["a"]), tmp_path)
     with pytest.raises(CheckpointError, match="no variables yet"):
         load_weights(keras.Sequential([keras.layers.Dense(1)]), tmp_path)
+
+
+def test_one_of_several_checkpoints(tmp_path):
+    directory = CheckpointDirectory(tmp_path / "checkpoints")
+    for step, value in ((1, 0.7), (2, 0.9), (3, 0.8)):
+        model = _model(["a"])
+        model.layers[0].bias.assign([float(step)] * 2)
+        variables = {f"model/{k}": v for k, v in named_variables(model).items()}
+        metrics = {"val/accuracy": {"value": value, "mode": "max"}}
+        directory.save(step, variables, {"metrics": metrics})
+    model = _model(["a"])
+    for wanted, step in (({"step": 1}, 1), ({"best": "val/accuracy"}, 2), ({}, 3)):
+        for where in (tmp_path, directory.path):
+            load_weights(model, where, **wanted)
+            assert model.layers[0].bias.numpy()[0] == step
+    for wanted, message in (
+        ({"step": 4}, "There are checkpoints of: 1, 2, 3"),
+        ({"best": "val/acuracy"}, "Did you mean 'val/accuracy'"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(model, tmp_path, **wanted)
+        with pytest.raises(CheckpointError, match="is no workdir with checkpoints"):
+            load_weights(model, directory.at(1), **wanted)
+    with pytest.raises(ValueError, match="give one of them"):
+        load_weights(model, tmp_path, step=1, best="val/accuracy")
+
+
+def test_every_path_that_cannot_be_loaded_is_named(tmp_path):
+    model = _model(["a"])
+    (tmp_path / "export").mkdir()
+    for name in ("old.h5", "a.weights.json", "several/a.weights.h5", "several/b.keras"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    tf.train.Checkpoint(model=model).write(str(tmp_path / "ckpt"))
+    (tmp_path / "one").mkdir()
+    model.save_weights(tmp_path / "one" / "w.weights.h5")
+    for name, message in (
+        ("", f"no checkpoint in .* There is an export: {tmp_path / 'export'}"),
+        ("export", r"no checkpoint in .* load_weights reads checkpoints of tfloss, \*.weights"),
+        ("missing", "missing/checkpoints: it does not exist"),
+        ("old.h5", r"none of the files that load_weights reads.*use model.load_weights\(path\)"),
+        ("a.weights.json", "none of the files that load_weights reads"),
+        ("several", "several files of weights: 'a.weights.h5', 'b.keras'. Give one"),
+        ("ckpt", "written by tf.train.Checkpoint. .*model.save_weights"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(model, tmp_path / name)
+    with pytest.raises(CheckpointError, match="ema=True: only a checkpoint .*leave ema out"):
+        load_weights(model, tmp_path / "one", ema=True)

@@ -92,11 +92,11 @@ def test_evaluating_beside_a_checkpoint_that_was_not_restored_warns(tmp_path):
     directory = CheckpointDirectory(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_if_unrestored(None)
-        warn_if_unrestored(directory)
+        warn_if_unrestored(None, Line())
+        warn_if_unrestored(directory, Line())
     state()[1].save(directory, 1, {})
     with pytest.warns(UserWarning, match="neither trained nor restored"):
-        warn_if_unrestored(directory)
+        warn_if_unrestored(directory, Line())
 
 
 def test_statistics_of_replicas_are_replaced_by_their_mean(replicas):

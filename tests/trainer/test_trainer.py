@@ -671,6 +671,10 @@ def test_evaluating_weights_beside_a_checkpoint_that_was_not_restored(tmp_path):
         assert one.restore(data) == 2
         assert one.evaluate(data, metrics) == {"y": 0.5}
         other = trainer(workdir=tmp_path)
+        other.model.built = True
+        tfloss.load_weights(other.model, tmp_path)
+        assert other.evaluate(data, metrics) == {"y": 0.5}
+        other = trainer(workdir=tmp_path)
         other.restore(data)
         assert other.evaluate(data, metrics) == {"y": 0.5}
 

@@ -80,6 +80,13 @@ from tfloss._upstream.keras_states import (
     stateful_rnns,
     static_table_in,
 )
+from tfloss._upstream.keras_weight_files import (
+    WeightGroup,
+    WeightsFile,
+    entry_name,
+    key_in_object_graph,
+    weight_groups,
+)
 from tfloss._upstream.op_kinds import (
     COLLECTIVE_OPS,
     PYTHON_OPS,
@@ -131,6 +138,11 @@ __all__ = [
     "own_method",
     "wraps_function",
     "LossFunctionWrapper",
+    "WeightGroup",
+    "WeightsFile",
+    "entry_name",
+    "key_in_object_graph",
+    "weight_groups",
     "LOOKUP_LAYERS",
     "OnlySeedsChange",
     "derived_state",

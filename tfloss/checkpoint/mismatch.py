@@ -18,6 +18,7 @@ class Mismatch:
     Args:
       saved: `{name: {"shape": [...], "dtype": "..."}}`, from the manifest.
       variables: `{name: variable}`.
+      what: What the names were read from: "checkpoint".
 
     Attributes:
       missing: Names of variables that are not in the checkpoint.
@@ -26,7 +27,10 @@ class Mismatch:
       dtypes: `{name: "name (saved float32, here int32)"}` of variables with another dtype.
     """
 
-    def __init__(self, saved: Mapping[str, Any], variables: Mapping[str, Any]):
+    def __init__(
+        self, saved: Mapping[str, Any], variables: Mapping[str, Any], what: str = "checkpoint"
+    ):
+        self._what = what
         self.missing = [name for name in variables if name not in saved]
         self.unexpected = [name for name in saved if name not in variables]
         self.shapes: dict[str, str] = {}
@@ -55,8 +59,8 @@ class Mismatch:
     def __str__(self) -> str:
         """One line for each kind of mismatch."""
         kinds = {
-            "not in the checkpoint": self.missing,
-            "only in the checkpoint": self.unexpected,
+            f"not in the {self._what}": self.missing,
+            f"only in the {self._what}": self.unexpected,
             "different shape": list(self.shapes.values()),
             "different dtype": list(self.dtypes.values()),
         }

@@ -25,8 +25,15 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.checkpoint import describe_nonfinite, nonfinite_variables, sync_replicas
+from tfloss.checkpoint import (
+    describe_nonfinite,
+    named_variables,
+    nonfinite_variables,
+    sync_replicas,
+)
+from tfloss.checkpoint.saved_weights import EXPORTED
 from tfloss.common.replacement import replacement
+from tfloss.common.unique_names import unique_name
 from tfloss.distribute.strategy import is_chief
 from tfloss.errors import ExportError
 from tfloss.inspect.traceback_filtering import filtered_tracebacks
@@ -123,7 +130,8 @@ def export(
             if not allow_nonfinite:
                 _check_finite(traced.values())
             module: Any = tf.Module()
-            module.state = _captured_state(traced.values())
+            setattr(module, EXPORTED, _named_variables(model, traced.values()))
+            module.tables = _tables(traced.values())
             tf.saved_model.save(module, str(written), signatures=traced)
             loaded = tf.saved_model.load(str(written))
             for signature in parsed:
@@ -200,20 +208,34 @@ def _tolerance(graph: Any) -> float:
     return _HALF_PRECISION_TOLERANCE if uses_half_precision(graph) else _TOLERANCE
 
 
-def _captured_state(functions: Iterable[Any]) -> list[Any]:
-    """Finds the variables and lookup tables that the functions use.
+def _named_variables(model: keras.Model, functions: Iterable[Any]) -> dict[str, Any]:
+    """Finds the variables that the functions use, by their names in a checkpoint.
+
+    `tfloss.load_weights` finds them by these names.
+    """
+    names: dict[int, str] = {}
+    for name, variable in named_variables(model).items():
+        value = variable.value if isinstance(variable, keras.Variable) else variable
+        parts = value.values if isinstance(value, tf.distribute.DistributedValues) else ()
+        names |= {id(one): name for one in (value, *parts)}
+    found: dict[str, Any] = {}
+    for variable in {id(v): v for function in functions for v in function.variables}.values():
+        found[unique_name(names.get(id(variable)) or variable.name, found, "#")] = variable
+    return found
+
+
+def _tables(functions: Iterable[Any]) -> list[Any]:
+    """Finds the lookup tables that the functions use.
 
     A function knows its variables, but only the handles of its tables. A table may be held by the
     model, a list in it, a module or a closure. The garbage collector knows all of them.
     """
-    variables = {id(v): v for function in functions for v in function.variables}
     handles = {id(t) for f in functions for t in f.captured_inputs if t.dtype == tf.resource}
-    tables: list[Any] = []
-    if handles - {id(v.handle) for v in variables.values()}:
-        kind = tf.saved_model.experimental.TrackableResource
-        objects = [one for one in gc.get_objects() if issubclass(type(one), kind)]
-        tables = [one for one in objects if id(one.resource_handle) in handles]
-    return [*variables.values(), *tables]
+    if not handles - {id(v.handle) for function in functions for v in function.variables}:
+        return []
+    kind = tf.saved_model.experimental.TrackableResource
+    objects = [one for one in gc.get_objects() if issubclass(type(one), kind)]
+    return [one for one in objects if id(one.resource_handle) in handles]
 
 
 def _check_finite(functions: Iterable[Any]) -> None:

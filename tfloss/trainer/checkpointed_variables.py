@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from tfloss import _upstream
@@ -28,6 +29,7 @@ from tfloss.checkpoint import (
     named_variables,
     sync_replicas,
 )
+from tfloss.checkpoint.load_weights import has_loaded
 from tfloss.errors import CheckpointError
 from tfloss.optimizers.ema import PREFIX as EMA
 from tfloss.optimizers.ema import Averages, Ema
@@ -293,10 +295,10 @@ def _is_slot(name: str, names: Collection[str]) -> bool:
     return f"model/{name.rpartition('/')[0]}" in names
 
 
-def warn_if_unrestored(directory: CheckpointDirectory | None) -> None:
+def warn_if_unrestored(directory: CheckpointDirectory | None, model: keras.Model) -> None:
     """Warns that there is a checkpoint, and that the weights to be evaluated are not from it."""
     newest = directory.latest() if directory is not None else None
-    if newest is not None:
+    if newest is not None and not has_loaded(model):
         warnings.warn(
             f"Evaluating weights that this Trainer neither trained nor restored, although there "
             f"is {newest}. To evaluate those, call trainer.restore(data) first.",

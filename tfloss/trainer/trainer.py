@@ -363,7 +363,7 @@ class Trainer:
         if not metrics and not losses:
             raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
         if not self._checkpoint.loaded and not self._evaluators:
-            warn_if_unrestored(self.checkpoints)  # once
+            warn_if_unrestored(self.checkpoints, self.model)  # once
         if not self.model.built:
             build_by_training_forward(self.train_step, data, "evaluate")
         evaluator = self._evaluators.get(metrics, losses, self.train_step.signature())
