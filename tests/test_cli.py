@@ -103,6 +103,11 @@ def test_checkpoints_lists_and_compares(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "There is no checkpoint in {path} or {path}/checkpoints."),
+        (
+            ["--metric", "a"],
+            "No checkpoint has a value of 'a'. A checkpoint has the values that were logged at its "
+            "own step: give SaveCheckpoint the same `every` as Evaluate.",
+        ),
         (["--diff", "1", "9"], "There is no checkpoint of step 9. There are checkpoints of: 1."),
     ],
 )

@@ -3,6 +3,7 @@
     tfloss launch --workers 2 -- python train.py ...          several workers on this machine
     tfloss replay runs/digits                                 debugs a loss that was not finite
     tfloss checkpoints runs/digits                            lists checkpoints
+    tfloss checkpoints runs/digits --metric val/loss          lists them with this metric
     tfloss checkpoints runs/digits --diff 1000 2000           compares two checkpoints
     tfloss compare runs/a runs/b                              settings and results, and a picture
     tfloss version
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("BEFORE", "AFTER"),
         help="steps of two checkpoints to compare",
     )
+    checkpoints.add_argument("--metric", help="logged metric to list, such as val/accuracy")
     checkpoints.set_defaults(run=_checkpoints)
 
     compare = commands.add_parser(
@@ -177,7 +179,7 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
     try:
         files = listing.find_checkpoints(arguments.workdir)
         if arguments.diff is None:
-            listing.print_checkpoints(files)
+            listing.print_checkpoints(files, arguments.metric)
             return 0
         for step in arguments.diff:
             if step not in files.steps():

@@ -143,6 +143,22 @@ def test_eval_evaluates_the_newest_checkpoint(start, capsys):
     assert capsys.readouterr().out == f"test/last 0.98438\n{again.where()}\n"
 
 
+def test_a_chosen_checkpoint(start):
+    """w is 1 - 0.5**step; the metric, which is w, is best at the end."""
+    start()
+    for flag, step in (("4", 4), ("val/last", 6), ("best", 6)):
+        _, results = start("--mode=eval", f"--restore={flag}")
+        assert results == {"last": 1 - 0.5**step}
+    run, _ = start("--mode=export", "--restore=2")
+    assert (run.workdir / "export_step_2" / "w.txt").read_text() == str(1 - 0.5**2)
+    with pytest.raises(CheckpointError, match="There are checkpoints of: 2, 4, 6"):
+        start("--mode=eval", "--restore=3")
+    with pytest.raises(ValueError, match="--restore=best: the script names no metric"):
+        start("--mode=eval", "--restore=best", best=None)
+    with pytest.raises(ValueError, match="--restore=4 chooses the checkpoint that --mode=eval"):
+        start("--restore=4")
+
+
 def test_export_exports_the_newest_checkpoint(start, capsys):
     start("--mode=train")
     capsys.readouterr()

@@ -66,3 +66,15 @@ def test_it_needs_no_tensorflow(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["step", "100", "200", "1000"]
+
+
+def test_another_metric(tmp_path, capsys):
+    directory = CheckpointDirectory(tmp_path)
+    for step, value in ((1, 0.5), (2, 0.25), (3, None)):
+        metrics = {} if value is None else {"val/loss": {"value": value, "mode": "min"}}
+        directory.save(step, {"v": tf.Variable(1.0)}, {"metrics": metrics})
+    listing.print_checkpoints(directory, "val/loss")
+    lines = [line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["val/loss (min)", "0.5", "0.25 (best)", "valid"]
+    with pytest.raises(CheckpointError, match="Did you mean 'val/loss'"):
+        listing.print_checkpoints(directory, "val/los")

@@ -83,13 +83,21 @@ def prepare(options: Options) -> Run:
 
     Raises:
       ValueError: The strategy is not available here, the saved config can't be read, the workdir
-        can't be written, or the mode doesn't train and there is no workdir.
+        can't be written, the mode doesn't train and there is no workdir, or it trains and there is
+        a checkpoint to restore.
       MissingWorkersError: Other workers of the cluster did not connect in time.
     """
     if options.mode in ("eval", "export") and not options.workdir.is_dir():
         raise ValueError(
             f"--mode={options.mode} needs a trained run, and the directory "
             f"{str(options.workdir)!r} does not exist."
+        )
+    if options.mode not in ("eval", "export") and options.restore is not None:
+        raise ValueError(
+            f"--restore={options.restore} chooses the checkpoint that --mode=eval or --mode=export "
+            "uses. Training continues from the newest one. To go back to an earlier one, call "
+            "trainer.restore(data, step=...) before train(), or start in a new --workdir with "
+            "tfloss.load_weights."
         )
     from tfloss.app.quiet import import_tensorflow
 
@@ -115,6 +123,7 @@ def prepare(options: Options) -> Run:
         max_steps=options.max_steps,
         deterministic=options.deterministic,
         max_minutes=options.max_minutes,
+        restore=options.restore,
     )
     try:
         _update_config(prepared, options)

@@ -42,6 +42,7 @@ class Options:
     max_steps: int | None
     deterministic: bool
     max_minutes: float | None
+    restore: str | None = None
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | None = None) -> None:
@@ -147,7 +148,14 @@ def _define_task_flags(values: flags.FlagValues, argv: Sequence[str], config: st
         "mode",
         "train_and_eval",
         MODES,
-        "Train; train and evaluate; evaluate the newest checkpoint; or export it.",
+        "Train; train and evaluate; evaluate a checkpoint; or export it.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "restore",
+        None,
+        "Checkpoint that --mode=eval or export uses: a step, best (by the script's metric), or the "
+        "name of a logged metric, such as val/accuracy. By default it is the newest one.",
         flag_values=values,
     )
     flags.DEFINE_integer(

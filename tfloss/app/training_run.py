@@ -44,6 +44,7 @@ class Run:
       max_steps: The upper bound on the number of training steps, or None.
       deterministic: Whether the same command must give bit-identical results.
       max_minutes: The time after which the run saves a checkpoint and exits with code 124, or None.
+      restore: What `--restore` says, or None.
     """
 
     config: Any
@@ -57,6 +58,7 @@ class Run:
     max_steps: int | None
     deterministic: bool
     max_minutes: float | None
+    restore: str | None = None
 
     @property
     def trains(self) -> bool:
@@ -102,7 +104,7 @@ class Run:
             if run.trains:
                 trainer.train(run.overfit(train_data), run.steps(steps), hooks=beside)
             else:
-                trainer.restore(train_data)
+                trainer.restore(train_data, **run.selected_checkpoint("val/accuracy"))
             if run.evaluates:
                 run.report(trainer.evaluate(eval_data, metrics))
             if run.mode == "export":
@@ -131,7 +133,7 @@ class Run:
 
         Raises:
           ValueError: The mode is "export", and there is no `export`. Or nobody knows the direction
-            of `best`, and there is no `best_mode`.
+            of `best`, and there is no `best_mode`. Or `--restore=best`, and there is no `best`.
           CheckpointError: The mode doesn't train, and the workdir has no usable checkpoint.
         """
         from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
@@ -147,7 +149,7 @@ class Run:
         if self.trains:
             trainer.train(self.overfit(train_data), self.steps(steps), hooks=beside)
         else:
-            trainer.restore(train_data)
+            trainer.restore(train_data, **self.selected_checkpoint(best))
         results: dict[str, float] = {}
         if self.evaluates:
             results = trainer.evaluate(eval_data, metrics, losses=losses, ema=ema)
@@ -157,6 +159,26 @@ class Run:
                 export(trainer.model, self.workdir / f"export_step_{trainer.step}")
         print(self.where())
         return results
+
+    def selected_checkpoint(self, best: str | None = None) -> dict[str, Any]:
+        """Returns the arguments of `Trainer.restore` that `--restore` asks for.
+
+        Args:
+          best: The name of the metric that `--restore=best` stands for, as logged.
+
+        Raises:
+          ValueError: The flag is "best", and there is no such metric.
+        """
+        if self.restore is None:
+            return {}
+        if self.restore == "best" and best is None:
+            raise ValueError(
+                "--restore=best: the script names no metric (train_and_evaluate(..., best=)). Give "
+                "the name of a logged one: --restore=val/accuracy."
+            )
+        if self.restore.isdecimal():
+            return {"step": int(self.restore)}
+        return {"best": best if self.restore == "best" else self.restore}
 
     def steps(self, steps: int) -> int:
         """Applies `--max_steps`.

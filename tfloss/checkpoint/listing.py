@@ -14,6 +14,7 @@ from pathlib import Path
 from tfloss.checkpoint.files import CheckpointFiles
 from tfloss.checkpoint.manifest import load_manifest
 from tfloss.checkpoint.ranking import ranking_of_checkpoint
+from tfloss.checkpoint.selection import Metrics
 from tfloss.errors import CheckpointError
 
 _UNITS = (("s", 1), ("min", 60), ("h", 3600), ("d", 86400))
@@ -38,18 +39,25 @@ def find_checkpoints(workdir: Path) -> CheckpointFiles:
     raise CheckpointError(f"There is no checkpoint in {workdir} or {workdir / 'checkpoints'}.")
 
 
-def print_checkpoints(files: CheckpointFiles) -> None:
-    """Prints step, age, size and state of each checkpoint, and the metric of the best ones.
+def print_checkpoints(files: CheckpointFiles, metric: str | None = None) -> None:
+    """Prints step, age, size and state of each checkpoint, and a metric.
 
     The state is "valid", or the first problem that was found.
 
     Args:
       files: The directory with the checkpoints. All of their files are read.
+      metric: The name of a logged metric. None: the one that the best checkpoints are kept by.
+
+    Raises:
+      CheckpointError: No checkpoint has a value of the metric, or nobody knows its direction.
     """
+    if metric is not None:
+        Metrics(files).ranked(metric)  # a wrong name is reported before all files are read
     steps = files.steps()
     with concurrent.futures.ThreadPoolExecutor() as threads:
         problems = dict(zip(steps, threads.map(files.problem, steps), strict=True))
-    metric, values = _best_values(files, [step for step in steps if problems[step] is None])
+    valid = [step for step in steps if problems[step] is None]
+    title, values = _best_values(files, valid) if metric is None else _values(files, valid, metric)
     rows: list[list[str]] = []
     for step in steps:
         path = files.at(step)
@@ -65,7 +73,7 @@ def print_checkpoints(files: CheckpointFiles) -> None:
                 f"{value} (best)" if first else value,
             ]
         )
-    print_table(["step", "age", "size", "state", metric], rows)
+    print_table(["step", "age", "size", "state", title], rows)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -102,6 +110,16 @@ def _best_values(
             mode = f" ({ranking.mode})" if ranking.mode else ""
             return f"{ranking.metric}{mode}", {at: value for value, at in ranking.best}
     return _NO_METRIC, {}
+
+
+def _values(
+    files: CheckpointFiles, valid_steps: Sequence[int], metric: str
+) -> tuple[str, dict[int, float]]:
+    """Reads the values of a metric by step, the best first."""
+    found = Metrics(files)
+    ranked = [step for step in found.ranked(metric) if step in valid_steps]
+    values = {step: found.values[metric][step] for step in ranked}
+    return f"{metric} ({found.mode(metric)})", values
 
 
 def _format_age(seconds: float) -> str:

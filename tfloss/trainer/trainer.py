@@ -311,8 +311,7 @@ class Trainer:
         some. Training after an older checkpoint renames the later ones and keeps their logs.
 
         Args:
-          data: Batches as `train` takes them. Only their structure is used, to build the model by
-            its training forward.
+          data: Batches as `train` takes them, whose structure is used to build the model.
           step: The step of the checkpoint. None: that of `best`, or the newest valid one.
           best: A metric as logged, "val/accuracy": the checkpoint with its best value.
 
