@@ -167,3 +167,19 @@ def test_the_file_is_in_the_workdir_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(Server(), 2)
     assert not list(Path().iterdir())
+
+
+def test_training_that_goes_back_is_another_run(tmp_path):
+    """A server can't remove what it got of the later steps."""
+    server = Server()
+    train(server, 8, workdir=tmp_path)
+    hooks = [Sends(server), SaveCheckpoint(Every(steps=4), keep_last=None)]
+    trainer = tfloss.Trainer(
+        Line(), keras.optimizers.SGD(0.1), hooks=hooks, workdir=tmp_path, log_every=2, jit=False,
+        default_hooks=False,
+    )  # fmt: skip
+    trainer.restore(rows([1.0], 1), step=4)
+    trainer.train(rows([1.0], 1), 6)
+    train(server, 8, workdir=tmp_path)  # resumes the second run
+    steps = {name: [step for step, _ in run["values"]] for name, run in server.runs.items()}
+    assert steps == {"run0": [2, 4, 6, 8], "run1": [6, 8]}

@@ -93,9 +93,13 @@ class Tracker(Hook, ABC):
         """Ends the run: "finished", "killed" or "failed"."""
 
     def before_train(self) -> None:
-        """Opens the run of the workdir if training resumes, or else a new one."""
+        """Opens the run of the workdir if training resumes, or else a new one.
+
+        If training goes back to an older checkpoint, it is a new one, since the values of later
+        steps can't be removed from a server.
+        """
         start, path = self.trainer.run.start, self._path
-        if start == 0:
+        if start == 0 or self.trainer.run.rewound:
             self._sent, self._pending = {}, []
         elif not self._sent and path is not None and path.exists():
             self._sent = json.loads(path.read_text())
