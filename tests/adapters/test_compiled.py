@@ -10,6 +10,7 @@ import tensorflow as tf
 import tfloss
 from tfloss.adapters import from_compiled
 from tfloss.errors import LossError, ModelError
+from tfloss.hooks import EarlyStopping, Evaluate, Every
 
 _X = np.float32([[1.0], [2.0], [3.0]])
 _Y = np.float32([[0.0], [1.0], [6.0]])
@@ -148,6 +149,16 @@ def test_evaluation_counts_each_example_once(count, replicas):
         assert model.evaluate(data, verbose=0, return_dict=True)["loss"] == pytest.approx(
             found["loss"]
         )
+
+
+def test_compiled_metrics_are_logged_and_monitored_by_their_names(messages):
+    trainer = _trainer(_compiled(_Line(), metrics=["mae"]), log_every=1)
+    evaluate = Evaluate(_DATA, trainer.model.evaluation_metrics(), every=Every(steps=1))
+    assert evaluate.logs("val/mae") and not evaluate.logs("train/mae")
+    assert evaluate.known_names() == [] and evaluate.mode_of("val/mae") is None
+    stopping = EarlyStopping("val/mae", mode="min", patience=1)
+    result = trainer.train(_DATA.repeat(), steps=50, hooks=[evaluate, stopping])
+    assert result.step < 50 and "val/mae" in str(result.reason)
 
 
 def test_a_model_with_its_own_evaluation_is_refused_there():

@@ -72,8 +72,8 @@ class Evaluate(Hook):
         Args:
           name: Name as logged, such as "val/accuracy".
         """
-        is_loss = self.losses and name.startswith(f"{self.name}/losses/")
-        return is_loss or self._metric_of(name) is not None
+        known = self._is_loss(name) or self._metric_of(name) is not None
+        return known or (self._names_itself and name.startswith(f"{self.name}/"))
 
     def mode_of(self, name: str) -> Mode | None:
         """Returns whether lower or higher values of a curve are better; None if nobody knows.
@@ -82,12 +82,23 @@ class Evaluate(Hook):
           name: Name of a curve that this hook logs.
         """
         key = self._metric_of(name)
-        return "min" if key is None else metric_mode(self.metrics[key])
+        if key is None:
+            return "min" if self._is_loss(name) else None
+        return metric_mode(self.metrics[key])
 
     def known_names(self) -> list[str]:
         """Returns the names of curves that are known before an evaluation."""
         losses = [f"{self.name}/losses/total"] if self.losses else []
-        return [f"{self.name}/{key}" for key in self.metrics] + losses
+        keys = [key for key, metric in self.metrics.items() if _is_prefixed(metric)]
+        return [f"{self.name}/{key}" for key in keys] + losses
+
+    @property
+    def _names_itself(self) -> bool:
+        """Whether a metric names its results itself, so that any curve may be one of them."""
+        return not all(map(_is_prefixed, self.metrics.values()))
+
+    def _is_loss(self, name: str) -> bool:
+        return self.losses and name.startswith(f"{self.name}/losses/")
 
     def _metric_of(self, name: str) -> str | None:
         """Returns the key of the metric that logs a curve: itself, or with a part of its result."""
@@ -105,3 +116,7 @@ class Evaluate(Hook):
         """Evaluates after the last step of a run without an error, unless it already did."""
         if self.trainer.error is None and self.state.get("step") != self.trainer.step:
             self.after_step(self.trainer.step)
+
+
+def _is_prefixed(metric: BoundMetric | HostMetric) -> bool:
+    return not isinstance(metric, BoundMetric) or metric.prefixed
