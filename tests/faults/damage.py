@@ -133,7 +133,8 @@ def results(workdir: Path) -> dict[str, Any]:
     path = CheckpointDirectory(workdir / "checkpoints").at(LAST)
     values = load_values(path, load_manifest(path)["variables"])
     events = []
-    for file in sorted((workdir / "train").glob("events*tfevents*")):
+    files = sorted((workdir / "train").glob("events*tfevents*"))
+    for file in filter(Path.is_file, files):
         with contextlib.suppress(tf.errors.OpError, OSError):
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
                 event = tf.compat.v1.Event.FromString(record)
