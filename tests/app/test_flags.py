@@ -29,6 +29,7 @@ def test_the_defaults(parse, tmp_path):
         "max_steps": None,
         "deterministic": False,
         "max_minutes": None,
+        "restore": None,
     }
 
 
