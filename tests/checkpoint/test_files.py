@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from tfloss.checkpoint import CheckpointDirectory, CheckpointFiles
+from tfloss.checkpoint import CheckpointDirectory, CheckpointFiles, manifest
 from tfloss.checkpoint.files import supersede_later
 from tfloss.common import replacement
 from tfloss.errors import CheckpointWriteError
@@ -199,11 +199,35 @@ def test_later_checkpoints_are_renamed_and_kept(tmp_path):
 def test_a_valid_checkpoint_is_read_only_once(tmp_path, monkeypatch):
     saved(tmp_path, 1, 2)
     directory, read = CheckpointDirectory(tmp_path), []
-    problem = directory.problem
-    monkeypatch.setattr(directory, "problem", lambda step: read.append(step) or problem(step))
+    monkeypatch.setattr(
+        "tfloss.checkpoint.files.find_problem", lambda path, step, **_: read.append(step)
+    )
     assert directory.valid_steps() == [1, 2] and directory.valid_steps() == [1, 2]
     directory.save(3, {"v": tf.Variable(1.0)})
     assert directory.valid_steps() == [1, 2, 3] and read == [1, 2]
+
+
+def test_only_files_that_were_touched_are_read_to_list_the_valid_ones(tmp_path, monkeypatch):
+    saved(tmp_path, 1, 2, 3, 4)
+    at, read, checksum = CheckpointDirectory(tmp_path).at, [], manifest.file_checksum
+    damage(at(2) / "more.bin", "flip")
+    (at(3) / "more.bin").touch()
+    damage(at(4) / "more.bin", "delete")
+    monkeypatch.setattr(manifest, "file_checksum", lambda path: read.append(path) or checksum(path))
+    assert CheckpointDirectory(tmp_path).valid_steps() == [1, 3]
+    assert read == [at(2) / "more.bin", at(3) / "more.bin"]
+
+
+def test_checkpoints_without_modification_times_are_read(tmp_path, monkeypatch):
+    """Earlier versions wrote such ones."""
+    entry = manifest._entry
+    without = {"bytes", "sha256"}
+    monkeypatch.setattr(
+        manifest, "_entry", lambda path: {k: v for k, v in entry(path).items() if k in without}
+    )
+    directory = saved(tmp_path, 1, 2)
+    damage(directory.at(2) / "more.bin", "flip")
+    assert CheckpointDirectory(tmp_path).valid_steps() == [1]
 
 
 # Killed

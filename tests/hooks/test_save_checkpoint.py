@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.toys import Accuracy
-from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory
+from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory, manifest
 from tfloss.errors import CheckpointWriteError, DataError, NonFiniteLossError, Preempted
 from tfloss.hooks import EarlyStopping, Evaluate, Every, SaveCheckpoint
 
@@ -262,6 +262,22 @@ def test_corrupt_checkpoints_do_not_count_and_are_not_deleted(make_run, tmp_path
     assert trainer.checkpoints.steps() == [1, 2, 3, 4]
     trainer.train(6)
     assert trainer.checkpoints.steps() == [1, 3, 5, 6]
+
+
+def test_a_resumed_run_reads_no_kept_checkpoint_to_delete_the_oldest(
+    make_run, tmp_path, monkeypatch
+):
+    first = CheckpointDirectory(tmp_path / "c")
+    for step in (1, 2, 3):
+        first.save(step, {"v": tf.Variable(step)})
+    read = []
+    original = manifest.file_checksum
+    monkeypatch.setattr(manifest, "file_checksum", lambda path: read.append(path) or original(path))
+    hook = SaveCheckpoint(Every(steps=1), keep_last=3, keep_best=1, metric="val/accuracy")
+    trainer = make_run(hook, [0.5] * 4, step=3)
+    trainer.train(4)
+    assert trainer.checkpoints.steps() == [2, 3, 4]
+    assert {path.parent.name for path in read} == {".partial_4"}  # of the one that was written
 
 
 def test_a_full_disk_stops_training(make_run, tmp_path):

@@ -97,12 +97,13 @@ class CheckpointFiles:
     def valid_steps(self) -> list[int]:
         """Lists the steps of valid checkpoints, in order.
 
-        A checkpoint that this object has checked or written before is not read again.
+        A checkpoint that this object has checked or written before is not checked again. Of others,
+        only files whose size or modification time has changed are read.
         """
         steps = self.steps()
         for step in steps:
             if step not in self._problems:
-                self.problem(step)
+                self._problems[step] = find_problem(self.at(step), step, trust_times=True)
         return [step for step in steps if self._problems[step] is None]
 
     def newest_valid(self, logger: Logger) -> Path | None:
