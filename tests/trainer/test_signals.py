@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import socket
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fork import run_script
+from tfloss.checkpoint import CheckpointDirectory
 from tfloss.errors import Aborted
 from tfloss.trainer.signals import caught
 
@@ -107,28 +110,121 @@ from tfloss.trainer.signals import caught
 
 lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
 lock(mutex)
-with caught("SIGINT", first=lambda name: print(name, flush=True)):
+with caught("SIGINT", "SIGTERM", first=lambda name: print(name, flush=True)):
     print("busy", flush=True)
     lock(mutex)  # for ever; no signal interrupts it, as none does TensorFlow's compiler
 """
 
 
-def test_a_second_one_ends_a_script_that_python_can_not_interrupt():
+@contextlib.contextmanager
+def started(script, grace=60):
+    """Starts a script, and waits until it has printed "busy"."""
+    environment = {**os.environ, "TFLOSS_SIGTERM_GRACE": str(grace)}
     with subprocess.Popen(
-        [sys.executable, "-c", BUSY],
+        [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env=environment,
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "busy\n"
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "busy\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("SIGINT", 130, "tfloss: ended at once by a second Ctrl-C.\n"),
+        ("SIGTERM", 75, "tfloss: ended at once by a second SIGTERM.\n"),
+    ],
+)
+def test_a_second_one_ends_a_script_that_python_can_not_interrupt(name, code, message):
+    with started(BUSY) as process:
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "SIGINT\n"  # at once, though nothing is interrupted
+        process.send_signal(getattr(signal, name))
+        assert process.stdout.readline() == f"{name}\n"  # at once, though nothing is interrupted
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert time.monotonic() - began < 10  # on a busy machine
-    assert err == "tfloss: ended at once by a second Ctrl-C.\n"
+        assert process.returncode == code
+        assert time.monotonic() - began < 10  # on a busy machine
+        assert err == message
+
+
+def test_a_single_sigterm_ends_a_blocked_script_after_the_grace_period():
+    with started(BUSY, grace=2) as process:
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 75
+        assert 2 < time.monotonic() - began < 15  # on a busy machine
+        assert err == "tfloss: ended by SIGTERM: Python was blocked for 2 seconds.\n"
+
+
+ALIVE = """
+import time
+from tfloss.trainer.signals import caught
+
+with caught("SIGTERM") as came:
+    print("busy", flush=True)
+    until = time.monotonic() + 4
+    while time.monotonic() < until:  # such as a long evaluation
+        time.sleep(0.1)
+assert "SIGTERM" in came
+print("done")
+"""
+
+
+def test_a_script_that_runs_python_code_has_the_time_that_it_needs():
+    with started(ALIVE, grace=1.5) as process:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("text", ["a minute", "-1", "nan", "inf"])
+def test_a_grace_period_that_is_no_number_is_refused(monkeypatch, text):
+    monkeypatch.setenv("TFLOSS_SIGTERM_GRACE", text)
+    with pytest.raises(ValueError, match=f"TFLOSS_SIGTERM_GRACE='{text}' must be a number"):
+        with caught("SIGTERM"):
+            pass
+
+
+HANGING = """
+import os, signal, sys, time
+import keras, tensorflow as tf
+import tfloss
+
+class Model(keras.Model):
+    def build(self, shape):
+        self.w = self.add_weight(shape=[])
+
+    def call(self, x, training=False):
+        return {"square": tf.reduce_mean(tf.square(self.w - x))} if training else self.w
+
+def batches():
+    for step in range(7):
+        yield [float(step)]
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+
+data = tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([1], tf.float32))
+trainer = tfloss.Trainer(
+    Model(), keras.optimizers.SGD(0.1), workdir=sys.argv[1], jit=False,
+    hooks=[tfloss.hooks.SaveCheckpoint(tfloss.Every(steps=5))],
+)
+trainer.train(data, 100)
+"""
+
+
+def test_sigterm_ends_a_run_whose_generator_hangs(tmp_path):
+    (tmp_path / "script.py").write_text(HANGING)
+    grace = {"TFLOSS_SIGTERM_GRACE": "1", "PYTHONPATH": str(ROOT)}
+    run = run_script(tmp_path / "script.py", str(tmp_path / "run"), environment=grace, timeout=60)
+    assert run.returncode == 75, run.stderr
+    assert "ended by SIGTERM: Python was blocked for 1 seconds." in run.stderr
+    assert CheckpointDirectory(tmp_path / "run" / "checkpoints").valid_steps() == [5]

@@ -1,8 +1,8 @@
 """The manifest of a checkpoint: what it contains, and the checksums of its files.
 
 `manifest.json` lists every other file with its size, modification time and SHA-256. It starts with
-the SHA-256 of its own remaining bytes, so that no byte of a checkpoint can change unnoticed. Host code, without
-TensorFlow, so that the command `tfloss checkpoints` starts fast.
+the SHA-256 of its own remaining bytes, so that no byte of a checkpoint can change unnoticed. Host
+code, without TensorFlow, so that the command `tfloss checkpoints` starts fast.
 """
 
 import hashlib
