@@ -5,6 +5,7 @@ import pytest
 
 from tfloss.common.replacement import replacement
 from tfloss.hooks.log_truncation import LogTruncation, truncate_after
+from tfloss.hooks.metrics_file import line_windows
 
 
 def _split(content):
@@ -140,3 +141,22 @@ def test_what_a_killed_process_left_beside_the_log_is_removed(path):
     assert len([*path.parent.iterdir()]) == 2
     LogTruncation(_split).start(path, [path], 3)
     assert [*path.parent.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("steps", [range(1, 31), [*range(1, 25), 2, *range(25, 29), 3, 29, 30]])
+def test_only_the_end_of_a_long_log_is_read(path, monkeypatch, steps):
+    """Windows of 1 kB and 310 bytes for each step. The second log has earlier steps at its end."""
+    monkeypatch.setattr("tfloss.hooks.metrics_file.WINDOW", 1000)
+    path.write_bytes(b"".join(b"%030d\n" % step * 10 for step in steps))
+    before, read = path.stat(), []
+
+    def split(content):
+        read.append(len(content))
+        return _split(content)
+
+    truncate_after(path, 23, split, windows=line_windows)
+    kept = [int(line) for line in path.read_bytes().split()[::10]]
+    assert kept == [step for step in steps if step <= 23]
+    assert sum(read) <= before.st_size / 2
+    # It is cut where it is, and copied only where something stays behind what goes.
+    assert (path.stat().st_ino == before.st_ino) == (len(kept) == 23)

@@ -4,6 +4,7 @@ import os
 import pytest
 
 from tfloss.hooks import Evaluate, MetricsFile
+from tfloss.hooks.metrics_file import line_windows
 
 
 def lines(path):
@@ -147,3 +148,23 @@ def test_a_link_is_refused_before_the_first_step(make_trainer, tmp_path):
     with pytest.raises(OSError, match="metrics.jsonl must be a file, but it is a FIFO"):
         trainer.begin(1)
     assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "windows"),
+    [
+        (b"", [0]),
+        (b"torn", [0, 4]),
+        (b"1234\n", [0, 5]),
+        (b"1234\n" * 5 + b"torn", [0, 10, 20, 29]),
+        (b"a line of 24 bytes.....\n1\n", [0, 26]),
+        (b"a line of 24 bytes.....\n1234567\n", [0, 24, 32]),
+    ],
+)
+def test_windows_begin_where_lines_do(tmp_path, monkeypatch, content, windows):
+    """Windows of 10 bytes."""
+    monkeypatch.setattr("tfloss.hooks.metrics_file.WINDOW", 10)
+    monkeypatch.setattr("tfloss.hooks.metrics_file._BLOCK", 3)
+    (tmp_path / "log").write_bytes(content)
+    with (tmp_path / "log").open("rb") as file:
+        assert line_windows(file) == windows

@@ -277,7 +277,7 @@ def test_a_resumed_run_reads_no_kept_checkpoint_to_delete_the_oldest(
     trainer = make_run(hook, [0.5] * 4, step=3)
     trainer.train(4)
     assert trainer.checkpoints.steps() == [2, 3, 4]
-    assert {path.parent.name for path in read} == {".partial_4"}  # of the one that was written
+    assert {path.parent.name for path in read} == {"step_00000004"}  # the one that was written
 
 
 def test_a_full_disk_stops_training(make_run, tmp_path):

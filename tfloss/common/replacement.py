@@ -32,7 +32,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tfloss.common.files import has_locks, lock, sync
+from tfloss.common.files import has_locks, lock, open_regular, sync
 from tfloss.common.unique_names import unique_name
 
 _SUFFIX = ".tfloss"
@@ -125,6 +125,23 @@ def replace_file(
             if (old := path.read_bytes()) != data and not is_own(old):
                 shutil.copy2(path, _superseded_path(path))
         new.commit()
+
+
+def cut_file(path: Path, size: int) -> None:
+    """Removes the end of a file that tfloss has written, in a single system call.
+
+    Args:
+      path: The file. A link is refused.
+      size: The number of bytes that stay.
+
+    Raises:
+      OSError: The file can't be opened or cut.
+    """
+    handle = open_regular(path, os.O_WRONLY)
+    try:
+        os.ftruncate(handle, size)
+    finally:
+        os.close(handle)
 
 
 def set_aside(path: Path) -> None:

@@ -121,6 +121,10 @@ def split_records(data: bytes, writer: str = _WRITER) -> Iterator[tuple[bytes, i
     if end is None or not _is_first(data[:end], writer):
         yield data, None
         return
+    starts = _undamaged(data)
+    for start, end in itertools.pairwise(starts):
+        yield data[start:end], _step(data[start + _HEADER : end - _FOOTER])
+    start = starts[-1]
     while len(data) - start >= _HEADER:
         end = _record_end(data, start)
         if end is None:
@@ -175,6 +179,27 @@ def _record_end(data: bytes, start: int) -> int | None:
     if len(header) < _HEADER or not _is_header(np.frombuffer(header, np.uint8)[None])[0]:
         return None
     return start + _HEADER + struct.unpack_from("<Q", header)[0] + _FOOTER
+
+
+def _undamaged(data: bytes) -> list[int]:
+    """The starts of the complete records before the first damaged one, and the end of the last.
+
+    The checksums of all lengths are computed together, which takes a tenth of the time.
+    """
+    starts, last, length_at = [0], len(data) - _HEADER - _FOOTER, struct.Struct("<Q").unpack_from
+    while starts[-1] <= last:
+        end = starts[-1] + _HEADER + length_at(data, starts[-1])[0] + _FOOTER
+        if end > len(data):
+            break
+        starts.append(end)
+    content, good = np.frombuffer(data, np.uint8), 0
+    for at in range(0, len(starts) - 1, _CHUNK // _HEADER):
+        part = np.array(starts[at : min(at + _CHUNK // _HEADER, len(starts) - 1)])
+        right = _is_header(content[part[:, None] + np.arange(_HEADER)])
+        good = at + int(np.argmin(right) if not right.all() else right.size)
+        if not right.all():
+            break
+    return starts[: good + 1]
 
 
 def _next_record(data: bytes, start: int) -> int:

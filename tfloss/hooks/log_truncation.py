@@ -7,17 +7,25 @@
 A run that was killed at step 150 and resumes from the checkpoint of step 100 repeats the logs of
 the steps in between. Without truncation they would be in the log twice. Host code, shared by the
 writers.
+
+The log of a long run may have gigabytes, and what is repeated is at its end. So a file that can be
+divided into windows is read backwards, until a window has nothing to remove.
 """
 
+import itertools
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-from tfloss.common.replacement import remove_leftovers, replace_file, set_aside
+from tfloss.common.replacement import cut_file, remove_leftovers, replace_file, set_aside
 from tfloss.errors import WorkdirError
 
 # Splits the content of a file into its complete records and their steps. What the hook didn't
 # write, or can't be read, has the step None.
 SplitRecords = Callable[[bytes], Iterable[tuple[bytes, int | None]]]
+# Returns where windows of an open file begin, and its size. Windows hold complete records.
+FindWindows = Callable[[BinaryIO], list[int]]
 # Returns the names of the values in a record.
 RecordNames = Callable[[bytes], Iterable[str]]
 # `{step: names}` of values that are logged again, although their step is not repeated.
@@ -27,16 +35,21 @@ Pending = Mapping[int, Collection[str]]
 class LogTruncation:
     """Truncates the files of one writer, unless a run continues what the writer wrote. Host.
 
-    Reading the log of a long run takes long, so a second `train` call that continues where the
-    first ended doesn't read it.
+    A second `train` call that continues where the first ended doesn't read them.
 
     Args:
       split: Function that splits the content of a file into complete records and their steps.
       names: Function that returns the names of the values in a record.
+      windows: Function that finds the windows of a file. None: a file is read as a whole.
     """
 
-    def __init__(self, split: SplitRecords, names: RecordNames = lambda record: ()):
-        self._split, self._names = split, names
+    def __init__(
+        self,
+        split: SplitRecords,
+        names: RecordNames = lambda record: (),
+        windows: FindWindows | None = None,
+    ):
+        self._split, self._names, self._windows = split, names, windows
         self._written: tuple[Path, int] | None = None  # location, and the last step in it
 
     def start(
@@ -65,7 +78,9 @@ class LogTruncation:
             for path in files:
                 remove_leftovers(path.parent)
                 try:
-                    truncate_after(path, step, self._split, pending, self._names, keep=keep)
+                    truncate_after(
+                        path, step, self._split, pending, self._names, self._windows, keep=keep
+                    )
                 except OSError as error:  # a full disk
                     raise WorkdirError(
                         f"What the run repeats, after step {step}, can't be removed from {path}: "
@@ -90,6 +105,7 @@ def truncate_after(
     split: SplitRecords,
     pending: Pending | None = None,
     names: RecordNames = lambda record: (),
+    windows: FindWindows | None = None,
     *,
     keep: bool = False,
 ) -> None:
@@ -106,6 +122,8 @@ def truncate_after(
       pending: `{step: names}` of values of earlier steps that are logged again. A record with one
         of them is removed too.
       names: Function that returns the names of the values in a record.
+      windows: Function that finds the windows of the file. Windows before one that has nothing to
+        remove are not read. None: the file is read as a whole.
       keep: Whether to copy a file with later records to `superseded.<name>` first.
 
     Raises:
@@ -113,8 +131,6 @@ def truncate_after(
     """
     if not path.exists():
         return
-    content = path.read_bytes()
-    records = list(split(content))
     again = pending or {}
 
     def stays(record: bytes, at: int | None) -> bool:
@@ -122,11 +138,29 @@ def truncate_after(
             return True
         return at <= step and not (at in again and set(again[at]).intersection(names(record)))
 
-    kept = b"".join(record for record, record_step in records if stays(record, record_step))
-    if kept == content:
-        return
-    later = any((record_step or 0) > step for _, record_step in records)
-    if step == 0 and later:
-        set_aside(path)
-        return
-    replace_file(path, kept, is_own=lambda old: not (keep and later))
+    with path.open("rb") as file:
+        starts = windows(file) if windows else [0, os.fstat(file.fileno()).st_size]
+        begin, tail, rest = starts[-1], b"", b""  # all bytes from `begin` on become `tail`
+        later = False
+        for start, stop in reversed(list(itertools.pairwise(starts))):
+            file.seek(start)
+            content = file.read(stop - start)
+            records = list(split(content))
+            kept = b"".join(record for record, record_step in records if stays(record, record_step))
+            rest = kept + rest
+            if kept == content:
+                break
+            later = later or any((record_step or 0) > step for _, record_step in records)
+            if step == 0 and later:
+                set_aside(path)
+                return
+            begin, tail = start, rest
+        if begin == starts[-1]:
+            return
+        file.seek(begin)
+        if file.read(len(tail)) == tail and not (keep and later):
+            cut_file(path, begin + len(tail))
+        else:
+            file.seek(0)
+            content = file.read(begin) + tail
+            replace_file(path, content, is_own=lambda old: not (keep and later))

@@ -10,10 +10,12 @@ It writes a line for each log, without a buffer.
 import collections
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from tfloss.common.reading import check_file
 from tfloss.hooks.appended_file import AppendedFile
@@ -24,6 +26,8 @@ from tfloss.hooks.write_errors import WriteErrors
 from tfloss.summary import Summary
 
 _RESERVED = ("step", "time")
+WINDOW = 1 << 22  # bytes of the file that are read at once for a resumed run
+_BLOCK = 1 << 16  # bytes that are searched at once for the end of a line
 _BEGIN = b'{"step": '
 _MAX_LINES = 10_000  # in memory, while the disk is full
 _encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps makes one for each call
@@ -56,7 +60,7 @@ class MetricsFile(Hook):
             self, "The metrics file", f"The last {_MAX_LINES:,} lines are kept, and written later."
         )
         self._ended = False
-        self._truncation = LogTruncation(_split_lines, _line_names)
+        self._truncation = LogTruncation(_split_lines, _line_names, line_windows)
 
     @property
     def path(self) -> Path:
@@ -159,6 +163,32 @@ def _split_lines(content: bytes) -> Iterator[tuple[bytes, int | None]]:
             yield line, _step(line)
         elif not (line.startswith(_BEGIN) or _BEGIN.startswith(line)):
             yield line + b"\n", None
+
+
+def line_windows(file: BinaryIO) -> list[int]:
+    """Returns the beginnings of lines every 4 MB or so, and the size of the file.
+
+    Args:
+      file: The open file.
+    """
+    size = os.fstat(file.fileno()).st_size
+    found = [0]
+    for target in range(WINDOW, size, WINDOW):
+        at = _line_end(file, found[-1], target)
+        if at > found[-1]:
+            found.append(at)
+    return [*found, size] if size > found[-1] else found
+
+
+def _line_end(file: BinaryIO, start: int, stop: int) -> int:
+    """Returns where the last line that ends between two positions ends, or `start`."""
+    while stop > start:
+        begin = max(start, stop - _BLOCK)
+        file.seek(begin)
+        if (place := file.read(stop - begin).rfind(b"\n")) >= 0:
+            return begin + place + 1
+        stop = begin
+    return start
 
 
 def _step(line: bytes) -> int | None:
