@@ -24,6 +24,14 @@ def test_an_iterator_has_a_handle_and_is_read_in_this_thread():
     assert "IteratorGetNextSync" in kinds and "IteratorGetNext" not in kinds
 
 
+def test_the_files_of_caches_are_known(tmp_path):
+    data = tf.data.Dataset.range(3).cache(f"{tmp_path}/a").map(lambda x: x).cache()
+    both = tf.data.Dataset.zip(data, tf.data.Dataset.range(3).cache(f"{tmp_path}/b")).batch(2)
+    assert sorted(_upstream.cache_files(both)) == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    list(both)  # a complete file has an index
+    assert (tmp_path / "a.index").is_file() and (tmp_path / "b.index").is_file()
+
+
 def test_a_data_set_tells_what_it_is_made_of():
     numbers = tf.data.Dataset.range(3)
     mapped = numbers.map(lambda x: x + 1, num_parallel_calls=2, deterministic=False)

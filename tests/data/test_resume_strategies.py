@@ -75,6 +75,21 @@ def test_nothing_brings_a_generator_back():
     assert not strategy.restore(iterator, {"a": b""})
 
 
+def test_no_state_is_recorded_before_the_file_of_a_cache_is_complete(tmp_path):
+    data = tf.data.Dataset.range(40).cache(f"{tmp_path}/cache").batch(2).repeat()
+    strategy = resume_strategy(BatchReader(data, ONE))
+    iterator = strategy.open(0)
+    values(iterator, 3)
+    assert strategy.record(iterator, 3) is strategy
+    assert strategy.snapshot(iterator, 3) is None
+    assert strategy.saved(3) == ({}, 3)
+    assert len(list(tmp_path.glob("*.lockfile"))) == 1  # it is still filled in one piece
+    values(iterator, 18)
+    strategy.record(iterator, 21)
+    files, skip = strategy.saved(23)
+    assert files and skip == 2
+
+
 def test_a_state_that_is_too_large_changes_the_strategy(monkeypatch):
     monkeypatch.setattr("tfloss.data.resume_strategies.MAX_STATE_BYTES", 100)
     strategy = resume_strategy(BatchReader(shuffled(), ONE))

@@ -5,7 +5,7 @@ import pytest
 
 from tests.toys import Accuracy
 from tfloss.evaluation.metrics import metric
-from tfloss.hooks import EarlyStopping, Evaluate, ExportBest, SaveCheckpoint
+from tfloss.hooks import EarlyStopping, Evaluate, ExportBest, Hook, SaveCheckpoint
 from tfloss.hooks.monitored_metric import MonitoredMetric, known_mode
 
 
@@ -90,9 +90,9 @@ def test_two_evaluations_that_disagree_know_nothing():
 )
 def test_every_hook_that_looks_for_the_best_must_know_the_direction(make, make_trainer, request):
     owner = request.node.callspec.id
-    message = f"{owner} monitors 'val/acuracy', and nobody knows.*mean 'val/accuracy'.*mode='min'"
+    message = f"{owner} monitors 'val/mean', and nobody knows.*mode='min'"
     with pytest.raises(ValueError, match=message):
-        make_trainer([EVALUATE, make("val/acuracy")]).begin(1)
+        make_trainer([EVALUATE, make("val/mean")]).begin(1)
     for hook, mode in [
         (make("val/mae"), "min"),
         (make("val/accuracy"), "max"),
@@ -101,6 +101,39 @@ def test_every_hook_that_looks_for_the_best_must_know_the_direction(make, make_t
     ]:
         make_trainer([EVALUATE, hook]).begin(1)
         assert hook._metric.mode == mode
+
+
+class _Own(Hook):
+    """It may log any name."""
+
+
+def test_a_name_that_no_evaluation_logs_is_refused_before_training(make_trainer):
+    for mode in ("max", None):
+        message = "'val/acuracy', which no Evaluate hook logs. Did you mean 'val/accuracy'"
+        with pytest.raises(ValueError, match=message):
+            make_trainer([EVALUATE, EarlyStopping("val/acuracy", patience=1, mode=mode)]).begin(1)
+    without = Evaluate("data", {"accuracy": _bound(keras.metrics.BinaryAccuracy())})
+    with pytest.raises(ValueError, match=r"losses need Evaluate\(..., losses=True\)"):
+        make_trainer([without, EarlyStopping("val/losses/total", patience=1, mode="min")]).begin(1)
+    for hooks in (
+        [EVALUATE, _Own(), EarlyStopping("val/own", patience=1, mode="min")],
+        [OTHER, EarlyStopping("losses/total", patience=1)],
+        [EVALUATE, EarlyStopping("test/accuracy", patience=1, mode="max")],  # of a summary
+    ):
+        make_trainer(hooks).begin(1)
+
+
+def test_a_name_that_training_does_not_log_is_reported_at_its_first_log():
+    monitored = MonitoredMetric("EarlyStopping", "val_loss", "min")
+    log = {"losses/total": 1.0, "losses/val": 1.0, "learning_rate": 0.1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitored.start([_Own()])
+        monitored.value(10, log)
+        monitored.start([EVALUATE])
+        monitored.value(10, {"val/accuracy": 0.5})
+    with pytest.warns(UserWarning, match="monitors 'val_loss', which is missing in the log of st"):
+        monitored.value(20, log)
 
 
 @pytest.mark.parametrize(("mode", "lower_is_better"), [("min", True), ("max", False)])

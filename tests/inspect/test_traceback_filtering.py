@@ -23,6 +23,19 @@ class Failing(keras.Model):
         raise self.error
 
 
+def test_a_locked_cache_is_explained(tmp_path):
+    lock = tmp_path / "cache_0.lockfile"
+    lock.write_text("Created at: 0")  # what a killed process leaves
+    data = tf.data.Dataset.range(40).cache(f"{tmp_path}/cache").batch(2)
+    with pytest.raises(tf.errors.AlreadyExistsError) as e:
+        next(iter(data))
+    message = short_message(str(e.value))
+    assert message.startswith(f"The cache of the data set is locked: '{lock}' exists.")
+    assert "delete that file and start again" in message
+    lock.unlink()
+    assert len(list(data)) == 20
+
+
 class TwoArgumentsError(Exception):
     """Keras can't copy it, and would raise a RuntimeError."""
 

@@ -107,6 +107,9 @@ tfloss.data.Source((DataFrame(), y), batch_size=8)  # here
     "arrays as data and steps": Mistake(
         "make_trainer().train(x, y)  # here", ("steps must be a whole number", "shape (64,)")
     ),
+    "a negative number of steps": Mistake(
+        "make_trainer().train(data, -3)  # here", ("at least 1, got -3",)
+    ),
     "steps as a float": Mistake("make_trainer().train(data, 1e3)  # here", ("steps=1000",)),
     "a running generator": Mistake(
         """
@@ -325,5 +328,183 @@ source = tfloss.data.Source(Examples(), batch_size=8)
 make_trainer(jit=False).train(source, 30)
 """,
         ("IndexError: index 1000 is out of bounds", "train.py:", "(in __getitem__)"),
+    ),
+    "metrics as a list": Mistake(
+        """
+trainer = make_trainer()
+trainer.evaluate(data.take(2), [keras.metrics.SparseCategoricalAccuracy()])  # here
+""",
+        ("metrics must be a mapping {name: tfloss.metric(", "got list"),
+    ),
+    "a metric function of one argument": Mistake(
+        "tfloss.metric(keras.metrics.MeanSquaredError(), lambda p: p)  # here",
+        ("a function of (batch, predictions)", "lambda batch, predictions:"),
+    ),
+    "a metric function that returns the predictions only": Mistake(
+        """
+accuracy = tfloss.metric(keras.metrics.SparseCategoricalAccuracy(), lambda batch, p: p)
+make_trainer().evaluate(data.take(2), {"accuracy": accuracy})  # here
+""",
+        ("metric 'accuracy' returned one value", "y_true", "Return a tuple"),
+    ),
+    "a metric of a key that the batch lacks": Mistake(
+        """
+def arguments(batch, predictions):
+    return batch["label"], predictions  # here
+
+
+accuracy = tfloss.metric(keras.metrics.SparseCategoricalAccuracy(), arguments)
+make_trainer().evaluate(data.take(2), {"accuracy": accuracy})
+""",
+        ("Metric 'accuracy' failed with KeyError: 'label'", "(in arguments)", "'y': int64 [8]"),
+    ),
+    "a metric of its own with other arguments": Mistake(
+        """
+class Words:
+    def reset(self): ...
+    def update(self, y, p, w): ...
+    def result(self): ...
+
+
+make_trainer().evaluate(data.take(2), {"words": Words()})  # here
+""",
+        ("Metric 'words'", "update(y, p, w)", "(batch, predictions)"),
+    ),
+    "no predictions": Mistake(
+        """
+class Model(Net):
+    def call(self, batch, training=False):
+        if training:
+            return tf.reduce_mean(self.dense(batch["x"]))
+
+
+accuracy = tfloss.metric(keras.metrics.SparseCategoricalAccuracy(), lambda b, p: (b["y"], p))
+make_trainer(Model()).evaluate(data.take(2), {"accuracy": accuracy})  # here
+""",
+        ("returned None", "if `training` is False"),
+    ),
+    "the name of a metric with a typing error": Mistake(
+        """
+accuracy = tfloss.metric(keras.metrics.SparseCategoricalAccuracy(), lambda b, p: (b["y"], p))
+hooks = [
+    tfloss.hooks.Evaluate(data.take(2), {"accuracy": accuracy}),
+    tfloss.hooks.EarlyStopping("val/acuracy", patience=3, mode="max"),
+]
+make_trainer(hooks=hooks).train(data, 3)  # here
+""",
+        ("EarlyStopping", "'val/acuracy'", "Did you mean 'val/accuracy'?"),
+    ),
+    "the file of a cache that a killed process has left": Mistake(
+        """
+import pathlib
+import tempfile
+
+path = pathlib.Path(tempfile.mkdtemp(), "cache")
+pathlib.Path(f"{path}_0.lockfile").write_text("")
+make_trainer(jit=False).train(data.cache(str(path)), 3)  # here
+""",
+        ("cache_0.lockfile' exists", "was killed", "delete that file"),
+    ),
+    "one-hot labels for a sparse loss": Mistake(
+        """
+data = data.map(lambda batch: {"x": batch["x"], "y": tf.one_hot(batch["y"], 3)})
+make_trainer().train(data, 3)  # here
+""",
+        ("target.shape=(None, 3)", "one-hot labels, [batch, classes]"),
+    ),
+    "labels of float64": Mistake(
+        """
+class Model(Net):
+    def call(self, batch, training=False):
+        return tf.reduce_mean(self.dense(batch["x"])[:, 0] - batch["age"])  # here
+
+
+ages = data.map(lambda batch: {"x": batch["x"], "age": tf.cast(batch["y"], tf.float64)})
+make_trainer(Model()).train(ages, 3)
+""",
+        ("float64 that does not match type float32", "batch['age']: float64", "tf.cast"),
+    ),
+    "a list of losses": Mistake(
+        _forward('loss = tf.reduce_mean(self.dense(batch["x"]))\nreturn [loss, loss]').replace(
+            "data, 3)", "data, 3)  # here"
+        ),
+        ("a list of 2", "need names: {'box': a, 'class': b}"),
+    ),
+    "loss weights as a list": Mistake(
+        "tfloss.Trainer(Net(), keras.optimizers.Adam(), loss_weights=[1.0, 2.0])  # here",
+        ("loss_weights must be a mapping", "got list"),
+    ),
+    "a layer made in call": Mistake(
+        _forward('return tf.reduce_mean(keras.layers.Dense(3)(self.dense(batch["x"])))  # here'),
+        ("Create layers and variables in __init__",),
+    ),
+    "a model without super().__init__()": Mistake(
+        """
+class Model(keras.Model):
+    def __init__(self):
+        self.dense = keras.layers.Dense(3)
+
+
+tfloss.Trainer(Model(), keras.optimizers.Adam())  # here
+""",
+        ("call super().__init__() first in Model.__init__",),
+    ),
+    "the class of a model": Mistake(
+        "tfloss.Trainer(Net, keras.optimizers.Adam())  # here", ("Write Net(...)",)
+    ),
+    "the class of an optimizer": Mistake(
+        "tfloss.Trainer(Net(), keras.optimizers.Adam)  # here", ("keras.optimizers.Adam(1e-3)",)
+    ),
+    "a strategy by name": Mistake(
+        'tfloss.Trainer(Net(), keras.optimizers.Adam(), strategy="mirrored")  # here',
+        ("got 'mirrored'", "tfloss.make_strategy('mirrored')"),
+    ),
+    "an option with a typing error": Mistake(
+        'tfloss.Trainer(Net(), keras.optimizers.Adam(), work_dir="runs")  # here',
+        ("no option 'work_dir'", "Did you mean 'workdir'?"),
+    ),
+    "a workdir that is a file": Mistake(
+        """
+import tempfile
+
+file = tempfile.NamedTemporaryFile()
+tfloss.Trainer(Net(), keras.optimizers.Adam(), workdir=file.name)  # here
+""",
+        ("must be a directory, but it is a file", "Move it away"),
+    ),
+    "a layer in two groups": Mistake(
+        """
+model = Net()
+adam = keras.optimizers.Adam
+groups = {"a": (adam(), model.dense), "b": (adam(), model.dense)}
+tfloss.Trainer(model, groups, default_hooks=False).train(data, 3)  # here
+""",
+        ("kernel' is in two optimizer groups, 'a' and 'b'",),
+    ),
+    "a step without a result": Mistake(
+        """
+class Step(tfloss.TrainStep):
+    def step(self, batch):
+        self.minimize(self.forward, batch)
+
+
+make_trainer(train_step=Step).train(data, 3)  # here
+""",
+        ("Step.step (train.py:", "returned None", "return self.minimize(self.forward, batch)"),
+    ),
+    "a function as a step": Mistake(
+        "tfloss.Trainer(Net(), keras.optimizers.Adam(), train_step=print)  # here",
+        ("subclass of tfloss.TrainStep",),
+    ),
+    "a group that doesn't exist": Mistake(
+        """
+class Step(tfloss.TrainStep):
+    def step(self, batch):
+        return self.minimize(self.forward, batch, group="critic")  # here
+
+
+make_trainer(train_step=Step).train(data, 3)
+""",
+        ("minimize(group='critic')", "Leave group out"),
     ),
 }

@@ -40,4 +40,4 @@ def test_the_answer_is_short_and_names_the_line(mistake: Mistake):
 
 
 def test_there_are_enough_mistakes():
-    assert len(MISTAKES) >= 25
+    assert len(MISTAKES) >= 60

@@ -18,6 +18,7 @@ from tfloss._upstream.error_messages import (
 from tfloss._upstream.extension_types import open_extension_type
 from tfloss._upstream.gradient_ops import ForwardOps
 from tfloss._upstream.input_pipelines import (
+    cache_files,
     dataset_graphs,
     dataset_order,
     dataset_seeds,
@@ -143,6 +144,7 @@ __all__ = [
     "entry_name",
     "key_in_object_graph",
     "weight_groups",
+    "cache_files",
     "LOOKUP_LAYERS",
     "OnlySeedsChange",
     "derived_state",

@@ -65,6 +65,16 @@ def reshuffles(dataset: Any) -> int:
     return len(shuffles) if again else 0
 
 
+def cache_files(dataset: Any) -> list[str]:
+    """Returns the files of all `cache(filename)` that a data set is made of. Nothing public tells.
+
+    Those inside of the functions of `flat_map` and `interleave` are not found.
+    """
+    names = (getattr(one, "_filename", None) for one in datasets_below(dataset))
+    static = (None if name is None else tf.get_static_value(name) for name in names)
+    return [name.decode() for name in static if isinstance(name, bytes) and name]
+
+
 def saved_shuffles(files: Mapping[str, bytes]) -> int:
     """Returns how many shuffles the saved state of an iterator holds. Its format is not public.
 

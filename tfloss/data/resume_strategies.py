@@ -15,6 +15,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import tensorflow as tf
+
 from tfloss import _upstream
 from tfloss.data.batch_reader import BatchReader
 from tfloss.data.first_batch import FirstBatch
@@ -168,6 +170,9 @@ class SavedIterator(ResumeStrategy):
 
     An iterator that has met the end of its data has dropped its shuffles. Its state doesn't say any
     more which order the next pass has, so it is not recorded.
+
+    An iterator that fills the file of a `cache(filename)` has its state in parts of that file. A
+    killed process leaves them unusable. So nothing is recorded before the file is complete.
     """
 
     name = "iterator"
@@ -177,6 +182,7 @@ class SavedIterator(ResumeStrategy):
         super().__init__(reader)
         self._states, self._recorded = IteratorStates(), False
         self._shuffles = 0 if reader.endless else _upstream.reshuffles(reader.dataset)
+        self._caches = _upstream.cache_files(reader.dataset)
 
     def open(self, batches: int) -> Any:
         """Opens an iterator at the beginning, and forgets the recorded states."""
@@ -190,6 +196,8 @@ class SavedIterator(ResumeStrategy):
 
     def record(self, iterator: Any, batches: int) -> ResumeStrategy:
         """Records the state. A large one is not kept if reading the data again gives the same."""
+        if self._fills_a_cache():
+            return self
         repeatable = not nondeterministic_inputs(self._reader.dataset)
         files = iterator_files(iterator, MAX_STATE_BYTES if repeatable else math.inf)
         if isinstance(files, str):
@@ -215,6 +223,8 @@ class SavedIterator(ResumeStrategy):
 
     def snapshot(self, iterator: Any, batches: int) -> Callable[[], Any] | None:
         """Saves the state now, unless it is large."""
+        if self._fills_a_cache():
+            return None
         files = iterator_files(iterator, MAX_STATE_BYTES)
         return None if isinstance(files, str) else functools.partial(_at, iterator, files, 0)
 
@@ -222,6 +232,11 @@ class SavedIterator(ResumeStrategy):
         """Restores the newest recorded state before the position, and reads on from there."""
         files, skip = self._states.at(batches, forget_older=False)
         return functools.partial(_at, iterator, files, skip) if files else None
+
+    def _fills_a_cache(self) -> bool:
+        """Whether the iterator may be writing the file of a `cache(filename)`."""
+        self._caches = [one for one in self._caches if not tf.io.gfile.exists(f"{one}.index")]
+        return bool(self._caches)
 
     def irreproducible(self, *, op_determinism: bool) -> list[str]:
         """What is not in order. What a shuffle has drawn is in the saved state, seeded or not."""

@@ -101,13 +101,18 @@ def check_strategy(strategy: tf.distribute.Strategy) -> None:
       strategy: The strategy of a run.
 
     Raises:
-      ValueError: The strategy has parameter servers or central storage.
+      ValueError: It is no strategy, or has parameter servers or central storage.
     """
     if isinstance(strategy, _REFUSED):
         raise ValueError(
             f"tfloss does not train under {type(strategy).__name__}: its replicas do not keep "
             "the same weights and average each step's gradients. Use MirroredStrategy, "
             "MultiWorkerMirroredStrategy or TPUStrategy (tfloss.make_strategy)."
+        )
+    if not isinstance(strategy, tf.distribute.Strategy | tf.compat.v1.distribute.Strategy):
+        raise ValueError(
+            f"strategy must be a tf.distribute.Strategy, got {strategy!r}. Make one by "
+            "tfloss.make_strategy('mirrored'), and create model and optimizer in its scope."
         )
 
 

@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common.logger import ChiefLogger
 from tfloss.data.batch_division import split
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batches import named_leaves
@@ -30,6 +31,7 @@ from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
 from tfloss.evaluation.kept_state import KeptState
 from tfloss.evaluation.keras_updates import KerasUpdate
+from tfloss.evaluation.long_evaluation import LongEvaluation
 from tfloss.evaluation.loss_means import LossMeans
 from tfloss.evaluation.metrics import (
     BoundMetric,
@@ -80,9 +82,8 @@ class Evaluator:
           TypeError: A metric is neither, or can't be reset.
           ValueError: Two names stand for one metric object.
         """
-        check_metrics(metrics)
         self.model = model
-        self.metrics = dict(metrics)
+        self.metrics = check_metrics(metrics)
         self.losses = losses
         self.weights = loss_weights or LossWeights(None)
         self.batch_layout = batch_layout
@@ -143,6 +144,8 @@ class Evaluator:
             forwards.begin()
         means, layout = LossMeans(self.batch_layout), self.batch_layout
         compared = _FirstAndOther()
+        chief = ChiefLogger(worker_position(self.strategy)[0] == 0)
+        progress = LongEvaluation(dataset, chief)
         for batch in dataset.with_options(options):
             parts = split(layout, batch, self._parts)
             predictions, losses = self._evaluate_batch(batch, parts, step)
@@ -151,6 +154,7 @@ class Evaluator:
             counts = [layout.count(part) for part in parts]
             values = [one.numpy().tolist() for one in losses] or [[] for _ in parts]
             means.add(layout.sizes(batch), counts, values)
+            progress.batch_done()
         found = means.result(self._loss_names if self.losses else [])
         results = self._results()
         if compared.other is not None:
@@ -337,6 +341,11 @@ def _with_masks(predictions: Any, masks: list[Any]) -> Any:
 
 def _check_predictions(predictions: Any) -> None:
     """Raises ModelError for a scalar, which can't be split or concatenated by examples."""
+    if predictions is None:
+        raise ModelError(
+            "model(batch, training=False) returned None, and the metrics need predictions. Return "
+            "them if `training` is False."
+        )
     for path, leaf in named_leaves(predictions):
         if isinstance(leaf, tf.Tensor) and leaf.shape.rank == 0:
             raise ModelError(

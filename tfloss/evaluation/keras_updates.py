@@ -97,6 +97,7 @@ class KerasUpdate:
             return
         try:
             whole = self._arguments(batch, predictions)
+            self._check_count(whole)
             parts = self._parts(batch, predictions, whole)
             self._expand = self._should_expand(whole, parts)
             if not self._expand:
@@ -134,6 +135,21 @@ class KerasUpdate:
         if isinstance(found, Mapping):
             return dict(cast(Mapping[str, Any], found))
         return cast(tuple[Any, ...], found) if isinstance(found, tuple) else (found,)
+
+    def _check_count(self, arguments: Arguments) -> None:
+        """Raises MetricError if the metric doesn't take these arguments."""
+        signature = inspect.signature(self.metric.update_state)
+        positional = () if isinstance(arguments, dict) else arguments
+        named = arguments if isinstance(arguments, dict) else {}
+        try:
+            signature.bind(*positional, **named)
+        except TypeError as error:
+            count = "one value" if len(arguments) == 1 else f"{len(arguments)} values"
+            raise MetricError(
+                f"The function of metric {self._name!r} returned {count}, but "
+                f"{type(self.metric).__name__}.update_state takes {signature} ({error}). Return a "
+                "tuple, such as (labels, predictions)."
+            ) from None
 
     def _add(self, arguments: Arguments, expand: bool) -> None:
         if expand:

@@ -7,6 +7,7 @@ accuracy = tfloss.metric(
 """
 
 import inspect
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -16,6 +17,8 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.errors import MetricError
+from tfloss.inspect.source_lines import is_library
+from tfloss.inspect.traceback_filtering import filtered_tracebacks, short_message
 
 # Whether lower or higher values of a metric are better.
 Mode: TypeAlias = Literal["min", "max"]
@@ -95,6 +98,7 @@ class BoundMetric:
         )
 
 
+@filtered_tracebacks
 def metric(metric: keras.Metric, arguments: Callable[[Any, Any], Any]) -> BoundMetric:
     """Binds a Keras metric to a batch and its predictions. Runs on the host.
 
@@ -108,10 +112,18 @@ def metric(metric: keras.Metric, arguments: Callable[[Any, Any], Any]) -> BoundM
       The metric, for `Trainer.evaluate` and `hooks.Evaluate`.
 
     Raises:
-      TypeError: `metric` is not a Keras metric.
+      TypeError: `metric` is not a Keras metric, or `arguments` can't be called with two values.
     """
-    if not isinstance(cast(Any, metric), keras.Metric):
+    given: Any = metric
+    if isinstance(given, type):
+        raise TypeError(f"metric is the class {given.__name__}. Write {given.__name__}().")
+    if not isinstance(given, keras.Metric):
         raise TypeError(f"metric must be a keras.Metric, got {type(metric).__name__}.")
+    if not _accepts(arguments, 2):
+        raise TypeError(
+            "arguments must be a function of (batch, predictions) that returns the arguments of "
+            "update_state, such as lambda batch, predictions: (batch['label'], predictions)."
+        )
     return BoundMetric(metric, arguments)
 
 
@@ -126,16 +138,25 @@ def own_metrics(model: keras.Model) -> dict[str, BoundMetric]:
     return dict(found)
 
 
-def check_metrics(metrics: Mapping[str, Any]) -> None:
+def check_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Checks that an evaluation can use these metrics together. Host code.
 
     Args:
       metrics: Metrics by name, as the user passed them.
 
+    Returns:
+      The metrics by name.
+
     Raises:
-      TypeError: One is neither made by `tfloss.metric` nor a `HostMetric` that can be reset.
+      TypeError: They are no mapping, or one is neither made by `tfloss.metric` nor a `HostMetric`
+        that can be reset.
       ValueError: Two names stand for one metric object, whose values would be mixed.
     """
+    if not isinstance(cast(Any, metrics), Mapping):
+        raise TypeError(
+            "metrics must be a mapping {name: tfloss.metric(keras_metric, lambda batch, "
+            f"predictions: (labels, predictions))}}, got {type(metrics).__name__}."
+        )
     owners: dict[int, str] = {}
     for name, metric in metrics.items():
         _check_type(name, metric)
@@ -146,6 +167,7 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
                 f"Metrics {other!r} and {name!r} are the same {type(counted).__name__} object, so "
                 "their values would be mixed. Create one object for each name."
             )
+    return dict(metrics)
 
 
 def _check_type(name: str, metric: Any) -> None:
@@ -157,6 +179,12 @@ def _check_type(name: str, metric: Any) -> None:
         raise TypeError(
             f"Metric {name!r} must be made by tfloss.metric(...) or have update() and result(), "
             f"got {what}.{hint}"
+        )
+    if not (_accepts(metric.update, 1) or _accepts(metric.update, 2)):
+        raise TypeError(
+            f"Metric {name!r}: {type(metric).__name__}.update"
+            f"{inspect.signature(metric.update)} must take (batch, predictions), or the batch "
+            "alone. Both are nests of NumPy arrays."
         )
     if _reset_method(metric) is None:
         raise TypeError(
@@ -195,11 +223,16 @@ def takes_predictions(metric: HostMetric) -> bool:
     Args:
       metric: Metric in plain Python.
     """
+    return _accepts(metric.update, 2)
+
+
+def _accepts(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many values. True if it has no signature."""
     try:
-        inspect.signature(metric.update).bind(None, None)
+        inspect.signature(function).bind(*[None] * count)
     except TypeError:
         return False
-    except ValueError:  # it has no signature
+    except ValueError:
         return True
     return True
 
@@ -243,11 +276,21 @@ def metric_error(name: str, error: Exception, batch: Any, predictions: Any) -> M
       batch: The batch.
       predictions: Its predictions.
     """
+    text = short_message(str(error)) if isinstance(error, tf.errors.OpError) else str(error)
+    lines = ", ".join(_own_lines(error))
     return MetricError(
-        f"Metric {name!r} failed with {type(error).__name__}: {error}\n"
-        f"  batch: {describe_nest(batch)}\n"
+        f"Metric {name!r} failed with {type(error).__name__}: {text}\n"
+        + (f"  at: {lines}\n" if lines else "")
+        + f"  batch: {describe_nest(batch)}\n"
         f"  predictions: {describe_nest(predictions)}"
     )
+
+
+def _own_lines(error: BaseException) -> list[str]:
+    """The last lines of the user's code that an error has passed, innermost last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not is_library(frame.filename)]
+    return [f"{frame.filename}:{frame.lineno} (in {frame.name})" for frame in own[-4:]]
 
 
 def describe_nest(nest: Any) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfloss.common.reachable import find_objects
@@ -134,13 +135,20 @@ def _flatten(returned: Any, prefix: str = "") -> dict[str, Any]:
                     raise LossError(f"Two returned losses have the same name {name!r}.")
                 flat[name] = one
         return flat
+    if isinstance(returned, np.floating):  # a constant, as a Python float is
+        return {prefix or "loss": float(returned)}
     if isinstance(returned, float | keras.KerasTensor) or tf.is_tensor(returned):
         return {prefix or "loss": returned}
     where = f"under {prefix!r} " if prefix else ""
+    advice = ""
+    if isinstance(returned, list | tuple):
+        advice = "Several losses need names: {'box': a, 'class': b}. "
+    elif returned is None:
+        advice = "Leave it out. "
     raise LossError(
         f"The training forward returned {_describe(returned)} {where}where a scalar loss or a "
-        "mapping {name: scalar} is expected. Predictions belong to the inference forward: "
-        "return them only when `training` is False."
+        f"mapping {{name: scalar}} is expected. {advice}Predictions belong to the inference "
+        "forward: return them only when `training` is False."
     )
 
 
@@ -200,6 +208,11 @@ class LossWeights:
         Raises:
           LossError: A weight is not a number, a variable or a callable.
         """
+        if patterns is not None and not isinstance(cast(Any, patterns), Mapping):
+            raise LossError(
+                "loss_weights must be a mapping {name or glob of a loss: weight}, got "
+                f"{type(patterns).__name__}."
+            )
         self._patterns = dict(patterns or {})
         for pattern, weight in self._patterns.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)

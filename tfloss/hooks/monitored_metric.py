@@ -20,6 +20,7 @@ from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
 
 _LOSS_GROUPS = ("losses", "weighted_losses")
+_TOTAL = "losses/total"  # in each log of training
 
 
 class MonitoredMetric:
@@ -52,6 +53,7 @@ class MonitoredMetric:
         self._prefix = _log_prefix(name)
         self._other_names: set[str] = set()
         self._seen = self._warned = False
+        self._owned = self._only_own = False
 
     @property
     def mode(self) -> Mode:
@@ -67,10 +69,12 @@ class MonitoredMetric:
           hooks: All hooks of the run.
 
         Raises:
-          ValueError: No mode was given, and nobody knows it.
+          ValueError: No mode was given, and nobody knows it; or an evaluation of this prefix
+            doesn't log the name.
         """
         self._other_names, self._seen, self._warned = set(), False, False
         self._mode = self._given or known_mode(self.name, hooks)
+        self._check_logged(hooks)
         if self._mode is None:
             names = [n for hook in hooks if isinstance(hook, Evaluate) for n in hook.known_names()]
             raise ValueError(
@@ -80,6 +84,25 @@ class MonitoredMetric:
                 "itself have a known direction. A metric in plain Python can have the attribute "
                 "mode = 'min' or 'max'."
             )
+
+    def _check_logged(self, hooks: Sequence[Hook]) -> None:
+        """Raises ValueError if an evaluation logs names like this one, but not this one."""
+        evaluations = [hook for hook in hooks if isinstance(hook, Evaluate)]
+        self._owned = any(hook.logs(self.name) for hook in evaluations)
+        # A hook of the user may log any name.
+        self._only_own = all(type(hook).__module__.split(".")[0] == "tfloss" for hook in hooks)
+        alike = [hook for hook in evaluations if self.name.startswith(f"{hook.name}/")]
+        trained = self.name.split("/")[0] in _LOSS_GROUPS
+        if self._owned or trained or not alike or not self._only_own:
+            return
+        names = [name for hook in alike for name in hook.known_names()]
+        losses = " Its losses need Evaluate(..., losses=True)." * (
+            _loss_group(self.name) is not None and not any(hook.losses for hook in alike)
+        )
+        raise ValueError(
+            f"{self._owner} monitors {self.name!r}, which no Evaluate hook logs."
+            f"{_suggestion(self.name, names)} They log: {', '.join(names) or 'nothing'}.{losses}"
+        )
 
     def restored(self, state: dict[str, Any], logger: ChiefLogger) -> dict[str, Any]:
         """Returns a hook's state without what belongs to another metric.
@@ -106,7 +129,8 @@ class MonitoredMetric:
         """Returns the value of the metric in a log.
 
         Warns at the first log that has the metric's neighbors (`val/...`) and lacks the metric,
-        because a typo should not be found at the end of a run only.
+        because a typo should not be found at the end of a run only. The neighbors of a name without
+        a slash are those of a log of training, unless a hook of the user may log the name.
 
         Args:
           step: Step of the log.
@@ -120,7 +144,10 @@ class MonitoredMetric:
             return float(scalars[self.name])
         self._other_names.update(scalars)
         neighbors = sorted(name for name in scalars if name.startswith(self._prefix))
-        if neighbors and self._prefix and not (self._seen or self._warned):
+        if not self._prefix:
+            trained = self._only_own and not self._owned and _TOTAL in scalars
+            neighbors = sorted(scalars) if trained else []
+        if neighbors and not (self._seen or self._warned):
             self._warned = True
             warnings.warn(
                 f"{self._owner} monitors {self.name!r}, which is missing in the log of step "

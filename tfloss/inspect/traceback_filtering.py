@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.errors import TflossError
+from tfloss.errors import MetricError, TflossError
 from tfloss.inspect.source_lines import is_library, is_tfloss
 
 P = ParamSpec("P")
@@ -90,6 +90,8 @@ def shorten(error: BaseException) -> None:
         seen.add(id(following))
         if _explained(following):
             following.__traceback__ = _own_frames(following.__traceback__)
+        if isinstance(following, MetricError):  # its message has the lines of its cause
+            following.__cause__, following.__suppress_context__ = None, True
         if isinstance(following, tf.errors.OpError):
             _upstream.replace_message(following, short_message(str(following)))
         following = following.__cause__ or (
@@ -101,11 +103,13 @@ def _explained(error: BaseException) -> bool:
     """Whether the frames of libraries tell nothing that the message and the others don't tell."""
     if isinstance(error, TflossError | tf.errors.OpError) or getattr(error, "__notes__", None):
         return True
-    files = [one.tb_frame.f_code.co_filename for one in _chain(error.__traceback__)]
-    entered = next((i for i, file in enumerate(files) if is_library(file)), len(files))
-    if any(not is_library(file) for file in files[entered:]):
+    frames = _chain(error.__traceback__)
+    library = [_is_library_frame(one) for one in frames]
+    if True in library and False in library[library.index(True) :]:
         return True  # a library called the user's code, which is at fault
-    return isinstance(error, ValueError | TypeError) and bool(files) and is_tfloss(files[-1])
+    said = ValueError | TypeError | OSError  # what tfloss itself raises, with a message
+    last = frames[-1].tb_frame.f_code.co_filename if frames else ""
+    return isinstance(error, said) and (is_tfloss(last) or last == "<string>" and library[-1])
 
 
 def _chain(traceback: TracebackType | None) -> list[TracebackType]:
@@ -116,11 +120,20 @@ def _chain(traceback: TracebackType | None) -> list[TracebackType]:
     return found
 
 
+def _is_library_frame(traceback: TracebackType) -> bool:
+    """Whether the frame is not the user's. The code of dataclasses has no file, but a module."""
+    frame = traceback.tb_frame
+    module = str(frame.f_globals.get("__name__")).split(".")[0]
+    return is_library(frame.f_code.co_filename) or (
+        frame.f_code.co_filename == "<string>" and module in ("tfloss", "keras", "tensorflow")
+    )
+
+
 def _own_frames(traceback: TracebackType | None) -> TracebackType | None:
     """The same traceback with the frames of the user's code only."""
     found: TracebackType | None = None
     for one in reversed(_chain(traceback)):
-        if not is_library(one.tb_frame.f_code.co_filename):
+        if not _is_library_frame(one):
             found = TracebackType(found, one.tb_frame, one.tb_lasti, one.tb_lineno)
     return found
 
@@ -131,7 +144,9 @@ _NOISE = re.compile(
     r"\s*(Graph execution error:|Detected at node .* defined at|<stack traces unavailable>"
     r"|Traceback \(most recent call last\):|\[\[.*\]\]|Stack trace for op definition:)"
 )
-_OP = re.compile(r"\s*(\[\[\{\{node .*?\}\}\]\])?\s*\[Op:\w*\]\s*$")
+_OP = re.compile(r"\s*(\[\[\{\{node .*?\}\}\]\])?\s*\[Op:\w*\]( name:.*)?\s*$")
+_FUNCTION = re.compile(r"\{\{function_node [^}]*\}\}\s*")
+_CACHE_LOCK = re.compile(r"cache lockfile already exists \('(?P<path>[^']+)'\)")
 
 
 def short_message(message: str) -> str:
@@ -143,6 +158,13 @@ def short_message(message: str) -> str:
     Returns:
       What the op said, and the line of the user's code that made it.
     """
+    if locked := _CACHE_LOCK.search(message):
+        return (
+            f"The cache of the data set is locked: {locked['path']!r} exists. A process that was "
+            "filling the file of .cache(filename) was killed, or another one is filling it now. If "
+            "none is running, delete that file and start again: the cache is filled anew. If one "
+            "is, give each run its own file."
+        )
     said: list[str] = []
     lines: list[str] = []  # the innermost line of each stack trace
     innermost: str | None = None
@@ -162,7 +184,7 @@ def short_message(message: str) -> str:
                 lines.append(innermost)
             innermost, inside = None, False
         elif not skipping:
-            said.append(_OP.sub("", line))
+            said.append(_FUNCTION.sub("", _OP.sub("", line)))
     said = list(dict.fromkeys(line for line in said if line.strip()))
     if innermost is not None:
         lines.append(innermost)

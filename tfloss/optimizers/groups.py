@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -221,7 +222,8 @@ def check_disjoint(variables: Mapping[str, list[Any]], frozen: Iterable[str] = (
             )
             raise ModelError(
                 f"There is nothing to train: {what}. Are its layers frozen, or not built yet? "
-                "Every layer must be called in call(batch, training=True), or built in build()."
+                "Every layer must be an attribute that __init__ sets, and be called in "
+                "call(batch, training=True) or built in build()."
             )
         for variable in mine:
             other = owner.setdefault(id(variable), name)
@@ -230,6 +232,24 @@ def check_disjoint(variables: Mapping[str, list[Any]], frozen: Iterable[str] = (
                     f"Variable {variable.path!r} is in two optimizer groups, {other!r} and "
                     f"{name!r}. It must be updated by one."
                 )
+
+
+def warn_of_ungrouped(model: keras.Model, variables: Mapping[str, list[Any]]) -> None:
+    """Warns of trainable variables that no group updates. Host code.
+
+    Args:
+      model: The model, built.
+      variables: `{group: its trainable variables}`.
+    """
+    known = {id(variable) for mine in variables.values() for variable in mine}
+    rest = [variable.path for variable in model.trainable_variables if id(variable) not in known]
+    if rest:
+        shown = ", ".join(rest[:5]) + (f" and {len(rest) - 5} more" if len(rest) > 5 else "")
+        warnings.warn(
+            f"No optimizer group trains these variables: {shown}. Add their layers to a group; or "
+            "set trainable=False for layers that must stay as they are.",
+            stacklevel=2,
+        )
 
 
 def split_losses(names: Iterable[str], groups: Iterable[str]) -> dict[str, list[str]]:

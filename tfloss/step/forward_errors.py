@@ -8,7 +8,7 @@ The error itself stays as it is: its type, its message and its traceback.
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.data.batches import named_leaves
-from tfloss.errors import ModelError, TflossError
+from tfloss.errors import LossError, ModelError, TflossError
 
 _SHOWN = 8  # tensors of a batch
 
@@ -81,6 +81,27 @@ def check_call(model: keras.Model) -> None:
     )
 
 
+def check_step_result(step: Callable[..., Any], returned: Any) -> None:
+    """Checks what a `TrainStep.step` returned.
+
+    Args:
+      step: The method.
+      returned: What it returned.
+
+    Raises:
+      LossError: It is no mapping. The message has the file and the line.
+    """
+    if isinstance(returned, Mapping):
+        return
+    code: Any = inspect.unwrap(step).__code__
+    raise LossError(
+        f"{step.__qualname__} ({code.co_filename}:{code.co_firstlineno}) returned "
+        f"{'None' if returned is None else type(returned).__name__}. It must return the losses to "
+        "show, {name: scalar}: what minimize() returned, such as "
+        "`return self.minimize(self.forward, batch)`."
+    )
+
+
 def _kind(leaf: Any) -> str:
     if leaf is None:
         return "None"
@@ -90,6 +111,10 @@ def _kind(leaf: Any) -> str:
     kinds = {tf.RaggedTensor: "ragged ", tf.SparseTensor: "sparse "}
     prefix = next((text for kind, text in kinds.items() if isinstance(leaf, kind)), "")
     return f"{prefix}{tf.as_dtype(dtype).name} {shape}"
+
+
+def _is_double(leaf: Any) -> bool:
+    return getattr(leaf, "dtype", None) == tf.float64
 
 
 def _advice(error: Exception, batch: Any) -> list[str]:
@@ -111,6 +136,24 @@ def _advice(error: Exception, batch: Any) -> list[str]:
             "The model is traced into a graph, where a tensor has no value in Python. Compute "
             "with TensorFlow or keras.ops instead of NumPy, decide with tf.where or tf.cond, and "
             "show values with tfloss.summary or tf.print."
+        )
+    if isinstance(error, TypeError) and "that does not match type" in str(error):
+        doubles = [path for path, leaf in named_leaves(batch, "batch") if _is_double(leaf)]
+        named = f" {', '.join(doubles)}: float64, as NumPy's arrays are by default."
+        numpy = named if doubles else ""
+        found.append(
+            f"TensorFlow converts no dtypes by itself.{numpy} Convert in the data set, or by "
+            "tf.cast(x, tf.float32)."
+        )
+    if isinstance(error, ValueError) and "singleton tf.Variable" in str(error):
+        found.append(
+            "call() is traced several times. Create layers and variables in __init__, as "
+            "attributes, or in build()."
+        )
+    if isinstance(error, ValueError) and "target.shape=" in str(error):
+        found.append(
+            "Sparse losses take one class number for each example, [batch]; categorical ones take "
+            "one-hot labels, [batch, classes]. Use the loss that fits the labels."
         )
     shapes = [(path, getattr(leaf, "shape", None)) for path, leaf in named_leaves(batch, "batch")]
     ranks: dict[str, int | None] = {

@@ -269,7 +269,7 @@ class TraceWarnings:
         self._warn_of(
             trace.untracked,
             "The training forward uses trainable tf.Variables that Keras doesn't know, so they "
-            "are not trained: {}. Make them with add_weight.",
+            "are not trained: {}. Make them with add_weight, and keep their layers as attributes.",
         )
         for text in map(str, trace.sums):
             if text not in self._warned:

@@ -24,9 +24,9 @@ from tfloss.forward.losses import LossWeights, Weight
 from tfloss.inspect.python_values import PythonValues, names_read
 from tfloss.optimizers import hyperparameters
 from tfloss.optimizers.ema import Averages, Ema
-from tfloss.optimizers.groups import check_disjoint, make_groups
+from tfloss.optimizers.groups import SINGLE, check_disjoint, make_groups
 from tfloss.optimizers.mixed_precision import LossScale, set_precision
-from tfloss.step.forward_errors import check_call
+from tfloss.step.forward_errors import check_call, check_step_result
 from tfloss.step.freezing import Freezing
 from tfloss.step.minimize import Minimize, TraceWarnings
 from tfloss.step.output import OutputBuilder, StepOutput
@@ -175,8 +175,15 @@ class TrainStep:
         if not self.groups:
             raise ModelError("minimize() needs an optimizer, and this training step has none.")
         if group is not None and group not in self.groups:
+            known = ", ".join(map(repr, self.groups))
             raise ModelError(
-                f"minimize(group={group!r}): the optimizer groups are {', '.join(self.groups)}."
+                f"minimize(group={group!r}): "
+                + (
+                    "there are no groups, but one optimizer. Leave group out, or give the Trainer "
+                    "{name: (optimizer, layer), ...}."
+                    if list(self.groups) == [SINGLE]
+                    else f"the optimizer groups are {known}."
+                )
             )
         groups = self.groups if group is None else {group: self.groups[group]}
         variables = {name: one.trainable(self.model) for name, one in groups.items()}
@@ -298,7 +305,7 @@ class TrainStep:
             start = options.guard.snapshot_all()
         self._tracing = options, output, start
         try:
-            shown = dict(self.step(batch))
+            shown = self.step(batch)
         finally:
             self._tracing = None
         self._variables.check_no_new()
@@ -309,6 +316,7 @@ class TrainStep:
             if self.averages is not None:
                 self.averages.update(self.strategy, output.applied)
             self.counter.assign_add(1)
+        check_step_result(self.step, shown)
         return output.build(shown)
 
 

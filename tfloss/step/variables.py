@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.errors import ModelError
-from tfloss.optimizers.groups import Group, check_disjoint
+from tfloss.optimizers.groups import Group, check_disjoint, warn_of_ungrouped
 from tfloss.step.dry_run import dry_run
 from tfloss.step.overwritten_variables import is_overwritten
 from tfloss.step.random_states import begin_keras_random, split_seeds
@@ -63,6 +63,8 @@ class Variables:
         with self._strategy.scope():
             variables = {name: one.trainable(self._model) for name, one in self._groups.items()}
             check_disjoint(variables)
+            if not self._known:
+                warn_of_ungrouped(self._model, variables)
             for name, group in self._groups.items():
                 _check_clips_one_dtype(name, group.optimizer, variables[name])
                 if undecayed := group.undecayed(name, self._model):

@@ -1,5 +1,7 @@
 """What `Trainer` makes of its arguments, and which ones it refuses. Host code."""
 
+import difflib
+import inspect
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -68,7 +70,11 @@ def build_by_training_forward(train_step: TrainStep, data: Any, caller: str) -> 
 
 
 def made_step(
-    train_step: type[TrainStep] | TrainStep, model: Any, optimizer: Any, options: StepOptions
+    train_step: type[TrainStep] | TrainStep,
+    model: Any,
+    optimizer: Any,
+    options: StepOptions,
+    trainer: type,
 ) -> TrainStep:
     """The step: the given instance, or one that is made of the arguments.
 
@@ -76,8 +82,22 @@ def made_step(
       ValueError: The arguments contradict each other.
     """
     if not isinstance(train_step, TrainStep):
+        kind: Any = train_step
+        if not isinstance(kind, type) or not issubclass(kind, TrainStep):
+            raise ValueError(
+                "train_step must be a subclass of tfloss.TrainStep, or an instance of one; got "
+                f"{kind!r}."
+            )
+        if isinstance(model, type):
+            raise ValueError(f"model is the class {model.__name__}. Write {model.__name__}(...).")
         if not isinstance(model, keras.Model):
             raise ValueError(f"model must be a keras.Model, got {type(model).__name__}.")
+        if not hasattr(model, "name"):
+            raise ValueError(
+                f"The model is not initialised: call super().__init__() first in "
+                f"{type(model).__name__}.__init__."
+            )
+        _check_options(train_step, options, trainer)
         return train_step(model, optimizer, **options)
     name = type(train_step).__name__
     given = [
@@ -119,6 +139,19 @@ def checked_hooks(hooks: Any) -> list[Hook]:
                 "classes in tfloss.hooks, or of your own subclasses of tfloss.hooks.Hook."
             )
     return found
+
+
+def _check_options(train_step: type[TrainStep], options: Iterable[str], trainer: type) -> None:
+    """Raises TypeError for an option that neither the trainer nor the step has."""
+    parameters = inspect.signature(train_step).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return
+    for name in options:
+        if name not in parameters:
+            known = {*parameters, *inspect.signature(trainer).parameters}
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"Trainer has no option {name!r}.{hint}")
 
 
 def optimizer_of(train_step: TrainStep) -> Any:

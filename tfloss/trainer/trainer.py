@@ -27,7 +27,7 @@ from tfloss.distribute.strategy import check_strategy
 from tfloss.engine.mode_runner import ModeRunner
 from tfloss.errors import Aborted
 from tfloss.evaluation.evaluator_cache import EvaluatorCache
-from tfloss.evaluation.metrics import BoundMetric, HostMetric, own_metrics
+from tfloss.evaluation.metrics import BoundMetric, HostMetric, check_metrics, own_metrics
 from tfloss.hooks import Hook
 from tfloss.hooks.nan_guard import guarded
 from tfloss.hooks.run_info import RunInfo
@@ -152,7 +152,7 @@ class Trainer:
             enable_op_determinism(seed)
         self._seed, self._deterministic = seed, deterministic
         with self.strategy.scope():
-            self.train_step = made_step(train_step, model, optimizer, step_options)
+            self.train_step = made_step(train_step, model, optimizer, step_options, Trainer)
         self.workdir = opened(workdir, writes=bool(self.train_step.groups))
         self.checkpoints = self.workdir and CheckpointDirectory(self.workdir / "checkpoints")
         self.model = self.train_step.model
@@ -358,7 +358,7 @@ class Trainer:
           ValueError: There is nothing to do, or there are no averages.
           MetricError: A metric failed, or does not count every example once.
         """
-        metrics = dict(metrics or {}) if metrics or losses else own_metrics(self.model)
+        metrics = check_metrics(metrics or {}) if metrics or losses else own_metrics(self.model)
         if not metrics and not losses:
             raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
         if not self._checkpoint.loaded and not self._evaluators:
