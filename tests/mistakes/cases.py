@@ -107,6 +107,17 @@ tfloss.data.Source((DataFrame(), y), batch_size=8)  # here
     "arrays as data and steps": Mistake(
         "make_trainer().train(x, y)  # here", ("steps must be a whole number", "shape (64,)")
     ),
+    "an export function of one argument": Mistake(
+        """
+best = tfloss.hooks.ExportBest("losses/total", export=lambda model: None, path="best")
+make_trainer(hooks=[best]).train(data, 3)  # here
+""",
+        ("ExportBest(export=...)", "(model, path)"),
+    ),
+    "fewer batches than one step accumulates": Mistake(
+        "make_trainer(accumulate=4).train(examples.batch(32), 3)  # here",
+        ("fewer batches than one step takes (accumulate=4)", ".repeat()"),
+    ),
     "a negative number of steps": Mistake(
         "make_trainer().train(data, -3)  # here", ("at least 1, got -3",)
     ),

@@ -158,6 +158,21 @@ def test_a_loss_that_is_named_after_no_group_trains_all_of_them(mode, count, rep
     assert found["losses/loss"] == pytest.approx(-1.875)
 
 
+def test_losses_that_all_groups_share_are_named_once(capsys):
+    """A GAN's "g" and "d" with groups of other names would train both nets with both losses."""
+
+    def report(m, batch):
+        return {"g": -m.a * m.b, "d": m.a * m.b}
+
+    run(lambda: Pair(report), DATA, 2, optimizer=rates(0.5, 0.25))
+    err = capsys.readouterr().err
+    assert err.count("the losses g, d train all optimizer groups that they reach (a, b)") == 1
+    assert "'a/...'" in err
+    run(lambda: Pair(shared), DATA, optimizer=rates(0.5, 0.25))  # one loss is meant for all
+    run(lambda: Pair(lambda m, batch: {"a": m.a, "d": m.b}), DATA, optimizer=rates(0.5, 0.25))
+    assert "train all optimizer groups" not in capsys.readouterr().err
+
+
 def test_a_shared_loss_is_added_to_those_of_a_group():
     def report(m, batch):
         return {"pull": -m.a * m.b, "b": {"more": -3.0 * m.b}}

@@ -326,6 +326,11 @@ class Feed:
                 ".repeat() on it, or ask for fewer steps."
             ) from None
         if self.batches == 0:
+            if self._batches_per_step > 1:
+                raise DataError(
+                    f"The data set has fewer batches than one step takes (accumulate="
+                    f"{self._batches_per_step}). Call .repeat() on it, or accumulate less."
+                ) from None
             raise DataError("The data set is empty: it yielded no batch.") from None
         self.restart()
 

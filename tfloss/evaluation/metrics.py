@@ -119,7 +119,7 @@ def metric(metric: keras.Metric, arguments: Callable[[Any, Any], Any]) -> BoundM
         raise TypeError(f"metric is the class {given.__name__}. Write {given.__name__}().")
     if not isinstance(given, keras.Metric):
         raise TypeError(f"metric must be a keras.Metric, got {type(metric).__name__}.")
-    if not _accepts(arguments, 2):
+    if not accepts(arguments, 2):
         raise TypeError(
             "arguments must be a function of (batch, predictions) that returns the arguments of "
             "update_state, such as lambda batch, predictions: (batch['label'], predictions)."
@@ -180,7 +180,7 @@ def _check_type(name: str, metric: Any) -> None:
             f"Metric {name!r} must be made by tfloss.metric(...) or have update() and result(), "
             f"got {what}.{hint}"
         )
-    if not (_accepts(metric.update, 1) or _accepts(metric.update, 2)):
+    if not (accepts(metric.update, 1) or accepts(metric.update, 2)):
         raise TypeError(
             f"Metric {name!r}: {type(metric).__name__}.update"
             f"{inspect.signature(metric.update)} must take (batch, predictions), or the batch "
@@ -223,11 +223,16 @@ def takes_predictions(metric: HostMetric) -> bool:
     Args:
       metric: Metric in plain Python.
     """
-    return _accepts(metric.update, 2)
+    return accepts(metric.update, 2)
 
 
-def _accepts(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function can be called with so many values. True if it has no signature."""
+def accepts(function: Callable[..., Any], count: int) -> bool:
+    """Returns whether a function can be called with so many values.
+
+    Args:
+      function: Any function. One that has no signature is taken to accept them.
+      count: Number of positional arguments.
+    """
     try:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:

@@ -18,7 +18,7 @@ import keras
 from tfloss.checkpoint import describe_nonfinite, nonfinite_variables, skip_replica_sync
 from tfloss.common.reading import check_directory, check_file
 from tfloss.errors import ExportError
-from tfloss.evaluation.metrics import Mode
+from tfloss.evaluation.metrics import Mode, accepts
 from tfloss.hooks.base import Hook
 from tfloss.hooks.described_export import DescribedExport, description_file
 from tfloss.hooks.monitored_metric import MonitoredMetric
@@ -95,6 +95,8 @@ class ExportBest(Hook):
           WorkdirError: Nothing can be written at the path.
           ExportError: Somebody else wrote what is there.
         """
+        if not accepts(self._export, 2):
+            raise TypeError("ExportBest(export=...) must be a function (model, path).")
         self._metric.start(self.trainer.hooks)
         self._missing = None
         self.state = self._metric.restored(self.state, self.trainer.logger)

@@ -234,6 +234,28 @@ def check_disjoint(variables: Mapping[str, list[Any]], frozen: Iterable[str] = (
                 )
 
 
+def shared_losses(losses: Iterable[str], groups: Iterable[str]) -> str:
+    """Says that several losses train all groups, if none of them is named after a group.
+
+    It may be meant, as for a trunk and a head with several losses, or a mistake, as in a GAN.
+
+    Args:
+      losses: Names of the losses of one forward pass.
+      groups: Names of the groups.
+
+    Returns:
+      The message; empty if there is nothing to say.
+    """
+    groups, losses = list(groups), [name for name in losses if name != REGULARIZATION]
+    if len(groups) < 2 or len(losses) < 2 or any(x.split("/")[0] in groups for x in losses):
+        return ""
+    return (
+        f"the losses {', '.join(losses)} train all optimizer groups that they reach "
+        f"({', '.join(groups)}), since none is named after a group. A loss with a name "
+        f"'{groups[0]}/...' trains that group only."
+    )
+
+
 def warn_of_ungrouped(model: keras.Model, variables: Mapping[str, list[Any]]) -> None:
     """Warns of trainable variables that no group updates. Host code.
 

@@ -10,8 +10,10 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common.logger import ChiefLogger
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batches import MicroBatches
+from tfloss.distribute.strategy import is_chief
 from tfloss.forward.losses import LossWeights
 from tfloss.optimizers.groups import Group, due_sets
 from tfloss.optimizers.sparse_gradients import Form, sparse_form
@@ -275,6 +277,17 @@ class TraceWarnings:
             if text not in self._warned:
                 self._warned.add(text)
                 warnings.warn(text, stacklevel=2)
+
+    def tell(self, text: str, strategy: tf.distribute.Strategy) -> None:
+        """Logs a message once, on the first worker.
+
+        Args:
+          text: The message; empty for none.
+          strategy: The strategy of the step.
+        """
+        if text and text not in self._warned:
+            self._warned.add(text)
+            ChiefLogger(is_chief(strategy)).info(text)
 
     def warn_of_unbuilt(self, model: keras.Model) -> None:
         """Warns of the layers that a training forward, which built the model, did not call.

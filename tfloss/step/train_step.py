@@ -24,7 +24,7 @@ from tfloss.forward.losses import LossWeights, Weight
 from tfloss.inspect.python_values import PythonValues, names_read
 from tfloss.optimizers import hyperparameters
 from tfloss.optimizers.ema import Averages, Ema
-from tfloss.optimizers.groups import SINGLE, check_disjoint, make_groups
+from tfloss.optimizers.groups import SINGLE, check_disjoint, make_groups, shared_losses
 from tfloss.optimizers.mixed_precision import LossScale, set_precision
 from tfloss.step.forward_errors import check_call, check_step_result
 from tfloss.step.freezing import Freezing
@@ -209,6 +209,8 @@ class TrainStep:
         losses, traces = minimize(forward, micro_batches, tf.identity(self.counter), output)
         for trace in traces:
             self._untrained.warn(trace)
+        if group is None:
+            self._untrained.tell(shared_losses(losses, self.groups), self.strategy)
         return losses
 
     # What the engine uses
