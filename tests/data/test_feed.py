@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfloss.common.logger import ChiefLogger
 from tfloss.data.distributed import check_tpu_spec
 from tfloss.data.feed import Feed
 from tfloss.errors import DataError
@@ -70,3 +71,27 @@ def test_what_a_tpu_can_not_be_given_is_named():
     assert "batch['name'] holds strings" in message and "drop_remainder=True" in message
     assert "batch['boxes'] is a RaggedTensor" in message
     check_tpu_spec(tf.TensorSpec([4, 3]))
+
+
+def test_a_snapshot_that_is_being_written_is_not_saved_but_read_again(tmp_path, capfd):
+    """5 batches are a pass. A checkpoint is saved after 3, and both runs read 12 in all."""
+
+    def feed():
+        numbers = tf.data.Dataset.range(10).map(lambda x: {"x": x})
+        return Feed(numbers.snapshot(str(tmp_path)).batch(2).repeat(), tf.distribute.get_strategy())
+
+    def read(feed, count):
+        found = [next(feed.input.iterator)["x"].numpy()[0] for _ in range(count)]
+        feed.trained(count)
+        return found
+
+    first, again = feed(), feed()
+    first.warn()
+    assert "the data use snapshot(). TensorFlow can't save its position" in capfd.readouterr().err
+    assert read(first, 3) == [0, 2, 4]
+    state, files = first.state()
+    assert not files
+    assert read(first, 9) == [6, 8, 0, 2, 4, 6, 8, 0, 2]
+    again.resume(state, files, ChiefLogger())
+    assert "reading past 3 batches" in capfd.readouterr().err
+    assert read(again, 9) == [6, 8, 0, 2, 4, 6, 8, 0, 2]

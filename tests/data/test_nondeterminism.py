@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tfloss.data.nondeterminism import nondeterministic_inputs, unsaveable_inputs
+from tfloss.data.nondeterminism import nondeterministic_inputs, snapshots, unsaveable_inputs
 
 NUMBERS = tf.data.Dataset.range(10)
 
@@ -135,3 +135,23 @@ def test_op_determinism_keeps_the_order():
 def test_the_line_is_that_of_the_users_code():
     (line,) = unsaveable_inputs(NUMBERS.map(draw))
     assert line == f"RandomUniform ({__file__}:{draw.__code__.co_firstlineno + 1}, in draw)"
+
+
+def test_snapshots_can_not_be_saved_wherever_they_are(tmp_path):
+    snapshot = NUMBERS.snapshot(str(tmp_path)).map(lambda x: x + 1)
+    inner = NUMBERS.flat_map(lambda x: NUMBERS.snapshot(str(tmp_path / "inner")))
+    for data in (snapshot, inner):
+        assert unsaveable_inputs(data.batch(2).repeat()) == ["snapshot()"] and snapshots(data)
+    assert not snapshots(NUMBERS.cache(str(tmp_path / "cache")))
+
+
+@pytest.mark.upstream
+def test_tensorflow_breaks_a_snapshot_whose_iterator_is_saved_while_it_is_written(tmp_path):
+    """If it works, `snapshots` and its users can go. 5 batches are a pass; after 3, it is saved."""
+    iterator = iter(NUMBERS.snapshot(str(tmp_path / "data")).repeat().batch(2))
+    for _ in range(3):
+        next(iterator)
+    tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "saved"))
+    with pytest.raises(tf.errors.InternalError, match="Expected 2 components but got 0"):
+        for _ in range(10):
+            next(iterator)

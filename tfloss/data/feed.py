@@ -24,12 +24,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfloss.common.logger import ChiefLogger
+from tfloss.common.logger import ChiefLogger, logger
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batch_reader import BatchReader
 from tfloss.data.distributed import Data
 from tfloss.data.engine_input import EngineInput
 from tfloss.data.identity import differences
+from tfloss.data.nondeterminism import snapshots
 from tfloss.data.position import read_past
 from tfloss.data.resume_strategies import ResumeStrategy, resume_strategy
 from tfloss.data.stacked_batches import BatchStacker
@@ -118,6 +119,8 @@ class Feed:
     def warn(self, deterministic: bool = False) -> None:
         """Warns once of parts of the pipeline that may give other batches after a resume.
 
+        It also says if a resumed run reads the data again because of a snapshot.
+
         Args:
           deterministic: Whether op determinism is on; then it is an error.
 
@@ -127,6 +130,11 @@ class Feed:
         if self._warned:
             return
         self._warned = True
+        if self._keeps and snapshots(self.reader.dataset):
+            logger.info(
+                "the data use snapshot(). TensorFlow can't save its position while it is written, "
+                "so a resumed run reads the data again from the beginning, up to its position."
+            )
         if bad := self.resume_strategy.irreproducible(op_determinism=deterministic):
             text = (
                 "Read again, the data set may give other batches or another order, so a resumed "

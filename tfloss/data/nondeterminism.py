@@ -18,6 +18,8 @@ from tfloss.inspect.traced_ops import operations
 # can be saved.
 _PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 _UNSAVEABLE = ("PyFunc", "EagerPyFunc", "ReadVariableOp", "DummySeedGenerator")
+# An iterator that is saved while its snapshot is written fails later on.
+_SNAPSHOTS = ("SnapshotDataset", "SnapshotDatasetV2")
 _PARALLEL = ("ParallelMapDataset", "ParallelInterleaveDataset")
 _SET_SEED = "set one, or call keras.utils.set_random_seed before"
 _UNSEEDED = f" without a seed: {_SET_SEED}"
@@ -89,16 +91,29 @@ def python_ops(dataset: "tf.data.Dataset[Any]", without: str) -> list[str]:
 def unsaveable_inputs(dataset: "tf.data.Dataset[Any]") -> list[str]:
     """Lists why TensorFlow can't save an iterator of a data set: ops with state, and their lines.
 
-    These are random ops that aren't stateless, Python code, shuffles, and variables (of a Keras
-    augmentation layer's seed generator or of a `tf.random.Generator`) in the functions of `map` and
-    similar methods.
+    These are snapshots, and, in the functions of `map` and similar methods, random ops that aren't
+    stateless, Python code, shuffles, and variables (of a Keras augmentation layer's seed generator
+    or of a `tf.random.Generator`).
 
     Args:
       dataset: Any data set.
     """
-    ops = [op for one in _upstream.datasets_below(dataset) for op in _ops(one)]
-    bad = [op for op in ops if op.type in _UNSAVEABLE or _state(op)]
-    return list(dict.fromkeys(f"{op.type} ({op_line(op)})" for op in bad))
+    below = _upstream.datasets_below(dataset)
+    bad = [op for one in below for op in _ops(one) if op.type in _UNSAVEABLE or _state(op)]
+    found = [f"{op.type} ({op_line(op)})" for op in bad]
+    return list(dict.fromkeys(["snapshot()" for _ in snapshots(dataset)] + found))
+
+
+def snapshots(dataset: "tf.data.Dataset[Any]") -> list[str]:
+    """Lists the snapshots that a data set writes or reads, in its functions too.
+
+    Args:
+      dataset: Any data set.
+    """
+    below = _upstream.datasets_below(dataset)
+    names = [type(one).__name__.strip("_") for one in below]
+    names += [op.type for one in below for op in _ops(one)]
+    return [name for name in names if name in _SNAPSHOTS]
 
 
 def _ops(dataset: Any) -> Iterator[tf.Operation]:
