@@ -5,13 +5,14 @@ in a fork of it: a process of its own, as if a person had typed `python SCRIPT A
 tfloss is not preloaded, so that a script can show that it runs without tfloss.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PRELOADED = ["tensorflow", "keras", "tensorflow_datasets", "ml_collections"]
@@ -51,6 +52,33 @@ def run_script(
         return subprocess.CompletedProcess(
             command, process.exitcode, out.read_text(), err.read_text()
         )
+
+
+@contextlib.contextmanager
+def started_script(
+    script: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> "Iterator[multiprocessing.process.BaseProcess]":
+    """Runs a Python script beside the test, and kills it at the end of the `with`.
+
+    Args:
+      script: The script's path. Its output is in the files `out` and `err` beside it.
+      *arguments: Its command line arguments.
+      environment: Variables to add to those of this process.
+
+    Yields:
+      The process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    out, err = str(script.with_name("out")), str(script.with_name("err"))
+    added = {**os.environ, **(environment or {})}
+    process = context.Process(target=_run, args=([str(script), *arguments], out, err, added))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 def _run(command: list[str], out: str, err: str, environment: dict[str, str]) -> None:

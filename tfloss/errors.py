@@ -44,6 +44,13 @@ class WorkdirError(TflossError, OSError):
     """The workdir can't be used, or not any more. The message names the file and what to do."""
 
 
+class CheckpointDeletedError(CheckpointError):
+    """A checkpoint is not there, or was deleted or replaced while it was read. It is not corrupt.
+
+    A trainer beside this process deletes old checkpoints. Read a newer one.
+    """
+
+
 class WorkdirInUseError(TflossError, RuntimeError):
     """Another trainer uses the workdir. The message has its process, its host and since when."""
 

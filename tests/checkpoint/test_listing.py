@@ -38,6 +38,21 @@ def test_steps_ages_sizes_what_is_wrong_and_the_best(tmp_path, capsys):
     assert lines[3].index("0.9") == lines[0].index("val/accuracy")
 
 
+def test_what_is_deleted_meanwhile_is_left_out(tmp_path, capsys, monkeypatch):
+    files = run_of(tmp_path)
+    check = files.problem
+
+    def problem(step):
+        if step != 1000:
+            files.delete(step)
+        return check(step)
+
+    monkeypatch.setattr(files, "problem", problem)
+    listing.print_checkpoints(files)
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == ["1000"] and rows[0].endswith("valid")
+
+
 def test_a_run_without_a_metric_and_a_directory_of_checkpoints(tmp_path, capsys):
     run_of(tmp_path)
     listing.print_checkpoints(listing.find_checkpoints(tmp_path / "checkpoints"))

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.checkpoint import CheckpointDirectory, named_variables
+from tfloss.checkpoint import CheckpointDirectory, named_variables, saved_weights
 from tfloss.checkpoint.load_weights import load_weights
-from tfloss.errors import CheckpointError
+from tfloss.checkpoint.selection import METRICS, saved_metrics
+from tfloss.errors import CheckpointDeletedError, CheckpointError
 
 
 def _model(names, units=2):
@@ -37,6 +38,30 @@ def test_from_a_workdir_a_directory_or_a_checkpoint(workdir, where):
     report = load_weights(model, workdir / where)
     assert list(_values(model).values()) == [1.0, 2.0, 3.0, 4.0]
     assert len(report.loaded) == 4 and not report.missing + report.unexpected + report.mismatched
+
+
+@pytest.mark.parametrize("best", [None, "loss"])
+def test_the_next_one_is_loaded_if_a_trainer_deletes_the_chosen_one(tmp_path, monkeypatch, best):
+    """A checkpoint that was given is not replaced by another one."""
+    model, files = _model(["encoder"]), CheckpointDirectory(tmp_path)
+    for step in (1, 2, 3):
+        for variable in model.variables:
+            variable.assign(np.full(variable.shape, float(step)))
+        values = {f"model/{k}": v for k, v in named_variables(model).items()}
+        files.save(step, values, {METRICS: saved_metrics({"loss": 1 / step}, {"loss": "min"})})
+    load_values, deleted = saved_weights.load_values, 3
+
+    def load(path, names):
+        files.delete(deleted)
+        return load_values(path, names)
+
+    monkeypatch.setattr(saved_weights, "load_values", load)
+    load_weights(model, tmp_path, best=best)
+    assert set(_values(model).values()) == {2.0} and files.steps() == [1, 2]
+    for deleted, given in ((2, {"step": 2}), (1, {"path": files.at(1)})):
+        with pytest.raises(CheckpointDeletedError, match=f"step_0000000{deleted}.*was deleted"):
+            load_weights(model, **{"path": tmp_path, **given})
+    assert set(_values(model).values()) == {2.0}
 
 
 def test_strict_loads_nothing_that_does_not_fit(workdir):

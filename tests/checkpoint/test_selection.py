@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfloss.checkpoint import CheckpointDirectory
 from tfloss.checkpoint.selection import METRICS, Metrics, saved_metrics, select
-from tfloss.errors import CheckpointError
+from tfloss.errors import CheckpointDeletedError, CheckpointError
 
 LOGGER = logging.getLogger("test")
 
@@ -88,6 +88,45 @@ def test_corrupt_checkpoints(files, caplog):
         (files.at(step) / "variables.index").unlink()
     with pytest.raises(CheckpointError, match="None of the checkpoints in .* is valid"):
         select(files, LOGGER, best="val/accuracy")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "deleted", "found"), [({}, 4, 3), ({"best": "val/accuracy"}, 2, 3)]
+)
+def test_another_one_is_selected_if_it_is_deleted_meanwhile(
+    files, monkeypatch, caplog, wanted, deleted, found
+):
+    check = files.problem
+
+    def problem(step):
+        if step == deleted:
+            files.delete(step)
+        return check(step)
+
+    monkeypatch.setattr(files, "problem", problem)
+    with caplog.at_level(logging.INFO):
+        assert select(files, LOGGER, **wanted) == found
+    assert "corrupt" not in caplog.text
+
+
+def test_a_step_that_is_deleted_meanwhile_is_not_corrupt(files, monkeypatch):
+    check = files.problem
+    monkeypatch.setattr(files, "problem", lambda step: (files.delete(step), check(step))[1])
+    with pytest.raises(CheckpointDeletedError):
+        select(files, LOGGER, step=2)
+    with pytest.raises(CheckpointDeletedError, match="no checkpoint of step 2"):
+        select(files, LOGGER, step=2)
+
+
+def test_a_checkpoint_is_deleted_each_time(files, monkeypatch):
+    """A trainer that is faster than the reader. It ends in an error."""
+
+    def problem(step):
+        raise CheckpointDeletedError(f"deleted {step}")
+
+    monkeypatch.setattr(files, "problem", problem)
+    with pytest.raises(CheckpointDeletedError, match="deleted 4"):
+        select(files, LOGGER)
 
 
 def test_no_checkpoints(tmp_path):

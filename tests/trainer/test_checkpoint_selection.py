@@ -12,7 +12,8 @@ import tensorflow as tf
 import tfloss
 from tests.toys import Accuracy, Line
 from tests.trainer.test_run_checkpoint import Saw, numbers
-from tfloss.errors import CheckpointError, WorkerError
+from tfloss.checkpoint import CheckpointDirectory
+from tfloss.errors import CheckpointDeletedError, CheckpointError, WorkerError
 from tfloss.hooks import Evaluate, Every, ExportBest, Hook, SaveCheckpoint
 from tfloss.trainer.checkpoint_selection import selected_checkpoint
 
@@ -183,6 +184,33 @@ def test_all_workers_fail_if_the_first_one_finds_nothing(tmp_path):
         selected_checkpoint(tfloss.checkpoint.CheckpointDirectory(tmp_path), Other(), None, step=3)
 
 
+def test_all_workers_know_that_a_checkpoint_was_deleted(tmp_path):
+    """Then they may all go on with another one. One that is lost would leave the others waiting."""
+
+    sent = []
+
+    class Worker:
+        """The chief's numbers reach the second worker."""
+
+        workers = 2
+
+        def __init__(self, chief):
+            self.chief = chief
+
+        def run_on_all(self, description, function):
+            return function()
+
+        def agree(self, flags, numbers):
+            sent.extend(numbers if self.chief else [])
+            return list(flags), list(sent)
+
+    files = CheckpointDirectory(tmp_path)
+    files.save(1, {"w": tf.Variable(1.0)})
+    for chief in (True, False):
+        with pytest.raises(CheckpointDeletedError, match="no checkpoint of"):
+            selected_checkpoint(files, Worker(chief), None, step=3)
+
+
 # Without an optimizer
 
 
@@ -324,3 +352,28 @@ def test_a_subclass_with_a_variable_of_its_own(tmp_path):
     plain = only_evaluates(tmp_path)
     plain.restore(TEST)
     np.testing.assert_array_equal(plain.model.w.numpy(), trainer.model.w.numpy())
+
+
+@pytest.mark.parametrize("best", [None, "val/accuracy"])
+def test_the_next_one_is_restored_if_it_was_deleted_meanwhile(tmp_path, monkeypatch, best):
+    """It is deleted while the model is built. A step that was given is not replaced by another."""
+    make(tmp_path, hooks=hooks()).train(numbers(), 8)
+    trainer = make(tmp_path)
+    restore = CheckpointDirectory.restore
+    delete = [4 if best else 8]
+
+    def restore_late(self, path, *arguments, **options):
+        if delete:
+            self.delete(delete.pop())
+        return restore(self, path, *arguments, **options)
+
+    monkeypatch.setattr(CheckpointDirectory, "restore", restore_late)
+    found = trainer.restore(numbers(), best=best)
+    assert found == trainer.step == 6
+    before = trainer.model.w.numpy()
+    delete.append(2)
+    with pytest.raises(CheckpointDeletedError, match="step_00000002 was deleted"):
+        trainer.restore(numbers(), step=2)
+    with pytest.raises(CheckpointDeletedError, match="no checkpoint of step 2"):
+        trainer.restore(numbers(), step=2)
+    assert (trainer.step, trainer.model.w.numpy()) == (6, before)

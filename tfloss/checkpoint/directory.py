@@ -24,7 +24,7 @@ from tfloss.checkpoint.layer_states import (
     assign_values,
     layer_state_problems,
 )
-from tfloss.checkpoint.manifest import MANIFEST, is_file_name, load_manifest
+from tfloss.checkpoint.manifest import MANIFEST, deletion_noticed, is_file_name, load_manifest
 from tfloss.checkpoint.mismatch import Mismatch
 from tfloss.checkpoint.values import ReplicaRows, as_array, is_accumulator, read_tensor
 from tfloss.common.files import write_files
@@ -127,8 +127,19 @@ class CheckpointDirectory(CheckpointFiles):
         Raises:
           CheckpointError: Names, shapes or dtypes don't match (the message lists them), or the
             checkpoint is corrupt. No variable has been changed.
+          CheckpointDeletedError: The checkpoint was deleted or replaced while it was read. No
+            variable has been changed.
         """
         path = Path(path)
+        with deletion_noticed(path):
+            manifest, values = self._read_matching(path, variables, ignore)
+        assign_values(variables, values)
+        return manifest["extra"]
+
+    def _read_matching(
+        self, path: Path, variables: Mapping[str, Any], ignore: Collection[str]
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Reads the manifest, and the values for variables that match those of the checkpoint."""
         manifest = load_manifest(path)
         saved = {k: v for k, v in manifest["variables"].items() if k not in ignore}
         mismatch = Mismatch(saved, variables)
@@ -143,8 +154,7 @@ class CheckpointDirectory(CheckpointFiles):
                 f"The checkpoint {path} doesn't match:\n  {'; '.join(problems.values())}\nNothing "
                 f"was restored. {LAYER_STATE_ADVICE}"
             )
-        assign_values(variables, values)
-        return manifest["extra"]
+        return manifest, values
 
 
 def load_values(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -159,16 +169,18 @@ def load_values(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]
 
     Raises:
       CheckpointError: The files are corrupt.
+      CheckpointDeletedError: The checkpoint was deleted or replaced meanwhile.
     """
     bundle = Path(path) / _BUNDLE
-    try:
-        reader = tf.train.load_checkpoint(str(bundle))
-        return {name: reader.get_tensor(name) for name in names}
-    except Exception as error:  # OpError, IndexError or others, depending on what is corrupt
-        raise CheckpointError(
-            f"{bundle}.* can't be read, so the checkpoint is corrupt ({error}). Nothing was "
-            f"restored. To continue from the checkpoint before it, move {path} away."
-        ) from None
+    with deletion_noticed(path):
+        try:
+            reader = tf.train.load_checkpoint(str(bundle))
+            return {name: reader.get_tensor(name) for name in names}
+        except Exception as error:  # OpError, IndexError or others, depending on what is corrupt
+            raise CheckpointError(
+                f"{bundle}.* can't be read, so the checkpoint is corrupt ({error}). Nothing was "
+                f"restored. To continue from the checkpoint before it, move {path} away."
+            ) from None
 
 
 def versions() -> dict[str, str]:

@@ -15,12 +15,22 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfloss.checkpoint.manifest import find_problem, unlisted_files, write_manifest
+from tfloss.checkpoint.manifest import (
+    again_if_deleted,
+    find_problem,
+    unlisted_files,
+    write_manifest,
+)
 from tfloss.common.files import sync
 from tfloss.common.reading import check_directory
 from tfloss.common.replacement import delete, displaced, replacement
 from tfloss.common.unique_names import unique_name
-from tfloss.errors import CheckpointError, CheckpointWriteError, WorkdirError
+from tfloss.errors import (
+    CheckpointDeletedError,
+    CheckpointError,
+    CheckpointWriteError,
+    WorkdirError,
+)
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -90,6 +100,9 @@ class CheckpointFiles:
         Returns:
           None if the checkpoint is valid; else the file that is missing, truncated, changed or
           unreadable, in half a sentence.
+
+        Raises:
+          CheckpointDeletedError: The checkpoint was deleted or replaced meanwhile.
         """
         self._problems[step] = find_problem(self.at(step), step)
         return self._problems[step]
@@ -103,8 +116,9 @@ class CheckpointFiles:
         steps = self.steps()
         for step in steps:
             if step not in self._problems:
-                self._problems[step] = find_problem(self.at(step), step, trust_times=True)
-        return [step for step in steps if self._problems[step] is None]
+                with contextlib.suppress(CheckpointDeletedError):
+                    self._problems[step] = find_problem(self.at(step), step, trust_times=True)
+        return [step for step in steps if self._problems.get(step, "deleted") is None]
 
     def newest_valid(self, logger: Logger) -> Path | None:
         """Finds the newest valid checkpoint. Files are read even if they were checked before.
@@ -113,9 +127,10 @@ class CheckpointFiles:
           logger: Receives a message for each corrupt checkpoint that is skipped.
 
         Returns:
-          The directory of the checkpoint; None if there is no valid one.
+          The directory of the checkpoint; None if there is no valid one. If a trainer deletes one
+          while it is read, the checkpoints are listed again.
         """
-        step = self.first_valid(self.steps()[::-1], logger)
+        step = again_if_deleted(lambda: self.first_valid(self.steps()[::-1], logger))
         return None if step is None else self.at(step)
 
     def first_valid(self, steps: Iterable[int], logger: Logger) -> int | None:
@@ -127,6 +142,9 @@ class CheckpointFiles:
 
         Returns:
           The step of the checkpoint; None if no one is valid.
+
+        Raises:
+          CheckpointDeletedError: One of them was deleted meanwhile. Their list is out of date.
         """
         for step in steps:
             problem = self.problem(step)

@@ -6,16 +6,17 @@ step  age    size      state                                        val/accuracy
 """
 
 import concurrent.futures
+import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tfloss.checkpoint.files import CheckpointFiles
-from tfloss.checkpoint.manifest import load_manifest
+from tfloss.checkpoint.manifest import again_if_deleted, deletion_noticed, load_manifest
 from tfloss.checkpoint.ranking import ranking_of_checkpoint
 from tfloss.checkpoint.selection import Metrics
-from tfloss.errors import CheckpointError
+from tfloss.errors import CheckpointDeletedError, CheckpointError
 
 _UNITS = (("s", 1), ("min", 60), ("h", 3600), ("d", 86400))
 _NO_METRIC = "best"  # the title of the last column if no metric ranks the checkpoints
@@ -42,7 +43,8 @@ def find_checkpoints(workdir: Path) -> CheckpointFiles:
 def print_checkpoints(files: CheckpointFiles, metric: str | None = None) -> None:
     """Prints step, age, size and state of each checkpoint, and a metric.
 
-    The state is "valid", or the first problem that was found.
+    The state is "valid", or the first problem that was found. Checkpoints that a trainer deletes
+    meanwhile are left out.
 
     Args:
       files: The directory with the checkpoints. All of their files are read.
@@ -50,26 +52,19 @@ def print_checkpoints(files: CheckpointFiles, metric: str | None = None) -> None
 
     Raises:
       CheckpointError: No checkpoint has a value of the metric, or nobody knows its direction.
+      CheckpointDeletedError: All checkpoints were deleted meanwhile, again and again.
     """
-    if metric is not None:
-        Metrics(files).ranked(metric)  # a wrong name is reported before all files are read
-    steps = files.steps()
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        problems = dict(zip(steps, threads.map(files.problem, steps), strict=True))
-    valid = [step for step in steps if problems[step] is None]
-    title, values = _best_values(files, valid) if metric is None else _values(files, valid, metric)
+    found, title, values = again_if_deleted(lambda: _look_at_all(files, metric))
     rows: list[list[str]] = []
-    for step in steps:
-        path = files.at(step)
-        size = sum(file.stat().st_size for file in path.glob("*") if file.is_file())
-        value = f"{values[step]:.6g}" if step in values else ""
-        first = value and next(iter(values)) == step
+    for one in found:
+        value = f"{values[one.step]:.6g}" if one.step in values else ""
+        first = value and next(iter(values)) == one.step
         rows.append(
             [
-                str(step),
-                _format_age(time.time() - path.lstat().st_mtime),
-                f"{size / 1e6:,.1f} MB",
-                problems[step] or "valid",
+                str(one.step),
+                _format_age(time.time() - one.time),
+                f"{one.bytes / 1e6:,.1f} MB",
+                one.problem or "valid",
                 f"{value} (best)" if first else value,
             ]
         )
@@ -100,12 +95,54 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What is known of a checkpoint: its step, modification time, size and first problem."""
+
+    step: int
+    time: float
+    bytes: int
+    problem: str | None
+
+
+def _look_at_all(
+    files: CheckpointFiles, metric: str | None
+) -> tuple[list[_Found], str, dict[int, float]]:
+    """Looks at all checkpoints: what is known of each, and the title and values of a metric."""
+    if metric is not None:
+        Metrics(files).ranked(metric)  # a wrong name is reported before all files are read
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        looked_at = threads.map(lambda step: _look_at(files, step), files.steps())
+        found = [one for one in looked_at if one is not None]
+    if not found:
+        raise CheckpointDeletedError(
+            f"All checkpoints in {files.path} were deleted while they were read."
+        )
+    valid = [one.step for one in found if one.problem is None]
+    title, values = _best_values(files, valid) if metric is None else _values(files, valid, metric)
+    return found, title, values
+
+
+def _look_at(files: CheckpointFiles, step: int) -> _Found | None:
+    """Looks at a checkpoint, and returns None if it is deleted meanwhile."""
+    try:
+        path = files.at(step)
+        with deletion_noticed(path):
+            size = sum(file.stat().st_size for file in path.glob("*") if file.is_file())
+            return _Found(step, path.lstat().st_mtime, size, files.problem(step))
+    except CheckpointDeletedError:
+        return None
+
+
 def _best_values(
     files: CheckpointFiles, valid_steps: Sequence[int]
 ) -> tuple[str, dict[int, float]]:
     """Reads the metric that SaveCheckpoint ranks by and its values by step, the best first."""
     for step in reversed(valid_steps):
-        ranking = ranking_of_checkpoint(load_manifest(files.at(step))["extra"])
+        try:
+            ranking = ranking_of_checkpoint(load_manifest(files.at(step))["extra"])
+        except CheckpointDeletedError:
+            continue
         if ranking is not None:
             mode = f" ({ranking.mode})" if ranking.mode else ""
             return f"{ranking.metric}{mode}", {at: value for value, at in ranking.best}

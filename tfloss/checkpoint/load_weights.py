@@ -5,6 +5,7 @@ print(report)
 """
 
 import dataclasses
+import functools
 import logging
 import re
 import warnings
@@ -25,7 +26,7 @@ from tfloss.checkpoint.layer_states import (
     layer_state_problems,
     named_layer_states,
 )
-from tfloss.checkpoint.manifest import MANIFEST
+from tfloss.checkpoint.manifest import MANIFEST, again_if_deleted
 from tfloss.checkpoint.mismatch import Mismatch
 from tfloss.checkpoint.names import named_variables, random_states
 from tfloss.checkpoint.saved_weights import (
@@ -107,19 +108,47 @@ def load_weights(
     Raises:
       CheckpointError: There is nothing to load, it is corrupt, two variables get the same name, or,
         if `strict`, it doesn't match the model. No variable has been changed.
+      CheckpointDeletedError: A trainer deleted the given checkpoint while it was read. If none is
+        given, the next one is read.
     """
     if not model.built:
         raise CheckpointError(
             f"Model {model.name!r} has no variables yet. Call it on a batch before load_weights."
         )
-    weights = _open(model, Path(path), ema, step, best, check_order=not rename)
+    given = step is not None or (Path(path) / MANIFEST).exists()
+    read = functools.partial(
+        _read_matching, model, Path(path), strict, rename or {}, ema, step, best
+    )
+    weights, report, variables, values = read() if given else again_if_deleted(read)
+    assign_values(variables, values)
+    _upstream.finalize_states(model)
+    _loaded.add(model)
+    if weights.what != "checkpoint":
+        _warn_of_layer_states(f"The {weights.what} {weights.path}", model)
+    return report
+
+
+def _read_matching(
+    model: keras.Model,
+    path: Path,
+    strict: bool,
+    rename: Mapping[str, str],
+    ema: bool,
+    step: int | None,
+    best: str | None,
+) -> tuple[SavedWeights, LoadReport, dict[str, Any], dict[str, Any]]:
+    """Returns what is loaded, the report, the variables that match, and their saved values.
+
+    Raises CheckpointError if `strict`, and the model doesn't match.
+    """
+    weights = _open(model, path, ema, step, best, check_order=not rename)
     where = f"The {weights.what} {weights.path}"
     random = random_states(model)
     variables: dict[str, Any] = {**named_variables(model), **weights.states}
     if weights.what == "checkpoint":
         variables |= named_layer_states(model)
     variables = {k: v for k, v in variables.items() if k not in {*random, *weights.covered}}
-    saved_names = _saved_names(weights, rename or {})
+    saved_names = _saved_names(weights, rename)
     saved = {
         new: weights.entries[old]
         for new, old in saved_names.items()
@@ -144,12 +173,8 @@ def load_weights(
         )
     matching = [name for name in matching if name not in problems]
     mismatched |= problems
-    assign_values({name: variables[name] for name in matching}, values)
-    _upstream.finalize_states(model)
-    _loaded.add(model)
-    if weights.what != "checkpoint":
-        _warn_of_layer_states(where, model)
-    return LoadReport(matching, mismatch.missing, mismatch.unexpected, list(mismatched.values()))
+    report = LoadReport(matching, mismatch.missing, mismatch.unexpected, list(mismatched.values()))
+    return weights, report, {name: variables[name] for name in matching}, values
 
 
 _loaded: weakref.WeakSet[keras.Model] = weakref.WeakSet()

@@ -5,23 +5,28 @@ the SHA-256 of its own remaining bytes, so that no byte of a checkpoint can chan
 code, without TensorFlow, so that the command `tfloss checkpoints` starts fast.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tfloss.common.checksums import file_checksum
 from tfloss.common.reading import check_directory, parse_json, read_file
-from tfloss.errors import CheckpointError, WorkdirError
+from tfloss.errors import CheckpointDeletedError, CheckpointError, WorkdirError
+
+T = TypeVar("T")
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 _ENTRIES = {"format", "step", "files"}
 _BEGIN, _END = b'{"sha256": "', b'",'
 _HEADER = len(_BEGIN) + 64 + len(_END)  # bytes before those that the checksum covers
+_ATTEMPTS = 100  # to read a checkpoint before a trainer deletes it
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -50,11 +55,13 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
 
     Raises:
       CheckpointError: The manifest can't be read, was changed, or has another format.
+      CheckpointDeletedError: There is no such directory, or it was deleted meanwhile.
     """
-    try:
-        return _read(Path(path))
-    except ValueError as error:
-        raise _corrupt(path, str(error)) from None
+    with deletion_noticed(path):
+        try:
+            return _read(Path(path))
+        except ValueError as error:
+            raise _corrupt(path, str(error)) from None
 
 
 def load_file(path: str | Path, name: str) -> bytes | None:
@@ -69,13 +76,15 @@ def load_file(path: str | Path, name: str) -> bytes | None:
 
     Raises:
       CheckpointError: The file is missing or was changed.
+      CheckpointDeletedError: The checkpoint was deleted meanwhile.
     """
-    entry = load_manifest(path)["files"].get(name)
-    if entry is None:
-        return None
-    if problem := _file_problem(Path(path) / name, entry):
-        raise _corrupt(path, problem)
-    return (Path(path) / name).read_bytes()
+    with deletion_noticed(path):
+        entry = load_manifest(path)["files"].get(name)
+        if entry is None:
+            return None
+        if problem := _file_problem(Path(path) / name, entry):
+            raise _corrupt(path, problem)
+        return (Path(path) / name).read_bytes()
 
 
 def unlisted_files(path: Path) -> list[str]:
@@ -116,7 +125,86 @@ def find_problem(path: Path, step: int, *, trust_times: bool = False) -> str | N
     Returns:
       The first problem, in half a sentence that starts with the name of the file; None if the
       checkpoint is valid.
+
+    Raises:
+      CheckpointDeletedError: There is no such directory, or it was deleted meanwhile.
     """
+    before = _identity(path)
+    problem = _first_problem(path, step, trust_times)
+    if problem is not None:
+        _check_same(path, before)
+    return problem
+
+
+@contextlib.contextmanager
+def deletion_noticed(path: str | Path) -> Iterator[None]:
+    """Inside the `with`, files of a checkpoint are read that another process may delete.
+
+    A trainer renames a checkpoint before it deletes the files. So the directory is another one, or
+    there is none, if something failed because of that.
+
+    Args:
+      path: The directory of the checkpoint.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      CheckpointDeletedError: The checkpoint was replaced by another one, or it was deleted, and
+        reading it failed.
+    """
+    before = _identity(path)
+    try:
+        yield
+    except (CheckpointError, OSError):
+        _check_same(path, before)
+        raise
+    if before is not None and _identity(path) not in (before, None):
+        _check_same(path, before)
+
+
+def again_if_deleted(read: Callable[[], T]) -> T:
+    """Chooses a checkpoint and reads it, again if a trainer beside this process deletes it.
+
+    Args:
+      read: A function that lists the checkpoints, chooses one of them and reads it.
+
+    Returns:
+      What the function returns.
+
+    Raises:
+      CheckpointDeletedError: The chosen checkpoint was deleted each time.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(CheckpointDeletedError):
+            return read()
+    return read()
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Returns what tells a directory from another one at the same path; None without one."""
+    for look in (os.stat, os.lstat):  # a link to nothing is no deleted checkpoint
+        with contextlib.suppress(OSError):
+            found = look(path)
+            return found.st_dev, found.st_ino
+    return None
+
+
+def _check_same(path: str | Path, before: tuple[int, int] | None) -> None:
+    """Raises CheckpointDeletedError if there is no directory, or another one than before."""
+    if before is None:
+        raise CheckpointDeletedError(
+            f"There is no checkpoint {path}. If there was one, it was deleted."
+        )
+    if _identity(path) != before:
+        raise CheckpointDeletedError(
+            f"The checkpoint {path} was deleted or replaced while it was read: a trainer writes "
+            "to the same directory. Read a newer one, or keep more of them (SaveCheckpoint's "
+            "keep_last)."
+        )
+
+
+def _first_problem(path: Path, step: int, trust_times: bool) -> str | None:
     try:
         manifest = _read(path)
     except ValueError as error:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from tfloss.checkpoint.files import CheckpointFiles, Logger
-from tfloss.checkpoint.manifest import load_manifest
-from tfloss.errors import CheckpointError, listed
+from tfloss.checkpoint.manifest import again_if_deleted, load_manifest
+from tfloss.errors import CheckpointDeletedError, CheckpointError, listed
 
 METRICS = "metrics"  # the entry of a manifest's "extra"
 _MODES = ("min", "max")
@@ -51,14 +51,21 @@ class Metrics:
 
     Attributes:
       values: `{name of a metric: {step: value}}`.
+
+    Raises:
+      CheckpointDeletedError: There are no values, and a checkpoint was deleted meanwhile.
     """
 
     def __init__(self, files: CheckpointFiles):
         self.values: dict[str, dict[int, float]] = {}
         self._modes: dict[str, Mode] = {}  # those of the newest checkpoint that knows them count
+        deleted: CheckpointDeletedError | None = None
         for step in files.steps():
             try:
                 extra = load_manifest(files.at(step))["extra"]
+            except CheckpointDeletedError as error:
+                deleted = error
+                continue
             except CheckpointError:
                 continue
             for name, entry in extra.get(METRICS, {}).items():
@@ -66,6 +73,8 @@ class Metrics:
                 self._add_mode(name, entry.get("mode"))
             for state in extra.get("hooks", {}).values():  # one may know a direction that was given
                 self._add_mode(state.get("metric"), state.get("mode"))
+        if deleted is not None and not self.values:
+            raise deleted
 
     def ranked(self, metric: str, mode: Mode | None = None) -> list[int]:
         """Returns the steps of the checkpoints that have a value of a metric, the best one first.
@@ -121,6 +130,8 @@ def select(
 ) -> int:
     """Selects a valid checkpoint. All files of the selected one are read.
 
+    If a trainer beside this process deletes a checkpoint meanwhile, another one is selected.
+
     Args:
       files: The directory with the checkpoints.
       logger: Receives a message for each corrupt checkpoint that is passed over.
@@ -135,23 +146,34 @@ def select(
       ValueError: Both `step` and `best` are given.
       CheckpointError: There is no such checkpoint, or it is corrupt. The message lists what there
         is.
+      CheckpointDeletedError: There is no checkpoint of `step`, or no more.
     """
     check_selection(step, best)
-    steps = files.steps()
-    if not steps:
-        raise CheckpointError(f"There is no checkpoint in {files.path}. Train first.")
     if step is not None:
-        if step not in steps:
-            raise CheckpointError(
-                f"There is no checkpoint of step {step} in {files.path}. There are checkpoints of: "
-                f"{_joined(steps)}."
-            )
-        if problem := files.problem(step):
-            raise CheckpointError(
-                f"The checkpoint {files.at(step)} is corrupt: {problem}. Valid ones: "
-                f"{_joined(files.valid_steps())}."
-            )
+        _check_step(files, step)
         return step
+    return again_if_deleted(lambda: _newest_or_best(files, logger, best, mode))
+
+
+def _check_step(files: CheckpointFiles, step: int) -> None:
+    """Raises CheckpointError if there is no valid checkpoint of a step."""
+    steps = _steps(files)
+    if step not in steps:
+        raise CheckpointDeletedError(
+            f"There is no checkpoint of step {step} in {files.path}. There are checkpoints of: "
+            f"{_joined(steps)}."
+        )
+    if problem := files.problem(step):
+        raise CheckpointError(
+            f"The checkpoint {files.at(step)} is corrupt: {problem}. Valid ones: "
+            f"{_joined(files.valid_steps())}."
+        )
+
+
+def _newest_or_best(
+    files: CheckpointFiles, logger: Logger, best: str | None, mode: Mode | None
+) -> int:
+    steps = _steps(files)
     candidates = steps[::-1] if best is None else Metrics(files).ranked(best, mode)
     found = files.first_valid(candidates, logger)
     if found is None:
@@ -159,6 +181,13 @@ def select(
             f"None of the checkpoints in {files.path} is valid; the lines above say why."
         )
     return found
+
+
+def _steps(files: CheckpointFiles) -> list[int]:
+    steps = files.steps()
+    if not steps:
+        raise CheckpointError(f"There is no checkpoint in {files.path}. Train first.")
+    return steps
 
 
 def _joined(parts: Iterable[object], most: int = 20) -> str:

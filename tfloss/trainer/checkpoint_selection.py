@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfloss.checkpoint import CheckpointDirectory
+from tfloss.checkpoint.manifest import again_if_deleted
 from tfloss.checkpoint.selection import check_selection, select
 from tfloss.common.logger import ChiefLogger
 from tfloss.distribute.agreement import Agreement
-from tfloss.errors import CheckpointError
+from tfloss.errors import CheckpointDeletedError, CheckpointError
 from tfloss.hooks import Hook
 from tfloss.hooks.monitored_metric import known_mode
 
-_NONE, _NONE_VALID = -1, -2  # in place of a step
+_NONE, _NONE_VALID, _DELETED = -1, -2, -3  # in place of a step
 _NETWORK_SECONDS = 10.0  # that a network file system may take to show new files to other hosts
 
 
@@ -45,7 +46,7 @@ def newest_checkpoint(
         newest = directory.first_valid(steps[::-1], logger)
         return newest if newest is not None else _NONE_VALID if steps else _NONE
 
-    found = agreement.run_on_all("list the checkpoints", newest_step)
+    found = agreement.run_on_all("list the checkpoints", lambda: again_if_deleted(newest_step))
     step = int(agreement.agree([], [found])[1][0])
     if step == _NONE_VALID:
         raise CheckpointError(
@@ -80,6 +81,7 @@ def selected_checkpoint(
     Raises:
       ValueError: Both `step` and `best` are given.
       CheckpointError: There is no such checkpoint. The message lists what there is.
+      CheckpointDeletedError: There is no checkpoint of `step`, or no more, on all workers.
       WorkerError: A worker doesn't see the checkpoint, or the first one found none.
     """
     check_selection(step, best)
@@ -87,17 +89,29 @@ def selected_checkpoint(
         raise CheckpointError("The Trainer has no workdir, so it has no checkpoint to restore.")
     mode = None if best is None else known_mode(best, hooks)
 
+    deleted: CheckpointDeletedError | None = None
+
     def chosen() -> int:
+        nonlocal deleted
         if not agreement.chief:
             return _NONE
-        return select(directory, logger, step=step, best=best, mode=mode)
+        try:
+            return select(directory, logger, step=step, best=best, mode=mode)
+        except CheckpointDeletedError as error:
+            deleted = error
+            return _DELETED
 
     own = agreement.run_on_all("find a checkpoint", chosen)
-    return _seen_by_all(directory, int(agreement.agree([], [own])[1][0]), agreement)
+    found = int(agreement.agree([], [own])[1][0])
+    if found == _DELETED:  # not an error of one worker: all of them may go on with another one
+        raise deleted or CheckpointDeletedError(f"The first worker found no checkpoint of {step}.")
+    return _seen_by_all(directory, found, agreement)
 
 
 def _seen_by_all(directory: CheckpointDirectory, step: int, agreement: Agreement) -> Path:
     """Waits until all workers see a checkpoint, and returns its path."""
+    if agreement.workers == 1:
+        return directory.at(step)
     until = time.monotonic() + _NETWORK_SECONDS
     while not directory.has(step) and time.monotonic() < until:
         time.sleep(0.1)

@@ -10,17 +10,17 @@ import dataclasses
 import functools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory, load_file, load_manifest
 from tfloss.checkpoint.directory import versions
 from tfloss.checkpoint.files import supersede_later
-from tfloss.checkpoint.manifest import is_file_name
+from tfloss.checkpoint.manifest import again_if_deleted, deletion_noticed, is_file_name
 from tfloss.checkpoint.selection import METRICS
 from tfloss.data.feed import Feed
-from tfloss.errors import CheckpointError, WorkdirError
+from tfloss.errors import CheckpointDeletedError, CheckpointError, WorkdirError
 from tfloss.hooks import Hook
 from tfloss.step.random_states import process_states, set_process_states
 from tfloss.trainer.checkpoint_selection import newest_checkpoint, selected_checkpoint
@@ -158,15 +158,41 @@ class RunCheckpoint:
             write=run.agreement.chief,
         )
 
-    def find(self, step: int | None, best: str | None, hooks: Sequence[Hook]) -> Path:
+    def select(
+        self, step: int | None, best: str | None, hooks: Sequence[Hook]
+    ) -> Callable[[], None]:
         """Finds a checkpoint to restore; see `selected_checkpoint`.
 
-        It needs no variables, so a wrong name is reported before the model is built.
+        It needs no variables, so a wrong name is reported before the model is built. If a trainer
+        beside this process deletes the checkpoint until it is restored, the next one is found,
+        unless its step was given. All workers then do the same.
+
+        Returns:
+          A function that restores the checkpoint. It may raise CheckpointDeletedError.
         """
         run = self._run
-        return selected_checkpoint(
-            self._directory, run.agreement, run.logger, step=step, best=best, hooks=hooks
+        find = functools.partial(
+            selected_checkpoint,
+            self._directory,
+            run.agreement,
+            run.logger,
+            step=step,
+            best=best,
+            hooks=hooks,
         )
+        found: list[Path] = [find()]
+
+        def restore() -> None:
+            path = found.pop() if found else find()
+            deleted: CheckpointDeletedError | None = None
+            try:
+                self.restore(path, selected=step is not None or best is not None)
+            except CheckpointDeletedError as error:
+                deleted = error
+            if run.agreement.agree([deleted is not None])[0][0]:
+                raise deleted or CheckpointDeletedError(f"Another worker did not find {path}.")
+
+        return restore if step is not None else functools.partial(again_if_deleted, restore)
 
     def load(self, seed: int | None) -> bool:
         """Restores the newest valid checkpoint; without one, seeds the model.
@@ -198,16 +224,17 @@ class RunCheckpoint:
         run = self._run
         assert self._directory is not None
         script = self._hyperparameters.values()
-        step, hooks = self._state.restore(self._directory, path)
+        with deletion_noticed(path):
+            manifest = load_manifest(path)
+            window, random = load_file(path, _WINDOW), load_file(path, _RANDOM)
+            position = manifest["extra"].get("data")
+            files = _position_files(path, position["files"] if position else [])
+            step, hooks = self._state.restore(self._directory, path)
         self._hyperparameters.assign(script)  # until the call comes that the saved ones belong to
-        manifest = load_manifest(path)
         run.logger.info(self._state.describe_restored(path, manifest["variables"]))
         _report_versions(path, manifest["versions"])
-        if window := load_file(path, _WINDOW):
+        if window:
             run.window.restore(window)
-        random = load_file(path, _RANDOM)
-        position = manifest["extra"].get("data")
-        files = _position_files(path, position["files"] if position else [])
         states = json.loads(random) if random else None
         if states is not None:
             set_process_states(states, self._state.strategy)

@@ -305,7 +305,7 @@ class Trainer:
 
     @filtered_tracebacks
     def restore(self, data: Data, *, step: int | None = None, best: str | None = None) -> int:
-        """Restores a checkpoint of the workdir without training. Host code.
+        """Restores a checkpoint without training, maybe beside a trainer of the workdir. Host code.
 
         Without an optimizer, the model is restored, and the averages of its weights if the run kept
         some. Training after an older checkpoint renames the later ones and keeps their logs.
@@ -320,11 +320,12 @@ class Trainer:
 
         Raises:
           CheckpointError: There is no such checkpoint, or it doesn't fit the model.
+          CheckpointDeletedError: The checkpoint of `step` is not there, or no more.
         """
-        path = self._checkpoint.find(step, best, self._own_hooks)
+        restore = self._checkpoint.select(step, best, self._own_hooks)
         self._use(self._defaults.after(self._own_hooks))
         build_by_training_forward(self.train_step, data, "restore")
-        self._checkpoint.restore(path, selected=step is not None or best is not None)
+        restore()
         self._feed = None
         return self._run.step
 
