@@ -30,6 +30,7 @@ def test_the_defaults(parse, tmp_path):
         "deterministic": False,
         "max_minutes": None,
         "restore": None,
+        "follow": False,
     }
 
 
@@ -147,3 +148,16 @@ def test_a_flag_that_the_script_defines_too_is_an_error(recipe):
 
     with pytest.raises(flags.DuplicateFlagError, match="seed"):
         parse_flags(["train.py", f"--config={recipe}", "--workdir=x"], values=values)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--follow", True), ("--follow=newest", "newest")])
+def test_follow_is_a_mode_of_evaluation(parse, flag, value):
+    assert parse("--mode=eval", flag).follow == value
+    with pytest.raises(
+        FlagError, match="--follow evaluates a run: it needs --mode=eval, not train"
+    ):
+        parse("--mode=train", flag)
+    with pytest.raises(FlagError, match="expected newest, true or false"):
+        parse("--mode=eval", "--follow=oldest")
+    with pytest.raises(FlagError, match="--restore=best chooses one"):
+        parse("--mode=eval", "--follow", "--restore=best")

@@ -159,6 +159,20 @@ def test_a_chosen_checkpoint(start):
         start("--restore=4")
 
 
+def test_eval_follow_evaluates_each_checkpoint(start, capsys):
+    run, _ = start("--mode=train")
+    capsys.readouterr()
+
+    for flag, printed in [("--follow=newest", "step 2  val/last 0.75\n"), ("--follow", "")]:
+        again, results = start("--mode=eval", flag)
+
+        assert results == {"last": 1 - 0.5**6}
+        out = capsys.readouterr().out
+        assert out.endswith(f"{printed}test/last 0.98438\n{again.where()}\n")
+    lines = (run.workdir / "eval/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [6, 4, 2]
+
+
 def test_export_exports_the_newest_checkpoint(start, capsys):
     start("--mode=train")
     capsys.readouterr()

@@ -87,7 +87,8 @@ def prepare(options: Options) -> Run:
         a checkpoint to restore.
       MissingWorkersError: Other workers of the cluster did not connect in time.
     """
-    if options.mode in ("eval", "export") and not options.workdir.is_dir():
+    waits = options.mode == "eval" and options.follow
+    if options.mode in ("eval", "export") and not options.workdir.is_dir() and not waits:
         raise ValueError(
             f"--mode={options.mode} needs a trained run, and the directory "
             f"{str(options.workdir)!r} does not exist."
@@ -124,6 +125,7 @@ def prepare(options: Options) -> Run:
         deterministic=options.deterministic,
         max_minutes=options.max_minutes,
         restore=options.restore,
+        follow=options.follow,
     )
     try:
         _update_config(prepared, options)

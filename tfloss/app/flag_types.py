@@ -1,4 +1,4 @@
-"""The types of flags that absl lacks: `--profile=START:STOP`, and `--jit`. Host code."""
+"""The types of flags that absl lacks: `--profile=START:STOP`, `--jit` and `--follow`. Host code."""
 
 import re
 from typing import Any
@@ -33,8 +33,16 @@ class StepRangeParser(flags.ArgumentParser[tuple[int, int]]):
         return "steps"
 
 
-class _JitParser(flags.ArgumentParser[bool | str]):
-    """Parses the values of `tfloss.Trainer(jit=...)`."""
+class _WordParser(flags.ArgumentParser[bool | str]):
+    """Parses a boolean or one of a few words.
+
+    Args:
+      words: The words.
+    """
+
+    def __init__(self, *words: str):
+        super().__init__()
+        self._words = words
 
     def parse(self, argument: Any) -> bool | str:
         """Parses an argument.
@@ -43,35 +51,52 @@ class _JitParser(flags.ArgumentParser[bool | str]):
           argument: The text of the command line, or a boolean.
 
         Returns:
-          "loop", "auto" or a boolean.
+          A word or a boolean.
 
         Raises:
           ValueError: The argument is none of them.
         """
-        if argument in ("loop", "auto"):
+        if argument in self._words:
             return argument
         try:
             return flags.BooleanParser().parse(argument)
         except ValueError:
-            raise ValueError("expected loop, auto, true or false") from None
+            words = ", ".join((*self._words, "true"))
+            raise ValueError(f"expected {words} or false") from None
 
     def flag_type(self) -> str:
         """Names the type for `--help`."""
-        return "bool, loop or auto"
+        *first, last = "bool", *self._words
+        return f"{', '.join(first)} or {last}"
 
 
-class JitFlag(flags.Flag[bool | str]):
-    """A flag `--jit` or `--nojit`, like a boolean one, that also takes `--jit=loop` and `auto`."""
-
-    def __init__(self, name: str, help: str):
-        """Makes the flag.
-
-        Args:
-          name: The name of the flag.
-          help: The text for `--help`.
-        """
-        super().__init__(_JitParser(), None, name, None, help, boolean=True)
+class _WordFlag(flags.Flag[bool | str]):
+    """A flag `--name` or `--noname`, like a boolean one, that also takes `--name=word`."""
 
     def serialize(self) -> str:
         """Returns the argument that gives the flag its value, such as `--jit=loop`."""
         return f"--{self.name}={self.value}" if isinstance(self.value, str) else super().serialize()
+
+
+class JitFlag(_WordFlag):
+    """A flag that takes the values of `tfloss.Trainer(jit=...)`.
+
+    Args:
+      name: The name of the flag.
+      help: The text for `--help`.
+    """
+
+    def __init__(self, name: str, help: str):
+        super().__init__(_WordParser("loop", "auto"), None, name, None, help, boolean=True)
+
+
+class FollowFlag(_WordFlag):
+    """A flag that takes `--follow` and `--follow=newest`, and is false by default.
+
+    Args:
+      name: The name of the flag.
+      help: The text for `--help`.
+    """
+
+    def __init__(self, name: str, help: str):
+        super().__init__(_WordParser("newest"), None, name, False, help, boolean=True)

@@ -17,7 +17,7 @@ from tfloss.app.flag_errors import (
     config_error,
     unknown_flag,
 )
-from tfloss.app.flag_types import JitFlag, StepRangeParser
+from tfloss.app.flag_types import FollowFlag, JitFlag, StepRangeParser
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Options:
     deterministic: bool
     max_minutes: float | None
     restore: str | None = None
+    follow: bool | str = False
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | None = None) -> None:
@@ -120,6 +121,13 @@ def parse_flags(
     given: dict[str, Any] = {
         field.name: values[field.name].value for field in dataclasses.fields(Options)
     }
+    if given["follow"] and given["mode"] != "eval":
+        raise FlagError(f"--follow evaluates a run: it needs --mode=eval, not {given['mode']}.")
+    if given["follow"] and given["restore"] is not None:
+        raise FlagError(
+            f"--follow evaluates every checkpoint, and --restore={given['restore']} chooses one: "
+            "give one of them."
+        )
     given["workdir"] = Path(given["workdir"]).expanduser()
     return Options(**given)
 
@@ -156,6 +164,14 @@ def _define_task_flags(values: flags.FlagValues, argv: Sequence[str], config: st
         None,
         "Checkpoint that --mode=eval or export uses: a step, best (by the script's metric), or the "
         "name of a logged metric, such as val/accuracy. By default it is the newest one.",
+        flag_values=values,
+    )
+    flags.DEFINE_flag(
+        FollowFlag(
+            "follow",
+            "With --mode=eval: evaluate each new checkpoint once, until the run has ended. "
+            "--follow takes them in their order, --follow=newest the newest one first.",
+        ),
         flag_values=values,
     )
     flags.DEFINE_integer(

@@ -12,6 +12,7 @@ def main(run: app.Run) -> None:
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +46,8 @@ class Run:
       deterministic: Whether the same command must give bit-identical results.
       max_minutes: The time after which the run saves a checkpoint and exits with code 124, or None.
       restore: What `--restore` says, or None.
+      follow: Whether the mode "eval" evaluates each new checkpoint until the run has ended: False,
+        True (in their order) or "newest" (the newest one first).
     """
 
     config: Any
@@ -59,6 +62,7 @@ class Run:
     deterministic: bool
     max_minutes: float | None
     restore: str | None = None
+    follow: bool | str = False
 
     @property
     def trains(self) -> bool:
@@ -136,6 +140,7 @@ class Run:
             of `best`, and there is no `best_mode`. Or `--restore=best`, and there is no `best`.
           CheckpointError: The mode doesn't train, and the workdir has no usable checkpoint.
         """
+        from tfloss.app.continuous_evaluation import follow
         from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
 
         if self.mode == "export" and export is None:
@@ -146,13 +151,17 @@ class Run:
                 beside = [ExportBest(best, best_mode, export=export, ema=ema), *beside]
             evaluate = Evaluate(eval_data, metrics or {}, every=every, losses=losses, ema=ema)
             beside = [evaluate, *beside]
-        if self.trains:
+        evaluation = functools.partial(trainer.evaluate, eval_data, metrics, losses=losses, ema=ema)
+        results: dict[str, float] = {}
+        if self.follow:
+            first = self.follow == "newest"
+            results = follow(trainer, train_data, evaluation, newest_first=first)
+        elif self.trains:
             trainer.train(self.overfit(train_data), self.steps(steps), hooks=beside)
         else:
             trainer.restore(train_data, **self.selected_checkpoint(best))
-        results: dict[str, float] = {}
         if self.evaluates:
-            results = trainer.evaluate(eval_data, metrics, losses=losses, ema=ema)
+            results = results if self.follow else evaluation()
             self.report(results)
         if self.mode == "export" and export is not None:
             with trainer.averaged() if ema else contextlib.nullcontext():

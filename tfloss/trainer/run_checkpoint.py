@@ -140,7 +140,8 @@ class RunCheckpoint:
         if (saved := self._saved_call) is not None:  # the call that it belongs to has not begun yet
             data, content, states = saved.position, saved.files, saved.hooks
             more = saved.extra
-        extra: dict[str, Any] = {"data": data, **more}
+        # "stopped" tells a process that evaluates beside this one that no more checkpoints come.
+        extra: dict[str, Any] = {"data": data, "stopped": run.stop_reason, **more}
         with contextlib.suppress(WorkdirError):  # damaged since the run began
             self._config = read_config(self._directory.path.parent)
         if self._config is not None:
