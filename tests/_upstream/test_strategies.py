@@ -3,6 +3,8 @@
 When one of these fails, upstream has changed: then its line in docs/correctness.md must too.
 """
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -195,3 +197,27 @@ def test_a_mean_over_nothing_is_nan_and_so_is_its_gradient():
         mask = tf.zeros([2])
         loss = tf.reduce_sum(weight * tf.constant([1.0, 2.0]) * mask) / tf.reduce_sum(mask)
     assert np.isnan(float(tape.gradient(loss, weight)))
+
+
+def test_without_partial_batches_data_end_on_each_worker_by_themselves(replicas):
+    """Three examples on two replicas: the second step has one for the first replica only."""
+    strategy = replicas(2)
+
+    def steps(make):
+        data = strategy.distribute_datasets_from_function(make)
+        batches = iter(data)
+        sizes = []
+        with contextlib.suppress(tf.errors.OutOfRangeError, StopIteration):
+            while True:
+                parts = strategy.experimental_local_results(next(batches))
+                sizes.append([int(tf.size(one)) for one in parts])
+        return sizes
+
+    def make(_):
+        # The shape is not static, so TensorFlow looks for replicas without data.
+        return tf.data.Dataset.range(3).batch(1)
+
+    assert steps(make) == [[1, 1], [1, 0]]
+    with _upstream.without_partial_batches(strategy):
+        assert steps(make) == [[1, 1]]
+    assert steps(make) == [[1, 1], [1, 0]]

@@ -7,17 +7,22 @@ import pytest
 import tensorflow as tf
 
 from tfloss.data.first_batch import FirstBatch
+from tfloss.errors import WorkerError
 
 
-class _Chief:
-    """The agreement of a worker whose chief has seen `value`."""
+class _Other:
+    """The agreement of one of two workers; the other one has seen `value`."""
 
-    def __init__(self, value):
-        self.value, self.asked = value, 0
+    def __init__(self, value, sizes=None):
+        self.value, self.sizes, self.asked = value, sizes, 0
 
-    def agree(self, flags, numbers=()):
+    def gather(self, place, value):
         self.asked += 1
-        return list(flags), [self.value for _ in numbers]
+        return [self.value, value]
+
+    def require_equal(self, values, advice, place):
+        if self.sizes is not None and list(values.values()) != [self.sizes]:
+            raise WorkerError(f"{values}: {advice}")
 
 
 def _first(elements):
@@ -74,14 +79,14 @@ def test_noise_may_differ_if_there_are_labels():
 
 def test_a_difference_is_reported_once():
     first, _ = _first(np.arange(6))
-    chief = _Chief(first.checksum + 1)
+    other = _Other(first.checksum + 1)
 
     with pytest.warns(UserWarning, match="different first batches.*input_fn"):
-        first.compare(chief)
+        first.compare(other)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first.compare(chief)
-    assert chief.asked == 2
+        first.compare(other)
+    assert other.asked == 1
 
 
 def test_equal_batches_are_not_reported():
@@ -89,4 +94,14 @@ def test_equal_batches_are_not_reported():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first.compare(_Chief(first.checksum))
+        first.compare(_Other(first.checksum))
+
+
+def test_other_sizes_are_an_error():
+    first, _ = _first(
+        {"x": np.zeros([6, 3]), "y": np.zeros(6), "words": tf.ragged.constant([[1]] * 6)}
+    )
+    with pytest.raises(WorkerError, match=r"first batch': \[2, 2\].*same batch size"):
+        first.compare(_Other(first.checksum, [4, 4]))
+    first, _ = _first({"x": np.zeros([6, 3]), "y": np.zeros(6)})
+    first.compare(_Other(first.checksum, [2, 2]))

@@ -1,13 +1,15 @@
 """One worker agrees with itself; several are in tests/workers."""
 
 import concurrent.futures
-import threading
 import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.distribute.channels import channels, lose
 from tfloss.distribute.agreement import Agreement
+from tfloss.distribute.lost_workers import LostWorkers
 from tfloss.distribute.strategy import is_chief, worker_position
 from tfloss.errors import WorkerError
 
@@ -22,32 +24,72 @@ def test_a_single_worker_agrees_with_itself(replicas):
         assert worker_position(strategy) == (0, 1) and is_chief(strategy)
 
 
-def test_a_sum_over_one_worker_is_its_own():
-    agreement = Agreement(tf.distribute.get_strategy())
-    assert agreement.all_reduce_sum([1.5, 2.0]).tolist() == [1.5, 2.0]
-
-
 class _Two(Agreement):
-    """One of two workers, whose sums are made by threads that wait for each other."""
+    """One of two workers, whose values are exchanged by threads that wait for each other."""
 
-    def __init__(self, index, table, barrier):
+    def __init__(self, index, channel):
         super().__init__(tf.distribute.get_strategy())
         self.index, self.workers, self.chief = index, 2, index == 0
-        self._table, self._barrier = table, barrier
-
-    def all_reduce_sum(self, values):
-        self._table[self.index] = values
-        self._barrier.wait(5)
-        found = self._table[0] + self._table[1]
-        self._barrier.wait(5)
-        return found
+        self._channel, self._lost = channel, LostWorkers(channel, lambda reason: None)
 
 
-def _both(work):
-    """What `work(agreement)` gives each of two workers."""
-    table, barrier = {}, threading.Barrier(2)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda index: work(_Two(index, table, barrier)), range(2)))
+class _Summed(_Two):
+    """The same without a control channel: by sums, as TensorFlow makes them."""
+
+    def __init__(self, index, channel):
+        super().__init__(index, channel)
+        self._channel, self._sums = None, channel
+
+    def _all_reduce_sum(self, values):
+        return np.sum(self._sums.gather("a sum", list(map(float, values))), 0)
+
+
+def _both(work, kind=_Two):
+    """What `work(agreement)` gives each of two workers, or its error."""
+
+    def call(index):
+        try:
+            return work(kind(index, made[index]))
+        except WorkerError as error:
+            return str(error)
+
+    with channels(2) as made, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return list(pool.map(call, range(2)))
+
+
+@pytest.mark.parametrize("kind", [_Two, _Summed])
+def test_flags_of_any_and_numbers_of_the_first(kind):
+    def work(agreement):
+        me = agreement.index
+        flags, numbers = agreement.agree([me == 1, False], [me + 0.1, 7])
+        values = agreement.broadcast({"a": me + 2.0})
+        return flags, numbers, values, agreement.gather("names", f"worker {me}")
+
+    assert (
+        _both(work, kind) == [([True, False], [0.1, 7.0], {"a": 2.0}, ["worker 0", "worker 1"])] * 2
+    )
+
+
+@pytest.mark.parametrize("kind", [_Two, _Summed])
+def test_differences_are_named_on_all_workers(kind):
+    def work(agreement):
+        me = agreement.index
+        agreement.require_equal({"same": [1], "nan": float("nan")}, "Advice.")
+        values = {"step": {"clip": 1.0 if me else None, "same": True}, "long": "x" * 500 + str(me)}
+        agreement.require_equal({**values, **({"only": 1} if me else {})}, "Start again.")
+
+    for message in _both(work, kind):
+        assert message.startswith(
+            'The workers differ: step/clip is null on worker 0, 1 on worker 1; long is "xxx'
+        )
+        assert message.endswith("; only is absent on worker 0, 1 on worker 1. Start again.")
+        assert len(message) < 700
+
+
+def test_another_number_of_flags_is_another_place():
+    found = _both(lambda agreement: agreement.agree([True] * (1 + agreement.index), [], "hooks"))
+    for message in found:
+        assert "hooks (1 flags, 0 numbers)" in message and "hooks (2 flags, 0 numbers)" in message
 
 
 def _fail():
@@ -92,12 +134,29 @@ def test_a_single_worker_just_calls_the_function():
         alone.run_on_all("save", _fail)
 
 
-def test_a_lost_worker_is_explained():
+def test_an_error_of_a_collective_names_the_worker_that_is_gone():
     def work(agreement):
-        lost, own = tf.errors.UnavailableError(None, None, "gone"), ValueError("mine")
-        agreement.explain_lost_worker(lost)
-        agreement.explain_lost_worker(own)
-        return lost.__notes__, hasattr(own, "__notes__")
+        if agreement.index == 1:
+            return lose(agreement._channel)
+        deadline = time.monotonic() + 5
+        while not agreement._channel.failure() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        own = ValueError("mine")
+        error = agreement.report(tf.errors.UnavailableError(None, None, "gone"))
+        return agreement.report(own) is own, type(error).__name__, str(error)
 
-    for notes, explained in _both(work):
-        assert "another worker was lost" in notes[0] and not explained
+    own, name, message = _both(work)[0]
+    assert own and name == "WorkerError"
+    assert message.startswith("Worker 1 (host1:2222): it was lost: ")
+    assert message.endswith("Start them again; they continue from the last checkpoint.")
+
+
+def test_without_a_channel_the_error_is_explained():
+    def work(agreement):
+        agreement._lost = None
+        lost, own = tf.errors.UnavailableError(None, None, "gone"), ValueError("mine")
+        same = agreement.report(lost) is lost and agreement.report(own) is own
+        return same, lost.__notes__, hasattr(own, "__notes__")
+
+    for same, notes, explained in _both(work, _Summed):
+        assert same and "another worker was lost" in notes[0] and not explained

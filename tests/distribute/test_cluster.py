@@ -179,9 +179,9 @@ def blocks(language):
 
 def test_the_manifest_names_the_pods_that_the_job_has():
     yaml = pytest.importorskip("yaml")
-    service, job = yaml.safe_load_all(blocks("yaml")[0])
+    service, job, policy = yaml.safe_load_all(blocks("yaml")[0])
     pod = job["spec"]["template"]["spec"]
-    environ = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+    environ = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
 
     name, count = job["metadata"]["name"], job["spec"]["completions"]
     found = [find_cluster(environ | {"JOB_COMPLETION_INDEX": str(i)}) for i in range(count)]
@@ -190,6 +190,10 @@ def test_the_manifest_names_the_pods_that_the_job_has():
     hosts = [f"{name}-{i}.{pod['subdomain']}:2222" for i in range(count)]
     assert list(found[0].addresses) == hosts and pod["subdomain"] == service["metadata"]["name"]
     assert [each.rank for each in found] == list(range(count))
+    mine = {"podSelector": {"matchLabels": {"job-name": name}}}
+    assert policy["spec"]["podSelector"] == mine["podSelector"]
+    assert policy["spec"]["ingress"] == [{"from": [mine]}]
+    assert set(environ) == {"TFLOSS_WORKERS", "TFLOSS_CLUSTER_SECRET"}
 
 
 @pytest.mark.parametrize("ended", [0, 1, 75])

@@ -82,6 +82,15 @@ def test_all_are_told_of_the_same_workers(start):
     assert len(set(ports)) == 3
 
 
+def test_they_share_a_secret_that_is_new_each_time_or_that_of_the_user(start):
+    code = "print(os.environ['TFLOSS_CLUSTER_SECRET'])"
+    found = [{line[4:] for line in finish(start(code))[1]} for _ in range(2)]
+
+    assert [len(one) for one in found] == [1, 1] and found[0] != found[1]
+    assert all(len(text) == 64 for one in found for text in one)
+    assert finish(start(code, TFLOSS_CLUSTER_SECRET="mine"))[1] == ["[0] mine", "[1] mine"]
+
+
 def test_one_that_fails_ends_all(start):
     code = (
         "import atexit, signal, sys, time\n"

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tfloss.distribute import listener
+from tfloss.distribute.handshake import Identity, LineReader
 from tfloss.distribute.launch import free_ports
 from tfloss.distribute.rendezvous import wait_for_workers
 from tfloss.errors import MissingWorkersError
@@ -20,11 +22,12 @@ from tfloss.errors import MissingWorkersError
 from tfloss.distribute.rendezvous import wait_for_workers
 
 rank, timeout, addresses = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3].split(",")
+secret = sys.argv[4]
 signal.signal(signal.SIGTERM, handler := lambda *_: None)
 print("waits", flush=True)
 begun = time.monotonic()
 try:
-    wait_for_workers(addresses, rank, timeout)
+    wait_for_workers(addresses, rank, timeout, secret)
 except MissingWorkersError as error:
     sys.exit(f"{time.monotonic() - begun:.1f} s: {error}")
 assert signal.getsignal(signal.SIGTERM) is handler
@@ -45,9 +48,9 @@ def start():
     """Starts a worker, and ends it with the test."""
     with contextlib.ExitStack() as stack:
 
-        def begin(rank, addresses, timeout=20.0):
+        def begin(rank, addresses, timeout=20.0, secret=""):
             process = subprocess.Popen(
-                [sys.executable, "-c", CODE, str(rank), str(timeout), ",".join(addresses)],
+                [sys.executable, "-c", CODE, str(rank), str(timeout), ",".join(addresses), secret],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -120,16 +123,26 @@ def test_another_list_of_workers_is_told(addresses):
 
     thread = threading.Thread(target=other)
     thread.start()
-    with pytest.raises(MissingWorkersError, match=r"worker 1 .*it has another list of workers: \["):
+    with pytest.raises(MissingWorkersError, match="worker 1 .*another list of workers, with 3 "):
         wait_for_workers(addresses[:2], 0, timeout=1.5)
     thread.join()
 
 
 def test_two_that_think_they_are_the_same_are_told(addresses):
-    port = addresses[0].split(":")[1]
-    twice = [f"127.0.0.1:{port}", f"127.0.0.2:{port}"]  # both are this process
-    with pytest.raises(MissingWorkersError, match=r"127.0.0.2:\d+: it reports that it is worker 0"):
-        wait_for_workers(twice, 0, timeout=1.5)
+    """Worker 0 answers at the address of worker 1, as behind a wrong port forwarding."""
+    with socket.create_server(("127.0.0.1", int(addresses[1].split(":")[1]))) as server:
+
+        def answer():
+            twin = Identity(addresses[:2], 0)
+            with contextlib.suppress(OSError):
+                while True:
+                    sock = server.accept()[0]
+                    twin.answer(sock, LineReader(sock))
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(MissingWorkersError, match="it reports that it is worker 0"):
+            wait_for_workers(addresses[:2], 0, timeout=1.5)
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_stranger_at_the_address_is_told(addresses):
@@ -180,3 +193,120 @@ def test_a_name_that_leads_nowhere_is_told(error, message, addresses, monkeypatc
     monkeypatch.setattr(socket, "create_connection", fail)
     with pytest.raises(MissingWorkersError, match=rf"worker 1 \(nowhere:1: {message}"):
         wait_for_workers([addresses[0], "nowhere:1"], 0, timeout=0.5)
+
+
+def both(addresses, timeout, secrets=("", "")):
+    """What each of two workers gets: its connections, or the message of its error."""
+    found = {}
+
+    def wait(rank):
+        try:
+            found[rank] = wait_for_workers(addresses[:2], rank, timeout, secrets[rank])
+        except MissingWorkersError as error:
+            found[rank] = str(error)
+
+    threads = [threading.Thread(target=wait, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found[0], found[1]
+
+
+def test_the_connections_stay_open(addresses):
+    first, second = both(addresses, 15.0, ("word", "word"))
+    with contextlib.closing(first[1]), contextlib.closing(second[0]):
+        first[1].outgoing.sendall(b"one")
+        second[0].outgoing.sendall(b"two")
+        assert second[0].incoming.recv(10) == b"one"
+        assert first[1].incoming.recv(10) == b"two"
+
+
+@pytest.mark.parametrize("secrets", [("right", "wrong"), ("right", "")])
+def test_another_secret_is_told_on_both_sides(addresses, secrets):
+    for rank, message in enumerate(both(addresses, 2.0, secrets)):
+        assert f"worker {1 - rank} ({addresses[1 - rank]}: it has another TFLOSS_CLUSTER" in message
+        assert "right" not in message and "wrong" not in message
+
+
+def test_only_the_address_of_the_cluster_is_open(addresses, start):
+    start(0, addresses)
+    port = int(addresses[0].split(":")[1])
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port))
+
+
+def impostor(address, addresses, rank, secret=""):
+    """Somebody who knows the list of workers poses as one of them: the answer it gets."""
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as sock:
+        lines = LineReader(sock)
+        found, problem = Identity(addresses, rank, secret).call(sock, lines, 0, "nonce")
+        if not problem:
+            sock.sendall(b"ready\n")
+            while lines.line():  # its questions stay without an answer, until it hangs up
+                pass
+        return found, problem
+
+
+def test_an_impostor_is_not_believed(addresses, start):
+    """Whoever asks gets no list, stands for no worker, and delays nobody."""
+    first = start(0, addresses)
+    third = start(2, addresses)
+    time.sleep(0.5)
+
+    def pose():
+        with contextlib.suppress(OSError):
+            impostor(addresses[0], addresses, 1)
+
+    posing = [threading.Thread(target=pose) for _ in range(3)]
+    for thread in posing:
+        thread.start()
+    time.sleep(1.0)
+    assert (first.poll(), third.poll()) == (None, None)
+
+    second = start(1, addresses)
+
+    for worker in (first, second, third):
+        assert worker.communicate(timeout=15) == ("met\n", "")
+    for thread in posing:
+        thread.join(10)
+
+
+def test_an_impostor_without_the_secret_gets_no_further(addresses, start):
+    worker = start(0, addresses[:2], secret="word")
+    time.sleep(0.5)
+    found, problem = impostor(addresses[0], addresses[:2], 1)
+
+    assert "another TFLOSS_CLUSTER_SECRET" in problem
+    assert addresses[0] not in str(found)  # the list of workers is not given away
+    assert worker.poll() is None
+
+
+def test_slow_clients_delay_nobody(addresses, start):
+    first = start(0, addresses[:2])
+    host, port = addresses[0].split(":")
+    time.sleep(0.5)
+    with contextlib.ExitStack() as stack:
+        for index in range(200):
+            slow = stack.enter_context(socket.create_connection((host, int(port))))
+            slow.sendall(b'{"tfloss"' if index % 2 else b"")
+        second = start(1, addresses[:2])
+        for worker in (first, second):
+            assert worker.communicate(timeout=15) == ("met\n", "")
+
+
+def test_other_hosts_are_ignored(addresses, monkeypatch, messages):
+    monkeypatch.setattr(listener.AllowedHosts, "allows", lambda self, ip: False)
+    answers = both(addresses, 1.5)
+
+    assert all("another program answers" in one or "reset" in one for one in answers)
+    assert messages.count(messages[0]) == 2  # once for each worker
+    assert "ignored a connection from 127.0.0.1, which is the address of no worker" in messages[0]
+
+    for one in both(addresses, 15.0, ("word", "word")):  # a secret proves more
+        next(iter(one.values())).close()

@@ -10,6 +10,7 @@ from tfloss.hooks import (
     Progress,
     SaveCheckpoint,
     TensorBoard,
+    Watchdog,
 )
 from tfloss.trainer.default_hooks import DefaultHooks
 
@@ -51,3 +52,8 @@ def test_a_trigger_that_is_none_is_refused_by_the_name_of_its_hook():
 
     with pytest.raises(ValueError, match="Mine: every=100 is not a trigger"):
         DefaultHooks(True, workdir=False).after([Mine()])
+
+
+def test_several_workers_are_watched():
+    found = DefaultHooks(True, workdir=False, workers=2).after([])
+    assert classes(found) == [NaNGuard, Progress, Watchdog]

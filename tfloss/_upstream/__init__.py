@@ -4,6 +4,7 @@ Each function says what it uses and why nothing public does. A test in `tests/_u
 name of the module fails when upstream changes.
 """
 
+from tfloss._upstream.collectives import abort_collectives, before_variables
 from tfloss._upstream.error_messages import (
     caused_by_collectives_of_another_strategy,
     caused_by_merge_call,
@@ -110,7 +111,7 @@ from tfloss._upstream.random_generators import (
     replicas_have_threads,
 )
 from tfloss._upstream.recomputation import repeated_seeds
-from tfloss._upstream.strategies import as_single_replica
+from tfloss._upstream.strategies import as_single_replica, without_partial_batches
 from tfloss._upstream.tf_summary import intercept_tf_summary
 from tfloss._upstream.traced_graphs import (
     called_graph,
@@ -145,6 +146,8 @@ __all__ = [
     "key_in_object_graph",
     "weight_groups",
     "cache_files",
+    "abort_collectives",
+    "before_variables",
     "LOOKUP_LAYERS",
     "OnlySeedsChange",
     "derived_state",
@@ -228,6 +231,7 @@ __all__ = [
     "scaled_updates",
     "seed_states",
     "with_sublayers",
+    "without_partial_batches",
     "terms_of_gradient",
     "intercept_tf_summary",
     "weights_with_mask",

@@ -27,3 +27,25 @@ def as_single_replica() -> Generator[None]:
         yield
     finally:
         library._pop_per_thread_mode()
+
+
+@contextlib.contextmanager
+def without_partial_batches(strategy: Any) -> Generator[None]:
+    """Data that are distributed inside end on each worker by themselves.
+
+    TensorFlow asks all workers at each step whether any has a batch left, and gives empty batches
+    to those whose data have ended. So data that end early on one worker are not noticed. The
+    attribute is one that TensorFlow looks for; its own strategies don't set it.
+
+    Args:
+      strategy: A strategy of several workers.
+
+    Yields:
+      None.
+    """
+    extended: Any = strategy.extended
+    extended.enable_partial_batch_handling = False
+    try:
+        yield
+    finally:
+        del extended.enable_partial_batch_handling

@@ -1,10 +1,12 @@
 """Divides the batches of a data set over the replicas of a strategy. Host code."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.data import batches
 from tfloss.data.batch_division import check_divisible, part_of
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
@@ -134,7 +136,10 @@ def distribute(
             )
         return found
 
-    return strategy.distribute_datasets_from_function(parts)
+    # All workers read the same batches. If one of them has fewer, it must fail.
+    alike = workers > 1 and not per_worker
+    with _upstream.without_partial_batches(strategy) if alike else contextlib.nullcontext():
+        return strategy.distribute_datasets_from_function(parts)
 
 
 def replica_spec(

@@ -25,6 +25,7 @@ class FirstBatch:
     def __init__(self):
         """Waits for the first batch of the data set that `watch` returns."""
         self.checksum: int | None = None
+        self._sizes: list[int] = []
         self._compared = False
 
     def watch(self, dataset: "tf.data.Dataset[Any]") -> "tf.data.Dataset[Any]":
@@ -41,9 +42,12 @@ class FirstBatch:
             flat = tf.nest.flatten(batch, expand_composites=True)
             there = [one for one in flat if one is not None]
             exact = [one for one in there if not one.dtype.is_floating] or there
+            # Other dimensions may be random, as those of a crop.
+            dense = [one for one in tf.nest.flatten(batch) if isinstance(one, tf.Tensor)]
+            sizes = [tf.shape(one)[0] for one in dense if one.shape.rank]
             noted = tf.cond(
                 index == 0,
-                lambda: tf.numpy_function(self._note, exact, tf.bool),
+                lambda: tf.numpy_function(self._note, [tf.stack([0, *sizes]), *exact], tf.bool),
                 lambda: tf.constant(False),
             )
             with tf.control_dependencies([noted]):
@@ -67,8 +71,13 @@ class FirstBatch:
         if self._compared or self.checksum is None:
             return
         self._compared = True
-        chief = agreement.agree([], [self.checksum])[1][0]
-        if agreement.agree([chief != self.checksum])[0][0]:
+        agreement.require_equal(
+            {"the sizes of the first batch": self._sizes},
+            "Each worker trains on its own part of each batch, so all of them must read the same "
+            "batches. Use the same batch size and the same data on all workers.",
+            "the comparison of the first batches",
+        )
+        if len(set(agreement.gather("the first batches", self.checksum))) > 1:
             warnings.warn(
                 "The workers read different first batches. Each worker trains on its own part of "
                 "every batch, so some examples are used twice and others never, unless only random "
@@ -78,8 +87,9 @@ class FirstBatch:
                 stacklevel=2,
             )
 
-    def _note(self, *leaves: np.ndarray) -> np.bool_:
+    def _note(self, sizes: np.ndarray, *leaves: np.ndarray) -> np.bool_:
         if self.checksum is None:
+            self._sizes = sizes[1:].tolist()
             texts = [
                 repr(x.tolist()).encode() if x.dtype == object else x.tobytes()
                 for x in map(np.asarray, leaves)

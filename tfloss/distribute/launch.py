@@ -3,7 +3,8 @@
     tfloss launch --workers 2 -- python train.py --config=... --workdir=...
 
 Each worker is a process with its own port of 127.0.0.1 and its own TF_CONFIG, so that
-`make_strategy("auto")` finds the others. Its output is printed line by line, with its number in
+`make_strategy("auto")` finds the others. They share a random TFLOSS_CLUSTER_SECRET, so that no
+other process can take part. Its output is printed line by line, with its number in
 front. Each worker gets the same number of GPUs.
 
 TensorFlow can't add a restarted worker to a running cluster. So if one worker fails, all are ended,
@@ -14,6 +15,7 @@ import dataclasses
 import logging
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,6 +29,7 @@ from typing import IO, Any
 
 from tfloss.common.logger import logger
 from tfloss.distribute.cluster import Cluster
+from tfloss.distribute.handshake import VARIABLE
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PORTS = range(15000, 32000)  # Linux gives the ports above to outgoing connections
@@ -115,10 +118,13 @@ class _Group:
         self._readers: list[threading.Thread] = []
         addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(workers))
         gpus = _gpu_variables(workers)
+        secret = {VARIABLE: os.environ.get(VARIABLE) or secrets.token_hex()}
         try:
             for index in range(workers):
                 cluster = Cluster({"worker": addresses}, "worker", index, "tfloss launch")
-                self._start(command, index, {"TF_CONFIG": cluster.tf_config()} | gpus[index])
+                self._start(
+                    command, index, {"TF_CONFIG": cluster.tf_config()} | secret | gpus[index]
+                )
         except BaseException:
             self._send(signal.SIGKILL)
             raise

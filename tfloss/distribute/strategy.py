@@ -12,12 +12,18 @@ import signal
 import threading
 import zlib
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import tensorflow as tf
 
+from tfloss import _upstream
+from tfloss.common.logger import logger
 from tfloss.distribute.cluster import Cluster, find_cluster, no_cluster_advice
+from tfloss.distribute.control_channel import ControlChannel, worker_timeout
+from tfloss.distribute.lost_workers import LostWorkers
 from tfloss.distribute.rendezvous import wait_for_workers
+from tfloss.distribute.start_sentinel import ended_with_any
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
 from tfloss.errors import ClusterError
 
@@ -28,6 +34,7 @@ _REFUSED = (
 )
 _DEFAULT_CONNECT_TIMEOUT = 300.0  # seconds
 _MIN_START_SECONDS = 60.0  # for TensorFlow to connect, once all workers are there
+_CONTROL: "WeakKeyDictionary[Any, tuple[ControlChannel, LostWorkers]]" = WeakKeyDictionary()
 
 
 def make_strategy(
@@ -140,6 +147,34 @@ def worker_position(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     return (tasks.index(mine), len(tasks)) if mine in tasks else (0, 1)
 
 
+def control_of(
+    strategy: tf.distribute.Strategy,
+) -> tuple[ControlChannel, LostWorkers] | None:
+    """Returns the control channel of a strategy of several workers.
+
+    Args:
+      strategy: The strategy of a run.
+
+    Returns:
+      The channel, and what ends this worker if another one is gone. None for a single worker, and
+      for a strategy that `make_strategy` has not made.
+    """
+    return _CONTROL.get(strategy)
+
+
+def _same_variable(channel: ControlChannel, variable: str) -> None:
+    """Raises unless all workers create the same variable: each waits here for the others."""
+    found = channel.gather("the creation of a variable", variable)
+    if len(set(found)) > 1:
+        each = "; ".join(f"{channel.name(rank)}: {one}" for rank, one in enumerate(found))
+        error = channel.error(
+            f"The workers create different variables: {each}. All workers must build the same "
+            "model and optimizer, in the same order."
+        )
+        logger.error(str(error))  # Keras may swallow it while it builds a layer
+        raise error
+
+
 def _choose(replicas: int | None, cluster: Cluster | None) -> str:
     if cluster and len(cluster.addresses) > 1:
         return "multi_worker"
@@ -193,8 +228,14 @@ def _multi_worker(cluster: Cluster | None, connect_timeout: float | None) -> tf.
             "strategy first, before any tensor, variable, model or data set."
         )
     os.environ["TF_CONFIG"] = cluster.tf_config()
-    wait_for_workers(cluster.addresses, cluster.rank, connect_timeout)
-    strategy = _connect_tensorflow(max(connect_timeout, _MIN_START_SECONDS))
+    worker_timeout()  # an invalid value is reported before the wait
+    connections = wait_for_workers(cluster.addresses, cluster.rank, connect_timeout)
+    with ended_with_any(connections, cluster.addresses):
+        strategy = _connect_tensorflow(max(connect_timeout, _MIN_START_SECONDS))
+    if connections:
+        channel = ControlChannel(connections, cluster.addresses, cluster.rank)
+        _CONTROL[strategy] = channel, LostWorkers(channel, _upstream.abort_collectives)
+        _upstream.before_variables(strategy, lambda variable: _same_variable(channel, variable))
     # All workers read the same data set, so a shuffle without a seed must give the same order.
     keras.utils.set_random_seed(zlib.crc32(repr(cluster.addresses).encode()))
     return strategy
@@ -208,7 +249,8 @@ def _connect_tensorflow(timeout: float) -> tf.distribute.Strategy:
     """
     faulthandler.dump_traceback_later(timeout, exit=True, file=2)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=worker_timeout())
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     finally:
         faulthandler.cancel_dump_traceback_later()
         # TensorFlow installs its own handler, which only sets a flag. Python doesn't know it.

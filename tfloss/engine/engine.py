@@ -83,6 +83,8 @@ class Engine:
       guard: Whether to stop before an update that is not finite.
       check_gradients: Whether the guard checks gradients, too, and not only losses.
       check: Is given the graph of each step when it is traced, before it runs; it may raise.
+      compare: Is given the same graph and the output of the step, to compare them with those of
+        the other workers; it may raise.
 
     Attributes:
       mode: How steps run.
@@ -98,10 +100,11 @@ class Engine:
         guard: bool = True,
         check_gradients: bool = True,
         check: Callable[[Any], None] = lambda graph: None,
+        compare: Callable[[Any, StepOutput], None] = lambda graph, output: None,
     ):
         self.mode: Mode = mode
         self._step = train_step
-        self._check = check
+        self._check, self._compare = check, compare
         self._guard = FiniteGuard(train_step) if guard else None
         check_gradients &= guard
         # The loop compiles whole blocks itself; single steps beside them run as a graph.
@@ -296,7 +299,9 @@ class Engine:
 
     def _row(self, output: StepOutput, recording: bool) -> tf.Tensor:
         """The row of a step that has just been traced. Traced."""
-        self._check(tf.compat.v1.get_default_graph())
+        graph = tf.compat.v1.get_default_graph()
+        self._check(graph)
+        self._compare(graph, output)
         names = tuple(output.scalars)
         before = tuple(self._outputs.setdefault(recording, output).scalars)
         if before != names:
@@ -312,7 +317,7 @@ class Engine:
         """Whether a recording step returns more than a silent one; True before one was traced."""
         silent = self._outputs.get(False)
         # With `log_every_step` the scalars are there, and other summaries are traced but dropped.
-        return silent is None or silent.dropped or bool(silent.summaries)
+        return silent is None or bool(silent.dropped or silent.summaries)
 
     def _with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
         """Adds what is known of the error's cause to it."""

@@ -4,6 +4,7 @@
 the choice into the workdir.
 """
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.engine import Engine, StepLogs
+from tfloss.engine.trace_comparison import compare_hyperparameters, compare_traces
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
 from tfloss.inspect.python_values import PythonValues
 from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck
@@ -159,6 +161,7 @@ class ModeRunner:
           The same as `Engine.run`.
         """
         self._begin_if_prepared()
+        compare_hyperparameters(self._agreement, self._step)
         self._retrace_if_changed()
         if self._values is None:
             self._values = self._step.python_values()
@@ -264,6 +267,7 @@ class ModeRunner:
                 guard=self._guard != "nothing",
                 check_gradients=self._guard == "losses and gradients",
                 check=self._check,
+                compare=functools.partial(compare_traces, self._agreement),
             )
         source = feed.input.source(mode, read_ahead=self._mode == "loop")
         return self._engines[mode].run(source, count, recording=recording)

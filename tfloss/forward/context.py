@@ -204,10 +204,10 @@ class ForwardContext:
         return True
 
     @property
-    def dropped(self) -> bool:
-        """Whether the forward pass has summaries that were not recorded."""
+    def dropped(self) -> tuple[str, ...]:
+        """Names of the summaries of the forward pass that were not recorded."""
         recorded = {summary.name for summary in self.summaries.values()}
-        return not recorded.issuperset(self._claimed)
+        return tuple(name for name in self._claimed if name not in recorded)
 
     def full_name(self, name: str) -> str:
         """Returns a name with the prefixes of the open `tfloss.summary.scope`s."""

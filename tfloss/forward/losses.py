@@ -245,6 +245,15 @@ class LossWeights:
         """Returns the weights that are functions of the step, by pattern."""
         return {name: weight for name, weight in self._patterns.items() if callable(weight)}
 
+    def described(self) -> dict[str, Any]:
+        """Returns the weights as JSON values: what is no number, by the name of its class."""
+        return {
+            name: weight
+            if isinstance(weight, int | float)
+            else getattr(weight, "__qualname__", type(weight).__qualname__)
+            for name, weight in self._patterns.items()
+        }
+
     def of(self, name: str) -> Weight:
         """Returns the weight of a loss, or 1.0 if no pattern matches.
 

@@ -32,7 +32,7 @@ class StepOutput:
       scalars: `{tag: float32 scalar}`: `losses/<name>`, `losses/total`, and whatever else is
         known on every step; the model's scalar summaries where they are due.
       summaries: The other summaries that are due.
-      dropped: Whether the forward pass has summaries that are not due.
+      dropped: Names of the summaries of the forward pass that are not due.
       losses: `{tag: name}` of the losses that the step returned, and of their total, which is last.
       graphs: The graphs that XLA compiles, in the mode "step".
       vectors: The vectors that scalars were taken out of.
@@ -41,7 +41,7 @@ class StepOutput:
 
     scalars: dict[str, tf.Tensor]
     summaries: list[RecordedSummary] = dataclasses.field(default_factory=list)
-    dropped: bool = False
+    dropped: tuple[str, ...] = ()
     losses: dict[str, str] = dataclasses.field(default_factory=dict)
     graphs: list[tf.Graph] = dataclasses.field(default_factory=list)
     vectors: Vectors = dataclasses.field(default_factory=list)
@@ -89,7 +89,7 @@ class ReplicaSpec:
       scalars: Names of the scalar summaries.
       summed: Names of the scalar summaries that are summed over replicas.
       summaries: The other summaries, by name.
-      dropped: Whether the forward pass has summaries that are not due.
+      dropped: Names of the summaries of the forward pass that are not due.
       reached: `{group: indices of its variables that a loss reaches}`, except for those of
         `overwritten`.
       overwritten: The same for variables that Keras overwrites with their gradient.
@@ -101,7 +101,7 @@ class ReplicaSpec:
     scalars: tuple[str, ...]
     summed: tuple[str, ...]
     summaries: dict[str, RecordedSummary]
-    dropped: bool
+    dropped: tuple[str, ...]
     reached: dict[str, tuple[int, ...]]
     overwritten: dict[str, tuple[int, ...]]
 
@@ -197,7 +197,7 @@ class OutputBuilder:
         self._vectors: Vectors = []
         self._calls: dict[Any, list[tuple[tf.Tensor, list[tf.Tensor]]]] = {}
         self._names: dict[Any, dict[str, str]] = {}
-        self._dropped = False
+        self._dropped: tuple[str, ...] = ()
 
     def add(
         self,
@@ -243,7 +243,7 @@ class OutputBuilder:
         for name in spec.scalars:
             _add_summary(self._scalars, name, next(numbers))
         self._totals.append(next(numbers))
-        self._dropped |= spec.dropped
+        self._dropped = (*self._dropped, *spec.dropped)
         for name, recorded in spec.summaries.items():
             found = summaries[name]
             merged = tf.concat(found, 0) if recorded.kind == "histogram" else found[0]

@@ -280,6 +280,22 @@ class TrainStep:
             hyperparameters.signature(self.optimizers),
         )
 
+    def settings(self) -> dict[str, Any]:
+        """The options of the step, as JSON values, to compare several workers. Host code."""
+        ema = self._ema
+        return {
+            "class": type(self).__qualname__,
+            "groups": list(self.groups),
+            "loss_weights": self.loss_weights.described(),
+            "clip_norm": self.clip_norm,
+            "accumulate": self.accumulate,
+            "precision": self._precision,
+            "ema": None if ema is None else repr(ema),
+            "skip_nonfinite": self.skipping.tolerated > 0,
+            "fused_adam": self.fused_adam,
+            "batch_layout": repr(self.batch_layout),
+        }
+
     def python_values(self) -> PythonValues:
         """The plain Python values that tracing the step reads. They are frozen then. Host code."""
         values = PythonValues()

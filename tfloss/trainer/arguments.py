@@ -8,9 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.data.distributed import as_dataset, replica_spec
+from tfloss.data.distributed import Data, as_dataset, replica_spec
 from tfloss.data.feed import Feed
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import ModelError
@@ -158,6 +159,27 @@ def optimizer_of(train_step: TrainStep) -> Any:
     """The optimizer of a step, or those of its groups by name; None if there is none."""
     optimizers = train_step.optimizers
     return next(iter(optimizers.values())) if len(optimizers) == 1 else optimizers or None
+
+
+def new_feed(
+    data: Data,
+    strategy: tf.distribute.Strategy,
+    train_step: TrainStep,
+    run: RunState,
+    *,
+    keeps: bool,
+) -> Feed:
+    """The feed of some data for a run, from their beginning. `keeps`: the position is saved."""
+    return Feed(
+        data,
+        strategy,
+        train_step.accumulate,
+        layout=train_step.batch_layout,
+        log_every=run.log_every,
+        current_step=lambda: run.step,
+        keeps=keeps,
+        clock=run.clock,
+    )
 
 
 def run_info(

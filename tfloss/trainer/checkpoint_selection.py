@@ -47,7 +47,7 @@ def newest_checkpoint(
         return newest if newest is not None else _NONE_VALID if steps else _NONE
 
     found = agreement.run_on_all("list the checkpoints", lambda: again_if_deleted(newest_step))
-    step = int(agreement.agree([], [found])[1][0])
+    step = int(agreement.agree([], [found], "the choice of a checkpoint")[1][0])
     if step == _NONE_VALID:
         raise CheckpointError(
             f"None of the checkpoints in {directory.path} is valid; the lines above say why. To "
@@ -102,7 +102,7 @@ def selected_checkpoint(
             return _DELETED
 
     own = agreement.run_on_all("find a checkpoint", chosen)
-    found = int(agreement.agree([], [own])[1][0])
+    found = int(agreement.agree([], [own], "the choice of a checkpoint")[1][0])
     if found == _DELETED:  # not an error of one worker: all of them may go on with another one
         raise deleted or CheckpointDeletedError(f"The first worker found no checkpoint of {step}.")
     return _seen_by_all(directory, found, agreement)
@@ -115,8 +115,9 @@ def _seen_by_all(directory: CheckpointDirectory, step: int, agreement: Agreement
     until = time.monotonic() + _NETWORK_SECONDS
     while not directory.has(step) and time.monotonic() < until:
         time.sleep(0.1)
+    seen = "found" if directory.has(step) else f"missing in {directory.path}"
     agreement.require_equal(
-        {f"the number of {directory.at(step)}": float(directory.has(step))},
+        {f"the checkpoint of step {step}": seen},
         "The first worker resumes from it. All workers must see the same workdir, at the same "
         "path: put it on a file system that they share.",
     )

@@ -125,7 +125,9 @@ class HookList:
         timed = _in_order([hook for hook in self._hooks if hook.every is not None])
         due = [float(hook.every.due(run.step)) for hook in timed if hook.every is not None]
         preempted: Preempted | None = None
-        for hook, now in zip(timed, run.agreement.agree([], due)[1], strict=True):
+        for hook, now in zip(
+            timed, run.agreement.agree([], due, "the hooks of a step")[1], strict=True
+        ):
             if now and self._called_here(hook):
                 try:
                     with run.stopwatch.during(hook.time_bucket):

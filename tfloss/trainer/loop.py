@@ -100,7 +100,9 @@ class Loop:
                 self._hooks.after_step()
                 self._feed.keep()  # may meet an error of the data; this call is logged by now
                 flags = [run.stop_reason is not None, "SIGTERM" in came, "SIGINT" in came]
-                (*flags, gone), (limit,) = run.agreement.agree([*flags, lost is not None], [limit])
+                flags.append(lost is not None)
+                place = f"step {run.step}"
+                (*flags, gone), (limit,) = run.agreement.agree(flags, [limit], place)
                 limit = self._modes.steps_limit = int(limit)
                 if gone:
                     raise lost or WorkerError("The first worker lost the workdir; see its output.")

@@ -45,6 +45,7 @@ from tfloss.trainer.arguments import (
     check_trainable,
     checked_hooks,
     made_step,
+    new_feed,
     optimizer_of,
     run_info,
 )
@@ -57,6 +58,7 @@ from tfloss.trainer.result import TrainResult
 from tfloss.trainer.run_checkpoint import RunCheckpoint
 from tfloss.trainer.run_state import RunState
 from tfloss.trainer.workdir import opened
+from tfloss.trainer.worker_comparison import compare_workers, trainer_settings
 
 
 class Trainer:
@@ -72,7 +74,8 @@ class Trainer:
       workdir: The directory for checkpoints, curves and metrics. None: nothing is written.
       hooks: What happens beside training, in this order. The default hooks (`Progress`,
         `NaNGuard` and, with a workdir, `TensorBoard`, `MetricsFile` and `SaveCheckpoint`
-        every ten minutes) are added, except where one of the same class is given.
+        every ten minutes; on several workers, `Watchdog`) are added, except where one of the same
+        class is given.
       default_hooks: Whether to add the default hooks.
       seed: Seed of Python, NumPy and TensorFlow, set now, and of the seed generators of the model's
         layers (Dropout, ...), set when training starts without a checkpoint. Initial weights
@@ -137,6 +140,7 @@ class Trainer:
         clock: Callable[[], float] = time.monotonic,
         **step_options: Unpack[StepOptions],
     ):
+        self._settings = trainer_settings(locals())
         check_positive("log_every", log_every)
         if steps_per_call != "auto":
             check_positive("steps_per_call", steps_per_call)
@@ -186,7 +190,8 @@ class Trainer:
         )
         self.writer = self._checkpoint.writer
         self._own_hooks = checked_hooks(hooks)
-        self._defaults = DefaultHooks(default_hooks, self.workdir is not None)
+        workers = self.agreement.workers
+        self._defaults = DefaultHooks(default_hooks, self.workdir is not None, workers)
         self._use(self._own_hooks)
         self._evaluators = EvaluatorCache(self.train_step)
 
@@ -246,12 +251,13 @@ class Trainer:
           NonFiniteLossError: A loss became NaN or infinite (see `NaNGuard`).
           CheckpointError: The checkpoint in the workdir doesn't fit, or one can't be written.
           WorkdirError, WorkdirInUseError: The workdir is unusable, gone, or another trainer's.
+          WorkerError: Another worker differs, has failed, or is gone. The message names it.
           Preempted: SIGTERM came, or a time limit was reached; a checkpoint was saved.
           KeyboardInterrupt: Ctrl-C came; with a workdir, a checkpoint was saved.
         """
         check_trainable(self.train_step)
         data, steps, steps_per_epoch = self._epochs.plan(data, steps, epochs, steps_per_epoch)
-        with self._run.lock.training():
+        with self.agreement.call(), self._run.lock.training():
             try:
                 return self._train(data, steps, hooks, steps_per_epoch)
             except Aborted:  # Python ends by SIGINT for its own exception only, not a subclass
@@ -266,6 +272,7 @@ class Trainer:
         run = self._run
         self._use(self._defaults.after([*self._own_hooks, *checked_hooks(hooks)]))
         feed = self._next_feed(data)
+        compare_workers(self, feed.reader, {**self._settings, "steps": steps})
         build(self.train_step, feed.reader.dataset)
         if bundle := os.environ.get(replay.VARIABLE):
             replay.replay_and_exit(self, bundle)
@@ -293,9 +300,9 @@ class Trainer:
             try:
                 losses = loop.run(steps)
             except BaseException as error:
-                self.agreement.explain_lost_worker(error)
                 loop.read_counter()
-                raise
+                raise self.agreement.report(error)  # noqa: B904 - often the same error
+        self.agreement.gather("the end of training", run.step)
         if loop.ending is not None:
             raise loop.ending
         reason = run.stop_reason if run.step < steps else None
@@ -438,16 +445,8 @@ class Trainer:
         """The feed of some data: the last one's, at its position, if they are the same object."""
         if self._feed is not None and self._feed.reader.data is data:
             return self._feed
-        feed = Feed(
-            data,
-            self.strategy,
-            self.train_step.accumulate,
-            layout=self.train_step.batch_layout,
-            log_every=self._run.log_every,
-            current_step=lambda: self._run.step,
-            keeps=self.checkpoints is not None,
-            clock=self.clock,
-        )
+        keeps = self.checkpoints is not None
+        feed = new_feed(data, self.strategy, self.train_step, self._run, keeps=keeps)
         if self._feed is not None:
             feed.reader.check_same_structure(self._feed.reader)
         self._feed = feed
