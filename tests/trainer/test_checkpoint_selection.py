@@ -200,7 +200,7 @@ def test_all_workers_know_that_a_checkpoint_was_deleted(tmp_path):
         def run_on_all(self, description, function):
             return function()
 
-        def agree(self, flags, numbers):
+        def agree(self, flags, numbers, place):
             sent.extend(numbers if self.chief else [])
             return list(flags), list(sent)
 
