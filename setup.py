@@ -32,14 +32,15 @@ EXAMPLES = [
     "scikit-learn>=1.5",  # 1.9.1; the digits come in its wheel
     "palmerpenguins>=0.1.4",  # 0.1.6; so do the penguins
 ]
+PLOT = ["matplotlib>=3.9"]  # 3.11.2; `tfloss compare`
 TEST = [
     *EXAMPLES,
+    *PLOT,
     "pytest>=8",  # 9.2.0
     "pytest-xdist>=3.6.1",  # 3.8.0
     "tf2onnx>=1.17",  # 1.17.0
     "onnxruntime>=1.20",  # 1.32.0
 ]
-PLOT = ["matplotlib>=3.9"]  # 3.11.2; `tfloss compare`
 DOCS = PLOT
 # Only the newest releases were run with these.
 MLFLOW = ["mlflow>=3.17"]  # 3.17.2

@@ -192,15 +192,16 @@ def test_what_is_missing_at_the_end_is_told(disk):
     assert "No space left on device" in said
 
 
-def test_a_resume_on_a_full_disk_is_refused_before_it_logs_steps_twice(disk):
+def test_a_resume_on_a_full_disk_logs_no_step_twice(disk):
+    """To cut what is after the checkpoint takes no room on the disk."""
     workdir = disk / "run"
     make(workdir).train(DATA, 5)  # the end saves step 5
     shutil.rmtree(workdir / "checkpoints" / "step_00000005")
     fill(disk)
-    before = (workdir / "metrics.jsonl").read_bytes()
-    with pytest.raises(WorkdirError, match="after step 4, can't be removed from .*: No space left"):
+    with pytest.warns(UserWarning, match=r"Training ended without \d+ lines of .*metrics.jsonl"):
         make(workdir).train(DATA, 8)
-    assert (workdir / "metrics.jsonl").read_bytes() == before
+    steps = logged(workdir)
+    assert 4 <= len(steps) < 8 and steps == list(range(1, len(steps) + 1))
     (disk / "ballast").unlink()
     make(workdir).train(DATA, 8)
     assert logged(workdir) == drawn(workdir) == list(range(1, 9))

@@ -5,7 +5,9 @@ of collectives, so that all workers hang, or it trains other weights in silence.
 """
 
 import os
+import site
 import sys
+import sysconfig
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -141,6 +143,17 @@ def _variables(model: keras.Model) -> dict[str, Any]:
     }
 
 
+# Where packages are installed, and the standard library.
+_INSTALLED = frozenset(
+    Path(path)
+    for path in (
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    )
+)
+
+
 def _code() -> dict[str, str]:
     """Returns a checksum of the source file of each module that is loaded, but for libraries."""
     found = {"tfloss": _checksum(sorted(Path(tfloss.__file__).parent.rglob("*.py")))}
@@ -148,7 +161,8 @@ def _code() -> dict[str, str]:
         path = getattr(module, "__file__", None)
         if not isinstance(path, str) or not path.endswith(".py") or not os.path.isfile(path):
             continue
-        if not (is_library(path) or is_tfloss(path)):
+        installed = not _INSTALLED.isdisjoint(Path(path).parents)  # compared by their versions
+        if not (installed or is_library(path) or is_tfloss(path)):
             found[f"{Path(path).name} ({name})"] = _checksum([Path(path)])
     return found
 
