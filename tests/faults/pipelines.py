@@ -73,6 +73,8 @@ def from_files(folder: Path) -> Data:
 
 def cached_in_a_file(folder: Path) -> Data:
     folder.mkdir(parents=True, exist_ok=True)
+    for lock in folder.glob("*.lockfile"):  # of a process that was killed, as the error advises
+        lock.unlink()
     return batched(examples().cache(str(folder / "cache")).shuffle(300, seed=6).repeat())
 
 
