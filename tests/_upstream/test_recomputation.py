@@ -8,6 +8,7 @@ import tensorflow as tf
 from tests.toys import rows, run
 from tfloss import _upstream
 from tfloss.errors import ModelError
+from tfloss.forward.context import plain_forward
 
 X = np.arange(1.0, 65.0)
 
@@ -124,6 +125,17 @@ def test_the_seeds_advance_once_a_step_and_differ_between_steps():
 def test_numbers_that_can_not_be_drawn_again_are_refused(kind, words):
     with pytest.raises(ModelError, match=f"(?s){words}"):
         _loss_and_gradient(kind)
+
+
+def test_a_block_that_is_not_run_again_may_draw_as_it_likes():
+    class Model(keras.Model):
+        def call(self, batch, training=False):
+            y = tf.recompute_grad(lambda x: x + tf.random.uniform(tf.shape(x)))(batch["x"])
+            return {"y": y}
+
+    with plain_forward(False):
+        found = tf.function(lambda x: Model()({"x": x})["y"])(tf.zeros([8]))
+    assert 0.0 < float(tf.reduce_min(found)) and float(tf.reduce_max(found)) < 1.0
 
 
 def test_outside_of_a_pass_nothing_changes():

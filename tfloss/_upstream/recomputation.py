@@ -19,26 +19,10 @@ import keras
 import tensorflow as tf
 from tensorflow.python.ops import custom_gradient
 
+from tfloss._upstream.op_kinds import op_state
 from tfloss._upstream.patching import replaced
 from tfloss.errors import ModelError
 
-# Ops whose state is in the kernel or is moved by the op: their numbers can't be drawn again.
-_STATEFUL = frozenset(
-    {
-        "Multinomial",
-        "ParameterizedTruncatedNormal",
-        "RandomGamma",
-        "RandomPoisson",
-        "RandomPoissonV2",
-        "RandomShuffle",
-        "RandomStandardNormal",
-        "RandomUniform",
-        "RandomUniformInt",
-        "RngReadAndSkip",
-        "SampleDistortedBoundingBoxV2",
-        "TruncatedNormal",
-    }
-)
 _RECOMPUTING = "inner_recompute_grad"  # the function of TensorFlow that runs the block again
 
 
@@ -133,7 +117,7 @@ def _run(f: Callable[..., Any], seeds: _Seeds, args: Any, kwargs: Any) -> Any:
     finally:
         stack.pop()
         seeds.recorded = True
-    if not tf.executing_eagerly():
+    if seeds.position is not None and not tf.executing_eagerly():
         _refuse_stateful(graph.get_operations()[before:])
     return result
 
@@ -157,7 +141,7 @@ def _next(generator: keras.random.SeedGenerator, draw: Callable[[], Any]) -> Any
 
 def _refuse_stateful(ops: list[tf.Operation]) -> None:
     for op in ops:
-        if op.type in _STATEFUL:
+        if op_state(op) in ("kernel", "generator"):
             raise ModelError(
                 f"A rematerialised block draws random numbers with {op.type} ({op.name!r}). The "
                 "backward pass runs it again and would draw others. Draw them outside of the "

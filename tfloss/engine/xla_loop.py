@@ -100,11 +100,12 @@ class XlaLoop:
         good = int(np.argmax(failed)) if failed.any() else inputs.steps - 1
         if good and not run_again(good):
             good = _largest(run_again, good)
-            run_again(good)
-        if not good:
-            self._restore(before, others)
-            raise self._error(inputs, values[0])
-        return values[:good]
+            if good:
+                run_again(good)
+        if good:
+            return values[:good]
+        self._restore(before, others)
+        raise self._error(inputs, values[0])
 
     def trace(self, inputs: StepInputs) -> None:
         """Traces the program for a block, and runs nothing."""
