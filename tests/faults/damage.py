@@ -37,6 +37,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.faults.driver import forked
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
@@ -482,20 +484,11 @@ def prepare(folder: Path) -> None:
 
 
 def _child(work: Callable[[], None]) -> int:
-    sys.stdout.flush()
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
+    def obeying() -> None:
         _obey_permissions()
         work()
-        code = 0
-    except BaseException:  # noqa: BLE001 - a child must never come back as a second parent
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+
+    return forked(obeying)
 
 
 def _obey_permissions() -> None:

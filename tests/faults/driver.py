@@ -113,10 +113,10 @@ def _start(kind: str, workdir: Path, cluster: str | None, log: int, fork: bool) 
         if cluster:
             time.sleep(_FAREWELL)
 
-    return _child(child)
+    return forked(child)
 
 
-def _child(work: Callable[[], None]) -> int:
+def forked(work: Callable[[], None]) -> int:
     """The number of a process, forked from this one, that does something and ends."""
     sys.stdout.flush()
     pid = os.fork()
@@ -216,7 +216,7 @@ def compared(whole: Path, killed: Path) -> list[str]:
             found = differences(results(whole), results(killed))
             Path(file.name).write_text(json.dumps(found))
 
-        os.waitpid(_child(child), 0)
+        os.waitpid(forked(child), 0)
         return json.loads(file.read() or b'["they could not be compared"]')
 
 

@@ -144,6 +144,10 @@ def test_the_batch_may_be_made_of_dense_inputs(tmp_path):
         (specs, ragged),
         example_inputs={"serving_default": example},
     )
+    serve = tf.saved_model.load(str(tmp_path / "export")).signatures["serving_default"]
+    found = serve(values=tf.constant([1, 2, 3], tf.int64), splits=tf.constant([0, 1, 3], tf.int64))
+    batch = {"tokens": tf.ragged.constant([[1], [2, 3]], dtype=tf.int64)}
+    np.testing.assert_allclose(found["logits"], model(batch)["logits"], rtol=1e-6)
 
 
 def test_names_of_the_tensors():

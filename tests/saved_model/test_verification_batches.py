@@ -56,6 +56,8 @@ def test_rows_that_the_model_refuses_are_left_out(tmp_path):
     pairs = Plain(lambda batch: {"y": tf.reshape(batch["x"], [-1, 2, 2])})  # an even number of rows
     example = {"serving_default": {"x": np.ones([4, 2])}}
     export(pairs, tmp_path / "export", {"x": X}, example_inputs=example)
+    serve = tf.saved_model.load(str(tmp_path / "export")).signatures["serving_default"]
+    assert serve(x=tf.ones([4, 2]))["y"].shape == [2, 2, 2]
 
 
 def test_an_export_that_fails_on_other_rows_is_not_written(tmp_path):
