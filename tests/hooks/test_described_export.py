@@ -75,7 +75,7 @@ def test_a_description_never_belongs_to_another_export(
         DescribedExport(path).replace(write(2), {"step": 2})
     there = {"old": None if first else 1, "new": 2}[expected]
     if description_file(path).exists():
-        assert described(path).get("step") in (None, there)  # readers are told nothing wrong
+        assert described(path).get("step") in (None, there)  # it never names another export
     monkeypatch.undo()
     DescribedExport(path).check()
     if there is None:

@@ -162,7 +162,7 @@ def short_message(message: str) -> str:
         return (
             f"The cache of the data set is locked: {locked['path']!r} exists. A process that was "
             "filling the file of .cache(filename) was killed, or another one is filling it now. If "
-            "none is running, delete that file and start again: the cache is filled anew. If one "
+            "none is running, delete that file and start again: the cache is filled again. If one "
             "is, give each run its own file."
         )
     said: list[str] = []

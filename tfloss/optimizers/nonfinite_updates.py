@@ -1,8 +1,8 @@
 """Which updates carry a gradient that is not finite on to the weights.
 
 Where every update does, the weights can be checked once after many steps, in place of the gradients
-at each: the state of a bad step stays bad. In a compiled loop of small kernels, the check of each
-gradient costs about a tenth of a step.
+at each: the state of a bad step stays bad. In a compiled loop of small kernels, the check of
+each gradient takes a noticeable part of a step.
 """
 
 from collections.abc import Iterable

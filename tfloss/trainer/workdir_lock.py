@@ -162,7 +162,7 @@ class WorkdirLock:
         if found is not None and os.path.samestat(found, os.fstat(handle)):
             if owner != self._name and not self._locks:
                 raise WorkdirInUseError(_taken_over(path))
-        # Some network file systems number a file anew. Then the lock on it is still held.
+        # Some network file systems give a file another number. The lock on it is still held.
         elif owner != self._name or (self._locks and not _is_locked(path)):
             self._restore_file(path, handle)
 
