@@ -147,7 +147,8 @@ def test_every_writer_survives_a_full_disk_and_goes_on_when_there_is_room(
     assert logged(workdir) == drawn(workdir) == list(range(1, 21))
     found = CheckpointDirectory(workdir / "checkpoints")
     assert found.valid_steps() == found.steps() and set(found.steps()) >= {2, 4, 16, 18, 20}
-    assert not {6, 8, 10} & set(found.steps())
+    # A write of step 10 in the background may end when there is room again.
+    assert not ({6, 8} if background else {6, 8, 10}) & set(found.steps())
     assert json.loads((workdir / "export.best.json").read_text())["step"] == 20
     assert not config.exists()
     # And the run can be resumed.
