@@ -41,12 +41,17 @@ TEST = [
     "tf2onnx>=1.17",  # 1.17.0
     "onnxruntime>=1.20",  # 1.32.0
 ]
-DOCS = PLOT
+DOCS = [
+    *PLOT,
+    "mkdocs-material>=9.8,<10",  # 9.8.2, with MkDocs 1.6.1
+    "mkdocstrings[python]>=1.0,<2",  # 1.0.8
+]
 # Only the newest releases were run with these.
 MLFLOW = ["mlflow>=3.17"]  # 3.17.2
 WANDB = ["wandb>=0.31"]  # 0.31.0
 DEV = [
     *TEST,
+    *DOCS,
     # Formatters and checkers change their minds between releases, so these are exact.
     "ruff==0.17.6",
     "pyright[nodejs]==1.1.414",

@@ -20,7 +20,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 def prose(page: Path) -> str:
     """The text of a page without its code blocks."""
-    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.M | re.S)
 
 
 def test_the_table_of_statements_is_up_to_date():
@@ -43,6 +43,23 @@ def test_files_that_a_page_names_exist(page: Path):
     named = [ROOT / path for path in PATH.findall(text)]
     linked = [page.parent / path for path, _ in LINK.findall(text) if path]
     assert not [str(path) for path in [*named, *linked] if not path.exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_in_lists_are_indented_by_four(page: Path):
+    """MkDocs takes less for the end of the list, unlike GitHub."""
+    blocks = re.findall(r"^\n {1,3}\S.*|^ {1,3}(?:```|\|).*", page.read_text(), re.M)
+    assert not blocks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lists_follow_an_empty_line(page: Path):
+    """MkDocs takes an item after a line of text for a part of the text, unlike GitHub."""
+    lines = prose(page).split("\n")
+    item = re.compile(r"\s*(?:[-*]|\d+\.) ")
+    for before, line in zip(lines, lines[1:], strict=False):
+        if item.match(line):
+            assert not before or before[0] == " " or item.match(before), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
