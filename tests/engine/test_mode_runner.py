@@ -74,7 +74,9 @@ def patient(monkeypatch):
         yield mode, 20
         return {"graph": 100.0, "step": 200.0, "loop": 300.0}[mode]
 
-    monkeypatch.setattr(tuning, "BOUNDS", [(1e6, 1e6)])
+    monkeypatch.setattr(tuning, "COMPILING", 0.0)
+    monkeypatch.setattr(tuning, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "EXPECTED_SAVING", {"loop": 1e6, "step": 1e6})
     monkeypatch.setattr(tuning.Tuner, "_rate", rate)
 
 
@@ -106,6 +108,16 @@ def test_the_fastest_is_chosen_and_the_result_is_the_same(patient, capsys):
     )
     for one, other in zip(plain.model.weights, trainer.model.weights, strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-2, atol=1e-3)
+
+
+def test_a_long_compilation_is_announced(patient, capsys, monkeypatch):
+    run("auto", 100)
+    assert "XLA compiles" not in capsys.readouterr().err
+    monkeypatch.setattr(modes, "ANNOUNCED_SECONDS", 0.0)
+    run("auto", 100)
+    text = capsys.readouterr().err
+    assert text.count("XLA compiles the training loop, which takes about 0 s") == 1
+    assert text.index("XLA compiles") < text.index("runs with")
 
 
 def test_a_resumed_run_does_not_measure_again(patient, tmp_path, capsys, monkeypatch):
@@ -246,7 +258,9 @@ def test_a_longer_run_after_a_short_one_tries_more(monkeypatch):
         return {"graph": 100.0, "loop": 300.0}[mode]
 
     monkeypatch.setattr(tuning.Tuner, "_rate", rate)
-    monkeypatch.setattr(tuning, "BOUNDS", [(1e6, 1e6)])
+    monkeypatch.setattr(tuning, "COMPILING", 0.0)
+    monkeypatch.setattr(tuning, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "EXPECTED_SAVING", {"loop": 1e6, "step": 1e6})
     trainer.train(data, 400)
     assert trainer.mode == "loop"
     assert trainer._modes._tracing > 0.1  # of the first run, when the step was traced

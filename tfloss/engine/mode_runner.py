@@ -34,6 +34,7 @@ from tfloss.step.trace_options import Guarded, Jit, Mode
 from tfloss.step.train_step import TrainStep
 
 FILE = "engine.json"
+ANNOUNCED_SECONDS = 5.0  # a compilation that is expected to take this long is announced
 _SECONDS_BETWEEN_LOOKS = 1.0  # for Python values that have changed
 MAX_STATE_BYTES = 256 * 2**20  # a loop that is compiled whole needs a second copy of the state
 _FIXED: dict[Jit, Mode] = {False: "graph", True: "step", "loop": "loop"}
@@ -175,6 +176,11 @@ class ModeRunner:
         untried = mode != "graph" and mode not in self._compiled
         # In the mode "step" the program takes its batch itself, and may not compile.
         restore = feed.snapshot() if untried and mode == "step" else None
+        if untried and self._tuner.cost >= ANNOUNCED_SECONDS:
+            self._logger.info(
+                f"XLA compiles the training {mode}, which takes about {self._tuner.cost:.0f} s. "
+                "jit=False would never compile."
+            )
         began = self._clock()
         try:
             logs = self._run(feed, mode, min(count, limit), recording)
