@@ -2,8 +2,9 @@
 
     python examples/digits/train.py --config=configs/digits.py --workdir=runs/digits
 
-Result: 99.8 % of the 360 test digits (seeds 0 to 2: 99.4 to 100 %).
-Time: 19 s on 2 CPU cores.
+Result: 99.7 % of the 360 test digits (seeds 0 to 2: 99.4 to 100 %), with the weights of step 1,000.
+The test digits choose nothing: 287 validation digits choose the weights that are exported.
+Time: 18 s on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -36,7 +36,7 @@ def curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def draw(found: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
-    """Plots the losses of training and validation on the left, and the accuracy on the right.
+    """Plots the losses on the left and the accuracy on the right, of training, val and test.
 
     Args:
       found: `{tag: (steps, values)}`, as `curves` returns it.
@@ -44,11 +44,10 @@ def draw(found: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for tag, (steps, values) in found.items():
+        style = {"val": "o--", "test": "s"}.get(tag.partition("/")[0], "-")
         if "losses/" in tag and not tag.endswith("/total"):
-            style = "o--" if tag.startswith("val/") else "-"
             left.semilogy(steps, values, style, label=tag, markersize=4)
         elif tag.endswith("accuracy"):
-            style = "o--" if tag.startswith("val/") else "-"
             right.plot(steps, values, style, label=tag, markersize=4)
     left.set_title("losses, by name")
     right.set_title("accuracy")

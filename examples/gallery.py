@@ -114,11 +114,11 @@ def train(example: Example, seed: int, flags: list[str]) -> dict[str, float]:
         command += [f"--config=configs/{example.config}.py", f"--workdir={workdir}", *flags]
         begun = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        words = done.stdout.split()
+        printed = next(s for s in done.stdout.splitlines() if s.startswith(("val/", "test/")))
+        words = printed.split()  # val/accuracy 0.998  val/...
         found = {
-            word.removeprefix("test/"): float(value)
-            for word, value in zip(words, words[1:], strict=False)
-            if word.startswith("test/")
+            name.partition("/")[2]: float(value)
+            for name, value in zip(words[::2], words[1::2], strict=True)
         }
         kept.write_text(json.dumps({**found, "seconds": time.monotonic() - begun}))
     return json.loads(kept.read_text())

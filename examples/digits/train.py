@@ -18,7 +18,7 @@ def main(run: app.Run) -> None:
     from model import Classifier
 
     config = run.config
-    train, test = batches(config.data_dir, config.batch_size, run.seed)
+    train, val, test = batches(config.data_dir, config.batch_size, run.seed)
     with run.strategy.scope():
         model = Classifier(**config.model)
         rate = keras.optimizers.schedules.CosineDecay(
@@ -36,13 +36,14 @@ def main(run: app.Run) -> None:
     run.train_and_evaluate(
         run.trainer(model, optimizer),
         train,
-        test,
+        val,
         {"accuracy": accuracy},
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
         losses=True,
         best="val/accuracy",
         export=export,
+        test_data=test,
     )
 
 

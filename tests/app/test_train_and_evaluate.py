@@ -108,8 +108,35 @@ def test_train_and_eval_evaluates_beside_training_and_exports_the_best(start, ca
     assert (run.workdir / "export" / "w.txt").read_text() == str(1 - 0.5**6)
     printed = capsys.readouterr().out
     assert "export  (val/last 0.984375, step 6)\n" in printed
-    assert "test/last 0.98438  test/losses/error 0.00024414  test/losses/total 0.0002" in printed
+    assert "val/last 0.98438  val/losses/error 0.00024414  val/losses/total 0.0002" in printed
     assert printed.endswith(run.where() + "\n")
+
+
+def test_the_test_data_select_nothing_and_are_evaluated_once_at_the_end(start, capsys, monkeypatch):
+    """The inputs of the test data are 2, so the prediction on them is 2 w."""
+    test, seen = tf.data.Dataset.from_tensors({"x": 2.0 * tf.ones([3])}), []
+    evaluate = tfloss.Trainer.evaluate
+
+    def counted(trainer, data, *args, **options):
+        seen.append(("test" if data is test else "val", trainer.step))
+        return evaluate(trainer, data, *args, **options)
+
+    monkeypatch.setattr(tfloss.Trainer, "evaluate", counted)
+
+    run, results = start(test_data=test, best_mode="min")
+
+    assert results == {"last": 2 - 2 * 0.5**6}
+    assert seen == [("val", 2), ("val", 4), ("val", 6), ("test", 6)]
+    assert _values(run, "val/last") == {2: 1 - 0.5**2, 4: 1 - 0.5**4, 6: 1 - 0.5**6}
+    assert _values(run, "test/last") == {6: 2 - 2 * 0.5**6}
+    assert (run.workdir / "export" / "w.txt").read_text() == str(1 - 0.5**2)  # best by val/last
+    assert "test/last 1.9688\n" in capsys.readouterr().out
+
+    _, again = start(test_data=test)  # has nothing left to train
+    _, other = start("--mode=eval", "--restore=4", test_data=test)
+    assert (again, other) == (results, {"last": 2 - 2 * 0.5**4})
+    assert capsys.readouterr().out.count("test/last") == 2
+    assert start("--mode=eval", "--follow", test_data=test)[1] == {"last": 1 - 0.5**6}
 
 
 def test_the_direction_of_the_best_metric_can_be_given(start):
@@ -128,7 +155,7 @@ def test_train_does_not_evaluate(start, capsys):
     assert _checkpoints(run) == ["step_00000002", "step_00000004", "step_00000006"]
     assert not (run.workdir / "export").exists()
     printed = capsys.readouterr().out
-    assert "test/" not in printed and printed.endswith(run.where() + "\n")
+    assert "val/" not in printed and printed.endswith(run.where() + "\n")
 
 
 def test_eval_evaluates_the_newest_checkpoint(start, capsys):
@@ -140,7 +167,7 @@ def test_eval_evaluates_the_newest_checkpoint(start, capsys):
 
     assert results == {"last": 1 - 0.5**6}
     assert sorted(run.workdir.rglob("*")) == files
-    assert capsys.readouterr().out == f"test/last 0.98438\n{again.where()}\n"
+    assert capsys.readouterr().out == f"val/last 0.98438\n{again.where()}\n"
 
 
 def test_a_chosen_checkpoint(start):
@@ -168,7 +195,7 @@ def test_eval_follow_evaluates_each_checkpoint(start, capsys):
 
         assert results == {"last": 1 - 0.5**6}
         out = capsys.readouterr().out
-        assert out.endswith(f"{printed}test/last 0.98438\n{again.where()}\n")
+        assert out.endswith(f"{printed}val/last 0.98438\n{again.where()}\n")
     lines = (run.workdir / "eval/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [6, 4, 2]
 

@@ -70,5 +70,5 @@ def test_results_are_printed_in_one_line(parse, capsys):
     _run(parse).report({"accuracy": 0.98125, "coco/box/AP": 0.5, "error": 274.4434, "tiny": 1.2e-7})
     printed = capsys.readouterr().out
     assert printed == (
-        "test/accuracy 0.98125  test/coco/box/AP 0.5  test/error 274.44  test/tiny 1.2e-07\n"
+        "val/accuracy 0.98125  val/coco/box/AP 0.5  val/error 274.44  val/tiny 1.2e-07\n"
     )

@@ -39,7 +39,8 @@ def train_resume_and_export(
       steps: Updates of each of the two training runs.
 
     Returns:
-      The exported SavedModel, and the results that the script printed (`test/...`).
+      The exported SavedModel, and the results that the script printed (`val/...` or
+      `test/...`).
     """
     workdir, last = tmp_path / "run", 2 * steps
     run(script, config, workdir, "--mode=train", f"--max_steps={steps}", *overrides)
@@ -53,13 +54,10 @@ def train_resume_and_export(
 
 
 def results(printed: str) -> dict[str, float]:
-    """The `test/name value` pairs of the line that a train script ends with."""
-    words = printed.split()
-    return {
-        word: float(value)
-        for word, value in zip(words, words[1:], strict=False)
-        if word.startswith("test/")
-    }
+    """The `val/name value` or `test/name value` pairs of the line that a train script ends with."""
+    (line,) = (line for line in printed.splitlines() if line.startswith(("val/", "test/")))
+    words = line.split()
+    return {k: float(v) for k, v in zip(words[::2], words[1::2], strict=True)}
 
 
 def load_without_tfloss(

@@ -95,6 +95,7 @@ class Run:
         best: str | None = None,
         best_mode: Literal["min", "max"] | None = None,
         export: "Callable[[keras.Model, Path], Any] | None" = None,
+        test_data: "Data | None" = None,
         hooks: "Sequence[Hook]" = (),
     ) -> dict[str, float]:
         """Trains, evaluates or exports, as `--mode` says, and prints the results. Host code.
@@ -118,7 +119,8 @@ class Run:
         Args:
           trainer: The trainer, usually from `Run.trainer`.
           train_data: Training batches. `--overfit_batches` applies to them.
-          eval_data: A finite data set of evaluation batches.
+          eval_data: A finite data set of evaluation batches. What selects a checkpoint or an export
+            is measured on them, so it is the validation set if there is a test set, too.
           metrics: Metrics by name, as `Trainer.evaluate` takes them.
           steps: The number of training steps. `--max_steps` may lower it.
           every: How often to evaluate and to save a checkpoint.
@@ -130,10 +132,13 @@ class Run:
             `tfloss.hooks.ExportBest`.
           export: Function `(model, path)` that exports the model to `path`. Without it `best` saves
             weights only, and `--mode=export` is an error.
+          test_data: A finite data set that selects nothing. It is evaluated at the end, with the
+            weights of the last step, and by `--mode=eval`; not by `--follow`.
           hooks: Further hooks. They run after evaluations and before checkpoints.
 
         Returns:
-          The results of the final evaluation by name; empty in modes that don't evaluate.
+          The results of the final evaluation by name, of `test_data` if it is given; empty in modes
+          that don't evaluate.
 
         Raises:
           ValueError: The mode is "export", and there is no `export`. Or nobody knows the direction
@@ -146,12 +151,15 @@ class Run:
         if self.mode == "export" and export is None:
             raise ValueError("--mode=export: give train_and_evaluate an `export` function.")
         beside = [*hooks, SaveCheckpoint(every), *self.hooks()]
+        options: dict[str, Any] = {"losses": losses, "ema": ema}
+        evaluate = last = Evaluate(eval_data, metrics or {}, every=every, **options)
+        if test_data is not None and not self.follow:
+            last = Evaluate(test_data, metrics or {}, name="test", **options)
+        evaluation = functools.partial(trainer.evaluate, last.data, metrics, **options)
         if self.evaluates:
             if best is not None:
                 beside = [ExportBest(best, best_mode, export=export, ema=ema), *beside]
-            evaluate = Evaluate(eval_data, metrics or {}, every=every, losses=losses, ema=ema)
-            beside = [evaluate, *beside]
-        evaluation = functools.partial(trainer.evaluate, eval_data, metrics, losses=losses, ema=ema)
+            beside = [evaluate, *([] if last is evaluate else [last]), *beside]
         results: dict[str, float] = {}
         if self.follow:
             first = self.follow == "newest"
@@ -161,8 +169,8 @@ class Run:
         else:
             trainer.restore(train_data, **self.selected_checkpoint(best))
         if self.evaluates:
-            results = results if self.follow else evaluation()
-            self.report(results)
+            results = results or last.results_at(trainer.step) or evaluation()
+            self.report(results, last.name)
         if self.mode == "export" and export is not None:
             with trainer.averaged() if ema else contextlib.nullcontext():
                 export(trainer.model, self.workdir / f"export_step_{trainer.step}")
@@ -250,14 +258,15 @@ class Run:
         found: list[Hook] = [Profile(*self.profile)] if self.profile else []
         return found + ([TimeLimit(self.max_minutes)] if self.max_minutes else [])
 
-    def report(self, results: Mapping[str, float]) -> None:
-        """Prints results as `test/<name> <value>`, all in one line, on the first worker only.
+    def report(self, results: Mapping[str, float], data: str = "val") -> None:
+        """Prints results as `val/<name> <value>`, all in one line, on the first worker only.
 
         Args:
           results: The results of an evaluation by name.
+          data: The name of the data that were evaluated, such as "val" or "test".
         """
         if self.is_chief:
-            print(*(f"test/{name} {value:.5g}" for name, value in results.items()), sep="  ")
+            print(*(f"{data}/{name} {value:.5g}" for name, value in results.items()), sep="  ")
 
     def where(self) -> str:
         """Describes what the workdir contains.

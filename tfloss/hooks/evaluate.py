@@ -52,6 +52,7 @@ class Evaluate(Hook):
         self.name = name
         self.losses = losses
         self.ema = ema
+        self._results: tuple[int, dict[str, float]] | None = None  # step, values
 
     def before_train(self) -> None:
         """Checks that no other Evaluate hook logs under the same name.
@@ -92,6 +93,16 @@ class Evaluate(Hook):
         keys = [key for key, metric in self.metrics.items() if _is_prefixed(metric)]
         return [f"{self.name}/{key}" for key in keys] + losses
 
+    def results_at(self, step: int) -> dict[str, float]:
+        """Returns what this object found at a step, by name; empty if it was not evaluated then.
+
+        Args:
+          step: The number of completed updates.
+        """
+        if self._results is None or self._results[0] != step:
+            return {}
+        return self._results[1]
+
     @property
     def _names_itself(self) -> bool:
         """Whether a metric names its results itself, so that any curve may be one of them."""
@@ -110,6 +121,7 @@ class Evaluate(Hook):
         # Before the log, so that a checkpoint saved by a hook in on_log has it.
         self.state["step"] = step
         results = self.trainer.evaluate(self.data, self.metrics, losses=self.losses, ema=self.ema)
+        self._results = step, results
         self.trainer.log(step, {f"{self.name}/{key}": value for key, value in results.items()})
 
     def after_train(self) -> None:
