@@ -155,9 +155,13 @@ def test_a_source_is_compared_by_its_identity():
 
 
 def test_an_optimizer_whose_rate_is_a_function_is_described():
-    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
-    json.dumps(optimizer_settings(keras.optimizers.SGD(schedule)))
-    json.dumps(optimizer_settings(keras.optimizers.SGD(lambda: 0.1)))
+    def text(rate):
+        return json.dumps(optimizer_settings(keras.optimizers.SGD(rate, momentum=0.9)))
+
+    decay = keras.optimizers.schedules.CosineDecay
+    assert text(decay(0.1, 10)) == text(decay(0.1, 10)) != text(decay(0.1, 20))
+    assert '"momentum": 0.9' in text(lambda: 0.1)
+    assert '"class": "SGD"' in text(eval("lambda: 0.1"))  # Keras finds no source code, as in a REPL
 
 
 def test_the_trainers_arguments_are_chosen():

@@ -95,7 +95,7 @@ def optimizer_settings(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns of lambdas
             config = optimizer.get_config()
-    except NotImplementedError:  # an optimizer of the user's
+    except (NotImplementedError, OSError):  # the user's own; a rate by a lambda without source code
         config = hyperparameters.numbers(optimizer)
     # Keras numbers the names of all optimizers of a process.
     plain = {key: _plain(value) for key, value in config.items() if key != "name"}
