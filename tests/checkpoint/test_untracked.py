@@ -13,11 +13,18 @@ def test_what_keras_does_not_track():
             self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)
             self.module = tf.Module()
             self.module.inner = tf.Variable(2.0)
+            self.module.more = {"b": (tf.Variable(3.0),)}  # in a wrapper, which is no `dict`
             self.lookup = keras.layers.StringLookup(name="words")  # counts while it adapts
 
     layer = Layer()
     found = dict(untracked(layer))
-    assert list(found) == ["l/raw/a/0", "l/generator", "l/table", "l/module/inner"]
+    assert list(found) == [
+        "l/raw/a/0",
+        "l/generator",
+        "l/table",
+        "l/module/inner",
+        "l/module/more/b/0",
+    ]
     variables = [variable_of(one) for one in found.values()]
     assert variables[0] is layer.raw["a"][0] and variables[1] is layer.generator.state
     assert variables[2] is None and variables[3] is layer.module.inner
