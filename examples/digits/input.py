@@ -24,10 +24,11 @@ def batches(
     """
     tfds.disable_progress_bar()
     builder = prepared(lambda: Digits(data_dir=data_dir))
-    some = "train[:80%]"
-    train = Source.from_tfds(builder, some, batch_size=batch_size, seed=seed, batch_map=move)
-    rest, test = builder.as_dataset(split=["train[80%:]", "test"])
-    return train, rest.batch(batch_size).cache(), test.batch(batch_size).cache()
+    train = Source.from_tfds(
+        builder, "train[:80%]", batch_size=batch_size, seed=seed, batch_map=move
+    )
+    val, test = builder.as_dataset(split=["train[80%:]", "test"])
+    return train, val.batch(batch_size).cache(), test.batch(batch_size).cache()
 
 
 def move(batch: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
