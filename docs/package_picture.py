@@ -35,7 +35,11 @@ ROOMS = {
     "common, errors, _upstream": (1.25, "shared by all packages above"),
     "detection, datasets": (4.25, "for models and examples"),
 }
-JOINED = {"cli": "app", "summary": "forward"}  # modules that are drawn in the room of a package
+JOINED = {
+    "cli": "app",
+    "__main__": "app",
+    "summary": "forward",
+}  # modules that are drawn in the room of a package
 UNDRAWN = {"version", "adapters"}  # nothing imports them, and adapters import many others
 SHARED = {"version", "common", "errors", "_upstream"}  # everything may import them: no arrows
 

@@ -17,7 +17,7 @@ FLOORS = [
     ["step", "evaluation", "replay"],
     ["engine", "hooks"],
     ["trainer"],
-    ["adapters", "app", "cli"],
+    ["adapters", "app", "cli", "__main__"],
 ]
 ORDER = [name for floor in FLOORS for name in floor]
 

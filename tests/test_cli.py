@@ -1,21 +1,56 @@
 """The `tfloss` command."""
 
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
 import tensorflow as tf
 
-from tfloss import cli, replay
+from tfloss import cli
+from tfloss.app import replay_command
 from tfloss.checkpoint import CheckpointDirectory
 from tfloss.version import __version__
+
+VERSIONS = (
+    f"tfloss {__version__}, tensorflow {metadata.version('tensorflow')}, "
+    f"keras {metadata.version('keras')}\n"
+)
 
 
 def test_version(capsys):
     assert cli.main(["version"]) == 0
-    assert capsys.readouterr().out == (
-        f"tfloss {__version__}, tensorflow {metadata.version('tensorflow')}, "
-        f"keras {metadata.version('keras')}\n"
+    assert capsys.readouterr().out == VERSIONS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--version"], 0, VERSIONS),
+        (["--help"], 0, "usage: tfloss [-h] [--version] COMMAND ..."),
+        (["replay", "--help"], 0, "usage: tfloss replay"),
+        (["replay", "."], 1, "tfloss replay: no step is kept under ./nonfinite."),
+        (["checkpoints", "."], 2, "tfloss checkpoints: There is no checkpoint in . or checkpoints"),
+        (["checkpoints", ".", "--diff", "1", "2"], 2, "There is no checkpoint in"),
+        (["compare", "."], 2, "tfloss compare: '.' has no metrics.jsonl"),
+        (["launch", "--workers=2"], 2, "tfloss launch: the command is missing."),
+    ],
+)
+def test_a_command_that_has_nothing_to_do_answers_without_tensorflow(
+    arguments, code, text, tmp_path
+):
+    # None in sys.modules makes each import fail.
+    script = (
+        "import runpy, sys\n"
+        "sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
+        f"sys.argv = ['tfloss', *{arguments!r}]\n"
+        "runpy.run_module('tfloss', run_name='__main__')\n"
     )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert done.returncode == code, done.stderr
+    assert text in (done.stderr if code else done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +83,9 @@ def test_help_names_the_commands(capsys):
 
 def test_replay_gets_the_workdir_and_gives_the_exit_code(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(replay, "main", lambda workdir, yes: seen.append((workdir, yes)) or 3)
+    monkeypatch.setattr(
+        replay_command, "main", lambda workdir, yes: seen.append((workdir, yes)) or 3
+    )
 
     assert cli.main(["replay", str(tmp_path)]) == 3
     assert cli.main(["replay", "--yes", str(tmp_path)]) == 3

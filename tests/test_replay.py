@@ -14,6 +14,8 @@ import tensorflow as tf
 import tfloss
 from tests.toys import Line, rows
 from tfloss import replay
+from tfloss.app import replay_command
+from tfloss.common.replay_variable import VARIABLE
 from tfloss.errors import CheckpointError, NonFiniteLossError
 
 SCRIPT = """
@@ -89,7 +91,7 @@ def test_a_run_from_standard_input_is_not_started_again(tmp_path):
 
 
 def test_a_run_without_a_nonfinite_step_is_reported(tmp_path, capsys):
-    assert replay.main(tmp_path) == 1
+    assert replay_command.main(tmp_path) == 1
     assert "no step is kept" in capsys.readouterr().err
 
 
@@ -187,7 +189,7 @@ def _rerun(path, script, workdir):
     report["command"] = [*script]
     report["directory"] = str(workdir)
     (path / "report.json").write_text(json.dumps(report))
-    return replay.main(workdir, yes=True)
+    return replay_command.main(workdir, yes=True)
 
 
 def test_a_script_that_does_not_reach_train_is_reported(stopped, tmp_path, capfd):
@@ -218,7 +220,7 @@ def test_a_person_is_asked(stopped, tmp_path, capsys, monkeypatch, typed, runs):
     (stopped[1] / "report.json").write_text(
         json.dumps({"command": command, "directory": str(tmp_path)})
     )
-    assert replay.main(tmp_path) == (1 if runs else 2)
+    assert replay_command.main(tmp_path) == (1 if runs else 2)
     assert (tmp_path / "ran").exists() == runs
     out = capsys.readouterr().out
     assert rf"touch {tmp_path}/ran 'x\r\x1b[2K; harmless'" in out  # nothing is hidden
@@ -231,7 +233,7 @@ def test_a_person_is_asked(stopped, tmp_path, capsys, monkeypatch, typed, runs):
 )  # fmt: skip
 def test_a_report_without_a_command_is_refused(stopped, tmp_path, capsys, report):
     (stopped[1] / "report.json").write_text(report)
-    assert replay.main(tmp_path, yes=True) == 1
+    assert replay_command.main(tmp_path, yes=True) == 1
     assert "holds no command that a NaNGuard wrote" in capsys.readouterr().err
 
 
@@ -239,7 +241,7 @@ def test_a_report_that_can_not_be_read_is_not_waited_for(stopped, tmp_path, caps
     trainer, path = stopped
     (path / "report.json").unlink()
     os.mkfifo(path / "report.json")
-    assert replay.main(tmp_path, yes=True) == 1
+    assert replay_command.main(tmp_path, yes=True) == 1
     assert "holds no command that a NaNGuard wrote" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="report.json is not the report of a step that NaN"):
         replay.replay(trainer, path)
@@ -249,7 +251,7 @@ def test_train_replays_the_step_and_exits_if_the_variable_is_set(
     stopped, tmp_path, capsys, monkeypatch
 ):
     trainer, path = stopped
-    monkeypatch.setenv(replay.VARIABLE, str(path))
+    monkeypatch.setenv(VARIABLE, str(path))
     with pytest.raises(SystemExit) as e:
         trainer.train(rows([4.0, 3.0], 2), steps=5)
     assert e.value.code == 0
@@ -260,8 +262,8 @@ def test_a_notebook_is_not_started_again(tmp_path, monkeypatch, capsys):
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     with pytest.raises(NonFiniteLossError):
         _trainer(tmp_path).train(rows([-1.0], 1), steps=1)
-    monkeypatch.setattr(replay.subprocess, "run", None)
-    assert replay.main(tmp_path) == 1
+    monkeypatch.setattr(replay_command.subprocess, "run", None)
+    assert replay_command.main(tmp_path) == 1
     err = capsys.readouterr().err
     assert "a notebook, a prompt" in err
     assert f"tfloss.replay.replay(trainer, '{tmp_path}/nonfinite/step_00000001')" in err

@@ -6,7 +6,9 @@
     tfloss checkpoints runs/digits --metric val/loss          lists them with this metric
     tfloss checkpoints runs/digits --diff 1000 2000           compares two checkpoints
     tfloss compare runs/a runs/b                              settings and results, and a picture
-    tfloss version
+    tfloss version                                            or tfloss --version
+
+`python -m tfloss` is the same command.
 
 Each command is a function that takes the parsed arguments and returns the exit code. It imports
 what it needs when it runs, so `tfloss --help` does not wait for TensorFlow.
@@ -38,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tfloss", description="Tools for models that own their losses."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="the same as the command")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     launch = commands.add_parser(
@@ -164,12 +167,9 @@ def _replay(arguments: argparse.Namespace) -> int:
     if not arguments.workdir.is_dir():
         sys.stderr.write(f"tfloss replay: there is no directory {str(arguments.workdir)!r}.\n")
         return 2
-    from tfloss.app.quiet import import_tensorflow
+    from tfloss.app import replay_command
 
-    import_tensorflow()
-    from tfloss import replay
-
-    return replay.main(arguments.workdir, yes=arguments.yes) or 0
+    return replay_command.main(arguments.workdir, yes=arguments.yes)
 
 
 def _checkpoints(arguments: argparse.Namespace) -> int:
@@ -211,6 +211,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     for message in messages:
         sys.stderr.write(f"{message}\n")
     return 0
+
+
+class _Version(argparse.Action):
+    """`tfloss --version`. The versions are read only if somebody asks for them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        """Prints the versions and ends the process."""
+        parser.exit(_version(argparse.Namespace()))
 
 
 def _version(arguments: argparse.Namespace) -> int:

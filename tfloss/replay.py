@@ -15,10 +15,6 @@ Host code, eager.
 
 import contextlib
 import linecache
-import os
-import shlex
-import subprocess
-import sys
 import traceback
 from collections.abc import Generator
 from pathlib import Path
@@ -29,17 +25,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.checkpoint import CheckpointDirectory, load_manifest
 from tfloss.common.reading import read_json
 from tfloss.common.replacement import replace_file
+from tfloss.common.replay_variable import RESULT_FILE
 from tfloss.errors import CheckpointError
 from tfloss.forward.context import forward_context
 from tfloss.forward.losses import collect
 from tfloss.inspect.source_lines import is_library
 from tfloss.step.train_step import TrainStep
-
-VARIABLE = "TFLOSS_REPLAY"
-_RESULT_FILE = "replay.txt"  # beside the batch; it also shows that the step was replayed
 
 
 class _State(Protocol):
@@ -58,114 +51,6 @@ class _Trainer(Protocol):
     state: Any  # a `CheckpointedVariables`, which is in a package above this module
 
 
-def main(workdir: str | Path, *, yes: bool = False) -> int:
-    """Replays the newest step kept under `workdir/nonfinite` by running its script again.
-
-    The workdir holds the command to run, and whoever wrote the workdir wrote the command. So it is
-    shown first, and a person must agree. The result is printed to standard output and kept beside
-    the batch, in `replay.txt`. Runs on the host.
-
-    Args:
-      workdir: Workdir of the run.
-      yes: Whether to run the command without asking.
-
-    Returns:
-      Exit code: 0 if the step was replayed, 2 if nobody agreed to the command.
-    """
-    kept = sorted(Path(workdir).glob("nonfinite/step_*/report.json"))
-    if not kept:
-        _print_error(
-            f"no step is kept under {workdir}/nonfinite. No loss of this run was NaN or infinite, "
-            "or its trainer had no NaNGuard."
-        )
-        return 1
-    path = kept[-1].parent.resolve()
-    by_hand = (
-        "In a process that has created the trainer in the same way, run:\n\n"
-        f"    print(tfloss.replay.replay(trainer, {str(path)!r}))"
-    )
-    if not _was_script(path):
-        _print_error(
-            "the run was not started from a script, but from a notebook, a prompt, python -c or "
-            f"standard input, so it can't be started again. {by_hand}"
-        )
-        return 1
-    report = _read_command(kept[-1])
-    if report is None:
-        _print_error(f"{kept[-1]} holds no command that a NaNGuard wrote. {by_hand}")
-        return 1
-    if not _confirmed(report, yes):
-        return 2
-    before = _identity(path / _RESULT_FILE)
-    code, ending = _run_command(report, path)
-    if _identity(path / _RESULT_FILE) not in (None, before):
-        return 0
-    _print_error(
-        f"nothing was replayed. The command of the run {ending}, and no trainer.train(...) in it "
-        f"replayed the step. {_describe_command(report)}\n\n{by_hand}"
-    )
-    return code or 1
-
-
-def _read_command(file: Path) -> dict[str, Any] | None:
-    """Reads a report with the command of a run and its directory; None if they are not there."""
-    try:
-        report = read_json(file)
-        texts = [report["directory"], *report["command"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    plain = all(isinstance(text, str) and "\0" not in text for text in texts)
-    return report if plain and isinstance(report["command"], list) and len(texts) > 1 else None
-
-
-def _describe_command(report: dict[str, Any]) -> str:
-    """Shows a command. Control characters, which could hide a part of it, are escaped."""
-    text = f"In {report['directory']} it was:\n\n    {shlex.join(report['command'])}"
-    shown = [c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text]
-    return "".join(shown)
-
-
-def _confirmed(report: dict[str, Any], yes: bool) -> bool:
-    """Shows the command of a run, and asks whether to run it."""
-    print(f"tfloss replay: this runs the command of the run again. {_describe_command(report)}\n")
-    sys.stdout.flush()  # before the output of the command
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        _print_error(
-            "nobody can be asked whether to run it, because standard input is no terminal. If you "
-            "trust whoever wrote this workdir, pass --yes."
-        )
-        return False
-    try:
-        return input("Run it? [y/N] ").strip().lower() in ("y", "yes")
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return False
-
-
-def _identity(file: Path) -> tuple[int, int] | None:
-    """What tells a file that was written now from an earlier one."""
-    with contextlib.suppress(OSError):
-        found = file.stat()
-        return found.st_ino, found.st_mtime_ns
-    return None
-
-
-def _print_error(message: str) -> None:
-    print(f"tfloss replay: {message}", file=sys.stderr)
-
-
-def _run_command(report: dict[str, Any], path: Path) -> tuple[int, str]:
-    """Runs the command of a run again. Returns its exit code, and how it ended, in words."""
-    environment = {**os.environ, VARIABLE: str(path)}
-    try:
-        process = subprocess.run(report["command"], cwd=report["directory"], env=environment)
-    except OSError as error:
-        return 1, f"could not be started ({error})"
-    return process.returncode, f"ended with exit code {process.returncode}"
-
-
 def replay_and_exit(trainer: _Trainer, path: str | Path) -> NoReturn:
     """Replays a step in a script that `tfloss replay` has started. Runs on the host, eagerly.
 
@@ -178,7 +63,7 @@ def replay_and_exit(trainer: _Trainer, path: str | Path) -> NoReturn:
     """
     result = replay(trainer, path)
     print(result)
-    file = Path(path) / _RESULT_FILE
+    file = Path(path) / RESULT_FILE
     replace_file(file, result + "\n", is_own=lambda old: old.startswith(b"Step "))
     raise SystemExit(0)
 
@@ -231,11 +116,6 @@ def replay(trainer: _Trainer, path: str | Path) -> str:
             where = f"Replica {index}" + (f", micro-batch {micro}" if micro_batches > 1 else "")
             lines.append(f"{where}: {_first_nonfinite(trainer, batch, report['step'] - 1)}")
     return "\n".join(lines)
-
-
-def _was_script(path: Path) -> bool:
-    newest = CheckpointDirectory(path / "state").latest()
-    return newest is None or load_manifest(newest)["extra"].get("script", True) is not None
 
 
 def _load_batch(path: Path, index: int) -> tuple[Any, Any]:

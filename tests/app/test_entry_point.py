@@ -51,6 +51,14 @@ def test_prepare_seeds_and_saves_the_config(parse, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("flag", ["--help", "--helpfull", "--helpshort"])
+def test_help_is_no_failure(flag, capsys):
+    with pytest.raises(SystemExit) as ending:
+        app.run(print, argv=["train.py", flag])
+    assert ending.value.code == 0
+    assert "--[no]deterministic" in capsys.readouterr().out
+
+
 def test_changes_of_the_config_are_reported(parse, tmp_path, capsys):
     write_deferred(app.prepare(parse()).workdir)
     run = app.prepare(parse("--config.optimizer.learning_rate=3e-4", "--config.steps=200"))

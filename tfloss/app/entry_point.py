@@ -32,16 +32,21 @@ def run(
       argv: The command line, program name first. None stands for `sys.argv`.
 
     Raises:
-      SystemExit: Always, as `absl.app.run` does. The code is 0 after `main`; 2 if the command line,
-        the strategy or the workdir can't be used, or workers are missing; 130 after Ctrl-C, with a
-        message that names the newest checkpoint; 75 after SIGTERM and 124 after `--max_minutes`,
-        when a checkpoint is saved.
+      SystemExit: Always, as `absl.app.run` does. The code is 0 after `main`, and after `--help`;
+        2 if the command line, the strategy or the workdir can't be used, or workers are missing;
+        130 after Ctrl-C, with a message that names the newest checkpoint; 75 after SIGTERM and 124
+        after `--max_minutes`, when a checkpoint is saved.
     """
     from absl import app, flags, logging
 
     def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
-        with _exit_on(FlagError):
-            options = parse_flags(arguments, config)
+        try:
+            with _exit_on(FlagError):
+                options = parse_flags(arguments, config)
+        except SystemExit as ending:
+            if ending.code == 1:  # so absl ends when it has printed the help that was asked for
+                sys.exit(0)
+            raise
         return options, flags.FLAGS["verbosity"].using_default_value
 
     def start(parsed: tuple[Options, bool]) -> None:

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfloss import replay
 from tfloss.checkpoint import CheckpointDirectory
+from tfloss.common.replay_variable import VARIABLE
 from tfloss.data.distributed import Data
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
@@ -274,7 +275,7 @@ class Trainer:
         feed = self._next_feed(data)
         compare_workers(self, feed.reader, {**self._settings, "steps": steps})
         build(self.train_step, feed.reader.dataset)
-        if bundle := os.environ.get(replay.VARIABLE):
+        if bundle := os.environ.get(VARIABLE):
             replay.replay_and_exit(self, bundle)
         if not self._checkpoint.loaded:
             self._checkpoint.load(self._seed)
