@@ -257,7 +257,8 @@ class Engine:
 
         def body(i: tf.Tensor, rows: tf.TensorArray, waited: tf.Tensor) -> Any:
             batch, seconds = self._taken(iterator)
-            output = self._step(batch, self._options[False])
+            with tf.control_dependencies([seconds]):  # see `_taken`
+                output = self._step(batch, self._options[False])
             return i + 1, rows.write(i, self._row(output, recording=False)), waited + seconds
 
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[None])
@@ -269,7 +270,11 @@ class Engine:
         return rows.stack(), waited
 
     def _taken(self, iterator: Any) -> tuple[Any, tf.Tensor]:
-        """Takes the batch of a step. Traced. Returns it, and the seconds waited for it."""
+        """Takes the batch of a step. Traced. Returns it, and the seconds waited for it.
+
+        The step must depend on the seconds. Otherwise its ops that need no batch can occupy all
+        threads, one on a single core, and the clock is read only when they are done.
+        """
         if _upstream.op_determinism_enabled():  # refuses to read a clock
             return self._step.take(iterator), tf.constant(0.0, tf.float64)
         began = tf.timestamp()
@@ -282,7 +287,8 @@ class Engine:
     def _one_taken(self, iterator: Any) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
         """Runs one recording step, of the next batch. Traced."""
         batch, waited = self._taken(iterator)
-        return *self._one(batch), waited
+        with tf.control_dependencies([waited]):
+            return *self._one(batch), waited
 
     def _one(self, batch: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Runs one recording step, of a batch as `TrainStep.take` returns it. Traced."""

@@ -50,10 +50,14 @@ def accumulate(
       normalisers: Global sums for `global_mean`, or None.
     """
     sums = None if normalisers is None else normalisers.sums
+    several = strategy.num_replicas_in_sync > 1
 
     def replica(batch: Any, weight: Any, step: tf.Tensor, scale: Any, sums: Any) -> Any:
         given = None if normalisers is None else dataclasses.replace(normalisers, sums=sums)
-        return backward(batch, step, weight, scale, given)
+        # The threads of several replicas don't take over the dependencies of the step, that on
+        # its batch above all.
+        with tf.control_dependencies([step] if several else []):
+            return backward(batch, step, weight, scale, given)
 
     tensors_only, traces = split_static(replica)
 
