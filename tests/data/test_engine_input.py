@@ -46,7 +46,8 @@ def test_an_iterator_that_is_not_taken_over_stays_itself():
     assert given.source("graph") is given.iterator
     with given.paused() as ahead:
         assert ahead == 0
-    assert given.drop_step() and not given.reads_ahead
+    given.drop_step()
+    assert not given.reads_ahead
 
 
 def test_another_iterator_drops_what_is_pending():

@@ -52,7 +52,7 @@ def test_data_that_are_cut_over_replicas_are_read_again(replicas):
 
 
 @pytest.mark.parametrize("data", [source, shuffled])
-def test_a_snapshot_and_a_rewind_bring_the_data_back(data):
+def test_a_snapshot_brings_the_data_back(data):
     strategy = resume_strategy(BatchReader(data(), ONE))
     iterator = strategy.open(0)
     values(iterator, 3)
@@ -61,15 +61,12 @@ def test_a_snapshot_and_a_rewind_bring_the_data_back(data):
     following = values(iterator, 6)
     iterator = restore()
     assert values(iterator, 6) == following
-    iterator = strategy.rewind(iterator, 5)()
-    assert values(iterator, 4) == following[2:]
 
 
 def test_nothing_brings_a_generator_back():
     strategy = resume_strategy(BatchReader(generated().batch(2), ONE))
     iterator = strategy.open(0)
     assert strategy.snapshot(iterator, 0) is None
-    assert strategy.rewind(iterator, 0) is None
     assert strategy.record(iterator, 0) is strategy
     assert strategy.saved(7) == ({}, 7)
     assert not strategy.restore(iterator, {"a": b""})

@@ -290,10 +290,7 @@ def test_an_error_is_raised_after_all_batches_before_it(bad, batches_per_step, f
     """Of the batches that were read ahead, only the other ones of its step are lost."""
     given = lost = 0
 
-    def rewind(count):
-        return lambda: iter(_corrupt(bad, given + count + lost))
-
-    stacker = BatchStacker(iter(_corrupt(bad)), batches_per_step, rewind=rewind)
+    stacker = BatchStacker(iter(_corrupt(bad)), batches_per_step)
     stacker.reads_ahead = True
     found, errors = [], []
     while True:
@@ -303,7 +300,8 @@ def test_an_error_is_raised_after_all_batches_before_it(bad, batches_per_step, f
             assert stacker.failed and "corrupt" in str(error)
             errors.append(len(found) + len(stacker._queue) + lost)
             lost = errors[-1] + 1 - given
-            assert stacker.drop_step() and not stacker.failed
+            stacker.drop_step()
+            assert not stacker.failed
             continue
         except StopIteration:
             break
@@ -324,32 +322,26 @@ def test_an_error_is_raised_after_all_batches_before_it(bad, batches_per_step, f
     assert found == expected
 
 
-def test_an_error_that_does_not_occur_again_is_raised_anyway(full_blocks):
-    stacker = BatchStacker(
-        iter(_corrupt([100])), rewind=lambda count: lambda: iter(_corrupt([], 1 + count))
-    )
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_generator_that_raises_gives_all_batches_before(endless, full_blocks):
+    """It can't be moved back. Endless data are pulled without asking for the end."""
+
+    def numbers():
+        yield from range(950)
+        raise ValueError("corrupt")
+
+    data = tf.data.Dataset.from_generator(numbers, output_signature=tf.TensorSpec([], tf.int64))
+    stacker = BatchStacker(iter(data.repeat()), endless=endless)
     stacker.reads_ahead = True
     found = []
-    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
+    with pytest.raises(tf.errors.OpError, match="corrupt"):
         while True:
-            found.extend(_values(stacker.take(50)))
-    assert found == list(range(402))
-    assert _values(stacker.take(3)).tolist() == [402, 403, 404]
+            found.extend(int(one) for one in _values(stacker.take(50)))
+    assert found == list(range(950))
 
 
-def test_without_a_rewind_the_error_is_raised_early(full_blocks):
-    stacker = BatchStacker(iter(_corrupt([100])))
-    stacker.reads_ahead = True
-    assert len(_values(stacker.take(50))) == 1
-    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
-        stacker.take(50)
-    assert stacker.failed
-    assert not stacker.drop_step()
-    assert _values(stacker.take(3)).tolist() == [101, 102, 103]
-
-
-def test_an_error_that_is_met_while_pausing_lets_reading_continue(full_blocks):
-    """Without a way back the error comes from `paused`, and reading ahead is resumed."""
+def test_an_error_that_is_met_while_pausing_is_raised_in_its_place(full_blocks):
+    """Until then the iterator's state would leave the error out, so `paused` gives no number."""
     second_block_begun = threading.Event()
 
     def note(i):
@@ -365,9 +357,15 @@ def test_an_error_that_is_met_while_pausing_lets_reading_continue(full_blocks):
     assert len(_exactly(stacker, 10)) == 10  # of batch 0 and the block of 1 to 400
     # Otherwise the pause could come first, before the block of 401 to 800 is begun.
     assert second_block_begun.wait(60)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"), stacker.paused():
-        pass
-    assert [int(one) for one in _exactly(stacker, 392)] == [*range(10, 401), 601]
+    with stacker.paused() as ahead:
+        assert ahead is None
+    assert [int(one) for one in _exactly(stacker, 590)] == [*range(10, 600)]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt"):
+        stacker.take(1)
+    stacker.drop_step()
+    with stacker.paused() as ahead:
+        assert ahead == 0
+    assert [int(one) for one in _exactly(stacker, 3)] == [601, 602, 603]
 
 
 def test_of_an_iterator_the_message_tells_whether_the_data_failed():

@@ -12,6 +12,7 @@ from tests.equivalence.kinds import KINDS, difference, train
 from tests.toys import Line, make_step, rows
 from tests.trainer.test_trainer import Witness
 from tfloss import summary
+from tfloss.checkpoint import CheckpointDirectory
 from tfloss.data import Source
 from tfloss.data.stacked_batches import BatchStacker
 from tfloss.engine.engine import Engine
@@ -376,6 +377,40 @@ def test_an_error_in_the_data_stops_after_the_steps_before_it(kind, accumulate, 
         assert [step for step, _ in other] == [step for step, _ in graph]
         weights = [[w for _, w in one] for one in (other, graph)]
         np.testing.assert_allclose(*weights, rtol=1e-5)
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_generator_that_raises_stops_after_the_steps_before_it(endless, tmp_path):
+    """It can't be moved back, yet a checkpoint is saved at its last good batch, in all modes."""
+
+    def numbers():
+        for i in range(950):
+            yield {"x": [i % 7 / 7]}
+        raise ValueError("batch 950 is corrupt")
+
+    def run(jit):
+        signature = {"x": tf.TensorSpec([1], tf.float32)}
+        data = tf.data.Dataset.from_generator(numbers, output_signature=signature)
+        trainer = tfloss.Trainer(
+            Line(lambda model, batch, y: tf.reduce_mean((y - 2.0) ** 2)),
+            keras.optimizers.SGD(0.01),
+            jit=jit,
+            workdir=tmp_path / str(jit),
+            hooks=[SaveCheckpoint(Every(steps=950))],
+            default_hooks=False,
+        )
+        with pytest.raises(tf.errors.OpError, match="batch 950 is corrupt"):
+            trainer.train(data.repeat() if endless else data, 2000)
+        assert trainer.step == 950
+        assert CheckpointDirectory(tmp_path / str(jit) / "checkpoints").steps() == [950]
+        return trainer.model.w.numpy()
+
+    weights = 1.0
+    for i in range(950):
+        x = i % 7 / 7
+        weights -= 0.01 * 2 * (weights * x - 2.0) * x
+    for jit in (False, True, "loop"):
+        np.testing.assert_allclose(run(jit), weights, rtol=1e-4)
 
 
 def test_data_that_can_not_be_stacked_is_refused():

@@ -58,21 +58,19 @@ class EngineInput:
         """Whether the iterator may be ahead of what the engine has taken."""
         return self.stacker is not None and self.stacker.reads_ahead
 
-    def paused(self) -> contextlib.AbstractContextManager[int]:
+    def paused(self) -> contextlib.AbstractContextManager[int | None]:
         """Inside the `with` nothing is read ahead.
 
         Returns:
-          A context manager that gives the number of batches by which the iterator is ahead.
+          A context manager that gives the number of batches by which the iterator is ahead, or None
+          if it is behind an error that is still to be raised.
         """
         return contextlib.nullcontext(0) if self.stacker is None else self.stacker.paused()
 
-    def drop_step(self) -> bool:
-        """Drops the pending batches of a step that met an error in the data.
-
-        Returns:
-          Whether the iterator is right behind the error, and not further ahead.
-        """
-        return self.stacker is None or self.stacker.drop_step()
+    def drop_step(self) -> None:
+        """Drops the pending batches of a step that met an error in the data."""
+        if self.stacker is not None:
+            self.stacker.drop_step()
 
     def failed(self, error: Exception) -> bool:
         """Whether an error was raised by the data, rather than by the step that took them."""

@@ -157,14 +157,13 @@ class Feed:
             return
         if not self.input.reads_ahead:
             if self.resume_strategy.needs_early_state:
-                self._record(0)
+                self._record()
             return
         began = self._clock()
         if began < self._keep_at:
             return
         self.resume_strategy.saved(self.batches)  # forgets states that are older than needed
-        with self.input.paused() as ahead:
-            self._record(ahead)
+        self._record()
         now = self._clock()
         self._keep_at = now + max(_KEEP_SECONDS, (now - began) / _KEEP_FRACTION)
 
@@ -183,20 +182,19 @@ class Feed:
 
     def after_error(self) -> None:
         """Moves behind the step whose batches raised an error; the rest of that step is lost."""
-        behind = self.input.drop_step()
+        self.input.drop_step()
         if self.reader.seekable:
             # The iterator may have lost any part of a batch.
             self.restart(self.batches + self._batches_per_step)
-        elif self._keeps and self.resume_strategy.records and behind:
+        elif self._keeps and self.resume_strategy.records:
             # Earlier states are useless: reading on from them meets the error again.
             self.resume_strategy.restored(self.batches, None)
-            self._record(0)
+            self._record()
 
     def state(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Returns the position, for a checkpoint: JSON values, and files by name."""
         if self.resume_strategy.records:
-            with self.input.paused() as ahead:
-                self._record(ahead)
+            self._record()
         files, skip = self.resume_strategy.saved(self.batches)
         first = self.resume_strategy.first
         position = {
@@ -342,11 +340,13 @@ class Feed:
             raise DataError("The data set is empty: it yielded no batch.") from None
         self.restart()
 
-    def _record(self, ahead: int) -> None:
-        """Records the iterator's state; the iterator is `ahead` batches past the position."""
-        self.resume_strategy = self.resume_strategy.record(
-            self.input.iterator, self.batches + ahead
-        )
+    def _record(self) -> None:
+        """Records the iterator's state, unless it is behind an error that is still to be raised."""
+        with self.input.paused() as ahead:
+            if ahead is not None:
+                self.resume_strategy = self.resume_strategy.record(
+                    self.input.iterator, self.batches + ahead
+                )
 
     def _new_stacker(self, iterator: Any) -> BatchStacker:
         """Stacks the batches of the iterator from its position on."""
@@ -355,7 +355,7 @@ class Feed:
         def on_first_batch() -> None:
             # Before its first batch a shuffle has no order, and no state to record.
             if self._keeps and self.resume_strategy.records:
-                self._record(1)
+                self._record()
 
         return BatchStacker(
             iterator,
@@ -364,18 +364,5 @@ class Feed:
             alignment=self._log_every,
             current_step=self._current_step,
             on_first_batch=on_first_batch,
-            rewind=self._rewind,
             state=self._blocks,
         )
-
-    def _rewind(self, ahead: int) -> Callable[[], Any] | None:
-        """Returns a function that brings the iterator to `ahead` batches after the position."""
-        back = self.resume_strategy.rewind(self.input.iterator, self.batches + ahead)
-        if back is None:
-            return None
-
-        def rewound() -> Any:
-            self.input.iterator = back()
-            return self.input.iterator
-
-        return rewound

@@ -46,21 +46,18 @@ class IteratorStates:
             self._known.pop()
         self._known.append((batches, dict(files)))
 
-    def at(self, batches: int, *, forget_older: bool = True) -> tuple[dict[str, bytes], int]:
-        """Finds the newest state that is not after a position.
+    def at(self, batches: int) -> tuple[dict[str, bytes], int]:
+        """Finds the newest state that is not after a position, and forgets older ones.
 
         Args:
           batches: Position in batches from the beginning of the data.
-          forget_older: Whether to drop the states before that one. Pass False if training has not
-            reached `batches` yet.
 
         Returns:
           The state's files, and the number of batches to read past from there.
         """
         index = max(i for i, (there, _) in enumerate(self._known) if i == 0 or there <= batches)
         there, files = self._known[index]
-        if forget_older:
-            del self._known[:index]
+        del self._known[:index]
         return files, batches - there
 
 

@@ -8,7 +8,6 @@ import tensorflow as tf
 from tfloss import _upstream
 
 MAX_SECONDS = 0.25  # for pulling one block
-_UNKNOWN: Any = None  # as a shape
 
 
 class PullBlock:
@@ -29,6 +28,8 @@ class PullBlock:
 
     Attributes:
       untimed: Bool variable: whether the next full block is pulled without a time limit.
+      failed: Bool variable: whether the iterator failed in the last call, or a call is in progress.
+        After an error, `take_kept` returns the batches before it.
     """
 
     def __init__(
@@ -50,7 +51,13 @@ class PullBlock:
         self._one_shape = endless and all(shape.is_fully_defined() for shape in shapes)
         # Op determinism forbids reading a clock, so no block is cut short there.
         self._reads_clock = not _upstream.op_determinism_enabled()
-        self.untimed = cpu_variable(not self._reads_clock)
+        self.untimed, self.failed = cpu_variable(not self._reads_clock), cpu_variable(False)
+        leaves = tf.nest.flatten(template)
+        with tf.device("CPU:0"):
+            # The batches of the call in progress: an error leaves those before it here.
+            self._kept: Any = tf.queue.FIFOQueue(
+                size, [x.dtype for x in leaves], [x.shape for x in leaves]
+            )
 
     def __call__(self) -> tuple[Any, Any, tf.Tensor]:
         """Pulls a block.
@@ -60,16 +67,18 @@ class PullBlock:
           that came after them, or zeros; and int32 [3]: the number of stacked batches, whether
           there is a remainder, and whether the data ended.
         """
-        began = tf.timestamp() if self._reads_clock else None
-        offset = self._offset.read_value()
+        started = self.failed.assign(True)
+        with tf.control_dependencies([started]):
+            began = tf.timestamp() if self._reads_clock else None
+            offset = self._offset.read_value()
         capacity = self._size - offset
-        with tf.control_dependencies([] if began is None else [began]):
+        with tf.control_dependencies([started] if began is None else [began]):
             checked = functools.partial(self._pull_checked, capacity, began)
             full = self.untimed.read_value() & tf.equal(capacity, self._size)
             pulled = tf.cond(full, self._pull_full, checked) if self._one_shape else checked()
         count, has_remainder, _ = tf.unstack(pulled[2])
-        changes: list[Any] = []
         with tf.control_dependencies([count]):
+            changes: list[Any] = [self.failed.assign(False)]
             if self._aligned:
                 changes.append(self._offset.assign((offset + count + has_remainder) % self._size))
             if self._one_shape and began is not None:
@@ -80,10 +89,14 @@ class PullBlock:
 
     def _pull_full(self) -> tuple[Any, Any, tf.Tensor]:
         """Pulls a full block, however long it takes."""
-        found = [_upstream.next_in_this_thread(self._iterator) for _ in range(self._size)]
-        stacked = tf.nest.map_structure(lambda *each: tf.stack(each), *found)
-        remainder = empty_block(self._iterator, found[0], self._size)[1]
-        return stacked, remainder, tf.constant([self._size, 0, 0])
+        keep: list[Any] = []
+        for _ in range(self._size):
+            with tf.control_dependencies(keep):  # so that an error finds all batches before it kept
+                batch = _upstream.next_in_this_thread(self._iterator)
+            keep = [self._kept.enqueue(tf.nest.flatten(batch))]
+        remainder = empty_block(self._iterator, self._template, self._size)[1]
+        with tf.control_dependencies(keep):
+            return self._take_kept(self._size), remainder, tf.constant([self._size, 0, 0])
 
     def _pull_checked(
         self, capacity: tf.Tensor, began: tf.Tensor | None
@@ -107,31 +120,53 @@ class PullBlock:
             late: Any = tf.timestamp() - began > MAX_SECONDS
             return wanted & ~(late & (count % batches_per_step == 0) & (count > 0))
 
-        def pull(count: Any, fits: Any, *rest: Any) -> tuple[Any, ...]:
-            arrays = rest[-1]
+        def pull(count: Any, *_: Any) -> tuple[Any, ...]:
             found = iterator.get_next_as_optional()
             there = found.has_value()
             values = tf.cond(there, lambda: tf.nest.flatten(found.get_value()), lambda: zeros)
             same = [tf.reduce_all(tf.shape(v) == s) for v, s in zip(values, shapes, strict=True)]
-            fits = there & tf.reduce_all(same)
-            arrays = tf.cond(fits, lambda: _write(arrays, count, values, shapes), lambda: arrays)
-            return count + tf.cast(fits, tf.int32), fits, there & ~fits, values, arrays
+            fits = tf.cond(there & tf.reduce_all(same), lambda: keep(values), lambda: False)
+            return count + tf.cast(fits, tf.int32), fits, there & ~fits, values
 
-        arrays = [
-            tf.TensorArray(spec.dtype, self._size, element_shape=shape)
-            for spec, shape in zip(specs, shapes, strict=True)
-        ]
-        any_shape = [tf.TensorShape(_UNKNOWN)] * len(arrays)
+        def keep(values: list[Any]) -> tf.Tensor:
+            pairs = zip(values, shapes, strict=True)
+            enqueued = self._kept.enqueue([tf.ensure_shape(value, shape) for value, shape in pairs])
+            with tf.control_dependencies([enqueued]):
+                return tf.constant(True)
+
         scalar = tf.TensorShape([])
-        count, fits, has_remainder, last, arrays = tf.while_loop(
+        count, fits, has_remainder, last = tf.while_loop(
             more,
             pull,
-            [tf.constant(0), tf.constant(True), tf.constant(False), zeros, arrays],
-            shape_invariants=[scalar, scalar, scalar, [spec.shape for spec in specs], any_shape],
+            [tf.constant(0), tf.constant(True), tf.constant(False), zeros],
+            shape_invariants=[scalar, scalar, scalar, [spec.shape for spec in specs]],
             parallel_iterations=1,
         )
         flags = [tf.cast(one, tf.int32) for one in (has_remainder, ~fits & ~has_remainder)]
-        return pack([array.stack() for array in arrays]), pack(last), tf.stack([count, *flags])
+        return self._take_kept(count), pack(last), tf.stack([count, *flags])
+
+    def take_kept(self) -> tuple[Any, int]:
+        """Takes the batches that were pulled before an error. Host code, after a call has failed.
+
+        Returns:
+          A block of these batches, and their number.
+        """
+        count = int(self._kept.size())
+        return self._take_kept(count), count
+
+    def _take_kept(self, count: Any) -> Any:
+        """Takes batches out of the queue. Returns a block, which zeros fill up to its size."""
+        found: Any = self._kept.dequeue_many(count)
+        leaves: list[Any] = list(found) if isinstance(found, list | tuple) else [found]
+        missing = self._size - count
+
+        def padded() -> list[tf.Tensor]:
+            zeros = [tf.zeros([missing, *x.shape[1:]], x.dtype) for x in leaves]
+            return [tf.concat(pair, 0) for pair in zip(leaves, zeros, strict=True)]
+
+        full = tf.cond(tf.equal(missing, 0), lambda: leaves, padded)
+        shaped = [tf.ensure_shape(x, [self._size, *x.shape[1:]]) for x in full]
+        return tf.nest.pack_sequence_as(self._template, shaped)
 
 
 def empty_block(iterator: Any, template: Any, size: int) -> tuple[Any, Any, tf.Tensor]:
@@ -153,10 +188,3 @@ def cpu_variable(value: Any) -> tf.Variable:
     """Returns a variable on the CPU, where `tf.data` runs."""
     with tf.device("CPU:0"):
         return tf.Variable(tf.constant(value), trainable=False)
-
-
-def _write(arrays: list[Any], index: tf.Tensor, values: list[Any], shapes: list[Any]) -> list[Any]:
-    return [
-        array.write(index, tf.ensure_shape(value, shape))
-        for array, value, shape in zip(arrays, values, shapes, strict=True)
-    ]

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
-from tfloss.data.batch_iterator import BatchIterator
 from tfloss.data.batch_queue import BatchQueue
 from tfloss.data.block_size import BlockSize
 from tfloss.data.read_ahead import ReadAhead
@@ -17,9 +16,8 @@ _Result = TypeVar("_Result")
 class QueueFiller:
     """Moves batches from an iterator to a queue, in order.
 
-    If reading ahead meets an error, the iterator is moved back to before the block with the error,
-    and its batches are read one by one. So all batches before the error come first, as they do
-    without reading ahead.
+    If reading ahead meets an error, all batches before the error come first, as they do without
+    reading ahead. Reading ahead then starts again behind the error.
 
     Args:
       iterator: Iterator of a `tf.data.Dataset` whose batches can be stacked.
@@ -29,8 +27,6 @@ class QueueFiller:
       endless: Whether the data set is known to never end.
       current_step: Returns the number of steps taken before the queue's first batch.
       on_first_batch: Called when the first batch was read, before anything is read ahead.
-      rewind: Given a number of batches, returns a function that moves the iterator to that many
-        batches after those that left the queue, and returns it; or None if nothing can.
       clock: Returns the time in seconds.
 
     Attributes:
@@ -49,15 +45,15 @@ class QueueFiller:
         endless: bool,
         current_step: Callable[[], int],
         on_first_batch: Callable[[], None],
-        rewind: Callable[[int], Callable[[], Any] | None],
         clock: Callable[[], float] = time.perf_counter,
     ):
         """Takes over the iterator; nothing is read yet."""
-        self._batches, self._queue, self._size = BatchIterator(iterator), queue, size
+        self._iterator, self._queue, self._size = iterator, queue, size
         self._batches_per_step, self._endless = batches_per_step, endless
         self._current_step, self._on_first_batch = current_step, on_first_batch
-        self._rewind, self._clock = rewind, clock
+        self._clock = clock
         self._ahead: ReadAhead | None = None
+        self._postponed: Exception | None = None
         self._ended = False
         self.waited = 0.0
         self.failed = self.started = False
@@ -69,16 +65,17 @@ class QueueFiller:
 
     @property
     def error_pending(self) -> bool:
-        """Whether an error that was met while reading ahead is still to be raised."""
-        return self._batches.error_pending
+        """Whether an error was met that is still to be raised. The iterator is behind it."""
+        return self._postponed is not None
 
     def add_batch(self) -> None:
         """Reads one batch from the iterator.
 
         Raises:
           StopIteration: The data ended.
+          Exception: Whatever the iterator raised, or the error that is pending.
         """
-        batch = self.timed(self._batches.next)
+        batch = self.timed(self._next)
         self._queue.append(batch)
         if not self.started:
             self.started = True
@@ -88,20 +85,20 @@ class QueueFiller:
 
     def postpone(self, error: Exception) -> None:
         """Raises an error of `add_batch` when the next batch is read instead of now."""
-        self._batches.postpone(error)
+        self._postponed = error
 
     def add_block(self) -> bool:
-        """Adds the next block that was read ahead, or one batch while an error is pending.
+        """Adds the next block that was read ahead. After an error, it may be empty.
 
         Returns:
-          Whether anything was added. If not, reading ahead is paused.
+          Whether reading ahead isn't paused. If it is, nothing was added.
 
         Raises:
           StopIteration: The data ended.
+          Exception: The error that is pending.
         """
-        if self._batches.error_pending:
-            self.add_batch()
-            return True
+        if self.error_pending:
+            self.timed(self._next)
         if self._ended:
             raise StopIteration
         if self._ahead is None:
@@ -109,7 +106,11 @@ class QueueFiller:
         try:
             pulled = self.timed(self._ahead.next)
         except tf.errors.OpError as error:
-            self._read_again(error)
+            block, count = self._ahead.salvage()
+            if count:
+                self._queue.append_block(block, count)
+            self._ahead, self.failed = None, False
+            self.postpone(error)
             return True
         if pulled.count:
             self._queue.append_block(pulled.block, pulled.count)
@@ -120,16 +121,10 @@ class QueueFiller:
 
     def pause(self) -> None:
         """Pauses reading ahead, and adds all that was read to the queue."""
-        ahead = self._ahead
-        if ahead is None:
-            return
-        ahead.pause()
-        try:
-            while self._ahead is not None and not self._ended and self.add_block():
-                pass
-        except Exception:
-            ahead.resume()
-            raise
+        if self._ahead is not None:
+            self._ahead.pause()
+        while self._ahead is not None and not self._ended and self.add_block():
+            pass
 
     def resume(self) -> None:
         """Resumes reading ahead, if it was begun."""
@@ -155,13 +150,19 @@ class QueueFiller:
         finally:
             self.waited += self._clock() - began
 
+    def _next(self) -> Any:
+        if self._postponed is not None:
+            error, self._postponed = self._postponed, None
+            raise error
+        return next(self._iterator)
+
     def _read_ahead(self) -> ReadAhead:
         while len(self._queue) % self._batches_per_step:  # so that blocks hold complete steps
             self.add_batch()
         size = self._size
         next_step = self._current_step() + len(self._queue) // self._batches_per_step
         return ReadAhead(
-            self._batches.iterator,
+            self._iterator,
             size.template,
             size.batches,
             self._batches_per_step,
@@ -169,14 +170,3 @@ class QueueFiller:
             aligned=size.aligned,
             endless=self._endless,
         )
-
-    def _read_again(self, error: Exception) -> None:
-        """Moves the iterator back to before the block that failed, to read it batch by batch."""
-        assert self._ahead is not None
-        move_back = self._rewind(len(self._queue))
-        if move_back is None:
-            raise error
-        self._ahead.stop()
-        self._ahead = None
-        self._batches.read_again(move_back(), error, self._size.batches + 1)
-        self.failed = False

@@ -1,6 +1,5 @@
 """Reads the next block of an iterator while the one before it is trained on. Host code."""
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -36,8 +35,8 @@ class ReadAhead:
     """Reads one block ahead.
 
     Args:
-      iterator: Iterator to read from. Nothing else may use it until `stop`, except while reading
-        is paused.
+      iterator: Iterator to read from. Nothing else may use it, except while reading is paused and
+        after an error.
       template: A batch of the shape that is stacked.
       size: Number of batches in a full block.
       batches_per_step: Number of batches in a step.
@@ -55,12 +54,12 @@ class ReadAhead:
         threading.private_threadpool_size = max(4, 2 + (os.cpu_count() or 1))
         threading.max_intra_op_parallelism = 1  # those threads belong to the training step
         self._paused = cpu_variable(False)
-        pull = PullBlock(iterator, template, size, batches_per_step, **options)
+        self._pull = pull = PullBlock(iterator, template, size, batches_per_step, **options)
         nothing = functools.partial(empty_block, iterator, template, size)
 
         @tf.autograph.experimental.do_not_convert
         def pull_unless_paused(_: tf.Tensor) -> Any:
-            return tf.cond(self._paused, nothing, pull)
+            return tf.cond(self._paused | pull.failed, nothing, pull)
 
         blocks = tf.data.Dataset.range(tf.int64.max).map(pull_unless_paused)
         self._blocks = iter(blocks.prefetch(1).with_options(dataset_options))
@@ -69,7 +68,8 @@ class ReadAhead:
         """Waits for the next block.
 
         Raises:
-          tf.errors.OpError: The iterator failed. The next call continues after the failed batch.
+          tf.errors.OpError: The iterator failed. Nothing more is read. `salvage` returns the
+            batches before the error.
         """
         block, remainder, flags = next(self._blocks)
         count, has_remainder, ended = flags.numpy().tolist()
@@ -83,10 +83,10 @@ class ReadAhead:
         """Resumes reading."""
         self._paused.assign(False)
 
-    def stop(self) -> None:
-        """Drops what was pulled, and pulls no more."""
-        self.pause()
-        while True:
-            with contextlib.suppress(tf.errors.OpError):
-                if not self.next():
-                    return
+    def salvage(self) -> tuple[Any, int]:
+        """Returns the batches between the last block and an error that `next` has raised.
+
+        Returns:
+          A block, and the number of batches in it.
+        """
+        return self._pull.take_kept()

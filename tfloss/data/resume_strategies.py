@@ -25,7 +25,6 @@ from tfloss.data.position import (
     MAX_STATE_BYTES,
     IteratorStates,
     iterator_files,
-    read_past,
     restore_iterator,
 )
 
@@ -118,18 +117,6 @@ class ResumeStrategy(abc.ABC):
         """
         return None
 
-    def rewind(self, iterator: Any, batches: int) -> Callable[[], Any] | None:
-        """Returns a function that brings an iterator back to an earlier position, or None.
-
-        Args:
-          iterator: The iterator, which is past `batches`.
-          batches: The position to go back to.
-
-        Returns:
-          A function that returns the iterator to use. None: no state before it is recorded.
-        """
-        return None
-
     def irreproducible(self, *, op_determinism: bool) -> list[str]:
         """What keeps a resumed run from seeing the batches that this run sees.
 
@@ -150,10 +137,6 @@ class Seek(ResumeStrategy):
 
     def snapshot(self, iterator: Any, batches: int) -> Callable[[], Any] | None:
         """A new iterator at the same position."""
-        return functools.partial(self._reader.open, batches)
-
-    def rewind(self, iterator: Any, batches: int) -> Callable[[], Any] | None:
-        """A new iterator at the earlier position."""
         return functools.partial(self._reader.open, batches)
 
     def irreproducible(self, *, op_determinism: bool) -> list[str]:
@@ -226,12 +209,7 @@ class SavedIterator(ResumeStrategy):
         if self._fills_a_cache():
             return None
         files = iterator_files(iterator, MAX_STATE_BYTES)
-        return None if isinstance(files, str) else functools.partial(_at, iterator, files, 0)
-
-    def rewind(self, iterator: Any, batches: int) -> Callable[[], Any] | None:
-        """Restores the newest recorded state before the position, and reads on from there."""
-        files, skip = self._states.at(batches, forget_older=False)
-        return functools.partial(_at, iterator, files, skip) if files else None
+        return None if isinstance(files, str) else functools.partial(_at, iterator, files)
 
     def _fills_a_cache(self) -> bool:
         """Whether the iterator may be writing the file of a `cache(filename)`."""
@@ -266,8 +244,7 @@ class ReadAgain(ResumeStrategy):
         return self._reader.open(watch=None if self.first is None else self.first.watch)
 
 
-def _at(iterator: Any, files: Mapping[str, bytes], skip: int) -> Any:
-    """Restores an iterator's state in place, and reads past some batches."""
+def _at(iterator: Any, files: Mapping[str, bytes]) -> Any:
+    """Restores an iterator's state in place."""
     restore_iterator(iterator, files)
-    read_past(iterator, skip, None)
     return iterator

@@ -34,8 +34,7 @@ class BatchStacker:
     """Takes over an iterator from its current position, and hands out its batches in order.
 
     Reading ahead doesn't change where an error of the data set is raised: only after all batches
-    before it were handed out. That takes a `rewind` that can move the iterator back; without one
-    the error is raised early. After an error, call `drop_step` to continue behind it.
+    before it were handed out. After an error, call `drop_step` to continue behind it.
 
     Args:
       iterator: Iterator of a `tf.data.Dataset` whose batches can be stacked.
@@ -45,8 +44,6 @@ class BatchStacker:
         that many steps fit, blocks begin and end at multiples too, so that calls aren't cut twice.
       current_step: Returns the number of steps taken before what is next here.
       on_first_batch: Called when the first batch was read, before anything is read ahead.
-      rewind: Given a number of batches, returns a function that moves the iterator to that many
-        batches after those handed out, and returns it; or None if nothing can.
       clock: Returns the time in seconds.
       state: What `state` returned at the current position, or None.
 
@@ -65,7 +62,6 @@ class BatchStacker:
         alignment: int = 1,
         current_step: Callable[[], int] = lambda: 0,
         on_first_batch: Callable[[], None] = lambda: None,
-        rewind: Callable[[int], Callable[[], Any] | None] = lambda count: None,
         clock: Callable[[], float] = time.perf_counter,
         state: Mapping[str, Any] | None = None,
     ):
@@ -85,7 +81,6 @@ class BatchStacker:
             endless=endless,
             current_step=current_step,
             on_first_batch=on_first_batch,
-            rewind=rewind,
             clock=clock,
         )
         self.reads_ahead = False
@@ -117,8 +112,6 @@ class BatchStacker:
         if not self.reads_ahead:
             return self._take_singles(steps)
         while len(self._queue) < self._batches_per_step:
-            if self._filler.error_pending:
-                return self._take_singles(steps)
             self._filler.add_block()
         if self._queue.starts_with_single():
             return self._stack_singles(steps)
@@ -163,26 +156,22 @@ class BatchStacker:
         """
         self._queue.put_back(inputs, done, self._batches_per_step)
 
-    def drop_step(self) -> bool:
-        """Drops the other batches of the step in which an error was raised.
-
-        Returns:
-          Whether the iterator is right behind the error, and not further ahead.
-        """
+    def drop_step(self) -> None:
+        """Drops the other batches of the step in which an error was raised."""
         self._queue.clear()
         self._filler.failed = False
-        return not self._filler.reads_ahead
 
     @contextlib.contextmanager
-    def paused(self) -> Generator[int]:
+    def paused(self) -> Generator[int | None]:
         """Pauses reading ahead, so that the iterator's state can be saved inside the `with`.
 
         Yields:
-          The number of batches that were taken from the iterator but not handed out.
+          The number of batches that were taken from the iterator but not handed out. None: the
+          iterator is behind an error that is still to be raised, so its state would leave it out.
         """
         self._filler.pause()
         try:
-            yield len(self._queue)
+            yield None if self._filler.error_pending else len(self._queue)
         finally:
             self._filler.resume()
 
