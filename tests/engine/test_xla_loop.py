@@ -413,6 +413,49 @@ def test_a_generator_that_raises_stops_after_the_steps_before_it(endless, tmp_pa
         np.testing.assert_allclose(run(jit), weights, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["iterator", "generator"])
+def test_a_resumed_run_meets_the_bad_batch_again(kind, tmp_path):
+    """The first process was past the error when it saved: its checkpoint must not be."""
+
+    def numbers():
+        for i in range(900):
+            if i == 600:
+                raise ValueError("batch 600 is corrupt")
+            yield {"x": [i % 7 / 7]}
+
+    def read(i):
+        text = tf.where(tf.equal(i, 600), "corrupt", tf.strings.as_string(i % 7))
+        return {"x": [tf.strings.to_number(text) / 7.0]}
+
+    def process():
+        data = tf.data.Dataset.range(900).map(read)
+        if kind == "generator":
+            signature = {"x": tf.TensorSpec([1], tf.float32)}
+            data = tf.data.Dataset.from_generator(numbers, output_signature=signature)
+        return data, tfloss.Trainer(
+            Line(lambda model, batch, y: tf.reduce_mean((y - 2.0) ** 2)),
+            keras.optimizers.SGD(0.01),
+            jit="loop",
+            workdir=tmp_path,
+            hooks=[SaveCheckpoint(Every(steps=600))],
+            default_hooks=False,
+        )
+
+    data, trainer = process()
+    trainer.train(data, 600)
+    with trainer._feed.input.paused() as ahead:
+        assert ahead is None  # it is behind the error
+    data, trainer = process()
+    with pytest.raises(tf.errors.OpError, match="corrupt"):
+        trainer.train(data, 700)
+    weights = 1.0
+    for i in range(600):
+        x = i % 7 / 7
+        weights -= 0.01 * 2 * (weights * x - 2.0) * x
+    assert trainer.step == 600
+    np.testing.assert_allclose(trainer.model.w.numpy(), weights, rtol=1e-4)
+
+
 def test_data_that_can_not_be_stacked_is_refused():
     data = tf.data.Dataset.from_tensors({"x": [1.0], "name": ["a"]}).repeat()
     trainer = tfloss.Trainer(Line(), keras.optimizers.SGD(0.1), jit="loop")
