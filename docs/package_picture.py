@@ -25,6 +25,7 @@ ROOMS = {
     "evaluation": (0.0, "metrics, validation losses"),
     "step": (2.0, "TrainStep: one update"),
     "replay": (5.0, "a failed step, again"),
+    "balancing": (0.0, "weights from training"),
     "optimizers": (1.0, "groups, EMA, precision"),
     "data": (2.0, "batches for the replicas"),
     "saved_model": (3.0, "export"),

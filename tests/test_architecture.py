@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "tfloss"
 FLOORS = [
     ["version", "errors", "common", "_upstream", "detection", "datasets"],
     ["inspect", "forward", "summary", "distribute", "checkpoint"],
-    ["optimizers", "data", "saved_model"],
+    ["optimizers", "balancing", "data", "saved_model"],
     ["step", "evaluation", "replay"],
     ["engine", "hooks"],
     ["trainer"],

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfloss import adapters, app, data, errors, hooks, replay, summary
+    from tfloss import adapters, app, balancing, data, errors, hooks, replay, summary
     from tfloss.checkpoint.load_weights import load_weights
     from tfloss.distribute.strategy import make_strategy
     from tfloss.evaluation.metrics import metric
@@ -50,7 +50,7 @@ _WHERE = {
     "make_strategy": "distribute.strategy",
     "metric": "evaluation.metrics",
 }
-_MODULES = ("adapters", "app", "data", "errors", "hooks", "replay", "summary")
+_MODULES = ("adapters", "app", "balancing", "data", "errors", "hooks", "replay", "summary")
 
 __all__ = [
     "Ema",
@@ -65,6 +65,7 @@ __all__ = [
     "adapters",
     "add_loss",
     "app",
+    "balancing",
     "cross_replica_concat",
     "current_step",
     "data",

@@ -3,6 +3,7 @@
 import types
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -30,7 +31,7 @@ class _Backward:
         dense = weight * batch["x"] * (1.0 if scale is None else scale)
         sparse = tf.IndexedSlices(dense[:, None], batch["row"], tf.constant([4, 1]))
         given = [] if normalisers is None else [normalisers.sums[0] * weight]
-        gradients = Gradients([[dense, sparse], given], [[batch["x"]], []])
+        gradients = Gradients([[dense, sparse], given], [[batch["x"]], []], [[2.0 * dense]])
         return (vector, gradients, {"x": batch["x"]}), TRACE
 
 
@@ -62,7 +63,9 @@ def _accumulated(strategy, weights, *, scale=None, normalisers=None):
 
     vector, gradients, summaries = run(*[batch(1.0 + 2.0 * i) for i in range(len(weights))])
     local = strategy.experimental_local_results
-    gradients, overwriting = gradients
+    gradients, overwriting, by_loss = gradients
+    for double, one in zip(local(by_loss[0][0]), local(gradients[0][0]), strict=True):
+        np.testing.assert_array_equal(double, 2.0 * one)
     assert local(overwriting[0][0])[0].numpy().tolist() == [
         2.0 * len(weights) - 1,
         2 * len(weights),

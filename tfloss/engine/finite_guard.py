@@ -115,13 +115,17 @@ class FiniteGuard:
             gradients = self._culprits(failure)
             _restore(failure.before)
         _restore(failure.start)
-        raise NonFiniteLossError(
+        error = NonFiniteLossError(
             failure.step + 1,
             losses,
             failure.evidence,
             gradients=gradients,
             weights=tuple(nonfinite_variables(self._step.model)),
-        ) from None
+        )
+        for name, note in check.notes.items():
+            if not np.isfinite(losses[name]):
+                error.add_note(note)
+        raise error from None
 
     def _culprits(self, failure: _Failure) -> tuple[NonFiniteGradient, ...]:
         """Finds the gradients that are not finite, by another forward pass over the batch."""

@@ -28,7 +28,8 @@ from tfloss.forward.losses import REGULARIZATION
 from tfloss.optimizers.variable_globs import matches, matching
 
 SINGLE = "optimizer"
-_RESERVED = ("model", "ema", "step", "loss_scale", "skipped")  # names in a checkpoint
+# Names in a checkpoint.
+_RESERVED = ("model", "ema", "step", "loss_scale", "loss_weights", "skipped")
 
 Variables = keras.Layer | Iterable[Any] | Callable[[Any], Any] | None
 

@@ -26,6 +26,7 @@ from tfloss.forward.losses import (
 from tfloss.inspect.traceback_filtering import unwrapped_keras_errors
 from tfloss.optimizers.groups import joint, split_losses
 from tfloss.step.forward_errors import explained_errors
+from tfloss.step.gradients_by_loss import ByLoss, LossGradientRequest, gradients_by_loss
 from tfloss.step.normalisers import NormaliserSums
 from tfloss.step.output import ReplicaSpec
 from tfloss.step.overwritten_variables import largest_use, split_reached
@@ -41,10 +42,12 @@ class Gradients(NamedTuple):
       overwriting: Values of the variables that Keras overwrites with their gradient, such as the
         scales and amax histories of float8 layers. They are no gradients of the objective. Of
         several values the largest counts, for each element, as in Keras's own accumulation.
+      by_loss: For each loss that `ByLoss` lists, its own gradients. They are summed, too.
     """
 
     weights: list[list[Any]]
     overwriting: list[list[tf.Tensor]]
+    by_loss: list[list[tf.Tensor]]
 
 
 Tensors = tuple[tf.Tensor, Gradients, dict[str, tf.Tensor]]
@@ -61,6 +64,7 @@ class BackwardTrace:
       untracked: Trainable variables of the forward pass that the model doesn't know.
       sums: Losses that are a sum over the examples of one replica.
       graph: The graph that XLA compiles, or None.
+      by_loss: Description of the gradients of single losses.
     """
 
     spec: ReplicaSpec
@@ -68,6 +72,7 @@ class BackwardTrace:
     untracked: Sequence[tf.Variable]
     sums: Sequence[BatchSum]
     graph: tf.Graph | None
+    by_loss: ByLoss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Backward:
       recording: Whether summaries are computed.
       jit: Whether XLA compiles the pass.
       layout: What counts as an example.
+      requests: Who needs the gradients of single losses.
     """
 
     model: keras.Model
@@ -93,6 +99,7 @@ class Backward:
     recording: bool
     jit: bool
     layout: BatchLayout = ROWS_ARE_EXAMPLES
+    requests: Sequence[LossGradientRequest] = ()
 
     def __call__(
         self,
@@ -141,7 +148,7 @@ class Backward:
         everything = [v for mine in self.variables.values() for v in mine]
         with (
             # Which losses share a backward pass is known when the forward pass is traced.
-            tf.GradientTape(persistent=len(self.due) > 1) as tape,
+            tf.GradientTape(persistent=len(self.due) > 1 or bool(self.requests)) as tape,
             _upstream.inputs_untouched(self.model),
         ):
             # TensorFlow never watches the variables of a layer that was built while it was
@@ -158,12 +165,17 @@ class Backward:
                 (groups, _objective([weighted[name] for name in mine[groups[0]]], context, scale))
                 for groups in joint(mine, self.due)
             ]
+            alone = {
+                name: _objective([value], context, scale)
+                for name, value in (weighted if self.requests else {}).items()
+            }
         found: dict[str, list[Any]] = {}
         with context.backward():
             for groups, objective in objectives:
                 nested = {group: tf_variables(self.variables[group]) for group in groups}
                 gradients: Any = tape.gradient(objective, nested)
                 found.update(gradients)
+            by_loss, described = self._by_loss(mine, alone, tape)
         reached, overwritten = split_reached(self.variables, found)
         spec, vector, summaries = ReplicaSpec.pack(
             losses,
@@ -174,19 +186,14 @@ class Backward:
             reached,
             overwritten,
         )
-        known = {id(v.value) for v in self.model.variables}
         size = self.layout.static_count(batch)
         trace = BackwardTrace(
             spec,
-            unreached=[
-                v
-                for group in found
-                for v, g in zip(self.variables[group], found[group], strict=True)
-                if g is None
-            ],
-            untracked=[v for v in tape.watched_variables() if id(v) not in known],
+            unreached=self._unreached(found),
+            untracked=_untracked(tape, self.model),
             sums=batch_sums(losses, batch, size, context.example_weight, context.global_sums),
             graph=tf.compat.v1.get_default_graph() if self.jit else None,
+            by_loss=described,
         )
         gradients = Gradients(
             [[found[k][i] for i in mine] for k, mine in spec.reached.items()],
@@ -194,8 +201,36 @@ class Backward:
                 [largest_use(found[k][i], self.variables[k][i]) for i in mine]
                 for k, mine in spec.overwritten.items()
             ],
+            by_loss,
         )
         return (vector, gradients, summaries), trace
+
+    def _unreached(self, found: Mapping[str, Sequence[Any]]) -> list[Any]:
+        """The trained variables that have no gradient."""
+        return [
+            v
+            for group in found
+            for v, g in zip(self.variables[group], found[group], strict=True)
+            if g is None
+        ]
+
+    def _by_loss(
+        self, mine: Mapping[str, Sequence[str]], alone: Mapping[str, tf.Tensor], tape: Any
+    ) -> tuple[list[list[tf.Tensor]], ByLoss]:
+        """The gradients of single losses that were asked for."""
+
+        def gradient(name: str, variables: list[Any]) -> list[Any]:
+            return tape.gradient(alone[name], tf_variables(variables))
+
+        return gradients_by_loss(
+            gradient, mine, self.variables, self.due, self.requests, self.model
+        )
+
+
+def _untracked(tape: tf.GradientTape, model: keras.Model) -> list[Any]:
+    """The trainable variables that a tape has seen and the model doesn't know."""
+    known = {id(v.value) for v in model.variables}
+    return [v for v in tape.watched_variables() if id(v) not in known]
 
 
 def _nothing_if_empty(number: Any, tensors: Tensors, states: list[Any], before: list[Any]) -> Any:
@@ -225,7 +260,8 @@ def _nothing_if_empty(number: Any, tensors: Tensors, states: list[Any], before: 
     overwriting = [
         [tf.where(some, value, value.dtype.min) for value in each] for each in gradients.overwriting
     ]
-    return vector, Gradients(weights, overwriting), summaries
+    by_loss = [[masked(g) for g in each] for each in gradients.by_loss]
+    return vector, Gradients(weights, overwriting, by_loss), summaries
 
 
 def _objective(

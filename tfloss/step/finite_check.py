@@ -5,7 +5,7 @@ times with and without the check.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -19,7 +19,7 @@ class FiniteCheck:
     """The numbers of a step that must be finite, the same on all replicas.
 
     Attributes:
-      losses: Names of the losses; their total is last.
+      losses: Names of the losses, their total, and the tags of what a balancer needs to be finite.
       groups: Names of the groups whose gradients are checked.
       values: float32 [losses].
       gradients: float32 scalars, for each group one that is finite if its gradient is: the
@@ -27,6 +27,7 @@ class FiniteCheck:
       finite: bool scalar, whether all of them are finite.
       passed: bool scalar, whether the step is no failure: all are finite, or those that are not
         may be skipped.
+      notes: What to say if one of `losses` is not finite, by its name.
     """
 
     losses: tuple[str, ...]
@@ -35,6 +36,7 @@ class FiniteCheck:
     gradients: list[tf.Tensor]
     finite: tf.Tensor
     passed: tf.Tensor
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def all_finite(values: tf.Tensor | Sequence[tf.Tensor]) -> tf.Tensor:

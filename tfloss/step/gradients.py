@@ -88,10 +88,11 @@ def accumulate(
 
 def _add(one: Any, other: Any) -> Any:
     """Adds vectors and gradients; takes the maximum of overwriting values. Replica code, traced."""
-    (vector, (weights, overwriting)), (vector2, (weights2, overwriting2)) = one, other
+    (vector, gradients), (vector2, gradients2) = one, other
     return vector + vector2, Gradients(
-        tf.nest.map_structure(_added, weights, weights2),
-        tf.nest.map_structure(tf.maximum, overwriting, overwriting2),
+        tf.nest.map_structure(_added, gradients.weights, gradients2.weights),
+        tf.nest.map_structure(tf.maximum, gradients.overwriting, gradients2.overwriting),
+        tf.nest.map_structure(_added, gradients.by_loss, gradients2.by_loss),
     )
 
 

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.balancing import Balancer
 from tfloss.common.logger import ChiefLogger
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batches import MicroBatches
@@ -19,9 +20,11 @@ from tfloss.optimizers.groups import Group, due_sets
 from tfloss.optimizers.sparse_gradients import Form, sparse_form
 from tfloss.step import update
 from tfloss.step.backward import Backward, BackwardTrace
+from tfloss.step.balance import Balance
 from tfloss.step.example_weights import example_weights
 from tfloss.step.finite_check import FiniteCheck, all_finite
 from tfloss.step.gradients import StepGradients, accumulate
+from tfloss.step.gradients_by_loss import LossGradientRequest
 from tfloss.step.normalisers import NormaliserPass
 from tfloss.step.output import TOTAL, OutputBuilder, ReplicaSpec
 from tfloss.step.skipping import Skipping
@@ -85,6 +88,9 @@ class Minimize:
             # A schedule is read before the update advances it.
             rate = tf.cast(tf.identity(group.optimizer.learning_rate), tf.float32)
             output.add_scalar(f"learning_rate{self.tags[name]}", rate)
+        if isinstance(self.loss_weights, Balancer):
+            for tag, value in self.loss_weights.scalars().items():
+                output.add_scalar(tag, value)
         update_due, traces = split_static(
             functools.partial(self._update, forward, micro_batches, step)
         )
@@ -130,7 +136,8 @@ class Minimize:
         scale = None if skipping.loss_scale is None else tf.identity(skipping.loss_scale.value)
         states = functools.partial(skipped_state, self.model)
         before = update.read_states(strategy, states) if skipping.active else None
-        backward = self._backward(forward, due)
+        balance = self._balance(step)
+        backward = self._backward(forward, due, [] if balance is None else balance.requests())
         found = self._gradients(backward, micro_batches, step, scale)
         spec = found.trace.spec
         reached, overwritten = (
@@ -147,9 +154,10 @@ class Minimize:
             clip_norm=self.clip_norm,
             norms=skipping.active,
             sums=self.options.check_gradients,
+            combine=None if balance is None else balance.combine(found.trace, due),
         )
         norms = dict(zip(due, reduced.norms, strict=False))
-        check = self._check(spec, reduced, due)
+        check = self._check(spec, reduced, due, balance)
         # Nothing may be counted before there is a batch, let alone a finite loss.
         checked: Any = reduced.vector
         if guard is not None:
@@ -162,6 +170,8 @@ class Minimize:
             mine = [[*each, *over] for each, over in zip(reached, overwritten, strict=True)]
             fused, gradients = self.fused_adam, reduced.gradients
             update.apply(strategy, self.model, gradients, groups, mine, token, fused_adam=fused)
+            if balance is not None:
+                balance.update(found.trace, reduced, token)
 
         applied = tf.constant(True)
         if not skipping.active:
@@ -176,7 +186,18 @@ class Minimize:
         summaries = list(found.summaries.values())
         return [reduced.vector, known, applied, check.passed, token, summaries], found.trace
 
-    def _backward(self, forward: Callable[[Any], Any], due: tuple[str, ...]) -> Backward:
+    def _balance(self, step: tf.Tensor) -> Balance | None:
+        """What the balancer does, if the loss weights are one."""
+        if not isinstance(self.loss_weights, Balancer):
+            return None
+        return Balance(self.strategy, self.loss_weights, self.variables, step)
+
+    def _backward(
+        self,
+        forward: Callable[[Any], Any],
+        due: tuple[str, ...],
+        requests: Sequence[LossGradientRequest],
+    ) -> Backward:
         """The forward and backward pass of one micro-batch."""
         return Backward(
             self.model,
@@ -187,6 +208,7 @@ class Minimize:
             recording=self.options.recording,
             jit=self.options.mode == "step",
             layout=self.layout,
+            requests=requests,
         )
 
     def _gradients(
@@ -220,22 +242,30 @@ class Minimize:
         return sparse_form(group.optimizer, norm=norm, static=self.options.mode == "loop")
 
     def _check(
-        self, spec: ReplicaSpec, reduced: update.Reduced, due: tuple[str, ...]
+        self,
+        spec: ReplicaSpec,
+        reduced: update.Reduced,
+        due: tuple[str, ...],
+        balance: Balance | None,
     ) -> FiniteCheck:
         """The values that must be finite, and whether the step is a failure."""
         losses, gradients = spec.losses_and_total(reduced.vector), reduced.norms or reduced.sums
+        more = {} if balance is None else balance.must_be_finite(spec, reduced)
+        if more:
+            losses = tf.concat([losses, tf.stack([value for value, _ in more.values()])], 0)
         skipping = self.skipping
         parts = [(all_finite(losses), skipping.tolerates())]
         if gradients:
             parts.append((all_finite(gradients), skipping.tolerates_gradients()))
         passed = [one if tolerated is None else one | tolerated for one, tolerated in parts]
         return FiniteCheck(
-            losses=(*spec.losses, TOTAL),
+            losses=(*spec.losses, TOTAL, *more),
             groups=due if gradients else (),
             values=losses,
             gradients=gradients,
             finite=functools.reduce(tf.logical_and, [one for one, _ in parts]),
             passed=functools.reduce(tf.logical_and, passed),
+            notes={name: note for name, (_, note) in more.items()},
         )
 
     def _add_skipped(self, output: OutputBuilder, applied: tf.Tensor) -> None:

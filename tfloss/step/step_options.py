@@ -7,6 +7,7 @@ def make_step(model, optimizer, **options: Unpack[StepOptions]):
 from collections.abc import Mapping
 from typing import TypedDict
 
+from tfloss.balancing import Balancer
 from tfloss.data.batch_layout import BatchLayout
 from tfloss.forward.losses import Weight
 from tfloss.optimizers.ema import Ema
@@ -15,7 +16,7 @@ from tfloss.optimizers.ema import Ema
 class StepOptions(TypedDict, total=False):
     """Keyword arguments of `TrainStep.__init__`, where they are documented."""
 
-    loss_weights: Mapping[str, Weight] | None
+    loss_weights: Mapping[str, Weight] | Balancer | None
     clip_norm: float | None
     accumulate: int
     precision: str | None

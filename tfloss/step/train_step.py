@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.balancing import Balancer
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batches import MicroBatches
 from tfloss.errors import LossError, ModelError
@@ -47,7 +48,8 @@ class TrainStep:
       model: A Keras model whose `model(batch, training=True)` reports losses.
       optimizer: A Keras optimizer, or groups: `{name: (optimizer, variables)}`; see `Group`.
         None: the step can't be trained, only restored and evaluated.
-      loss_weights: `{loss name or glob: float, scalar variable or callable of the step}`.
+      loss_weights: `{loss name or glob: float, scalar variable or callable of the step}`. Or one
+        of `tfloss.balancing`, which finds weights or gradients in training.
       clip_norm: Global norm to which each group's gradient, summed over losses and reduced
         over replicas and micro-batches, is clipped before the update. None: no clipping.
       accumulate: Number of micro-batches (elements of the data set) in one update. The update
@@ -83,7 +85,7 @@ class TrainStep:
         model: keras.Model,
         optimizer: Any,
         *,
-        loss_weights: Mapping[str, Weight] | None = None,
+        loss_weights: Mapping[str, Weight] | Balancer | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
         precision: str | None = None,
@@ -97,7 +99,9 @@ class TrainStep:
         _check_accumulate(accumulate)
         self.model = model
         self.groups = make_groups(optimizer)
-        self.loss_weights = LossWeights(loss_weights)
+        self.loss_weights = (
+            loss_weights if isinstance(loss_weights, Balancer) else LossWeights(loss_weights)
+        )
         self.clip_norm = clip_norm
         self.accumulate = accumulate
         self.fused_adam = fused_adam
@@ -248,6 +252,8 @@ class TrainStep:
                 set_precision(self.model, self._precision)  # of layers made meanwhile
             if self._ema is not None and self.averages is None:
                 self.averages = Averages(self._ema, self.model)
+            if isinstance(self.loss_weights, Balancer):
+                self.loss_weights.build(self)
 
     @property
     def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
@@ -264,7 +270,8 @@ class TrainStep:
     def extra_variables(self) -> dict[str, Any]:
         """Further variables that belong in a checkpoint, by name."""
         averages = {} if self.averages is None else self.averages.variables()
-        return {**self.skipping.variables(), **averages}
+        weights = self.loss_weights.state() if isinstance(self.loss_weights, Balancer) else {}
+        return {**self.skipping.variables(), **averages, **weights}
 
     def signature(self) -> tuple[Any, ...]:
         """What is frozen when the step is traced. If it changes, the step is traced again."""

@@ -19,7 +19,11 @@ from tfloss.optimizers.sparse_gradients import Form, in_form
 from tfloss.step.all_reduce import max_over_replicas, sum_over_replicas
 from tfloss.step.backward import Gradients
 from tfloss.step.finite_check import element_sum
+from tfloss.step.gradients_by_loss import scalar_products
 from tfloss.step.overwritten_variables import is_overwritten
+
+Combine = Callable[[list[list[Any]], list[list[tf.Tensor]], list[tf.Tensor]], list[list[Any]]]
+"""Makes gradients of `Gradients.weights`, `Gradients.by_loss` and the scalar products."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +37,14 @@ class Reduced:
         they were not computed.
       sums: float32 scalars, `element_sum` of each group's gradient; empty if they were not
         computed.
+      products: For each variable of `Gradients.by_loss`, its `scalar_products`.
     """
 
     vector: tf.Tensor
     gradients: Any
     norms: list[tf.Tensor]
     sums: list[tf.Tensor]
+    products: list[tf.Tensor]
 
 
 def reduce(
@@ -52,6 +58,7 @@ def reduce(
     clip_norm: float | None,
     norms: bool,
     sums: bool,
+    combine: Combine | None = None,
 ) -> Reduced:
     """Reduces vector and gradients over replicas; then unscales, then clips each group.
 
@@ -67,19 +74,26 @@ def reduce(
       clip_norm: Global norm that each group's gradient is clipped to, or None.
       norms: Whether to compute norms even without clipping.
       sums: Whether to compute sums if there are no norms.
+      combine: Changes the gradients of the groups, before they are clipped. None: nothing does.
     """
     norms = norms or clip_norm is not None
 
     def replica(vector: tf.Tensor, gradients: Gradients) -> Any:
-        weights, overwriting = gradients
+        weights, overwriting, by_loss = gradients
         if strategy.num_replicas_in_sync > 1:
-            vector, *flat = sum_over_replicas([vector, *(g for each in weights for g in each)])
-            weights = _nested(flat, weights)
+            nested = [*weights, *by_loss]
+            vector, *flat = sum_over_replicas([vector, *(g for each in nested for g in each)])
+            nested = _nested(flat, nested)
+            weights, by_loss = nested[: len(weights)], nested[len(weights) :]
             if any(overwriting):
                 flat = max_over_replicas([value for each in overwriting for value in each])
                 overwriting = _nested(flat, overwriting)
         if scale is not None:
             weights = [[_scaled(g, 1.0 / scale) for g in each] for each in weights]
+            by_loss = [[_scaled(g, 1.0 / scale) for g in each] for each in by_loss]
+        products = [scalar_products(of_one) for of_one in zip(*by_loss, strict=True)]
+        if combine is not None:
+            weights = combine(weights, by_loss, products)
         weights = [
             [in_form(g, v, form) for g, v in zip(each, mine, strict=True)]
             for each, mine, form in zip(weights, variables, sparse, strict=True)
@@ -96,12 +110,13 @@ def reduce(
                 tf.clip_by_global_norm(each, clip_norm, use_norm=norm)[0]
                 for each, norm in zip(weights, found, strict=True)
             ]
-        return vector, Gradients(weights, overwriting), found
+        return vector, Gradients(weights, overwriting, []), found, products
 
-    vector, gradients, found = strategy.run(replica, args=(vector, gradients))
+    vector, gradients, found, products = strategy.run(replica, args=(vector, gradients))
     local = strategy.experimental_local_results
     first = [local(one)[0] for one in found]
-    return Reduced(local(vector)[0], gradients, first if norms else [], [] if norms else first)
+    norm, total = (first, []) if norms else ([], first)
+    return Reduced(local(vector)[0], gradients, norm, total, [local(one)[0] for one in products])
 
 
 def _nested(flat: list[Any], like: list[list[Any]]) -> list[list[Any]]:
@@ -149,7 +164,8 @@ def apply(
     """
 
     def replica(gradients: Gradients) -> None:
-        for group, mine, each, over in zip(groups, variables, *gradients, strict=True):
+        pairs = zip(gradients.weights, gradients.overwriting, strict=True)
+        for group, mine, (each, over) in zip(groups, variables, pairs, strict=True):
             optimizer = group.optimizer
             with _upstream.gradients_already_reduced(optimizer):
                 with tf.control_dependencies([after]):
