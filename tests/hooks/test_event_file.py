@@ -1,10 +1,8 @@
 import re
-import struct
 
-import pytest
 import tensorflow as tf
 
-from tfloss.hooks.event_file import EventFileWriter, split_records
+from tfloss.hooks.event_file import EventFileWriter
 
 
 def _event(step):
@@ -55,70 +53,6 @@ def test_readers_see_events_after_a_flush(tmp_path):
     file.flush()
     assert _read(file.path)[1:] == [_event(7)]
     file.close()
-
-
-def test_records_are_split_with_their_steps(tmp_path):
-    data = _write(tmp_path, [10, 20, 30]).read_bytes()
-    records = list(split_records(data))
-    assert [step for _, step in records] == [0, 10, 20, 30]
-    assert b"".join(record for record, _ in records) == data
-
-
-@pytest.mark.parametrize("lost", [1, 3, 20])
-def test_an_incomplete_last_record_is_ignored(tmp_path, lost):
-    data = _write(tmp_path, [10, 20]).read_bytes()
-    assert [step for _, step in split_records(data[:-lost])] == [0, 10]
-
-
-def test_zeros_after_a_power_failure_end_the_records(tmp_path):
-    data = _write(tmp_path, [10]).read_bytes()
-    assert [step for _, step in split_records(data + bytes(100))] == [0, 10]
-
-
-def test_one_damaged_length_hides_one_record_only(tmp_path):
-    """Every byte of every header but the first record's; what follows it is found again."""
-    data = _write(tmp_path, [10, 20, 30]).read_bytes()
-    records = [record for record, _ in split_records(data)]
-    starts = [sum(map(len, records[:i])) for i in range(len(records))]
-    for number in (1, 2, 3):
-        for byte in range(12):
-            damaged = bytearray(data)
-            damaged[starts[number] + byte] ^= 0x10
-            found = list(split_records(bytes(damaged)))
-            steps = [0, 10, 20, 30]
-            steps[number] = None
-            assert [step for _, step in found] == steps, (number, byte)
-            assert b"".join(record for record, _ in found) == damaged
-
-
-def test_any_damaged_byte_loses_no_byte(tmp_path):
-    data = _write(tmp_path, [10, 20]).read_bytes()
-    for byte in range(len(data)):
-        damaged = bytearray(data)
-        damaged[byte] ^= 0xFF
-        assert b"".join(record for record, _ in split_records(bytes(damaged))) == damaged
-
-
-def test_a_record_after_a_damaged_megabyte_is_found(tmp_path):
-    file = EventFileWriter(tmp_path)
-    event = _event(10)
-    event.summary.value.add(tag="image", tensor=tf.make_tensor_proto(b"x" * 3_000_000))
-    for one in (event, _event(20)):
-        file.write(one.SerializeToString())
-    file.close()
-    damaged = bytearray(file.path.read_bytes())
-    first = 12 + struct.unpack_from("<Q", damaged)[0] + 4
-    damaged[first] ^= 1
-    assert [step for _, step in split_records(bytes(damaged))] == [0, None, 20]
-
-
-def test_files_of_other_programs_are_one_piece_without_a_step(tmp_path):
-    with tf.summary.create_file_writer(str(tmp_path)).as_default(step=7):
-        tf.summary.scalar("a", 1.0)
-    (path,) = tmp_path.iterdir()
-    begun = _write(tmp_path / "ours", []).read_bytes()[:-1]
-    for content in (path.read_bytes(), b"a text about tfevents", b"\n", b"12345678" * 10, begun):
-        assert list(split_records(content)) == [(content, None)]
 
 
 def test_a_new_file_is_not_written_through_a_link(tmp_path, monkeypatch):

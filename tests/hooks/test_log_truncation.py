@@ -131,6 +131,42 @@ def test_what_has_no_step_stays(path):
     assert path.read_bytes() == b"1\n?\n?\n"
 
 
+def test_a_record_that_is_logged_again_is_found_behind_a_window_without_one(path):
+    """Step 2 of `a` is pending; step 2 of `b` and `c`, a window each, are not."""
+    path.write_bytes(b"1a\n2a\n2b\n2c\n")
+
+    def split(content):
+        for line in content.splitlines(keepends=True):
+            yield line, int(line[:1])
+
+    def names(record):
+        return [record[1:2].decode()]
+
+    truncate_after(path, 2, split, {2: {"a"}}, names, lambda file: [9, 6, 3, 0])
+    assert path.read_bytes() == b"1a\n2b\n2c\n"
+
+
+def test_what_is_left_out_before_the_last_window_stays(path):
+    """Only at the end of the file it was cut off by a kill."""
+    path.write_bytes(b"1\n?3\n?")
+    truncate_after(path, 2, _split_before_mark, windows=lambda file: [3, 0])
+    assert path.read_bytes() == b"1\n?"
+
+
+def _split_before_mark(content):
+    """Lines up to a question mark."""
+    return _split(content.partition(b"?")[0])
+
+
+def test_the_mode_of_a_file_stays_when_it_is_replaced(path, monkeypatch):
+    """It is copied in pieces of a byte."""
+    monkeypatch.setattr("tfloss.hooks.log_truncation._COPIED", 1)
+    path.write_bytes(b"1\n3\n2\n")
+    path.chmod(0o640)
+    truncate_after(path, 2, _split, windows=lambda file: [2, 0])
+    assert path.read_bytes() == b"1\n2\n" and path.stat().st_mode & 0o777 == 0o640
+
+
 def test_what_a_killed_process_left_beside_the_log_is_removed(path):
     pid = os.fork()
     if not pid:

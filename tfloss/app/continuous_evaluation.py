@@ -243,14 +243,14 @@ class EvaluationRecord:
         self._write_events([record])
 
     def _remove_from(self, step: int) -> None:
-        from tfloss.hooks.event_file import split_records
+        from tfloss.hooks.event_records import event_windows, split_window
         from tfloss.hooks.log_truncation import truncate_after
 
         if self._file is not None:
             self._file.close()
             self._file = None
         for path in self._directory.glob("events.out.tfevents*"):
-            truncate_after(path, step - 1, split_records)
+            truncate_after(path, step - 1, split_window, windows=event_windows)
         self._lines = {at: record for at, record in self._lines.items() if at < step}
         kept: list[bytes] = []
         for line in self._path.read_bytes().splitlines(keepends=True):
@@ -261,7 +261,7 @@ class EvaluationRecord:
 
     def _event_steps(self) -> set[int | None]:
         """Returns the steps that TensorBoard's files have."""
-        from tfloss.hooks.event_file import split_records
+        from tfloss.hooks.event_records import split_records
 
         files = self._directory.glob("events.out.tfevents*")
         return {step for path in files for _, step in split_records(path.read_bytes())}

@@ -156,6 +156,20 @@ def set_aside(path: Path) -> None:
     os.replace(path, _superseded_path(path))
 
 
+def copy_aside(path: Path) -> None:
+    """Copies a file to `superseded.<name>`, which is a new path.
+
+    Args:
+      path: The path. "tfevents" in its name is changed, so that TensorBoard doesn't read it.
+
+    Raises:
+      OSError: It can't be copied.
+    """
+    with replacement(_superseded_path(path)) as copy:
+        shutil.copy2(path, copy.path)
+        copy.commit()
+
+
 def _superseded_path(path: Path) -> Path:
     name = path.name.replace("tfevents", "events")
     taken = {each.name.removesuffix(f".{name}") for each in path.parent.iterdir()}

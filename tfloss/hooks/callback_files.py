@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 
 from tfloss.common.replacement import replace_file
-from tfloss.hooks.event_file import record_names, split_records
+from tfloss.hooks.event_records import event_windows, record_names, split_window
 from tfloss.hooks.log_truncation import truncate_after
 
 
@@ -31,7 +31,13 @@ def continue_files(
         _continue_csv(callback, epochs, keep)
     elif isinstance(callback, keras.callbacks.TensorBoard):
         for path in sorted(Path(callback.log_dir).glob("*/*tfevents*")):
-            truncate_after(path, _STAYS, lambda data: _split_events(data, epochs, step), keep=keep)
+            truncate_after(
+                path,
+                _STAYS,
+                lambda data: _split_events(data, epochs, step),
+                windows=lambda file: event_windows(file, _WRITER),
+                keep=keep,
+            )
 
 
 def _continue_csv(callback: keras.callbacks.CSVLogger, epochs: int, keep: bool) -> None:
@@ -54,12 +60,12 @@ _WRITER = "tensorflow.core.util.events_writer"  # of tf.summary, by which the ca
 
 
 def _split_events(data: bytes, epochs: int, step: int) -> Iterator[tuple[bytes, int | None]]:
-    """Yields the records of an event file, and whether the run writes them again.
+    """Yields the records of a window, and whether the run writes them again.
 
     The callback counts the values of epochs in epochs from 0, and those of batches in batches.
     """
-    for record, at in split_records(data, _WRITER):
-        if at is None:  # damaged, or of another program
+    for record, at in split_window(data):
+        if at is None:  # damaged
             yield record, None
             continue
         repeated = any(

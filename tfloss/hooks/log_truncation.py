@@ -1,6 +1,6 @@
 """Removes the log records that a resumed run is going to write again.
 
-    truncation = LogTruncation(split_records, record_names)
+    truncation = LogTruncation(split_window, record_names, event_windows)
     truncation.start(path, [path], step=100)
     truncation.finish(step=200)
 
@@ -12,24 +12,32 @@ The log of a long run may have gigabytes, and what is repeated is at its end. So
 divided into windows is read backwards, until a window has nothing to remove.
 """
 
-import itertools
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from tfloss.common.replacement import cut_file, remove_leftovers, replace_file, set_aside
+from tfloss.common.replacement import (
+    copy_aside,
+    cut_file,
+    remove_leftovers,
+    replacement,
+    set_aside,
+)
 from tfloss.errors import WorkdirError
 
 # Splits the content of a file into its complete records and their steps. What the hook didn't
 # write, or can't be read, has the step None.
 SplitRecords = Callable[[bytes], Iterable[tuple[bytes, int | None]]]
-# Returns where windows of an open file begin, and its size. Windows hold complete records.
-FindWindows = Callable[[BinaryIO], list[int]]
+# Yields where windows of an open file begin, from the last one to the first. Windows hold complete
+# records. A file that the hook didn't write has none.
+FindWindows = Callable[[BinaryIO], Iterable[int]]
 # Returns the names of the values in a record.
 RecordNames = Callable[[bytes], Iterable[str]]
 # `{step: names}` of values that are logged again, although their step is not repeated.
 Pending = Mapping[int, Collection[str]]
+_COPIED = 1 << 20  # bytes that are copied at once
 
 
 class LogTruncation:
@@ -138,29 +146,45 @@ def truncate_after(
             return True
         return at <= step and not (at in again and set(again[at]).intersection(names(record)))
 
+    earliest = min((*again, step + 1))  # what was logged before needn't be looked at
     with path.open("rb") as file:
-        starts = windows(file) if windows else [0, os.fstat(file.fileno()).st_size]
-        begin, tail, rest = starts[-1], b"", b""  # all bytes from `begin` on become `tail`
+        stop = size = os.fstat(file.fileno()).st_size
+        begin, tail, rest = size, b"", b""  # all bytes from `begin` on become `tail`
         later = False
-        for start, stop in reversed(list(itertools.pairwise(starts))):
+        for start in windows(file) if windows else [0]:
             file.seek(start)
             content = file.read(stop - start)
             records = list(split(content))
+            if stop < size:  # what is left out is incomplete only at the end of the file
+                records.append((content[sum(len(record) for record, _ in records) :], None))
             kept = b"".join(record for record, record_step in records if stays(record, record_step))
             rest = kept + rest
-            if kept == content:
+            if kept != content:
+                later = later or any((record_step or 0) > step for _, record_step in records)
+                if step == 0 and later:
+                    set_aside(path)
+                    return
+                begin, tail = start, rest
+            elif any(at is not None and at < earliest for _, at in records):
                 break
-            later = later or any((record_step or 0) > step for _, record_step in records)
-            if step == 0 and later:
-                set_aside(path)
-                return
-            begin, tail = start, rest
-        if begin == starts[-1]:
-            return
-        file.seek(begin)
-        if file.read(len(tail)) == tail and not (keep and later):
-            cut_file(path, begin + len(tail))
-        else:
+            stop = start
+        if begin < size:
+            if keep and later:
+                copy_aside(path)
+            _replace_end(path, file, begin, tail)
+
+
+def _replace_end(path: Path, file: BinaryIO, begin: int, tail: bytes) -> None:
+    """Replaces all bytes of a file from `begin` on, without a copy if it need only be cut."""
+    file.seek(begin)
+    if file.read(len(tail)) == tail:
+        cut_file(path, begin + len(tail))
+        return
+    with replacement(path) as new:
+        with new.path.open("wb") as copy:
             file.seek(0)
-            content = file.read(begin) + tail
-            replace_file(path, content, is_own=lambda old: not (keep and later))
+            for start in range(0, begin, _COPIED):
+                copy.write(file.read(min(_COPIED, begin - start)))
+            copy.write(tail)
+        shutil.copymode(path, new.path)
+        new.commit()

@@ -165,19 +165,18 @@ def _split_lines(content: bytes) -> Iterator[tuple[bytes, int | None]]:
             yield line + b"\n", None
 
 
-def line_windows(file: BinaryIO) -> list[int]:
-    """Returns the beginnings of lines every 4 MB or so, and the size of the file.
+def line_windows(file: BinaryIO) -> Iterator[int]:
+    """Yields the beginnings of lines every 4 MB or so, from the last to the first.
 
     Args:
       file: The open file.
     """
-    size = os.fstat(file.fileno()).st_size
-    found = [0]
-    for target in range(WINDOW, size, WINDOW):
-        at = _line_end(file, found[-1], target)
-        if at > found[-1]:
-            found.append(at)
-    return [*found, size] if size > found[-1] else found
+    stop = os.fstat(file.fileno()).st_size
+    for target in range((stop - 1) // WINDOW * WINDOW, 0, -WINDOW):
+        if target < stop and (at := _line_end(file, target - WINDOW, target)) > target - WINDOW:
+            yield at
+            stop = at
+    yield 0
 
 
 def _line_end(file: BinaryIO, start: int, stop: int) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tfloss.common.reading import check_directory, check_file
 from tfloss.hooks.base import Hook
-from tfloss.hooks.event_file import EventFileWriter, record_names, split_records
+from tfloss.hooks.event_file import EventFileWriter
 from tfloss.hooks.event_protos import ScalarEvents, summary_event
+from tfloss.hooks.event_records import event_windows, record_names, split_window
 from tfloss.hooks.every import Every
 from tfloss.hooks.log_truncation import LogTruncation
 from tfloss.hooks.output_path import output_path
@@ -53,7 +54,7 @@ class TensorBoard(Hook):
             self, "The curves", f"The last {_MAX_BYTES >> 20} MB are kept, and written later."
         )
         self._ended = False
-        self._truncation = LogTruncation(split_records, record_names)
+        self._truncation = LogTruncation(split_window, record_names, event_windows)
 
     @property
     def logdir(self) -> Path:
