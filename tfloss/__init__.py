@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfloss import adapters, app, balancing, data, errors, hooks, replay, summary
+    from tfloss.app.quiet import quiet
     from tfloss.checkpoint.load_weights import load_weights
     from tfloss.distribute.strategy import make_strategy
     from tfloss.evaluation.metrics import metric
@@ -49,6 +50,7 @@ _WHERE = {
     "load_weights": "checkpoint.load_weights",
     "make_strategy": "distribute.strategy",
     "metric": "evaluation.metrics",
+    "quiet": "app.quiet",
 }
 _MODULES = ("adapters", "app", "balancing", "data", "errors", "hooks", "replay", "summary")
 
@@ -77,6 +79,7 @@ __all__ = [
     "load_weights",
     "make_strategy",
     "metric",
+    "quiet",
     "replay",
     "summary",
 ]

@@ -1,7 +1,15 @@
 """TensorFlow is imported without its start-up messages."""
 
 import os
+import pty
+import re
+import subprocess
 import sys
+import time
+
+import pytest
+
+import tfloss
 
 
 def test_other_messages_stay(capfd):
@@ -15,3 +23,53 @@ def test_other_messages_stay(capfd):
     err = capfd.readouterr().err
     assert "port.cc" not in err
     assert "out of memory\n" in err
+
+
+def test_a_call_that_comes_too_late_says_so():
+    with pytest.warns(UserWarning, match="called after TensorFlow was imported"):
+        tfloss.quiet()
+
+
+QUIET = """
+import tfloss
+tfloss.quiet()
+import tensorflow as tf
+f = tf.function(lambda x: x + 1.0, jit_compile=True)
+print(f(tf.ones([])).numpy())
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_app_has_no_noise():
+    loud = QUIET.replace("tfloss.quiet()", "")
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    ran = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+        )
+        for code in (QUIET, loud)
+    ]
+    assert (ran[0].stdout, ran[0].stderr) == ("2.0\n", "")
+    assert "oneDNN" in ran[1].stderr and "XLA" in ran[1].stderr
+
+
+@pytest.mark.slow
+def test_a_terminal_is_told_within_two_seconds():
+    began = time.monotonic()
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ["TERM"] = "xterm"
+        os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
+        os.execv(sys.executable, [sys.executable, "-c", QUIET])
+    text, seen = b"", None
+    try:
+        while part := os.read(terminal, 65536):
+            text += part
+            if seen is None and b"importing TensorFlow" in text:
+                seen = time.monotonic() - began
+    except OSError:  # the process has ended
+        pass
+    os.waitpid(process, 0)
+    assert seen is not None and seen < 2.0, text
+    left = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", text.rpartition(b"\x1b[2K")[2])
+    assert left.split() == [b"2.0"]  # the line is gone

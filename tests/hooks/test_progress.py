@@ -1,9 +1,12 @@
+import dataclasses
 import io
 
 import pytest
 from rich.console import Console
 
+from tfloss.common import activity
 from tfloss.hooks import Evaluate, Progress
+from tfloss.hooks.progress import shown
 from tfloss.trainer.stopwatch import Stopwatch
 
 LOG = {
@@ -45,7 +48,7 @@ def test_plain_lines_at_most_every_10_seconds_and_at_the_end(make_trainer, clock
     ]
 
 
-def test_the_speed_is_averaged_over_the_last_30_seconds(make_trainer, clock):
+def test_the_first_call_does_not_count_in_the_speed(make_trainer, clock):
     out = io.StringIO()
     trainer = make_trainer([Progress(stream=out, clock=clock)], batch_size=None)
     # Step 1 compiles for 100 s, the others take 1 s.
@@ -214,3 +217,106 @@ def test_the_line_shows_where_the_time_went(make_trainer, clock):
         "step 2/2  |  0.25 steps/s  input 12%  ETA 0:00",
         "step 2/2  |  0.25 steps/s  input 12%  took 0:08 (input 12%, checkpoint 50%)",
     ]
+
+
+def _live(clock, width=120):
+    out = io.StringIO()
+    console = Console(force_terminal=True, file=out, width=width, color_system=None)
+    return out, Progress(console=console, clock=clock)
+
+
+def _drawn(out):
+    """What the last drawing of the live line says, without the bar."""
+    *_, last = out.getvalue().split("\x1b[2K")
+    return last.partition("\n")[0].replace("━", "").replace("╸", "").replace("╺", "").strip()
+
+
+def test_a_plain_line_has_the_speed_of_the_last_seconds(make_trainer, clock):
+    """A mode that is eight times as fast is seen at the next line."""
+    out = io.StringIO()
+    hook = Progress(seconds=5.0, stream=out, clock=clock)
+    trainer = make_trainer([hook], batch_size=None)
+    trainer.on_step = lambda step: ticking(clock, 1.0 if step <= 40 else 0.125)(step)
+    trainer.train(200)
+    lines = out.getvalue().splitlines()
+    assert lines[7:9] == [
+        "step 40/200  |  1 steps/s  ETA 2:40",
+        "step 80/200  |  8 steps/s  ETA 0:15",  # the 5 s after step 40
+    ]
+
+
+def test_the_line_says_what_takes_time_in_place_of_the_remaining_time(make_trainer, clock):
+    out, hook = _live(clock)
+    trainer = make_trainer([hook], on_step=ticking(clock, 0.5), batch_size=None)
+    hook.trainer = trainer
+    with shown([hook]):
+        with activity.during("building the model"):
+            assert _drawn(out) == "building the model"
+        trainer.begin(100)
+        trainer.step = 0
+        for step in range(1, 11):
+            trainer.on_step(step)
+            trainer.step = step
+            hook.after_step(step)
+        assert _drawn(out) == "step 10/100  |  2 steps/s  ETA 0:45"
+        with activity.during("evaluating"):
+            assert _drawn(out) == "step 10/100  |  evaluating"
+            clock.now += 63
+            hook._display._progress.refresh()
+            assert _drawn(out) == "step 10/100  |  evaluating 1:03"
+            with activity.during("tracing the training step"):
+                assert _drawn(out) == "step 10/100  |  tracing the training step"
+        # The evaluation is no part of the speed.
+        assert _drawn(out) == "step 10/100  |  2 steps/s  ETA 0:45"
+        clock.now += 0.5
+        trainer.step = 11
+        hook.after_step(11)
+        # 5.5 s of steps took 68.5 s in all: 89 more take 44.5 s, and evaluations 12 times as long.
+        assert _drawn(out) == "step 11/100  |  2 steps/s  ETA 9:15"
+        trainer.end()
+    assert _drawn(out).startswith("step 11/100  |  0.161 steps/s  took 1:09")
+
+
+def test_the_remaining_time_never_goes_stale(make_trainer, clock):
+    out, hook = _live(clock)
+    trainer = make_trainer([hook], on_step=ticking(clock, 0.5), batch_size=None)
+    hook.trainer = trainer
+    with shown([hook]):
+        trainer.end = lambda: None
+        trainer.train(10)
+        trainer.run = dataclasses.replace(trainer.run, steps=100)
+        hook.after_step(10)
+        for seconds, tail in (
+            (2.0, "ETA 0:43"),
+            (4.0, "no step for 0:06"),
+            (60, "no step for 1:06"),
+        ):
+            clock.now += seconds
+            hook._display._progress.refresh()
+            assert _drawn(out) == f"step 10/100  |  2 steps/s  {tail}"
+
+
+def test_a_call_that_compiles_tells_no_speed(make_trainer, clock):
+    out, hook = _live(clock)
+    trainer = make_trainer([hook], on_step=ticking(clock, 0.5), batch_size=None)
+    hook.trainer = trainer
+    with shown([hook]):
+        trainer.begin(2000)
+        with activity.during("compiling the training loop", runs_steps=True):
+            clock.now += 30
+        trainer.step = 1000
+        hook.after_step(1000)
+        assert _drawn(out) == "step 1000/2000"
+        clock.now += 0.5
+        trainer.step = 1001
+        hook.after_step(1001)
+        assert _drawn(out) == "step 1001/2000  |  2 steps/s  ETA 8:20"
+        trainer.end()
+
+
+def test_nothing_of_a_call_without_steps_stays_on_the_terminal(make_trainer, clock):
+    out, hook = _live(clock)
+    hook.trainer = make_trainer([hook])
+    with shown([hook]), activity.during("restoring the checkpoint"):
+        pass
+    assert _drawn(out) == ""

@@ -15,6 +15,7 @@ from tfloss.app.config import differences, to_json, write_config
 from tfloss.app.flags import FlagError, Options, parse_flags
 from tfloss.app.training_run import Run
 from tfloss.common.logger import ChiefLogger
+from tfloss.common.progress_display import activity_line
 from tfloss.errors import CheckpointError, MissingWorkersError, WorkdirError
 
 
@@ -63,7 +64,8 @@ def run(
             sys.exit(130)  # a shell's code for SIGINT, 128 + 2
 
     try:
-        app.run(start, argv=None if argv is None else list(argv), flags_parser=parse)
+        with activity_line(sys.stderr):
+            app.run(start, argv=None if argv is None else list(argv), flags_parser=parse)
     except Exception as error:
         if "tensorflow" in sys.modules:
             from tfloss.inspect.traceback_filtering import shorten

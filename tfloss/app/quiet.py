@@ -5,7 +5,11 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Generator
+
+from tfloss.common import activity
+from tfloss.common.progress_display import activity_line
 
 # TensorFlow 2.21 prints these on standard error when it is imported and lists its devices, before
 # it reads TF_CPP_MIN_LOG_LEVEL.
@@ -15,6 +19,29 @@ _START_UP_MESSAGES = re.compile(
 )
 
 
+def quiet() -> None:
+    """Imports TensorFlow and hides its messages, for scripts without `tfloss.app`. Host code.
+
+        import tfloss
+        tfloss.quiet()
+        import keras, tensorflow as tf
+
+    Call it before anything imports TensorFlow or Keras: TensorFlow prints when it is imported.
+    Errors are still shown. On a terminal, a line says that TensorFlow is imported. If the
+    environment variable TF_CPP_MIN_LOG_LEVEL is set, it decides what is shown.
+    """
+    if "tensorflow" in sys.modules:
+        warnings.warn(
+            "tfloss.quiet() is called after TensorFlow was imported, so it hides nothing. Call it "
+            "before the script imports tensorflow or keras.",
+            stacklevel=2,
+        )
+        return
+    with activity_line(sys.stderr):
+        import_tensorflow()
+
+
+@activity.during("importing TensorFlow")
 def import_tensorflow() -> None:
     """Imports TensorFlow and hides its start-up messages.
 

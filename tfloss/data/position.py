@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss.common import activity
 from tfloss.common.files import write_files
 from tfloss.common.logger import ChiefLogger
 
@@ -101,6 +102,7 @@ def restore_iterator(iterator: Any, files: Mapping[str, bytes]) -> None:
         tf.train.Checkpoint(iterator=iterator).read(path).assert_consumed()
 
 
+@activity.during("reading past batches, up to the checkpoint's position")
 def read_past(
     iterator: Any,
     count: int | None,

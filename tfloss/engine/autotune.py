@@ -64,7 +64,7 @@ class Tuner:
       request: The steps to run next, or None when the mode is decided.
       rates: `{mode: steps per second}`.
       failure: Why a mode doesn't work, or "".
-      why: The decision in words.
+      why: What the decision is based on, in words.
       tracing: Seconds that the first step took to trace.
       cost: Expected seconds to compile the requested mode, if that isn't the graph.
     """
@@ -108,6 +108,11 @@ class Tuner:
         except StopIteration:
             self.request = None
 
+    @property
+    def title(self) -> str:
+        """The mode to use, in words."""
+        return _TITLES[self.mode]
+
     def _decide(self) -> Generator[Request, Answer, None]:
         began = self._clock()
         _, took = yield "graph", 1
@@ -138,11 +143,13 @@ class Tuner:
         best = max(self.rates, key=lambda mode: self.rates[mode])
         if self.rates[best] > MARGIN * self.rates["graph"]:
             self.mode = best
-        others = [f"{_rate(v)} {_TITLES[k]}" for k, v in self.rates.items() if k != self.mode]
-        self.why = f"{_TITLES[self.mode]}, {_rate(self.rates[self.mode])} steps/s"
+        others = [f"{rate_text(v)} {_TITLES[k]}" for k, v in self.rates.items() if k != self.mode]
         if others:
             took = self._clock() - began
-            self.why += f" (against {', '.join(others)}; tried in the first {took:.0f} s)"
+            self.why = (
+                f" (without data and logs {rate_text(self.rates[self.mode])}, against "
+                f"{', '.join(others)}; tried in the first {took:.0f} s)"
+            )
         if notes:
             self.why += "; " + "; ".join(notes)
 
@@ -161,7 +168,8 @@ class Tuner:
         return best
 
 
-def _rate(value: float) -> str:
+def rate_text(value: float) -> str:
+    """Returns steps per second as a short text."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -15,14 +15,16 @@ Three modes give the same results, at speeds that depend on the model:
   `BatchStacker`; a recording step, or a batch of another size, runs as a graph.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common import activity
 from tfloss.data.batch_queue import StepInputs
 from tfloss.data.stacked_batches import BatchStacker, raised_by_data
 from tfloss.engine.finite_guard import FiniteGuard
@@ -34,6 +36,8 @@ from tfloss.inspect.xla_compile_errors import add_xla_advice
 from tfloss.step.output import StepOutput
 from tfloss.step.trace_options import Mode, TraceOptions
 from tfloss.step.train_step import TrainStep
+
+_TRACING = "tracing the training step"
 
 # The errors that a step which XLA can't compile may fail with.
 COMPILER_ERRORS = (
@@ -115,6 +119,7 @@ class Engine:
             )
             for recording in (False, True)
         }
+        self._ran: set[bool] = set()  # recording or not: there was a call
         self._outputs: dict[bool, StepOutput] = {}  # of the last trace, recording or not
         self.traces = 0
         self._silent = tf.function(self._loop, autograph=False)
@@ -150,7 +155,9 @@ class Engine:
         first = int(self._step.counter.numpy())
         try:
             call = self._run_stacked if isinstance(source, BatchStacker) else self._run_iterator
-            values, summaries, waited = call(source, steps, recording)
+            with _starting(self.mode, self._ran, recording):
+                values, summaries, waited = call(source, steps, recording)
+            self._ran.add(recording)
         except tf.errors.OpError as error:
             # Other ops that the failed assertion has cut off may be named in its place.
             if self._guard is not None:
@@ -252,6 +259,7 @@ class Engine:
         for variable, value in zip(states, before, strict=True):
             variable.assign(value)
 
+    @activity.during(_TRACING)  # it is called when it is traced
     def _loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs silent steps. Traced. Returns their rows, and the seconds waited for batches."""
 
@@ -290,6 +298,7 @@ class Engine:
         with tf.control_dependencies([waited]):
             return *self._one(batch), waited
 
+    @activity.during(_TRACING)
     def _one(self, batch: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Runs one recording step, of a batch as `TrainStep.take` returns it. Traced."""
         output = self._step(batch, self._options[True])
@@ -297,6 +306,7 @@ class Engine:
         self.traces += 1
         return row[tf.newaxis], [one.value for one in output.summaries]
 
+    @activity.during(_TRACING)
     def _one_silent(self, batch: Any) -> tf.Tensor:
         """Runs one silent step, of a batch as `TrainStep.take` returns it. Traced."""
         output = self._step(batch, self._options[False])
@@ -342,3 +352,12 @@ class Engine:
         if self._compiled.graph is not None:
             graphs.append(self._compiled.graph)
         return add_xla_advice(error, graphs)
+
+
+def _starting(mode: Mode, ran: Collection[bool], recording: bool) -> Any:
+    """Says what a first call waits for: it traces, may compile, and needs a batch."""
+    if recording in ran:
+        return contextlib.nullcontext()
+    what = "with summaries" if recording and ran else "of the run"
+    texts = {"step": "compiling the training step", "loop": "compiling the training loop"}
+    return activity.during(texts.get(mode, f"running the first step {what}"), runs_steps=True)

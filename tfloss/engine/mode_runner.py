@@ -25,6 +25,7 @@ from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.engine import Engine, StepLogs
+from tfloss.engine.mode_announcement import ModeAnnouncement
 from tfloss.engine.trace_comparison import compare_hyperparameters, compare_traces
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
 from tfloss.inspect.python_values import PythonValues
@@ -93,6 +94,7 @@ class ModeRunner:
         self._settled = False  # whether the choice also counts for later runs
         self._tracing = 0.0
         self._tuner: Tuner | None = None
+        self._announcement: ModeAnnouncement | None = None
         self._guard: Guarded = "losses and gradients"
         self._values: PythonValues | None = None  # that the traces read
         self._looked = 0.0
@@ -170,7 +172,8 @@ class ModeRunner:
         elif self._clock() - self._looked >= _SECONDS_BETWEEN_LOOKS:
             self.warn_of_changes()
         if self._tuner is None or recording:
-            return self._run(feed, self._mode or "graph", count, recording)
+            run = functools.partial(self._run, feed, self._mode or "graph", count, recording)
+            return run() if self._announcement is None else self._announcement.run(run)
         assert self._tuner.request is not None
         mode, limit = self._tuner.request
         untried = mode != "graph" and mode not in self._compiled
@@ -200,6 +203,12 @@ class ModeRunner:
         self._tuner.answer(len(logs.rows()), seconds)
         self._end_if_decided()
         return logs
+
+    def finish(self) -> None:
+        """Ends a run: says what is left to say about it."""
+        if self._announcement is not None:
+            self._announcement.log()
+        self.warn_of_changes()
 
     def _begin_if_prepared(self) -> None:
         """Makes new engines if something that is frozen in a trace has changed before the run.
@@ -288,7 +297,7 @@ class ModeRunner:
         self._tracing = tuner.tracing
         self._engines = {k: v for k, v in self._engines.items() if k in ("graph", tuner.mode)}
         if len(tuner.rates) > 1 or tuner.failure or self._file is not None:
-            self._logger.info(f"runs {tuner.why}.")
+            self._announcement = ModeAnnouncement(tuner, self._logger, self._clock)
         if self._file is not None and len(tuner.rates) > 1:
             try:
                 save_choice(self._file, tuner, self._found)

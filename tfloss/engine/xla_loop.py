@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from tfloss._upstream import xla_random
 from tfloss.checkpoint import nonfinite_variables
+from tfloss.common import activity
 from tfloss.data.batch_queue import StepInputs, batch_at
 from tfloss.errors import NonFiniteLossError
 from tfloss.inspect.xla_compile_errors import refuse_strings
@@ -125,7 +126,8 @@ class XlaLoop:
         kind = tuple((x.shape, x.dtype) for x in tf.nest.flatten(block))
         if kind not in self._programs:
             self._choose_check()
-            self._programs[kind] = self._run.get_concrete_function(block, *bounds)
+            with activity.during("tracing the training loop"):
+                self._programs[kind] = self._run.get_concrete_function(block, *bounds)
             if self._others is None:  # once, as `_read` is traced once
                 known = {id(one) for one in self._known}
                 variables = self._programs[kind].graph.variables

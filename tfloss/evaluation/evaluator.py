@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common import activity
 from tfloss.common.logger import ChiefLogger
 from tfloss.data.batch_division import split
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
@@ -105,6 +106,7 @@ class Evaluator:
         self._needs_predictions: bool | None = None  # known from the first batch on
         self._loss_names: list[str] = []
 
+    @activity.during("evaluating")
     def run(self, data: Data, step: int = 0) -> dict[str, float]:
         """Evaluates a data set. Runs on the host.
 

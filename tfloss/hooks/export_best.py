@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from tfloss.checkpoint import describe_nonfinite, nonfinite_variables, skip_replica_sync
+from tfloss.common import activity
 from tfloss.common.reading import check_directory, check_file
 from tfloss.errors import ExportError
 from tfloss.evaluation.metrics import Mode, accepts
@@ -163,6 +164,7 @@ class ExportBest(Hook):
         if run.rewound:
             export.keep_later(run.start)
 
+    @activity.during("exporting the best model")
     def _write(self, found: dict[str, Any]) -> None:
         write = functools.partial(self._export, self.trainer.model)
         DescribedExport(self.path).replace(write, found)

@@ -8,22 +8,24 @@ also has the time of hooks and checkpoints. Evaluation results have a line of th
 `step 137  val/accuracy 0.981`.
 """
 
-import functools
+import contextlib
 import math
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
+from tfloss.common import activity
+from tfloss.common.progress_display import LiveDisplay, PlainDisplay, ProgressDisplay
 from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import Every
-from tfloss.hooks.progress_display import LiveDisplay, PlainDisplay, ProgressDisplay
+from tfloss.hooks.step_speed import StepSpeed
 from tfloss.hooks.write_errors import WriteErrors
 from tfloss.summary import Summary
 
-_RATE_WINDOW = 30.0  # seconds over which the speed is averaged
+_RATE_WINDOW = 5.0  # seconds over which the speed is averaged, at least
+_STALL = 5.0  # seconds without a step after which the remaining time is not known
 _SLOW_INPUT = 0.05  # fraction of the time from which on waiting for input is shown
 _MAX_LOSSES = 8  # shown by name; TensorBoard has the others
 
@@ -33,7 +35,11 @@ class Progress(Hook):
 
     The live line fits the terminal: a narrow one has no bar, fewer losses and no speed. It uses the
     step count of the host and logged values only, never the device. The losses are the last ones
-    logged, so with `log_every=100` they change every 100 steps.
+    logged, so with `log_every=100` they change every 100 steps. The speed is that of the steps of
+    the last seconds. The remaining time includes evaluations and checkpoints, as often as so far.
+
+    While something else takes time, such as building, compiling, reading past or evaluating, the
+    live line says so in place of the remaining time. It does the same if no step ends.
 
     Args:
       seconds: Shortest time between two plain lines. A live line is redrawn every 0.2 seconds.
@@ -63,6 +69,24 @@ class Progress(Hook):
         self.every = Every(seconds=0.2 if live else seconds, clock=clock)
         self._clock = clock
         self._errors = WriteErrors(self, "The progress line", "Lines are left out.")
+        self._speed = StepSpeed(clock, _RATE_WINDOW)
+        self._free = 0.0  # when the last activity ended
+        self._running = False  # between `before_train` and `after_train`
+        self._line: Callable[[int | None], str] = lambda width: ""
+
+    @contextlib.contextmanager
+    def shown(self) -> Generator[None]:
+        """Shows activities inside of the `with`: a call of `train`, from its beginning.
+
+        Yields:
+          None.
+        """
+        self._speed.restart(0)
+        with activity.watched(self._activity_changed):
+            try:
+                yield
+            finally:
+                self._display.stop()
 
     def before_train(self) -> None:
         """Starts the clock and the display."""
@@ -70,7 +94,8 @@ class Progress(Hook):
         self._losses: dict[str, float] = {}
         self._input_fraction = 0.0
         self._start = (self._clock(), run.start)
-        self._times: deque[tuple[float, int]] = deque([self._start])  # (time, step), recent ones
+        self._speed.restart(run.start)
+        self._running, self._line = True, lambda width: self._head()
         names = {hook.name for hook in self.trainer.hooks if isinstance(hook, Evaluate)}
         self._result_prefixes = tuple(f"{name}/" for name in sorted(names | {"val"}))
         self._display.start(run.start, run.steps)
@@ -90,25 +115,61 @@ class Progress(Hook):
 
     def after_step(self, step: int) -> None:
         """Shows the progress line with the estimated time that remains."""
-        now = self._clock()
-        while len(self._times) > 1 and self._times[1][0] <= now - _RATE_WINDOW:
-            self._times.popleft()
-        self._times.append((now, step))
-        rate = _rate(self._times[0], (now, step))
-        if self._times[0] is self._start:  # the first calls compile; later lines omit them
-            self._times.popleft()
-        remaining = self.trainer.run.steps - step
-        self._show(step, rate, f"ETA {_duration(remaining / rate)}" if rate else "")
+        self._speed.completed(step)
+        self._show(step, self._speed.steps_per_second, self._remaining(step))
 
     def after_train(self) -> None:
         """Shows the last line, with the time that the run took and the error that ended it."""
         step, now = self.trainer.step, self._clock()
+        self._running = False
         if step > self._start[1]:
             took = f"took {_duration(now - self._start[0])}{self._time_fractions()}"
             if self.trainer.error is not None:
                 took += f"  ended by {type(self.trainer.error).__name__}"
-            self._show(step, _rate(self._start, (now, step)), took)
+            seconds = now - self._start[0]
+            rate = (step - self._start[1]) / seconds if seconds > 0 else None
+            self._show(step, rate, lambda: took)
         self._display.stop()
+
+    def _activity_changed(self) -> None:
+        """Shows what takes time now, or the progress line again."""
+        current = activity.current()
+        self._speed.activity(current)
+        head, began = self._line if self._running else lambda width: "", self._clock()
+        if current is None:
+            self._free = began
+
+        def text(width: int | None) -> str:
+            if current is None:
+                return head(width)
+            took = self._clock() - began
+            shown = current.text + (f" {_duration(took)}" if took >= 1 else "")
+            if not self._running:
+                return shown
+            return _fitted_line(self._head(), self._shown_losses(), [], shown, width)
+
+        self._errors.survive(lambda: self._show_activity(text))
+
+    def _show_activity(self, text: Callable[[int | None], str]) -> None:
+        if not self._running:
+            self._display.start(0, None)
+        self._display.activity(text)
+
+    def _remaining(self, step: int) -> Callable[[], str]:
+        """Returns a function that returns the time that remains when it is called, as text."""
+        now, rate = self._clock(), self._speed.steps_per_second
+        if not rate:
+            return lambda: ""
+        seconds = (self.trainer.run.steps - step) / rate * self._speed.overhead
+        usual = self._speed.seconds_between_calls
+
+        def text() -> str:
+            idle = self._clock() - max(now, self._free)
+            if idle > max(_STALL, 3 * usual):
+                return f"no step for {_duration(idle)}"
+            return f"ETA {_duration(max(seconds - idle, 0.0))}"
+
+        return text
 
     def _time_fractions(self) -> str:
         """Returns the fractions of the run's time that were not spent in steps, as text."""
@@ -117,9 +178,8 @@ class Progress(Hook):
         shown = [f"{kind} {fractions[kind]:.0%}" for kind in kinds if fractions[kind] >= 0.01]
         return f" ({', '.join(shown)})" if shown else ""
 
-    def _show(self, step: int, rate: float | None, tail: str) -> None:
-        ordered = sorted(self._losses, key=lambda name: name != "total")  # stable: total first
-        losses = [f"{name} {_number(self._losses[name])}" for name in ordered]
+    def _show(self, step: int, rate: float | None, tail: Callable[[], str]) -> None:
+        losses = self._shown_losses()
         speed: list[str] = []
         if rate:
             if self.trainer.run.batch_size:
@@ -127,9 +187,32 @@ class Progress(Hook):
             speed.append(f"{_speed(rate)} steps/s")
             if self._input_fraction >= _SLOW_INPUT:
                 speed.append(f"input {self._input_fraction:.0%}")
-        head = f"step {step}/{self.trainer.run.steps}"
-        text = functools.partial(_fitted_line, head, losses, speed, tail)
-        self._errors.survive(lambda: self._display.update(step, text))
+        self._line = lambda width: _fitted_line(self._head(), losses, speed, tail(), width)
+        self._errors.survive(lambda: self._display.update(step, self._line))
+
+    def _head(self) -> str:
+        return f"step {self.trainer.step}/{self.trainer.run.steps}"
+
+    def _shown_losses(self) -> list[str]:
+        ordered = sorted(self._losses, key=lambda name: name != "total")  # stable: total first
+        return [f"{name} {_number(self._losses[name])}" for name in ordered]
+
+
+@contextlib.contextmanager
+def shown(hooks: Iterable[Hook]) -> Generator[None]:
+    """Shows what a call of `train` does inside of the `with`, by its hook `Progress`, if any.
+
+    Args:
+      hooks: The hooks of the call.
+
+    Yields:
+      None.
+    """
+    with contextlib.ExitStack() as stack:
+        for hook in hooks:
+            if isinstance(hook, Progress) and hook.trainer.agreement.chief:
+                stack.enter_context(hook.shown())
+        yield
 
 
 def _training_losses(scalars: Mapping[str, float]) -> dict[str, float]:
@@ -161,12 +244,6 @@ def _fitted_line(
             speed = speed[1:]
         else:
             shown -= 1
-
-
-def _rate(first: tuple[float, int], last: tuple[float, int]) -> float | None:
-    """Returns the steps a second between two (time, step); None without time or progress."""
-    seconds, steps = last[0] - first[0], last[1] - first[1]
-    return steps / seconds if seconds > 0 and steps > 0 else None
 
 
 def _number(value: float) -> str:

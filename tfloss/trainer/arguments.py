@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common import activity
 from tfloss.data.distributed import Data, as_dataset, replica_spec
 from tfloss.data.feed import Feed
 from tfloss.distribute.strategy import worker_position
@@ -23,6 +24,7 @@ from tfloss.step.train_step import TrainStep
 from tfloss.trainer.run_state import RunState
 
 
+@activity.during("building the model")
 def build(train_step: TrainStep, dataset: Any) -> None:
     """Builds the model for the batches of a data set.
 

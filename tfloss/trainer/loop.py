@@ -111,7 +111,7 @@ class Loop:
                     raise self.ending
         if run.window:  # stopped between two logs
             self._log(())
-        self._modes.warn_of_changes()
+        self._modes.finish()
         return last_losses(logs)
 
     def read_counter(self) -> None:

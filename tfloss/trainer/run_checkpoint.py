@@ -19,6 +19,7 @@ from tfloss.checkpoint.directory import versions
 from tfloss.checkpoint.files import supersede_later
 from tfloss.checkpoint.manifest import again_if_deleted, deletion_noticed, is_file_name
 from tfloss.checkpoint.selection import METRICS
+from tfloss.common import activity
 from tfloss.data.feed import Feed
 from tfloss.errors import CheckpointDeletedError, CheckpointError, WorkdirError
 from tfloss.hooks import Hook
@@ -102,6 +103,7 @@ class RunCheckpoint:
         if self.writer is not None:
             self.writer.wait()
 
+    @activity.during("saving a checkpoint")
     def save(self, hooks: HookList, position: Position | None) -> Path:
         """Saves everything as one checkpoint. All workers must call it; the first one writes.
 
@@ -214,6 +216,7 @@ class RunCheckpoint:
         self.loaded = True  # not earlier: after an error it must be tried again
         return path is not None
 
+    @activity.during("restoring the checkpoint")
     def restore(self, path: Path, *, selected: bool = False) -> None:
         """Restores one checkpoint, and sets the step of the run.
 

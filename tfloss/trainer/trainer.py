@@ -31,6 +31,7 @@ from tfloss.evaluation.evaluator_cache import EvaluatorCache
 from tfloss.evaluation.metrics import BoundMetric, HostMetric, check_metrics, own_metrics
 from tfloss.hooks import Hook
 from tfloss.hooks.nan_guard import guarded
+from tfloss.hooks.progress import shown
 from tfloss.hooks.run_info import RunInfo
 from tfloss.inspect.determinism import enable_op_determinism
 from tfloss.inspect.traceback_filtering import filtered_tracebacks
@@ -259,19 +260,18 @@ class Trainer:
         check_trainable(self.train_step)
         data, steps, steps_per_epoch = self._epochs.plan(data, steps, epochs, steps_per_epoch)
         with self.agreement.call(), self._run.lock.training():
+            self._use(self._defaults.after([*self._own_hooks, *checked_hooks(hooks)]))
             try:
-                return self._train(data, steps, hooks, steps_per_epoch)
+                with shown(self.hooks):
+                    return self._train(data, steps, steps_per_epoch)
             except Aborted:  # Python ends by SIGINT for its own exception only, not a subclass
                 raise KeyboardInterrupt from None
             finally:
                 self._checkpoint.end_call()
 
-    def _train(
-        self, data: Data, steps: int, hooks: Iterable[Hook], steps_per_epoch: float | None
-    ) -> TrainResult:
+    def _train(self, data: Data, steps: int, steps_per_epoch: float | None) -> TrainResult:
         """Trains, with the workdir locked."""
         run = self._run
-        self._use(self._defaults.after([*self._own_hooks, *checked_hooks(hooks)]))
         feed = self._next_feed(data)
         compare_workers(self, feed.reader, {**self._settings, "steps": steps})
         build(self.train_step, feed.reader.dataset)

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from tfloss.hooks.progress_display import LiveDisplay, PlainDisplay
+from tfloss.common.progress_display import LiveDisplay, PlainDisplay
 
 
 def _show(display):

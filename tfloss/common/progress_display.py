@@ -1,0 +1,212 @@
+"""Where the progress line is shown: as one live line on a terminal, or as lines in a stream.
+
+    display = PlainDisplay(sys.stderr)
+    display.start(0, 2000)
+    display.update(137, lambda width: "step 137/2000 ..."[:width])
+    display.print_line("step 137  val/accuracy 0.981")
+    display.stop()
+
+A thread redraws the live line once a second, since the line says how long something takes. Host
+code.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, TextIO
+
+from tfloss.common import activity
+
+_BAR_WIDTH = 16
+_MIN_WIDTH_FOR_BAR = 100  # columns; a narrower terminal needs them for names and numbers
+
+# Returns the line in at most so many columns. None: any length fits.
+Text = Callable[[int | None], str]
+
+
+class ProgressDisplay(Protocol):
+    """What shows the progress of training."""
+
+    def start(self, step: int, total: int | None) -> None:
+        """Prepares for a run.
+
+        Args:
+          step: Step at which the run starts.
+          total: Step at which it ends. None: only activities are shown.
+        """
+        ...
+
+    def update(self, step: int, text: Text) -> None:
+        """Shows the progress line.
+
+        Args:
+          step: The current step.
+          text: Function of a width in columns that returns the line. A live display calls it again
+            each time it draws the line, in a thread.
+        """
+        ...
+
+    def activity(self, text: Text) -> None:
+        """Shows the line for something that takes time, if the display is live.
+
+        Args:
+          text: As for `update`.
+        """
+        ...
+
+    def print_line(self, text: str) -> None:
+        """Prints a line that stays.
+
+        Args:
+          text: The line, without a newline.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Ends the display. It may be called twice."""
+        ...
+
+
+class PlainDisplay:
+    """Prints a line for each update: in log files, pipes and notebooks. Host.
+
+    Args:
+      stream: The stream to print to.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def start(self, step: int, total: int | None) -> None:
+        """Does nothing."""
+
+    def update(self, step: int, text: Text) -> None:
+        """Prints the progress line in full length."""
+        self.print_line(text(None))
+
+    def activity(self, text: Text) -> None:
+        """Does nothing: a log would have a line for everything."""
+
+    def print_line(self, text: str) -> None:
+        """Prints a line."""
+        print(text, file=self._stream, flush=True)
+
+    def stop(self) -> None:
+        """Does nothing."""
+
+
+class LiveDisplay:
+    """Redraws one line, with a progress bar if it fits; other output scrolls above it. Host.
+
+    Args:
+      console: A `rich.console.Console`.
+      thread: Whether a thread redraws the line once a second. Otherwise it is drawn at each update.
+    """
+
+    def __init__(self, console: Any, *, thread: bool = True):
+        self._console, self._thread = console, thread
+        self._progress: Any = None  # a rich.progress.Progress during a run
+        self._task: Any = None
+        self._text: Text = lambda width: ""
+        self._bar_columns = 0
+
+    def start(self, step: int, total: int | None) -> None:
+        """Prepares the line. It is drawn at the first `update`; from then on print() goes above.
+
+        Without a total, `stop` erases the line.
+        """
+        if total is not None:
+            self.stop()
+        if self._progress is None:
+            self._prepare(step, total)
+
+    def update(self, step: int, text: Text) -> None:
+        """Redraws the line in the terminal's current width."""
+        self._progress.update(self._task, completed=step)
+        self.activity(text)
+
+    def activity(self, text: Text) -> None:
+        """Redraws the line for something that takes time."""
+        self._text = text
+        if not self._progress.live.is_started:
+            self._progress.start()
+        self._progress.refresh()
+
+    def print_line(self, text: str) -> None:
+        """Prints a line above the live one."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        """Leaves the last state of the line on the terminal."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _prepare(self, step: int, total: int | None) -> None:
+        from rich.progress import BarColumn, Progress, RenderableColumn
+        from rich.table import Column
+
+        columns: list[Any] = [RenderableColumn(_Line(self))]
+        if self._console.width >= _MIN_WIDTH_FOR_BAR:
+            column = BarColumn(bar_width=_BAR_WIDTH, table_column=Column(min_width=_BAR_WIDTH))
+            columns.insert(0, column)
+            self._bar_columns = _BAR_WIDTH + 1
+        self._progress = Progress(
+            *columns,
+            console=self._console,
+            refresh_per_second=1,
+            transient=total is None,
+            auto_refresh=self._thread,
+            # Standard output may be a file while the line is on a terminal.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        total = None if total is None else max(total, 1)
+        self._task = self._progress.add_task("", total=total, completed=step)
+
+    def line(self) -> str:
+        """Returns the line in the terminal's current width."""
+        return self._text(self._console.width - self._bar_columns)
+
+
+class _Line:
+    """The line as a renderable of rich, computed each time it is drawn."""
+
+    def __init__(self, display: LiveDisplay):
+        self._display = display
+
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        return Text(self._display.line(), no_wrap=True, overflow="ellipsis")
+
+
+@contextlib.contextmanager
+def activity_line(stream: TextIO) -> Generator[None]:
+    """Shows on a terminal what takes time inside of the `with`, while nobody else shows it. Host.
+
+    Args:
+      stream: The terminal. On another stream nothing is shown.
+
+    Yields:
+      None.
+    """
+    if not stream.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    display = LiveDisplay(Console(file=stream), thread=False)
+
+    def changed() -> None:
+        current = activity.current()
+        if current is None:
+            display.stop()
+        else:
+            display.start(0, None)
+            display.activity(lambda width: current.text)
+
+    with activity.watched(changed):
+        try:
+            yield
+        finally:
+            display.stop()
