@@ -10,6 +10,8 @@ TESTED_ELSEWHERE = {
     "tfloss/distribute/strategy_names.py": "constants only",
     "tfloss/hooks/run_info.py": "a record without behaviour",
     "tfloss/hooks/trainer_protocol.py": "a type; pyright checks it",
+    "tfloss/step/observation.py": "a record; tests/trainer/test_inspection.py reads it",
+    "tfloss/trainer/commands.py": "tests/test_replay.py runs the command",
     "tfloss/version.py": "a constant; tests/test_packaging.py compares it with the metadata",
 }
 

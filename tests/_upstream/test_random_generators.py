@@ -15,6 +15,14 @@ def test_op_determinism_is_known():
     assert _upstream.op_determinism_enabled() is False  # turning it on is for good
 
 
+def test_whether_the_process_has_a_seed_is_known():
+    keras.utils.set_random_seed(1)
+    assert _upstream.process_is_seeded()
+    keras.src.backend.common.global_state.clear_session()
+    assert not _upstream.process_is_seeded()
+    keras.utils.set_random_seed(1)
+
+
 def test_global_generators_are_made_when_first_asked_for(monkeypatch):
     stateful = _upstream.random_generators.stateful_random_ops
     monkeypatch.setattr(stateful, "global_generator", None)

@@ -1,9 +1,11 @@
 """Traced graphs still behave as `tfloss._upstream.traced_graphs` expects."""
 
+import keras
 import pytest
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.inspect.traced_ops import operations
 
 pytestmark = pytest.mark.upstream
 
@@ -69,6 +71,20 @@ def test_ops_of_dropout_are_known_by_their_traceback():
     graph = tf.function(draw).get_concrete_function(tf.ones([2])).graph
     made = [_upstream.made_by_dropout(op) for op in graph.get_operations() if "Uniform" in op.type]
     assert made == [True, True, False]
+
+
+def test_ops_in_the_call_of_a_layer_are_known():
+    class Twice(keras.layers.Layer):
+        def call(self, x):
+            return tf.function(lambda x: tf.tanh(x), autograph=False)(tf.exp(x))
+
+    layer = Twice()
+    graph = tf.function(lambda x: tf.sin(layer(x))).get_concrete_function(tf.ones([2])).graph
+    types = {op.type: op for op, _ in operations(graph)}
+    assert _upstream.made_in_layer_call(types["Exp"]) and _upstream.made_in_layer_call(
+        types["Tanh"]
+    )
+    assert not _upstream.made_in_layer_call(types["Sin"])
 
 
 def test_files_that_autograph_generates_are_known_by_their_name():

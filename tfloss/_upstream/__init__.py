@@ -108,6 +108,7 @@ from tfloss._upstream.random_generators import (
     keras_generator_of_strategy,
     keras_generator_states,
     op_determinism_enabled,
+    process_is_seeded,
     replicas_have_threads,
 )
 from tfloss._upstream.recomputation import repeated_seeds
@@ -123,6 +124,7 @@ from tfloss._upstream.traced_graphs import (
     gradient_is_recorded,
     is_autograph_file,
     made_by_dropout,
+    made_in_layer_call,
     own_function_traces,
     terms_of_gradient,
 )
@@ -209,11 +211,13 @@ __all__ = [
     "static_table_in",
     "losses_not_divided",
     "made_by_dropout",
+    "made_in_layer_call",
     "mask_of",
     "metric_mode",
     "next_in_this_thread",
     "no_autocast",
     "op_determinism_enabled",
+    "process_is_seeded",
     "open_extension_type",
     "op_state",
     "op_state_by_definition",

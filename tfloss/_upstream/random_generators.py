@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.random import seed_generator
+from keras.src.utils import rng_utils
 from tensorflow.python.framework import config
 from tensorflow.python.ops import stateful_random_ops
 
@@ -33,6 +34,11 @@ def global_generators(make: Collection[str] = ()) -> dict[str, Any]:
     if "keras" in make or _of_this_thread() is not None:
         found["keras"] = seed_generator.global_seed_generator().state
     return found
+
+
+def process_is_seeded() -> bool:
+    """Returns whether `keras.utils.set_random_seed` was called. Keras keeps the seed to itself."""
+    return rng_utils.get_random_seed() is not None
 
 
 _KERAS = seed_generator.GLOBAL_SEED_GENERATOR

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from pathlib import PurePath
 from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow.python.eager import lift_to_graph
 from tensorflow.python.eager.polymorphic_function import function_context
@@ -183,6 +184,18 @@ def made_by_dropout(op: tf.Operation) -> bool:
     is in it under its own name is not documented.
     """
     return any((frame.filename, frame.name) in _DROPOUT for frame in op.traceback or ())
+
+
+_LAYER_CALL = inspect.unwrap(keras.Layer.__call__).__code__
+
+
+def made_in_layer_call(op: tf.Operation) -> bool:
+    """Returns whether an op was made inside of the call of a Keras layer.
+
+    Nothing tells which public function made an op, see `made_by_dropout`.
+    """
+    call = _LAYER_CALL.co_filename, _LAYER_CALL.co_name
+    return any((frame.filename, frame.name) == call for frame in op.traceback or ())
 
 
 def is_autograph_file(path: str) -> bool:

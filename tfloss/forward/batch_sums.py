@@ -38,21 +38,25 @@ class BatchSum:
     line: str
     by_global_size: bool
 
-    def __str__(self) -> str:
-        """Returns what is wrong, and what to write instead."""
+    @property
+    def cure(self) -> str:
+        """What to write instead."""
         if self.by_global_size:
             return (
-                f"Loss {self.loss!r} is a sum over the examples of one replica, divided by the "
-                f"size of the global batch ({self.line}). Training takes the mean over replicas "
-                "and micro-batches too, so it is divided twice by their number. Write "
-                "tf.reduce_mean(x), or tfloss.global_mean(x)."
+                "Training takes the mean over replicas and micro-batches too, so it is divided "
+                "twice by their number. Write tf.reduce_mean(x), or tfloss.global_mean(x)."
             )
         return (
-            f"Loss {self.loss!r} is a sum over the examples of one replica ({self.line}). Training "
-            "takes the mean over replicas and micro-batches, so this sum is divided by their "
-            "number. Write tfloss.global_sum(x) for the sum over the global batch, or "
+            "Training takes the mean over replicas and micro-batches, so this sum is divided by "
+            "their number. Write tfloss.global_sum(x) for the sum over the global batch, or "
             "tf.reduce_mean(x) for the mean over its examples."
         )
+
+    def __str__(self) -> str:
+        """Returns what is wrong, and what to write instead."""
+        divided = ", divided by the size of the global batch" if self.by_global_size else ""
+        what = f"Loss {self.loss!r} is a sum over the examples of one replica{divided}"
+        return f"{what} ({self.line}). {self.cure}"
 
 
 def batch_sums(

@@ -103,3 +103,11 @@ def op_line(op: tf.Operation) -> str:
         return "not in your code"
     name = frames[-1].name or "<lambda>"  # AutoGraph drops the name of a lambda
     return f"{frames[-1].filename}:{frames[-1].lineno}, in {name}"
+
+
+def running_lines() -> frozenset[str]:
+    """Returns the lines that are running now, in all frames of this thread, as `op_line` has them.
+
+    An op that is traced from here on, and whose line is one of them, was made by tfloss itself.
+    """
+    return frozenset(f"{f.filename}:{f.lineno}, in {f.name}" for f in traceback.extract_stack())

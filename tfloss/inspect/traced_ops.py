@@ -38,7 +38,7 @@ def operations(
     seen = set() if seen is None else seen
     for op in graph.get_operations():
         yield op, known
-        for name in _called_functions(op):
+        for name in called_functions(op):
             inner = _upstream.called_graph(op, name)
             if inner is None:
                 continue
@@ -55,8 +55,12 @@ def operations(
                 yield from operations(inner, passed, seen)
 
 
-def _called_functions(op: tf.Operation) -> list[str]:
-    """Returns the names of the functions that an op calls."""
+def called_functions(op: tf.Operation) -> list[str]:
+    """Returns the names of the functions that an op calls.
+
+    Args:
+      op: An op of a traced graph.
+    """
     if op.type not in _function_attributes:
         attributes = [a.name for a in op.op_def.attr if a.type in ("func", "list(func)")]
         _function_attributes[op.type] = attributes

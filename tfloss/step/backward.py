@@ -28,6 +28,7 @@ from tfloss.optimizers.groups import joint, split_losses
 from tfloss.step.forward_errors import explained_errors
 from tfloss.step.gradients_by_loss import ByLoss, LossGradientRequest, gradients_by_loss
 from tfloss.step.normalisers import NormaliserSums
+from tfloss.step.observation import Observation
 from tfloss.step.output import ReplicaSpec
 from tfloss.step.overwritten_variables import largest_use, split_reached
 from tfloss.step.traced_calls import compiled, split_static
@@ -89,6 +90,7 @@ class Backward:
       jit: Whether XLA compiles the pass.
       layout: What counts as an example.
       requests: Who needs the gradients of single losses.
+      observe: Is given what each pass computes, or None.
     """
 
     model: keras.Model
@@ -100,6 +102,7 @@ class Backward:
     jit: bool
     layout: BatchLayout = ROWS_ARE_EXAMPLES
     requests: Sequence[LossGradientRequest] = ()
+    observe: Callable[[Observation], None] | None = None
 
     def __call__(
         self,
@@ -186,16 +189,26 @@ class Backward:
             reached,
             overwritten,
         )
+        untracked = _untracked(tape, self.model)
+        if self.observe is not None:
+            parts = losses, self.loss_weights, mine, context, self.variables, found, untracked
+            self.observe(Observation(batch, returned, *parts))
         size = self.layout.static_count(batch)
         trace = BackwardTrace(
             spec,
             unreached=self._unreached(found),
-            untracked=_untracked(tape, self.model),
+            untracked=untracked,
             sums=batch_sums(losses, batch, size, context.example_weight, context.global_sums),
             graph=tf.compat.v1.get_default_graph() if self.jit else None,
             by_loss=described,
         )
-        gradients = Gradients(
+        return (vector, self._gradients(spec, found, by_loss), summaries), trace
+
+    def _gradients(
+        self, spec: ReplicaSpec, found: Mapping[str, Sequence[Any]], by_loss: list[list[tf.Tensor]]
+    ) -> Gradients:
+        """The gradients of the variables that a loss reaches."""
+        return Gradients(
             [[found[k][i] for i in mine] for k, mine in spec.reached.items()],
             [
                 [largest_use(found[k][i], self.variables[k][i]) for i in mine]
@@ -203,7 +216,6 @@ class Backward:
             ],
             by_loss,
         )
-        return (vector, gradients, summaries), trace
 
     def _unreached(self, found: Mapping[str, Sequence[Any]]) -> list[Any]:
         """The trained variables that have no gradient."""

@@ -209,6 +209,7 @@ class Minimize:
             jit=self.options.mode == "step",
             layout=self.layout,
             requests=requests,
+            observe=self.options.observe,
         )
 
     def _gradients(

@@ -5,6 +5,7 @@ train_step(batch, TraceOptions(recording=True, mode="step"))
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import tensorflow as tf
@@ -12,6 +13,7 @@ import tensorflow as tf
 from tfloss.data.batches import MicroBatches
 from tfloss.step.backward import Backward
 from tfloss.step.finite_check import FiniteCheck
+from tfloss.step.observation import Observation
 
 Mode = Literal["graph", "step", "loop"]
 """How the engine runs steps.
@@ -82,12 +84,14 @@ class TraceOptions:
         compiled as a whole can't have one.
       check_gradients: Whether gradients are among the values that must be finite, even if their
         norms are not computed anyway.
+      observe: Is given what each forward and backward pass computes, or None.
     """
 
     recording: bool = False
     mode: Mode = "graph"
     guard: Guard | None = None
     check_gradients: bool = False
+    observe: Callable[[Observation], None] | None = None
 
     def __post_init__(self) -> None:
         """Refuses a guard inside of a compiled loop, where XLA would drop the assertion."""

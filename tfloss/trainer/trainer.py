@@ -9,7 +9,6 @@ the engine runs up to the step where the next hook is due. All of it is host cod
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,7 @@ from typing import Any, Unpack
 import keras
 import tensorflow as tf
 
-from tfloss import replay
 from tfloss.checkpoint import CheckpointDirectory
-from tfloss.common.replay_variable import VARIABLE
 from tfloss.data.distributed import Data
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
@@ -52,9 +49,11 @@ from tfloss.trainer.arguments import (
     run_info,
 )
 from tfloss.trainer.checkpointed_variables import CheckpointedVariables, warn_if_unrestored
+from tfloss.trainer.commands import obey_command
 from tfloss.trainer.default_hooks import DefaultHooks
 from tfloss.trainer.epochs import Epochs
 from tfloss.trainer.hook_list import HookList
+from tfloss.trainer.inspection import inspect
 from tfloss.trainer.loop import Loop
 from tfloss.trainer.result import TrainResult
 from tfloss.trainer.run_checkpoint import RunCheckpoint
@@ -222,6 +221,8 @@ class Trainer:
 
     # What a script calls
 
+    inspect = inspect
+
     @filtered_tracebacks
     def train(
         self,
@@ -275,8 +276,7 @@ class Trainer:
         feed = self._next_feed(data)
         compare_workers(self, feed.reader, {**self._settings, "steps": steps})
         build(self.train_step, feed.reader.dataset)
-        if bundle := os.environ.get(VARIABLE):
-            replay.replay_and_exit(self, bundle)
+        obey_command(self)
         if not self._checkpoint.loaded:
             self._checkpoint.load(self._seed)
         if run.step < steps and (self.checkpoints is not None or self._deterministic):
