@@ -7,9 +7,12 @@ a title, as in ```python title="model.py", becomes a file of FOLDER instead. Wha
 for granted is in `pages/<page>.py`, which runs first. If that file has a function `check`, it
 gets the variables of the program at the end.
 
+A block that imports a package of OPTIONAL is left out where that is not installed.
+
 A call of `train` does two updates, or one epoch, unless the file says `CAPPED = False`.
 """
 
+import importlib.util
 import os
 import re
 import runpy
@@ -19,6 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^( *)```python(?: title=\"([^\"]+)\")?\n(.*?)^ *```$", re.M | re.S)
+# Packages that the pages show and that no extra of tfloss installs.
+OPTIONAL = ("datasets", "fastai", "grain", "lightning", "orbit", "torch", "transformers")
 
 
 def blocks(text: str) -> list[tuple[int, str | None, str]]:
@@ -35,11 +40,17 @@ def setup_of(page: str) -> Path:
     return Path(__file__).parent / "pages" / f"{name}.py"
 
 
+def is_installed(code: str) -> bool:
+    """Whether the optional packages that a block imports are installed."""
+    imported = re.findall(r"^(?:import|from) (\w+)", code, re.M)
+    return all(importlib.util.find_spec(name) for name in imported if name in OPTIONAL)
+
+
 def program(text: str) -> str:
     """The untitled blocks of a page, in the lines in which they are there."""
     lines = [""] * (text.count("\n") + 1)
     for line, title, code in blocks(text):
-        if title is None:
+        if title is None and is_installed(code):
             lines[line - 1 : line - 1 + code.count("\n")] = code.splitlines()
     return "\n".join(lines)
 

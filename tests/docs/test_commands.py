@@ -5,10 +5,12 @@ import re
 import shlex
 import subprocess
 import textwrap
+from pathlib import Path
 
 import pytest
 from absl import flags as absl_flags
 
+from tests.docs import run_page
 from tests.docs.test_snippets import PAGES, ROOT
 from tfloss import cli
 from tfloss.app.flags import parse_flags
@@ -51,8 +53,16 @@ def extras() -> set[str]:
     return {key.value for key in called["extras_require"].keys}
 
 
-def check(words: list[str]) -> None:
-    """Fails if a command names something that doesn't exist."""
+DIGITS = "configs/digits.py"
+
+
+def check(words: list[str], config: str = DIGITS) -> None:
+    """Fails if a command names something that doesn't exist.
+
+    Args:
+      words: The command.
+      config: What stands for the reader's own config.
+    """
     program, rest = words[0], [word for word in words[1:] if word != "..."]
     if program == "tfloss":
         cli._parser().parse_args(rest)  # exits with code 2 if something is wrong
@@ -61,12 +71,12 @@ def check(words: list[str]) -> None:
         for named in re.findall(r"^(?:\.|tfloss)\[(.*)\]$", "\n".join(rest), re.M):
             assert set(named.split(",")) <= extras(), named
     elif re.fullmatch(r"python(3\.\d+)?", program):
-        check_python(rest)
+        check_python(rest, config)
     else:
         assert program in OTHERS, f"unknown program {program!r}"
 
 
-def check_python(words: list[str]) -> None:
+def check_python(words: list[str], config: str) -> None:
     module = words[0] == "-m"
     name, arguments = words[int(module)], words[1 + int(module) :]
     if module:
@@ -77,10 +87,10 @@ def check_python(words: list[str]) -> None:
         file = ROOT / name
     if name == "train.py" or name.startswith("examples/"):
         assert name == "train.py" or file.exists(), name
-        # The reader's own script and config are not here: those of the digits have all flags.
+        # The reader's own script and config are not here.
         theirs = re.compile(r"^--config=(configs/mine\.py|config\.py|\.\.\.)$")
-        given = [theirs.sub("--config=configs/digits.py", word) for word in arguments]
-        needed = ["--config=configs/digits.py", "--workdir=runs/x"]
+        given = [theirs.sub(f"--config={config}", word) for word in arguments]
+        needed = [f"--config={config}", "--workdir=runs/x"]
         parse_flags([name, *needed, *given], values=absl_flags.FlagValues())
         return
     assert file.exists(), name
@@ -90,14 +100,19 @@ def check_python(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text)])
-def test_the_commands_of_a_page_exist(page: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_commands_of_a_page_exist(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
+    config = DIGITS
+    for _, title, code in run_page.blocks(PAGES[page]):
+        if title == "config.py":
+            config = str(tmp_path / title)
+            Path(config).write_text(code)
     for block in blocks(PAGES[page]):
         checked = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
         assert not checked.stderr, f"{checked.stderr}\n{block}"
         for words in commands(block):
             try:
-                check(words)
+                check(words, config)
             except (Exception, SystemExit) as error:
                 raise AssertionError(f"{shlex.join(words)}: {error!r}") from error
 
