@@ -16,6 +16,14 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 60  # in which all workers must have ended
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm(tmp_path_factory):
+    """TensorFlow is imported before the time is measured."""
+    script = tmp_path_factory.mktemp("warm") / "script.py"
+    script.write_text("")
+    run_script(script)
+
+
 def run(kind, workdir, workers=2, steps=8, environment=None):
     """Runs the script as several workers: their exit codes and outputs, and how long it took."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
@@ -113,3 +121,22 @@ def test_equal_workers_train(tmp_path):
     _, found, _ = run("", tmp_path, 3)
     for done in found:
         assert done.returncode == 0 and "ended at 8" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_the_watchdog_shows_where_each_worker_is_and_ends_all_of_them(tmp_path):
+    """Worker 1 sleeps for 1,000 s after step 3, and worker 0 waits for it; 20 s are too long."""
+    _, found, seconds = run("hangs", tmp_path, 2)
+    sleep = next(
+        n for n, line in enumerate(SCRIPT.read_text().splitlines(), 1) if '"hangs":' in line
+    )
+    for rank, done in enumerate(found):
+        assert done.returncode != 0 and "step 3" in done.stdout and "step 4" not in done.stdout
+        assert "The stacks of all threads follow" in done.stderr
+        stacks = (tmp_path / "stacks" / f"worker_{rank}.txt").read_text()
+        for text in (done.stderr, stacks):
+            assert "no step has finished for" in text and "(most recent call first)" in text
+            assert (f'unequal.py", line {sleep} in <lambda>' in text) == (rank == 1)
+            assert 'unequal.py", line' in text
+    assert 70 in [done.returncode for done in found]
+    assert 20 < seconds < 20 + SECONDS

@@ -4,9 +4,10 @@
     python -m tests.faults.driver --kills 20 --kinds shuffle "pipe_*" --seed 1
 
 `script.py` is started, killed with SIGKILL at a random moment (every other time while a checkpoint
-is being written, found by watching the directory), started again until it is done; that again in a
-new folder until there were as many kills. Then every variable, every line of metrics.jsonl and
-every value in the event files must be those of the undisturbed run. What tells of time is left out.
+or an export is being written, found by watching the directory), started again until it is done;
+that again in a new folder until there were as many kills. Then every variable, every line of
+metrics.jsonl and every value in the event files and in exports must be those of the undisturbed
+run. What tells of time is left out. After each kill an export must be the old or the new one.
 
 A new process that imports TensorFlow takes seconds. So one that has imported it, and has done
 nothing else, is forked for each start; `--processes` starts Python each time.
@@ -29,6 +30,8 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.faults import exports
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -142,7 +145,7 @@ def run(
     Raises RuntimeError, with the end of what it printed, if it fails by itself.
     """
     moments: collections.Counter = collections.Counter()
-    lives = 0
+    lives, killed_exports = 0, exports.KilledExports(workdir)
     while True:
         life = Life(kind, workdir, fork)
         lives += 1
@@ -159,16 +162,16 @@ def run(
                 if trained is None and life.trains():
                     trained = now
                 at_work = trained is not None and now - trained > wait
-                writing = any((workdir / "checkpoints").glob(".step_*.tfloss"))
+                exporting = exports.exporting(workdir)
+                saving = any((workdir / "checkpoints").glob(".step_*.tfloss"))
+                writing = exporting if kind in exporting_kinds() else saving
                 early = rng.random() < 0.0002  # while it still imports, builds or restores
                 if wanted != "never" and ((at_work and (writing or wanted == "between")) or early):
                     if writing:
-                        time.sleep(rng.uniform(0.0, 0.004))
+                        time.sleep(rng.uniform(0.0, rng.choice([0.004, 1.5 * exporting])))
                     life.kill(rng.randrange(2))
-                    moment = (
-                        "while writing" if writing else "between" if at_work else "at the start"
-                    )
-                    moments[moment] += 1
+                    killed_exports.check()
+                    moments[_moment(writing, exporting, at_work)] += 1
                     kills -= 1
                     break
                 time.sleep(0.0005 if wanted == "while writing" else 0.002)
@@ -180,8 +183,18 @@ def run(
             life.close()
 
 
+def exporting_kinds() -> list[str]:
+    return importlib.import_module("tests.faults.script").EXPORTING
+
+
+def _moment(writing: bool, exporting: bool, at_work: bool) -> str:
+    if writing:
+        return "while exporting" if exporting else "while writing"
+    return "between" if at_work else "at the start"
+
+
 def results(workdir: Path) -> dict:
-    """What a run has left: `{"variables": ..., "metrics": ..., "events": ...}`."""
+    """What a run has left: `{"variables": ..., "metrics": ..., "events": ..., "exports": ...}`."""
     import numpy as np
     import tensorflow as tf
 
@@ -205,6 +218,7 @@ def results(workdir: Path) -> dict:
         "steps": directory.steps(),
         "metrics": [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines],
         "events": sorted(one for one in events if not one[1].startswith(TIMES)),
+        "exports": exports.contents(workdir),
     }
 
 
@@ -228,6 +242,9 @@ def differences(whole: dict, killed: dict) -> list[str]:
             found.append(f"{name}: {whole[name]} and {killed[name]}")
     a, b = whole["variables"], killed["variables"]
     found += [f"variable {name}" for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
+    a, b = whole["exports"], killed["exports"]
+    found += [f"exports: {name}" for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
+    found += [f"left over: {name}" for name in b["left over"]]
     for name in ("metrics", "events"):
         if whole[name] != killed[name]:
             pairs = zip(whole[name], killed[name], strict=False)

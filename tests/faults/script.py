@@ -141,6 +141,34 @@ def adam(model):
     return keras.optimizers.Adam(rate)
 
 
+def inputs():
+    return {"image": tf.TensorSpec([None, 64], tf.float32)}
+
+
+def best_model():
+    """Exports a SavedModel, a second or so each time."""
+    write = lambda model, path: tfloss.export(model, path, inputs())  # noqa: E731
+    return hooks.ExportBest("val/accuracy", export=write)
+
+
+def constant(model):
+    return keras.optimizers.Adam(1e-2)
+
+
+# Hooks of a kind, behind Evaluate.
+HOOKS = {
+    "rate": lambda: [Halve()],
+    "exports": lambda: [best_model(), hooks.ReduceOnPlateau("val/accuracy", patience=1)],
+    "exports_loop": lambda: [best_model()],
+    "weights": lambda: [
+        hooks.ExportBest("val/accuracy", ema=True),
+        Halve(),
+        hooks.ReduceOnPlateau("val/accuracy", patience=2),
+    ],
+}
+# Kinds that export, and are killed while they do.
+EXPORTING = ["exports", "exports_loop", "weights"]
+
 # Data, optimizer, and options of the Trainer.
 KINDS = {
     "digits": (lambda workdir: source(), adam, {}),
@@ -157,7 +185,10 @@ KINDS = {
     "bare_3": (lambda workdir: source(), adam, {"jit": "loop", "log_every": 3}),
     "bare_5": (lambda workdir: shuffled(), adam, {"jit": "loop", "log_every": 5}),
     "every_step": (lambda workdir: source(), adam, {"log_every_step": True}),
-    "rate": (lambda workdir: source(), lambda model: keras.optimizers.Adam(1e-2), {}),
+    "rate": (lambda workdir: source(), constant, {}),
+    "exports": (lambda workdir: source(), constant, {"log_every_step": True}),
+    "exports_loop": (lambda workdir: shuffled(), adam, {"jit": "loop"}),
+    "weights": (lambda workdir: shuffled(), constant, {"ema": 0.9, "log_every_step": True}),
     "epochs": (lambda workdir: epoch(), adam, {}),
     "epochs_loop": (lambda workdir: epoch(), adam, {"jit": "loop"}),
     "epochs_replicas": (lambda workdir: epoch(), adam, {}),
@@ -192,8 +223,12 @@ def main(kind: str, workdir: str) -> None:
             workdir=workdir,
             seed=7,
             hooks=[
-                *([Halve()] if kind == "rate" else []),
-                hooks.Evaluate(test, {"accuracy": accuracy}, every=hooks.Every(steps=25)),
+                hooks.Evaluate(
+                    test,
+                    {"accuracy": accuracy},
+                    every=hooks.Every(steps=6 if kind in EXPORTING else 25),
+                ),
+                *HOOKS.get(kind, list)(),
                 hooks.EarlyStopping("val/accuracy", patience=100),
                 Pause(),
                 hooks.SaveCheckpoint(
@@ -205,6 +240,9 @@ def main(kind: str, workdir: str) -> None:
     batches, epochs = data(workdir), 3 if kind.startswith("epochs") else 1
     for number in range(1, epochs + 1):
         trainer.train(batches, STEPS * number // epochs)
+    if kind in EXPORTING:
+        for _ in range(2):  # the second one replaces the first
+            tfloss.export(model, Path(workdir) / "final", inputs())
 
 
 if __name__ == "__main__":
