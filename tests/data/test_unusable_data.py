@@ -34,7 +34,8 @@ class Loader:
     [
         (np.zeros([4, 2]), "Source(arrays"),
         ({"x": np.zeros(4)}, "Source(arrays"),
-        (iter([1, 2]), "from_generator("),
+        (iter([1, 2]), "Give the generator function itself"),
+        ([np.zeros(4), np.zeros(4)], "in a tuple, (x, y)"),
         (Table(age=[1, 2], size=[3, 4]), "'age': df['age'].to_numpy(), 'size'"),
         (Loader(), "loader.dataset"),
         (5, "got int"),

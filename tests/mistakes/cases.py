@@ -101,8 +101,16 @@ tfloss.data.Source((DataFrame(), y), batch_size=8)  # here
 """,
         ("examples[0]", "'city' is object", "df['age'].to_numpy()"),
     ),
-    "arrays as data": Mistake(
-        "make_trainer().train((x, y), 3)  # here", ("got tuple", "tfloss.data.Source(arrays")
+    "arrays without a batch size": Mistake(
+        "make_trainer().train((x, y), 3)  # here", ("got tuple", "train(data, batch_size=32, ...)")
+    ),
+    "a batch size beside batches": Mistake(
+        "make_trainer().train(data, 3, batch_size=8)  # here",
+        ("batch_size=... is for arrays", "has batches already"),
+    ),
+    "arrays of different lengths": Mistake(
+        'make_trainer().train({"x": x, "y": y[:9]}, 3, batch_size=8)  # here',
+        ("different first dimensions", "['y'] 9"),
     ),
     "arrays as data and steps": Mistake(
         "make_trainer().train(x, y)  # here", ("steps must be a whole number", "shape (64,)")
@@ -131,18 +139,17 @@ def batches():
 
 make_trainer().train(batches(), 3)  # here
 """,
-        ("got generator", "from_generator(", "no run could resume"),
+        ("got generator", "Give the generator function itself", "no run could resume"),
     ),
-    "a generator function": Mistake(
+    "a generator function without a batch": Mistake(
         """
 def batches():
-    while True:
-        yield {"x": x[:8], "y": y[:8]}
+    yield from ()
 
 
 make_trainer().train(batches, 3)  # here
 """,
-        ("batches is a generator function", "from_generator("),
+        ("batches yields no batch",),
     ),
     "a function without a context": Mistake(
         """
@@ -154,7 +161,7 @@ make_trainer().train(input_fn, 3)  # here
 """,
         ("input_fn", "def input_fn(context)"),
     ),
-    "a PyDataset": Mistake(
+    "a PyDataset that changes between epochs": Mistake(
         """
 class Batches(keras.utils.PyDataset):
     def __len__(self):
@@ -163,10 +170,26 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index):
         return {"x": x[:8], "y": y[:8]}
 
+    def on_epoch_end(self):
+        np.random.shuffle(x)
+
 
 make_trainer().train(Batches(), 3)  # here
 """,
-        ("Batches is a keras.utils.PyDataset", "tfloss.data.Source", "one example"),
+        ("Batches changes between epochs", "Remove on_epoch_end", "tfloss.data.Source"),
+    ),
+    "a PyDataset without a length": Mistake(
+        """
+class Batches(keras.utils.PyDataset):
+    num_batches = None
+
+    def __getitem__(self, index):
+        return {"x": x[:8], "y": y[:8]}
+
+
+make_trainer().train(Batches(), 3)  # here
+""",
+        ("Batches doesn't know its number of batches", "__len__"),
     ),
     "data that are not batched": Mistake(
         "make_trainer().train(examples.repeat(), 3)  # here",

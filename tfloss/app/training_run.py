@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from tfloss.data import Source
     from tfloss.data.distributed import Data
     from tfloss.evaluation.metrics import BoundMetric, HostMetric
     from tfloss.hooks import Every, Hook, OnSteps
@@ -84,7 +83,7 @@ class Run:
     def train_and_evaluate(
         self,
         trainer: "Trainer",
-        train_data: "tf.data.Dataset[Any] | Source",
+        train_data: "Data",
         eval_data: "Data",
         metrics: "Mapping[str, BoundMetric | HostMetric] | None" = None,
         *,
@@ -97,6 +96,7 @@ class Run:
         export: "Callable[[keras.Model, Path], Any] | None" = None,
         test_data: "Data | None" = None,
         hooks: "Sequence[Hook]" = (),
+        batch_size: int | None = None,
     ) -> dict[str, float]:
         """Trains, evaluates or exports, as `--mode` says, and prints the results. Host code.
 
@@ -135,6 +135,7 @@ class Run:
           test_data: A finite data set that selects nothing. It is evaluated at the end, with the
             weights of the last step, and by `--mode=eval`; not by `--follow`.
           hooks: Further hooks. They run after evaluations and before checkpoints.
+          batch_size: The examples in a batch, for those of the data that are arrays or tables.
 
         Returns:
           The results of the final evaluation by name, of `test_data` if it is given; empty in modes
@@ -146,15 +147,21 @@ class Run:
           CheckpointError: The mode doesn't train, and the workdir has no usable checkpoint.
         """
         from tfloss.app.continuous_evaluation import follow
+        from tfloss.data.adapted import has_examples
         from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
+
+        def size(data: Any) -> dict[str, Any]:
+            return {"batch_size": batch_size} if has_examples(data) else {}
 
         if self.mode == "export" and export is None:
             raise ValueError("--mode=export: give train_and_evaluate an `export` function.")
         beside = [*hooks, SaveCheckpoint(every), *self.hooks()]
         options: dict[str, Any] = {"losses": losses, "ema": ema}
-        evaluate = last = Evaluate(eval_data, metrics or {}, every=every, **options)
+        evaluate = last = Evaluate(
+            eval_data, metrics or {}, every=every, **options, **size(eval_data)
+        )
         if test_data is not None and not self.follow:
-            last = Evaluate(test_data, metrics or {}, name="test", **options)
+            last = Evaluate(test_data, metrics or {}, name="test", **options, **size(test_data))
         evaluation = functools.partial(trainer.evaluate, last.data, metrics, **options)
         if self.evaluates:
             if best is not None:
@@ -165,7 +172,8 @@ class Run:
             first = self.follow == "newest"
             results = follow(trainer, train_data, evaluation, newest_first=first)
         elif self.trains:
-            trainer.train(self.overfit(train_data), self.steps(steps), hooks=beside)
+            data = self.overfit(train_data, batch_size)
+            trainer.train(data, self.steps(steps), hooks=beside, **size(data))
         else:
             trainer.restore(train_data, **self.selected_checkpoint(best))
         if self.evaluates:
@@ -208,11 +216,12 @@ class Run:
         """
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
-    def overfit(self, data: "tf.data.Dataset[Any] | Source") -> "tf.data.Dataset[Any] | Source":
+    def overfit(self, data: "Data", batch_size: int | None = None) -> "Data":
         """Applies `--overfit_batches`.
 
         Args:
           data: Training batches.
+          batch_size: The examples in a batch, for arrays and tables.
 
         Returns:
           With `--overfit_batches=N` an endless repetition of the first N batches, which are kept
@@ -220,10 +229,12 @@ class Run:
         """
         if self.overfit_batches is None:
             return data
-        from tfloss.data import Source
+        from tfloss.data.adapted import adapted, has_examples
+        from tfloss.data.distributed import as_dataset
 
-        dataset = data.dataset() if isinstance(data, Source) else data
-        return dataset.take(self.overfit_batches).cache().repeat()
+        size = batch_size if has_examples(data) else None
+        data = adapted(data, size, training=True, seed=self.seed)
+        return as_dataset(data, self.strategy).take(self.overfit_batches).cache().repeat()
 
     def trainer(self, model: "keras.Model", optimizer: Any, **options: Any) -> "Trainer":
         """Makes a `tfloss.Trainer` with the strategy, workdir, seed and so on of the flags.

@@ -1,4 +1,4 @@
-"""Input: `BatchLayout`, how batches reach the replicas; `Source`, input with random access.
+"""Input with random access, and `BatchLayout`, how batches reach the replicas.
 
 Nothing is imported before it is used, so that `import tfloss` stays fast.
 """
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfloss.data.batch_layout import BatchLayout
+    from tfloss.data.batch_source import BatchSource
     from tfloss.data.source import Source
 
-_WHERE = {"BatchLayout": "batch_layout", "Source": "source"}
+_WHERE = {"BatchLayout": "batch_layout", "BatchSource": "batch_source", "Source": "source"}
 
-__all__ = ["BatchLayout", "Source"]
+__all__ = ["BatchLayout", "BatchSource", "Source"]
 
 
 def __getattr__(name: str) -> Any:

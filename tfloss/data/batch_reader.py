@@ -26,18 +26,18 @@ from tfloss.data.distributed import (
     without_autotune,
 )
 from tfloss.data.identity import differences, structure
-from tfloss.data.source import Source
+from tfloss.data.seekable import Seekable
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError
 
-_PREFETCHED = 2  # batches of a `Source` that are read ahead
+_PREFETCHED = 2  # batches of a `Seekable` that are read ahead
 
 
 class BatchReader:
     """Opens iterators over the batches of one data set under one strategy.
 
     Args:
-      data: A `tf.data.Dataset` of global batches; a `Source`; or a function of a
+      data: A `tf.data.Dataset` of global batches; a `Seekable`; or a function of a
         `tf.distribute.InputContext` that returns a data set of this worker's batches. The batches
         must have the same size on all workers. Where the data of one worker end earlier, it trains
         with no examples until those of all workers have ended.
@@ -75,7 +75,7 @@ class BatchReader:
             raise DataError("The data set is empty: it has no batch at all.")
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY
         self.batches_per_epoch = float(cardinality) if cardinality > 0 else None
-        if isinstance(data, Source):
+        if isinstance(data, Seekable):
             self.batch_size, self.batches_per_epoch = data.batch_size, data.steps_per_epoch
         if isinstance(strategy, tf.distribute.TPUStrategy):
             check_tpu_spec(self.dataset.element_spec)
@@ -83,8 +83,8 @@ class BatchReader:
 
     @property
     def seekable(self) -> bool:
-        """Whether batches can be read from any position: `data` is a `Source`."""
-        return isinstance(self.data, Source)
+        """Whether batches can be read from any position: `data` is a `Seekable`."""
+        return isinstance(self.data, Seekable)
 
     def open(
         self,
@@ -94,7 +94,7 @@ class BatchReader:
         """Opens an iterator of this process's batches. Host code.
 
         Args:
-          start: Number of the first batch; only a `Source` can start later than at 0.
+          start: Number of the first batch; only a `Seekable` can start later than at 0.
           watch: A function that wraps the data set before it is cut over replicas.
 
         Returns:
@@ -107,7 +107,7 @@ class BatchReader:
 
     def identity(self) -> dict[str, Any]:
         """A fingerprint of what the batches depend on, as far as it is known. JSON values."""
-        if isinstance(self.data, Source):
+        if isinstance(self.data, Seekable):
             return {"source": self.data.identity()}
         return {
             "batches": int(self.dataset.cardinality()),
@@ -135,8 +135,8 @@ class BatchReader:
             )
 
     def _dataset(self, start: int) -> Any:
-        """The batches of this process; those of a `Source` from number `start` on."""
-        if isinstance(self.data, Source):
+        """The batches of this process; those of a `Seekable` from number `start` on."""
+        if isinstance(self.data, Seekable):
             found = self.data.dataset(
                 start, shard=self._worker, shards=self._workers, layout=self.layout
             )

@@ -1,30 +1,42 @@
 """Divides the batches of a data set over the replicas of a strategy. Host code."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.data import batches
 from tfloss.data.batch_division import check_divisible, part_of
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
-from tfloss.data.source import Source
+from tfloss.data.seekable import Seekable
 from tfloss.data.unusable_data import check_input_function, unusable_data
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError
 
 Dataset: TypeAlias = "tf.data.Dataset[Any]"
-# What `Trainer.train` and `Evaluator` accept.
-Data: TypeAlias = "Dataset | Source | Callable[[tf.distribute.InputContext], Dataset]"
+# What `fit` accepts: arrays and tables, a `PyDataset`, and what is read in order.
+FitData: TypeAlias = (
+    np.ndarray
+    | tf.Tensor
+    | tuple[Any, ...]
+    | Mapping[str, Any]
+    | keras.utils.PyDataset
+    | Callable[[], Iterator[Any]]
+    | Iterable[Any]
+)
+# What `Trainer.train` and `Trainer.evaluate` accept.
+Data: TypeAlias = "Dataset | Seekable | Callable[[tf.distribute.InputContext], Dataset] | FitData"
 
 
 def as_dataset(data: Any, strategy: tf.distribute.Strategy, *, per_worker: bool = False) -> Dataset:
     """Returns the `tf.data.Dataset` that `data` is or creates.
 
     Args:
-      data: Data set of batches, `Source`, or function of a `tf.distribute.InputContext` that
+      data: Data set of batches, `Seekable`, or function of a `tf.distribute.InputContext` that
         returns a data set.
       strategy: Strategy that the input context describes.
       per_worker: Whether a function is asked for this worker's batches only, not for all batches.
@@ -32,7 +44,7 @@ def as_dataset(data: Any, strategy: tf.distribute.Strategy, *, per_worker: bool 
     Raises:
       DataError: `data` is nothing of these.
     """
-    if isinstance(data, Source):
+    if isinstance(data, Seekable):
         return data.dataset()
     if callable(data) and not isinstance(data, tf.data.Dataset):
         check_input_function(data)

@@ -1,13 +1,14 @@
 """Examples by index, from which a `Source` takes its batches: arrays, or any Python sequence."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from tfloss.data import batches
+from tfloss.data.item_structure import SHAPES_CURE, ItemStructure, map_leaves, named_arrays
 from tfloss.data.unusable_data import is_table, unusable_array, unusable_data
 from tfloss.errors import DataError
 from tfloss.inspect.python_randomness import RandomStates
@@ -63,8 +64,8 @@ class ArrayExamples:
         self.reads_single = True
         self.decode: Callable[[Any], Any] | None = None
         with tf.device("CPU:0"):
-            tensors = [_tensor(path, one) for path, one in _named_arrays(nest)]
-            self._nest = _replace_leaves(nest, iter(tensors))
+            tensors = iter([_tensor(path, one) for path, one in named_arrays(nest)])
+            self._nest = map_leaves(nest, lambda _: next(tensors))
         leaves = batches.named_leaves(self._nest)
         sizes = {path or "the array": tuple(x.shape[:1]) for path, x in leaves}
         if not sizes:
@@ -111,6 +112,8 @@ class SequenceExamples:
     Args:
       sequence: The sequence.
       decode: Makes an example of an item; None if nothing is to be done. Traced.
+      name: What messages call the sequence; by default the name of its class.
+      cure: What messages advise if shapes differ.
 
     Attributes:
       reads_single: True if shapes may differ, since such items can't be stacked.
@@ -121,17 +124,25 @@ class SequenceExamples:
         checked when they are read; then TensorFlow's error contains the message.
     """
 
-    def __init__(self, sequence: Any, decode: Callable[[Any], Any] | None = None):
+    def __init__(
+        self,
+        sequence: Any,
+        decode: Callable[[Any], Any] | None = None,
+        *,
+        name: str | None = None,
+        cure: str = SHAPES_CURE,
+    ):
         """Reads the first and the last item. Host code."""
         self.decode = decode
         self._sequence = sequence
         self._get_many = getattr(sequence, "__getitems__", None)
+        self._name = f"{name or type(sequence).__name__}.{self._reader}"
         spec = getattr(sequence, "element_spec", None)
-        if len(self):
-            spec = spec or _map_leaves(_map_leaves(sequence[0], _array), _spec)
-        self._spec: Any = spec
-        self._leaves = batches.named_leaves(spec) if len(self) else []
-        self.reads_single = not all(s.shape.is_fully_defined() for _, s in self._leaves)
+        if spec is not None or not len(self):
+            self._structure = ItemStructure(spec or (), cure)
+        else:
+            self._structure = ItemStructure.of([sequence[0]], cure=cure)
+        self.reads_single = not self._structure.is_static
         for index in {0, len(self) - 1} if len(self) else set[int]():
             self._values(index, sequence[index])
 
@@ -146,13 +157,14 @@ class SequenceExamples:
         Args:
           indices: Indices of items, int64 [n] or a scalar.
         """
-        dtypes = [spec.dtype for _, spec in self._leaves]
+        specs = self._structure.specs
         # Flattened, because eagerly a single value comes without its list.
+        dtypes = [spec.dtype for spec in specs]
         read = tf.numpy_function(self._read, [indices], dtypes, name=READ_ITEMS)
         found = tf.nest.flatten(read)
-        for value, (_, spec) in zip(found, self._leaves, strict=True):
+        for value, spec in zip(found, specs, strict=True):
             value.set_shape(indices.shape.concatenate(spec.shape))
-        return _replace_leaves(self._spec, iter(found))
+        return self._structure.packed(found)
 
     def identity(self) -> dict[str, Any]:
         """Returns nothing: only the number of items is known."""
@@ -160,14 +172,13 @@ class SequenceExamples:
 
     def randomness(self) -> list[str]:
         """Lists what makes an item depend on more than its index. It reads an item twice."""
-        name = f"{type(self._sequence).__name__}.{self._reader}"
         states = RandomStates(self._sequence)
         first, second = (self._read(np.array([0])) for _ in range(2))
         moved = states.moved()
         states.restore()
-        found = [f"{name} draws from {one}" for one in moved]
+        found = [f"{self._name} draws from {one}" for one in moved]
         same = all(map(batches.equal, first, second))
-        return found or ([] if same else [f"{name}(0) returns another item each time"])
+        return found or ([] if same else [f"{self._name}(0) returns another item each time"])
 
     @property
     def _reader(self) -> str:
@@ -183,27 +194,7 @@ class SequenceExamples:
         return [np.stack(column) for column in zip(*rows, strict=True)] if indices.ndim else rows[0]
 
     def _values(self, index: int, item: Any) -> list[np.ndarray]:
-        """Returns the leaves of an item.
-
-        Raises:
-          DataError: They don't match the spec.
-        """
-        found = batches.named_leaves(_map_leaves(item, _array))
-        if [path for path, _ in found] != [path for path, _ in self._leaves]:
-            raise DataError(
-                f"Item {index} has another structure than the first item: it has "
-                f"{_names(found)}, the first has {_names(self._leaves)}. Give all items the same "
-                "structure."
-            )
-        for (path, value), (_, spec) in zip(found, self._leaves, strict=True):
-            if not (spec.dtype == _dtype(value) and spec.shape.is_compatible_with(value.shape)):
-                raise DataError(
-                    f"Item {index}{path} is {_dtype(value).name} {list(value.shape)}, but should "
-                    f"be {spec.dtype.name} {spec.shape}. If shapes differ, give the sequence an "
-                    "element_spec that leaves those dimensions open, and use map to give all "
-                    "examples the same shape."
-                )
-        return [value for _, value in found]
+        return self._structure.arrays(f"Item {index}", item)
 
 
 def as_examples(examples: Any) -> Examples:
@@ -235,49 +226,8 @@ def as_examples(examples: Any) -> Examples:
     )
 
 
-def _map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Applies a function to each leaf in dicts and tuples; as in tf.data, a list is a leaf."""
-    if isinstance(value, Mapping):
-        return {key: _map_leaves(one, function) for key, one in value.items()}
-    if isinstance(value, tuple):
-        found = [_map_leaves(one, function) for one in value]
-        return type(value)(*found) if hasattr(value, "_fields") else tuple(found)
-    return function(value)
-
-
-def _named_arrays(nest: Any) -> list[tuple[str, Any]]:
-    """`(path, leaf)` of each leaf in dicts and tuples; a list is a leaf."""
-    # Hidden in functions, since `named_leaves` looks into lists.
-    hidden = _map_leaves(nest, lambda leaf: lambda: leaf)
-    return [(path, leaf()) for path, leaf in batches.named_leaves(hidden)]
-
-
 def _tensor(path: str, value: Any) -> tf.Tensor:
     try:
         return tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
         raise unusable_array(path, value, error) from None
-
-
-def _replace_leaves(nest: Any, values: Iterator[Any]) -> Any:
-    """Returns the nest with other leaves, in the order of `batches.named_leaves`."""
-    return _map_leaves(nest, lambda _: next(values))
-
-
-def _array(value: Any) -> np.ndarray:
-    if isinstance(value, str | bytes):  # else numpy removes trailing zero bytes
-        return np.asarray(value, dtype=object)
-    found = np.asarray(value)
-    return found.astype(object) if found.dtype.kind in "SU" else found
-
-
-def _dtype(value: np.ndarray) -> tf.DType:
-    return tf.string if value.dtype == object else tf.as_dtype(value.dtype)
-
-
-def _spec(value: np.ndarray) -> tf.TensorSpec:
-    return tf.TensorSpec(value.shape, _dtype(value))
-
-
-def _names(leaves: Sequence[tuple[str, Any]]) -> str:
-    return ", ".join(path or "one value" for path, _ in leaves) or "nothing"

@@ -6,9 +6,8 @@ augmentation, and a checkpoint stores only a number.
 """
 
 import inspect
-import operator
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,6 +15,7 @@ from tfloss.data import batches, permutation
 from tfloss.data.batch_division import part_of
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.examples import as_examples
+from tfloss.data.seekable import Dataset, Seekable, check_shard, checked_integer
 from tfloss.data.source_randomness import source_randomness
 from tfloss.errors import DataError
 from tfloss.inspect.traceback_filtering import filtered_tracebacks
@@ -27,10 +27,8 @@ _plain = tf.autograph.experimental.do_not_convert
 CHUNK = 4096
 _ENDLESS = 2**62  # batches
 
-Dataset: TypeAlias = "tf.data.Dataset[Any]"
 
-
-class Source:
+class Source(Seekable):
     """Batches of shuffled examples as a `tf.data.Dataset` that can start at any batch. Host code.
 
         source = tfloss.data.Source({"image": images, "label": labels}, batch_size=32, map=augment)
@@ -84,9 +82,10 @@ class Source:
         num_parallel_calls: int | None = tf.data.AUTOTUNE,
     ):
         """Checks the arguments, and reads the first example."""
-        self.batch_size = _integer("batch_size", batch_size, minimum=1)
-        self._seed = _integer("seed", seed)
-        self._epochs = None if epochs is None else _integer("epochs", epochs, minimum=1)
+        self._size = checked_integer("batch_size", batch_size, minimum=1)
+        self.batch_size = self._size
+        self._seed = checked_integer("seed", seed)
+        self._epochs = None if epochs is None else checked_integer("epochs", epochs, minimum=1)
         self._shuffle = bool(shuffle)
         self._drop_remainder = bool(drop_remainder)
         self._map, self._batch_map = map, batch_map
@@ -96,17 +95,17 @@ class Source:
         self._examples = as_examples(examples)
         if not len(self):
             raise DataError("The source is empty: it has no examples. Give it at least one.")
-        self.steps_per_epoch = len(self) / self.batch_size
+        self.steps_per_epoch = len(self) / self._size
         self.cardinality: int = int(tf.data.INFINITE_CARDINALITY)
         # Number of full batches, and of examples in a smaller batch after them.
         self._full, self._short = _ENDLESS, 0
         if self._epochs is not None:
-            self._full, rest = divmod(self._epochs * len(self), self.batch_size)
+            self._full, rest = divmod(self._epochs * len(self), self._size)
             self._short = 0 if self._drop_remainder else rest
             self.cardinality = self._full + bool(self._short)
             if not self.cardinality:
                 raise DataError(
-                    f"No batch is left of {len(self)} examples with batch_size={self.batch_size} "
+                    f"No batch is left of {len(self)} examples with batch_size={self._size} "
                     "and drop_remainder=True. Choose a smaller batch size, or keep the remainder."
                 )
         # Traced once, not for each data set.
@@ -153,7 +152,7 @@ class Source:
         """Returns what the order depends on, as JSON values. It is equal for equal orders."""
         return {
             "examples": len(self),
-            "batch_size": self.batch_size,
+            "batch_size": self._size,
             "seed": self._seed,
             "shuffle": self._shuffle,
             "epochs": self._epochs,
@@ -189,10 +188,8 @@ class Source:
         Raises:
           DataError: `start` is negative, or `shard` is not in 0 to `shards` - 1.
         """
-        start = _integer("start", start, minimum=0)
-        shards = _integer("shards", shards, minimum=1)
-        if not 0 <= _integer("shard", shard) < shards:
-            raise DataError(f"shard must be 0 to {shards - 1} with shards={shards}; got {shard}.")
+        start = checked_integer("start", start, minimum=0)
+        check_shard(shard, shards)
         if self._batch_map is None:
             found = self._parts(start, shard, shards)
         else:
@@ -206,14 +203,14 @@ class Source:
 
     def _parts(self, start: int, shard: int, shards: int) -> Dataset:
         """Returns this shard's part of each batch, before `batch_map`."""
-        low, high = batches.split_bounds(self.batch_size, shards, shard)
+        low, high = batches.split_bounds(self._size, shards, shard)
         short_low, short_high = batches.split_bounds(self._short, shards, shard)
-        chunk = max(1, CHUNK // self.batch_size)
+        chunk = max(1, CHUNK // self._size)
 
         @_plain
         def positions(first: tf.Tensor) -> tf.Tensor:
             last = tf.minimum(first + chunk, self._full)
-            parts = tf.range(first, last)[:, tf.newaxis] * self.batch_size
+            parts = tf.range(first, last)[:, tf.newaxis] * self._size
             return tf.reshape(parts + tf.range(low, high, dtype=tf.int64), [-1])
 
         def empty(times: int) -> Dataset:
@@ -225,7 +222,7 @@ class Source:
         pieces = tf.data.Dataset.range(start, self._full, chunk).map(positions)
         short = self._short > 0 and start <= self._full
         if short and short_low < short_high:
-            end = self._full * self.batch_size
+            end = self._full * self._size
             last = tf.range(end + short_low, end + short_high, dtype=tf.int64)
             pieces = pieces.concatenate(tf.data.Dataset.from_tensors(last))
         found = self._batches(pieces, high - low, static=not self._short)
@@ -308,17 +305,6 @@ def _part(
     # tf.data passes the items of a tuple as separate arguments.
     batch = tf.nest.pack_sequence_as(spec, tf.nest.flatten(elements))
     return part_of(layout, batch, shards, shard)
-
-
-def _integer(name: str, value: Any, *, minimum: int | None = None) -> int:
-    try:
-        found = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        found = None
-    if found is None or (minimum is not None and found < minimum):
-        bound = "" if minimum is None else f" of at least {minimum}"
-        raise DataError(f"{name} must be an integer{bound}; got {value!r}.")
-    return found
 
 
 def _takes_seed(name: str, what: str, function: Callable[..., Any] | None) -> bool:

@@ -9,11 +9,6 @@ import numpy as np
 
 from tfloss.errors import DataError
 
-_FROM_GENERATOR = (
-    "tf.data.Dataset.from_generator(function, output_signature=...), where the function returns a "
-    "new generator at each call"
-)
-
 
 def unusable_data(data: Any) -> DataError:
     """Returns the error for something that is no data set.
@@ -22,30 +17,74 @@ def unusable_data(data: Any) -> DataError:
       data: What was given instead of a `tf.data.Dataset`, a `Source` or a function.
     """
     what = type(data).__name__
-    if isinstance(data, keras.utils.PyDataset):
+    if is_table(data):
         cure = (
-            f"{what} is a keras.utils.PyDataset. Give a tfloss.data.Source an object whose "
-            "__getitem__ returns one example, and it makes the batches."
+            f"A {what} has examples, not batches. Say how many make a batch: train(data, "
+            f"batch_size=32, ...). Or use {_table(data)}."
         )
-    elif is_table(data):
-        cure = f"For a {what}, use {_table(data)}."
-    elif isinstance(data, np.ndarray | tuple | list | Mapping) or hasattr(data, "__array__"):
-        cure = "For arrays, use tfloss.data.Source(arrays, batch_size=...)."
+    elif isinstance(data, np.ndarray | tuple | Mapping) or hasattr(data, "__array__"):
+        cure = (
+            "Arrays have examples, not batches. Say how many make a batch: train(data, "
+            "batch_size=32, ...). Or use tfloss.data.Source(arrays, batch_size=...)."
+        )
+    elif isinstance(data, list):
+        cure = "Arrays belong in a tuple, (x, y), or in a dict."
     elif hasattr(data, "dataset") and hasattr(data, "batch_size"):
         cure = (
             "It looks like a loader of batches. Use tfloss.data.Source(loader.dataset, "
-            "batch_size=...), which resumes at any batch."
+            "batch_size=...), which resumes at any batch; or a generator function that yields "
+            "its batches."
         )
     elif isinstance(data, Iterator):
         cure = (
             "An iterator or running generator can be read only once, so that no run could resume. "
-            f"Use {_FROM_GENERATOR}."
+            "Give the generator function itself, without calling it."
         )
     else:
         cure = "For arrays, use tfloss.data.Source(arrays, batch_size=...)."
     return DataError(
-        "data must be a tf.data.Dataset of batches, a tfloss.data.Source, or a function of an "
-        f"InputContext that returns a data set; got {what}. {cure}"
+        "data must be a tf.data.Dataset of batches, a tfloss.data.Source, arrays or a table with "
+        "batch_size=..., a keras.utils.PyDataset, a generator function, a torch DataLoader, or a "
+        f"function of an InputContext that returns a data set; got {what}. {cure}"
+    )
+
+
+def unusable_batch_size(data: Any) -> DataError:
+    """Returns the error for a batch size beside data that have batches.
+
+    Args:
+      data: The data.
+    """
+    what = getattr(data, "__name__", type(data).__name__)
+    return DataError(
+        f"batch_size=... is for arrays and tables, but {what} has batches already. Leave it out."
+    )
+
+
+def epoch_hooks(data: Any) -> DataError | None:
+    """Returns the error for a `PyDataset` that changes between epochs, or None.
+
+    A run that resumes in the middle could not bring such data to where they were.
+
+    Args:
+      data: Any object.
+    """
+    if not isinstance(data, keras.utils.PyDataset):
+        return None
+    base: Any = keras.utils.PyDataset
+    own = [
+        name
+        for name in ("on_epoch_begin", "on_epoch_end")
+        if getattr(type(data), name) is not getattr(base, name)
+    ]
+    if not own:
+        return None
+    name = type(data).__name__
+    return DataError(
+        f"{name} changes between epochs, in {' and '.join(own)}(), so no run could resume in the "
+        f"middle with the same batches. Remove {' and '.join(own)}: training shuffles the batches "
+        "of a PyDataset anew in each epoch. To shuffle the examples, use tfloss.data.Source with "
+        "an object whose __getitem__ returns one example."
     )
 
 
@@ -56,11 +95,9 @@ def check_input_function(function: Callable[..., Any]) -> None:
       function: What was given as data.
 
     Raises:
-      DataError: It is a generator function, or takes no argument. The message names it.
+      DataError: It takes no argument. The message names it.
     """
     name = getattr(function, "__name__", type(function).__name__)
-    if inspect.isgeneratorfunction(function):
-        raise DataError(f"{name} is a generator function. Use {_FROM_GENERATOR}.")
     try:
         inspect.signature(function).bind(None)
     except TypeError:

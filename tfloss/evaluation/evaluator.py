@@ -27,7 +27,7 @@ from tfloss.data.batch_division import split
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.batches import named_leaves
 from tfloss.data.distributed import Data, as_dataset
-from tfloss.data.source import Source
+from tfloss.data.seekable import Seekable
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import DataError, MetricError, ModelError
 from tfloss.evaluation.kept_state import KeptState
@@ -135,7 +135,7 @@ class Evaluator:
         if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
             cure = (
                 "Make the Source with epochs=1, and shuffle=False."
-                if isinstance(data, Source)
+                if isinstance(data, Seekable)
                 else "Leave .repeat() out, or limit it with .take(n)."
             )
             raise DataError(f"Can't evaluate on an infinite data set. {cure}")

@@ -7,6 +7,7 @@ It logs val/accuracy, val/losses/total and val/losses/<name>.
 
 from collections.abc import Mapping
 
+from tfloss.data.adapted import adapted
 from tfloss.data.distributed import Data
 from tfloss.evaluation.metrics import BoundMetric, HostMetric, Mode, check_metrics, metric_mode
 from tfloss.hooks.base import Hook
@@ -25,8 +26,10 @@ class Evaluate(Hook):
       name: Prefix of the logged names. Two Evaluate hooks need different ones.
       losses: Whether to log validation losses too, as `<name>/losses/<loss>`.
       ema: Whether to evaluate the moving averages of the weights (`Trainer(ema=...)`).
+      batch_size: The examples in a batch, for arrays and tables.
 
     Raises:
+      DataError: `batch_size` is missing, or the data can't be used.
       TypeError: A metric is none, or can't be reset before each evaluation.
       ValueError: `every` is not a trigger, `name` is empty or ends with "/", or two names stand
         for one metric.
@@ -41,12 +44,13 @@ class Evaluate(Hook):
         name: str = "val",
         losses: bool = False,
         ema: bool = False,
+        batch_size: int | None = None,
     ):
         check_trigger(every, "Evaluate")
         if not name or name.endswith("/"):
             raise ValueError(f"Evaluate(name={name!r}): name must be like 'val', without a '/'.")
         check_metrics(metrics)
-        self.data = data
+        self.data = adapted(data, batch_size)
         self.metrics = metrics
         self.every = every
         self.name = name

@@ -8,6 +8,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from tfloss.data.adapted import adapted
 from tfloss.data.distributed import Data, as_dataset
 from tfloss.forward.recorded_summaries import Summary, draw_images
 from tfloss.hooks.base import Hook
@@ -27,8 +28,10 @@ class LogPredictions(Hook):
         and returns images [n, height, width, channels], uint8 or float in [0, 1].
       every: When to draw. None: only at the end.
       ema: Whether to predict with the moving averages of the weights (`Trainer(ema=...)`).
+      batch_size: The examples in a batch, for arrays and tables.
 
     Raises:
+      DataError: `batch_size` is missing, or the data can't be used.
       ValueError: `every` is not a trigger.
     """
 
@@ -40,10 +43,11 @@ class LogPredictions(Hook):
         *,
         every: Every | OnSteps | None = None,
         ema: bool = False,
+        batch_size: int | None = None,
     ):
         check_trigger(every, "LogPredictions")
         self.name = name
-        self.data = data
+        self.data = adapted(data, batch_size)
         self.draw = draw
         self.every = every
         self.ema = ema

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.common import activity
+from tfloss.data.adapted import adapted, has_examples
 from tfloss.data.distributed import Data, as_dataset, replica_spec
 from tfloss.data.feed import Feed
 from tfloss.distribute.strategy import worker_position
@@ -62,7 +63,9 @@ def build_by_training_forward(train_step: TrainStep, data: Any, caller: str) -> 
       caller: Name of the method of `Trainer`, for the message.
     """
     try:
-        build(train_step, as_dataset(data, train_step.strategy))
+        if has_examples(data):  # their number in a batch makes no difference
+            data = adapted(data, 1)
+        build(train_step, as_dataset(adapted(data), train_step.strategy))
     except Exception as error:
         error.add_note(
             f"Trainer.{caller}(data) builds the model by its training forward. For this it needs "

@@ -27,6 +27,7 @@ from tfloss.step.random_states import process_variables
 from tfloss.step.trace_options import TraceOptions
 from tfloss.step.train_step import TrainStep
 from tfloss.trainer.arguments import build, check_trainable
+from tfloss.trainer.epochs import Epochs
 from tfloss.trainer.inference_layers import inference_only
 from tfloss.trainer.observed_pass import ObservedPasses
 
@@ -39,12 +40,13 @@ class _Trainer(Protocol):
     strategy: tf.distribute.Strategy
     workdir: Path | None
     state: Any
+    _epochs: Epochs
 
     def _next_feed(self, data: Data) -> Feed: ...
 
 
 @filtered_tracebacks
-def inspect(trainer: _Trainer, data: Data) -> Inspection:
+def inspect(trainer: _Trainer, data: Data, batch_size: int | None = None) -> Inspection:
     """Looks at what training would do, without a training step. Host code.
 
     Weights, optimizer, random states and the position in the data stay as they are. The model is
@@ -54,7 +56,8 @@ def inspect(trainer: _Trainer, data: Data) -> Inspection:
 
     Args:
       trainer: The trainer.
-      data: Batches as `train` takes them.
+      data: Data as `train` takes them.
+      batch_size: The examples in a global batch, for arrays and tables.
 
     Returns:
       The report. `print(report)` shows it, `report.to_json()` returns JSON values.
@@ -64,6 +67,7 @@ def inspect(trainer: _Trainer, data: Data) -> Inspection:
     """
     step = trainer.train_step
     check_trainable(step)
+    data, _ = trainer._epochs.data_set(data, batch_size)  # pyright: ignore[reportPrivateUsage]
     feed = trainer._next_feed(data)  # pyright: ignore[reportPrivateUsage]
     build(step, feed.reader.dataset)
     batch_size, spec = _first_batch(feed)

@@ -4,8 +4,7 @@
     result = trainer.train(dataset, steps=2_000)
     metrics = trainer.evaluate(test_set, {"accuracy": accuracy})
 
-`train` makes the variables, resumes if there is a checkpoint, and then runs the loop. Each call of
-the engine runs up to the step where the next hook is due. All of it is host code.
+`train` makes the variables, resumes if there is a checkpoint, and runs the loop. Host code.
 """
 
 import contextlib
@@ -18,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfloss.checkpoint import CheckpointDirectory
+from tfloss.data.adapted import adapted
 from tfloss.data.distributed import Data
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
@@ -185,7 +185,7 @@ class Trainer:
             clock=clock,
         )
         self._feed: Feed | None = None
-        self._epochs = Epochs(self.train_step)
+        self._epochs = Epochs(self.train_step, seed)
         self._checkpoint = RunCheckpoint(
             self._run, self.state, self.checkpoints, background=async_checkpoint
         )
@@ -230,6 +230,7 @@ class Trainer:
         steps: int | None = None,
         *,
         epochs: float | None = None,
+        batch_size: int | None = None,
         hooks: Iterable[Hook] = (),
         steps_per_epoch: float | None = None,
     ) -> TrainResult:
@@ -239,10 +240,11 @@ class Trainer:
         second call continues where the first ended, in the data too if they are the same object.
 
         Args:
-          data: A `tf.data.Dataset` of global batches, a `tfloss.data.Source`, or a function of a
-            `tf.distribute.InputContext` that returns a data set. Elements may be any nest.
+          data: A `tf.data.Dataset` of global batches, a `tfloss.data.Source`, a function of a
+            `tf.distribute.InputContext`, or what `fit` takes (see `tfloss.data.adapted`).
           steps: The global step to reach.
           epochs: Instead of `steps`: the passes over finite data to complete in all.
+          batch_size: The examples in a global batch, for arrays and tables.
           hooks: More hooks, for this call.
           steps_per_epoch: Steps in an epoch, where the data set repeats or its length is unknown.
 
@@ -259,7 +261,8 @@ class Trainer:
           KeyboardInterrupt: Ctrl-C came; with a workdir, a checkpoint was saved.
         """
         check_trainable(self.train_step)
-        data, steps, steps_per_epoch = self._epochs.plan(data, steps, epochs, steps_per_epoch)
+        plan = self._epochs.plan(data, steps, epochs, steps_per_epoch, batch_size)
+        data, steps, steps_per_epoch = plan
         with self.agreement.call(), self._run.lock.training():
             self._use(self._defaults.after([*self._own_hooks, *checked_hooks(hooks)]))
             try:
@@ -345,19 +348,20 @@ class Trainer:
         *,
         losses: bool = False,
         ema: bool = False,
+        batch_size: int | None = None,
     ) -> dict[str, float]:
         """Evaluates the model on `data`, every example once. Host code.
 
-        The inference forward runs only if a metric uses predictions, and the training forward only
-        for validation losses. (A model that isn't built is built by its training forward.)
+        The inference forward runs only for metrics that use predictions, the training forward only
+        for validation losses, or to build a model that isn't built.
 
         Args:
-          data: A finite data set of batches.
+          data: A finite data set of batches, or what `fit` takes, in its order.
           metrics: `{name: tfloss.metric(keras_metric, arguments)}`, or objects with
             `update(batch, predictions)`, `result()` and `reset()`. None: those that the model owns.
-          losses: Whether to return validation losses too, as `losses/<name>`. No state changes. See
-            `tfloss.evaluation.evaluator.Evaluator.run` for what Dropout and BatchNormalization do.
+          losses: Whether to return validation losses too, as `losses/<name>`: see `Evaluator.run`.
           ema: Whether to evaluate the moving averages of the weights (`Trainer(ema=...)`).
+          batch_size: The examples in a batch, for arrays and tables.
 
         Returns:
           `{name: value}`.
@@ -370,6 +374,7 @@ class Trainer:
         metrics = check_metrics(metrics or {}) if metrics or losses else own_metrics(self.model)
         if not metrics and not losses:
             raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
+        data = adapted(data, batch_size)
         if not self._checkpoint.loaded and not self._evaluators:
             warn_if_unrestored(self.checkpoints, self.model)  # once
         if not self.model.built:
@@ -411,11 +416,7 @@ class Trainer:
         self._hook_list.log(step, scalars, summaries)
 
     def stop(self, reason: str) -> None:
-        """Ends training after the current step. Host code.
-
-        Args:
-          reason: What `TrainResult.reason` is to say. The first reason counts.
-        """
+        """Ends training after this step; the first `reason` is `TrainResult.reason`. Host code."""
         self._run.stop(reason)
 
     def save_checkpoint(self) -> Path:
