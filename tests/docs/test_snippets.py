@@ -15,7 +15,7 @@ PAGES = {
 }
 # Programs that need packages beyond the extras of tfloss, and have tests of their own.
 ELSEWHERE = {"docs/sweeps.md": "tests/examples/test_sweeps.py"}
-SLOW = {"docs/guide.md", "docs/quick_start.md"}
+SLOW = {"docs/guide.md", "docs/notebooks.md", "docs/quick_start.md"}
 SLOW |= {f"docs/from/{name}.md" for name in ("fastai", "huggingface", "lightning", "orbit")}
 PROGRAMS = [page for page, text in PAGES.items() if run_page.blocks(text)]
 

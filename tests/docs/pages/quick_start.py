@@ -1,5 +1,6 @@
 """The files that the reader has: a CSV, arrays, pictures and TFRecords."""
 
+import importlib.util
 from pathlib import Path
 
 import keras
@@ -34,6 +35,13 @@ with tf.io.TFRecordWriter("records/part-0.tfrecord") as writer:
         }
         example = tf.train.Example(features=tf.train.Features(feature=features))
         writer.write(example.SerializeToString())
+
+if importlib.util.find_spec("datasets"):
+    import datasets
+    import pyarrow
+
+    points = pyarrow.table({"x": rng.random([40, 4]).tolist(), "y": rng.integers(0, 3, 40)})
+    datasets.Dataset(points, fingerprint="points").save_to_disk("points")
 
 
 def check(page):
