@@ -32,7 +32,12 @@ def pictures(workdir: Path, tag: str) -> list[np.ndarray]:
     Raises:
       KeyError: There is no such tag; the message lists the existing ones.
     """
-    events = EventAccumulator(str(workdir / "train"), size_guidance={"tensors": 0})
+    run, _, rest = tag.partition("/")  # `val/found` is `found` in the run `val`
+    if rest and run != "checkpoints" and (workdir / run).is_dir():
+        tag = rest
+    else:
+        run = "train"
+    events = EventAccumulator(str(workdir / run), size_guidance={"tensors": 0})
     events.Reload()
     last = max(events.Tensors(tag), key=lambda event: event.step)
     encoded = last.tensor_proto.string_val[2:]  # after width and height

@@ -5,7 +5,8 @@
     with tfloss.summary.scope("rpn"):
         tfloss.summary.histogram("scores", scores)        # tag rpn/scores
 
-The tag is the given name, regardless of name scopes, build order and replica. A call records a
+The tag is the given name, regardless of name scopes, build order and replica. (TensorBoard shows
+scalars without a group, such as `accuracy`, in the group `metrics`.) A call records a
 tensor. When a log is due, the step returns it and the host writes it; otherwise the tensor is not
 computed. Outside of training (evaluation, export, plain Keras) the calls do nothing. All functions
 of this module run traced, in replica code.

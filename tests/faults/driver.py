@@ -208,16 +208,22 @@ def results(workdir: Path) -> dict:
     values = load_values(newest, manifest["variables"])
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     events = []
-    for path in (workdir / "train").glob("*tfevents*"):
+    for path in workdir.glob("*/*tfevents*"):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
-            events += [(event.step, v.tag, v.SerializeToString()) for v in event.summary.value]
+            events += [
+                (event.step, f"{path.parent.name}/{v.tag}", v.SerializeToString())
+                for v in event.summary.value
+                if v.tag not in ("recipe", "command")  # of each call of `train`
+            ]
     return {
         "variables": {name: np.asarray(value).tobytes() for name, value in values.items()},
         "hooks": manifest["extra"]["hooks"],
         "steps": directory.steps(),
         "metrics": [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines],
-        "events": sorted(one for one in events if not one[1].startswith(TIMES)),
+        "events": sorted(
+            one for one in events if not one[1].removeprefix("train/training/").startswith(TIMES)
+        ),
         "exports": exports.contents(workdir),
     }
 

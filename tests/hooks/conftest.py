@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ class FakeTrainer:
     stopwatch: Stopwatch = dataclasses.field(default_factory=lambda: Stopwatch(lambda: 0.0))
     window: bool = False
     writer: Any = None
+    strategy: Any = dataclasses.field(default_factory=tf.distribute.get_strategy)
+    train_step: Any = dataclasses.field(
+        default_factory=lambda: types.SimpleNamespace(optimizers={}, settings=dict)
+    )
     saves: list[int] = dataclasses.field(default_factory=list)
     logger: ChiefLogger = dataclasses.field(default_factory=lambda: ChiefLogger(chief=True))
 

@@ -717,7 +717,7 @@ def test_event_files_read_back(count, replicas, tmp_path):
     )
     one.train(DATA, steps=25)
     events = EventAccumulator(str(tmp_path / "train"), size_guidance={"tensors": 0}).Reload()
-    for tag, value in (("losses/mean", 2.5), ("mine", 2.5), ("line/plain", 2.5)):
+    for tag, value in (("losses/mean", 2.5), ("metrics/mine", 2.5), ("line/plain", 2.5)):
         found = events.Tensors(tag)
         assert [e.step for e in found] == [10, 20, 25]  # once, not once a replica
         assert [float(tf.make_ndarray(e.tensor_proto)) for e in found] == [value] * 3
@@ -1046,12 +1046,12 @@ def test_logs_of_every_step_stand_once_after_a_kill(tmp_path):
     assert steps == list(range(1, 10))
     assert [line["step"] for line in lines if "val/losses/total" in line] == [5, 6, 9]
     events = [
-        (event.step, value.tag)
-        for path in sorted((tmp_path / "train").glob("*tfevents*"))
+        (event.step, f"{path.parent.name}/{value.tag}")
+        for path in sorted(tmp_path.glob("*/*tfevents*"))
         for event in tf.compat.v1.train.summary_iterator(str(path))
         for value in event.summary.value
     ]
-    assert sorted(step for step, tag in events if tag == "losses/total") == list(range(1, 10))
+    assert sorted(step for step, tag in events if tag == "train/losses/total") == list(range(1, 10))
     assert sorted(step for step, tag in events if tag == "val/losses/total") == [5, 6, 9]
 
 

@@ -270,13 +270,14 @@ class EvaluationRecord:
         """Writes records to an event file of this process, which TensorBoard reads at once."""
         from tfloss.hooks.event_file import EventFileWriter
         from tfloss.hooks.event_protos import ScalarEvents
+        from tfloss.hooks.tensorboard_tags import TensorBoardRuns
 
         if not records:
             return
         file = self._file = self._file or EventFileWriter(self._directory)
-        events = ScalarEvents()
+        events, tag = ScalarEvents(), TensorBoardRuns(["val"]).place  # as beside training
         for record in records:
-            values = {k: float(v) for k, v in record.items() if k.startswith("val/")}
+            values = {tag(k)[1]: float(v) for k, v in record.items() if k.startswith("val/")}
             file.write(events.serialized(record["step"], record["time"], values))
         file.flush()
 

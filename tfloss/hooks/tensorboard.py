@@ -1,40 +1,48 @@
 """Writes scalars and summaries to TensorBoard event files.
 
-    TensorBoard()                                      # workdir/train
+    TensorBoard()                                      # workdir/train, workdir/val, ...
 
 View them with `tensorboard --logdir runs/digits`, or with the parent directory to compare runs.
 """
 
-import collections
+import dataclasses
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from tfloss.common.reading import check_directory, check_file
 from tfloss.hooks.base import Hook
-from tfloss.hooks.event_file import EventFileWriter
-from tfloss.hooks.event_protos import ScalarEvents, summary_event
-from tfloss.hooks.event_records import event_windows, record_names, split_window
+from tfloss.hooks.evaluate import Evaluate
+from tfloss.hooks.event_log import MAX_BYTES, EventLog
 from tfloss.hooks.every import Every
-from tfloss.hooks.log_truncation import LogTruncation
 from tfloss.hooks.output_path import output_path
+from tfloss.hooks.run_description import DESCRIPTION_TAGS, description_events, hparams_event
+from tfloss.hooks.tensorboard_tags import TRAIN, TensorBoardRuns, may_be_run
 from tfloss.hooks.write_errors import WriteErrors
 from tfloss.summary import Summary
 
-_MAX_PENDING = 1000  # logs in memory
-_FLUSH_BYTES, _MAX_BYTES = 2**24, 2**26  # events in memory, and those while the disk is full
+_FLUSH_BYTES = 2**24  # events in memory
+_HPARAMS = "."  # the run of the hyperparameters: the workdir, which TensorBoard calls a session
 
 
 class TensorBoard(Hook):
-    """Writes one event file for each run, created at the first log. Host.
+    """Writes event files, in a directory for training and one for each `Evaluate` hook. Host.
 
-    The tag is the logged name, so `val/accuracy` is in the same run as `losses/total`. Events reach
+    What `Evaluate(name="val")` logs is in `workdir/val`, without its prefix. So `losses/total` of
+    training and `val/losses/total` have one tag, and share a chart. In TensorBoard, scalars without
+    a group are in the group `metrics`, and learning rates, norms, speeds and times are in the group
+    `training`. `metrics.jsonl`, hooks and trackers have the names as logged.
+
+    The run `train` also has the texts `recipe` and `command`. The workdir itself has the
+    hyperparameters, which the HPARAMS tab shows.
+
+    There is one file for each run and call of `train`, created at the first log. Events reach
     the file within about `flush_seconds`, at the end, and before a checkpoint is written. A
     resumed run first removes the events of the steps that it repeats.
 
     Args:
-      logdir: Directory of the event files, instead of `workdir/train`. No other run may use it.
+      logdir: Directory of the event files, instead of `workdir/train`. Evaluations are in
+        directories inside of it then. No other run may use it.
       flush_seconds: Longest time until an event is in the file, if the calls of the training step
         are shorter.
     """
@@ -45,114 +53,122 @@ class TensorBoard(Hook):
     def __init__(self, logdir: str | Path | None = None, *, flush_seconds: float = 5.0):
         self.every = Every(seconds=flush_seconds)
         self._logdir = logdir
-        self._file: EventFileWriter | None = None
-        self._scalar_events = ScalarEvents()
-        self._pending: list[tuple[int, float, dict[str, float]]] = []  # step, time, scalars
-        self._events: collections.deque[bytes] = collections.deque()  # not flushed yet
-        self._bytes = 0  # of these events
+        self._runs = TensorBoardRuns()
+        self._logs: dict[Path, EventLog] = {}
         self._errors = WriteErrors(
-            self, "The curves", f"The last {_MAX_BYTES >> 20} MB are kept, and written later."
+            self, "The curves", f"The last {MAX_BYTES >> 20} MB are kept, and written later."
         )
         self._ended = False
-        self._truncation = LogTruncation(split_window, record_names, event_windows)
+        self._described = True
 
     @property
     def logdir(self) -> Path:
-        """The directory of the event files.
+        """The directory of the event files of training.
 
         Raises:
           ValueError: There is neither a logdir nor a workdir.
         """
-        return output_path(self, self._logdir, "train", "TensorBoard(logdir)")
+        return output_path(self, self._logdir, TRAIN, "TensorBoard(logdir)")
 
     def before_train(self) -> None:
         """Removes the events of the steps that the run repeats.
 
         Raises:
-          WorkdirError: The directory or an event file in it can't be read and written.
+          WorkdirError: A directory or an event file in it can't be read and written.
         """
-        self._ended = False
-        logdir, run = self.logdir, self.trainer.run
-        check_directory(logdir)
-        logdir.parent.mkdir(parents=True, exist_ok=True)
-        # tfloss makes no links, so a link leads to a file of somebody else.
-        found = sorted(logdir.glob("*tfevents*"))
-        files = [path for path in found if path.is_file() and not path.is_symlink()]
-        for path in files:
-            check_file(path)
-        self._truncation.start(logdir, files, run.start, run.pending, keep=run.rewound)
+        self._ended = self._described = False
+        run, parent = self.trainer.run, self._parent
+        names = [hook.name for hook in self.trainer.hooks if isinstance(hook, Evaluate)]
+        self._runs = TensorBoardRuns(names)
+        # A file that an earlier version wrote has the names as tags.
+        again = {step: {*names, *self._tags(names)} for step, names in run.pending.items()}
+        again[run.start] = {*again.get(run.start, ()), *DESCRIPTION_TAGS}
+        self._log(TRAIN).truncate(run.start, again, keep=run.rewound)
+        parent.mkdir(parents=True, exist_ok=True)
+        if self._logdir is None:
+            self._log(_HPARAMS).truncate(run.start, again, keep=run.rewound)
+        found = {path.parent.name for path in parent.glob("*/*tfevents*")}
+        for name in sorted({*self._runs.names, *filter(may_be_run, found)}):
+            self._log(name).truncate(run.start, keep=run.rewound)
 
     def before_save(self, step: int) -> None:
-        """Flushes the file, so that a checkpoint is never newer than the log."""
+        """Flushes the files, so that a checkpoint is never newer than the log."""
         self.after_step(step)
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
-        """Keeps scalars until the next flush, and writes summaries."""
+        """Keeps scalars and summaries until the next flush."""
         now = time.time()
-        if scalars:  # converted here, so that a value that is no number fails where it is logged
-            self._pending.append((step, now, {name: float(v) for name, v in scalars.items()}))
-        if summaries or len(self._pending) >= _MAX_PENDING:
-            self._serialize_pending()
+        if not self._described and (scalars or summaries):
+            self._describe(now)
+        by_run: dict[str, dict[str, float]] = {}
+        for name, value in scalars.items():
+            run, tag = self._runs.place(name)
+            # Converted here, so that a value that is no number fails where it is logged.
+            by_run.setdefault(run, {})[tag] = float(value)
+        for run, values in by_run.items():
+            self._log(run).add_scalars(step, now, values)
         for summary in summaries:
-            self._keep(summary_event(step, now, summary))
-        if self._bytes >= _FLUSH_BYTES and not self._errors.failing:
-            self.after_step(step)
+            run, tag = self._runs.split(summary.name)
+            self._log(run).add_summary(step, now, dataclasses.replace(summary, name=tag))
+        if sum(log.bytes for log in self._logs.values()) >= _FLUSH_BYTES:
+            if not self._errors.failing:
+                self.after_step(step)
         if self._ended:  # a hook after this one in the list logs at the end
             self._close()
 
     def after_step(self, step: int) -> None:
-        """Writes the pending scalars and flushes the file."""
-        self._serialize_pending()
-        if self._events:
+        """Writes what is pending and flushes the files."""
+        if any(self._logs.values()):
             self._errors.survive(self._write)
 
     def after_train(self) -> None:
-        """Closes the file. A later log opens another one."""
+        """Closes the files. A later log opens others."""
         self._ended = True
-        self._truncation.finish(self.trainer.step)
+        for log in self._logs.values():
+            log.finish(self.trainer.step)
         self._close()
-        if self._events:
-            warnings.warn(
-                f"Training ended without {len(self._events)} events of {self.logdir}, which could "
-                "not be written.",
-                stacklevel=2,
-            )
+        for log in self._logs.values():
+            if log:
+                warnings.warn(
+                    f"Training ended without {len(log)} events of {log.directory}, which could "
+                    "not be written.",
+                    stacklevel=2,
+                )
 
-    def _serialize_pending(self) -> None:
-        """Makes events of the pending scalars, one for each log.
+    @property
+    def _parent(self) -> Path:
+        """The directory of the directories of evaluations."""
+        return self.logdir if self._logdir is not None else self.logdir.parent
 
-        They are made together because a single event takes ten times as long between two calls
-        of the training step, which have filled the processor's caches.
-        """
-        pending, self._pending = self._pending, []
-        for log in pending:
-            self._keep(self._scalar_events.serialized(*log))
+    def _log(self, run: str) -> EventLog:
+        """Returns the log of a run by its name."""
+        path = self.logdir if run == TRAIN else self._parent / run
+        return self._logs.setdefault(path, EventLog(path))
 
-    def _keep(self, event: bytes) -> None:
-        """Keeps an event until the next flush; while that fails, the newest events only."""
-        self._events.append(event)
-        self._bytes += len(event)
-        while self._bytes > _MAX_BYTES and len(self._events) > 1:
-            self._bytes -= len(self._events.popleft())
+    def _tags(self, names: Collection[str]) -> list[str]:
+        return [self._runs.place(name)[1] for name in names]
+
+    def _describe(self, now: float) -> None:
+        """Writes what the run is, once in a call of `train`."""
+        self._described = True
+        start = self.trainer.run.start
+        for event in description_events(self.trainer, start, now):
+            self._log(TRAIN).add_event(event)
+        if self._logdir is None:
+            self._log(_HPARAMS).add_event(hparams_event(self.trainer, start, now))
 
     def _write(self) -> None:
-        """Writes all events, and flushes them. After an error the next call makes a new file."""
-        try:
-            if self._file is None:
-                self._file = EventFileWriter(self.logdir)
-            for event in self._events:
-                self._file.write(event)
-            self._file.flush()
-        except OSError:
-            if self._file is not None:
-                self._file.abandon()
-            self._file = None
-            raise
-        self._events.clear()
-        self._bytes = 0
+        """Writes the events of all runs. If some can't be written, those of the others are."""
+        failure: OSError | None = None
+        for log in self._logs.values():
+            try:
+                log.write()
+            except OSError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _close(self) -> None:
         self.after_step(self.trainer.step)
-        if self._file is not None:
-            file, self._file = self._file, None
-            self._errors.survive(file.close)
+        for log in self._logs.values():
+            self._errors.survive(log.close)

@@ -1,0 +1,113 @@
+"""What a run is, for TensorBoard: its recipe, its command and its hyperparameters. Host code.
+
+The recipe is what decides the result, as far as the trainer knows it: `config.json` of a script,
+the optimizers, the options of the step, and the size of a batch.
+"""
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfloss.common.nested_diff import flatten
+from tfloss.common.reading import read_json
+from tfloss.hooks.event_protos import summary_event
+from tfloss.hooks.trainer_protocol import TrainerProtocol
+from tfloss.optimizers import hyperparameters
+from tfloss.summary import Summary
+
+_HPARAMS_TAG = "_hparams_/session_start_info"
+# Of a serialized object of Keras; its class and its arguments say enough.
+_NOT_PLAIN = ("name", "module", "registered_name")
+DESCRIPTION_TAGS = ("recipe", "command", _HPARAMS_TAG)
+
+
+def recipe(trainer: TrainerProtocol) -> dict[str, Any]:
+    """Returns the recipe of a run, as nested JSON values.
+
+    Args:
+      trainer: The trainer, in a call of `train`.
+    """
+    found: dict[str, Any] = {}
+    file = trainer.workdir and trainer.workdir / "config.json"
+    if file is not None:
+        with contextlib.suppress(OSError, ValueError):  # no script; a full disk
+            found["config"] = read_json(file)
+    optimizers = {name: _optimizer(one) for name, one in trainer.train_step.optimizers.items()}
+    found["optimizer"] = next(iter(optimizers.values())) if len(optimizers) == 1 else optimizers
+    found["step"] = trainer.train_step.settings()
+    found["batch_size"], found["steps"] = trainer.run.batch_size, trainer.run.steps
+    found["replicas"] = trainer.strategy.num_replicas_in_sync
+    return found
+
+
+def description_events(trainer: TrainerProtocol, step: int, wall_time: float) -> list[bytes]:
+    """Returns events with the texts `recipe` and `command`, serialized.
+
+    Args:
+      trainer: The trainer, in a call of `train`.
+      step: Step of the events.
+      wall_time: Seconds since 1970.
+    """
+    text = json.dumps(recipe(trainer), indent=2, default=str)
+    command = shlex.join([sys.executable, *sys.orig_argv[1:]])
+    pages = {"recipe": _code(text), "command": _code(command)}
+    return [
+        summary_event(step, wall_time, Summary(tag, "text", np.array(page.encode(), object)))
+        for tag, page in pages.items()
+    ]
+
+
+def hparams_event(trainer: TrainerProtocol, step: int, wall_time: float) -> bytes:
+    """Returns an event with the hyperparameters of the run: numbers, texts and flags of its recipe.
+
+    Args:
+      trainer: The trainer, in a call of `train`.
+      step: Step of the event.
+      wall_time: Seconds since 1970.
+    """
+    # Imported here, since it takes a while.
+    from tensorboard.plugins.hparams import summary_v2
+
+    values = {
+        name.removeprefix("config."): value
+        for name, value in flatten(recipe(trainer), ".").items()
+        if isinstance(value, bool | int | float | str)
+    }
+    name = trainer.workdir.name if trainer.workdir is not None else ""
+    proto = summary_v2.hparams_pb(values, trial_id=name)
+    event = tf.compat.v1.Event(step=step, wall_time=wall_time)
+    event.summary.ParseFromString(proto.SerializeToString())
+    return event.SerializeToString()
+
+
+def _optimizer(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
+    """Returns the class of an optimizer, its numbers, and its schedules with their numbers."""
+    try:
+        config = optimizer.get_config()
+    except Exception:  # the user's own optimizer, or a rate without source code
+        config = hyperparameters.numbers(optimizer)
+    return {"class": type(optimizer).__name__, **_plain(config)}
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found[name] = _plain(value)
+        elif isinstance(value, np.generic):
+            found[name] = value.item()
+        elif isinstance(value, bool | int | float | str) and name not in _NOT_PLAIN:
+            found[name] = value
+    return found
+
+
+def _code(text: str) -> str:
+    """Markdown that shows a text as it is."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
