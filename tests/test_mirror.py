@@ -6,12 +6,13 @@ ROOT = Path(__file__).parent.parent
 
 # These modules need no test file of their own. Each has the reason.
 TESTED_ELSEWHERE = {
+    "tfloss/common/inspect_variable.py": "constants only",
     "tfloss/common/replay_variable.py": "constants only",
     "tfloss/distribute/strategy_names.py": "constants only",
     "tfloss/hooks/run_info.py": "a record without behaviour",
     "tfloss/hooks/trainer_protocol.py": "a type; pyright checks it",
     "tfloss/step/observation.py": "a record; tests/trainer/test_inspection.py reads it",
-    "tfloss/trainer/commands.py": "tests/test_replay.py runs the command",
+    "tfloss/trainer/replica_causes.py": "tests/trainer/test_replica_comparison.py names them",
     "tfloss/version.py": "a constant; tests/test_packaging.py compares it with the metadata",
 }
 

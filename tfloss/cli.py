@@ -1,6 +1,7 @@
 """The `tfloss` command. Host code.
 
     tfloss launch --workers 2 -- python train.py ...          several workers on this machine
+    tfloss inspect -- python train.py ...                     looks at a run before training
     tfloss replay runs/digits                                 debugs a loss that was not finite
     tfloss checkpoints runs/digits                            lists checkpoints
     tfloss checkpoints runs/digits --metric val/loss          lists them with this metric
@@ -18,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_compare_arguments(compare)
 
+    _add_inspect(commands)
     version = commands.add_parser("version", help="print the versions of tfloss and TensorFlow")
     version.set_defaults(run=_version)
     return parser
@@ -116,6 +119,24 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     )
     compare.add_argument("--no-png", action="store_true", help="print the table only")
     compare.set_defaults(run=_compare)
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="look at a run before training",
+        usage="tfloss inspect [--replicas N] [--dry-run] [--json FILE] [--html FILE] -- ...",
+        description="Runs a training script as far as trainer.train(...), and reports what it "
+        "would train: losses, variables, state, memory, and what may not be meant. With "
+        "--replicas, one batch is computed on one and on N logical CPU devices, and each loss and "
+        "gradient that differs is named.",
+    )
+    inspect.add_argument("--replicas", type=_integer_from(2), help="number of logical devices")
+    inspect.add_argument("--dry-run", action="store_true", help="evaluate one batch, too")
+    inspect.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    inspect.add_argument("--html", type=Path, metavar="FILE", help="write it as a page")
+    inspect.add_argument("command", nargs=argparse.REMAINDER, help="python train.py ...")
+    inspect.set_defaults(run=_inspect)
 
 
 def _add_launch_arguments(launch: argparse.ArgumentParser) -> None:
@@ -161,6 +182,24 @@ def _launch(arguments: argparse.Namespace) -> int:
     from tfloss.distribute import launch
 
     return launch.run(command, arguments.workers, arguments.max_restarts, arguments.grace)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    command = arguments.command[arguments.command[:1] == ["--"] :]
+    if not command:
+        sys.stderr.write(
+            "tfloss inspect: the command is missing. Add it at the end: -- python train.py ...\n"
+        )
+        return 2
+    from tfloss.app import inspect_command
+
+    return inspect_command.main(
+        command,
+        replicas=arguments.replicas,
+        dry_run=arguments.dry_run,
+        report=arguments.json,
+        html=arguments.html,
+    )
 
 
 def _replay(arguments: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ def test_the_defaults(parse, tmp_path):
         "max_minutes": None,
         "restore": None,
         "follow": False,
+        "dry_run": False,
     }
 
 
@@ -148,6 +149,12 @@ def test_a_flag_that_the_script_defines_too_is_an_error(recipe):
 
     with pytest.raises(flags.DuplicateFlagError, match="seed"):
         parse_flags(["train.py", f"--config={recipe}", "--workdir=x"], values=values)
+
+
+def test_a_dry_run_is_one_of_training(parse):
+    assert parse("--dry_run").dry_run
+    with pytest.raises(FlagError, match="--dry_run looks at training, and --mode=eval doesn't"):
+        parse("--mode=eval", "--dry_run")
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--follow", True), ("--follow=newest", "newest")])

@@ -6,6 +6,8 @@ test, which have no command line.
 
 import contextlib
 import functools
+import json
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, NoReturn
 from tfloss.app.config import differences, to_json, write_config
 from tfloss.app.flags import FlagError, Options, parse_flags
 from tfloss.app.training_run import Run
+from tfloss.common.inspect_variable import VARIABLE
 from tfloss.common.logger import ChiefLogger
 from tfloss.common.progress_display import activity_line
 from tfloss.errors import CheckpointError, MissingWorkersError, WorkdirError
@@ -54,6 +57,8 @@ def run(
         options, default_verbosity = parsed
         if default_verbosity:  # absl has raised it to "info" since
             logging.set_verbosity(logging.WARNING)
+        if options.dry_run:
+            os.environ.setdefault(VARIABLE, json.dumps({"dry_run": True}))
         prepared = None
         try:
             with _exit_on(ValueError, MissingWorkersError):

@@ -44,6 +44,7 @@ class Options:
     max_minutes: float | None
     restore: str | None = None
     follow: bool | str = False
+    dry_run: bool = False
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | None = None) -> None:
@@ -61,6 +62,7 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str], config: str | No
     _define_task_flags(values, argv, config)
     _define_limit_flags(values)
     _define_execution_flags(values)
+    _define_look_flags(values)
     for name in set(values) - before:
         if not name.startswith("config."):
             _claim(values, name)
@@ -121,6 +123,8 @@ def parse_flags(
     given: dict[str, Any] = {
         field.name: values[field.name].value for field in dataclasses.fields(Options)
     }
+    if given["dry_run"] and given["mode"] in ("eval", "export"):
+        raise FlagError(f"--dry_run looks at training, and --mode={given['mode']} doesn't train.")
     if given["follow"] and given["mode"] != "eval":
         raise FlagError(f"--follow evaluates a run: it needs --mode=eval, not {given['mode']}.")
     if given["follow"] and given["restore"] is not None:
@@ -211,6 +215,16 @@ def _define_limit_flags(values: flags.FlagValues) -> None:
         None,
         "Train on the first N batches only, repeatedly, to see whether the model can fit them.",
         lower_bound=1,
+        flag_values=values,
+    )
+
+
+def _define_look_flags(values: flags.FlagValues) -> None:
+    """Defines what looks at the run and trains nothing."""
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Report what the run would train, evaluate one batch, and stop. Nothing is written.",
         flag_values=values,
     )
 

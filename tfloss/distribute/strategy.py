@@ -18,6 +18,8 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common.inspect_variable import REPLICAS_VARIABLE
+from tfloss.common.inspect_variable import VARIABLE as INSPECT_VARIABLE
 from tfloss.common.logger import logger
 from tfloss.distribute.cluster import Cluster, find_cluster, no_cluster_advice
 from tfloss.distribute.control_channel import ControlChannel, worker_timeout
@@ -76,6 +78,8 @@ def make_strategy(
     """
     if replicas is not None and replicas < 1:
         raise ValueError(f"replicas must be at least 1, got {replicas}.")
+    if os.environ.get(REPLICAS_VARIABLE):  # the script runs inside of the scope of a strategy
+        return tf.distribute.get_strategy()
     cluster = find_cluster() if name in ("auto", "multi_worker") else None
     if name == "auto":
         name = _choose(replicas, cluster)
@@ -93,7 +97,8 @@ def make_strategy(
     if name == "mirrored":
         return _mirrored(replicas)
     if name == "multi_worker":
-        if os.environ.get("TFLOSS_REPLAY"):  # `tfloss replay` runs the replicas one by one
+        # `tfloss replay` runs the replicas one by one, `tfloss inspect` looks at one worker.
+        if os.environ.get("TFLOSS_REPLAY") or os.environ.get(INSPECT_VARIABLE):
             return tf.distribute.get_strategy()
         return _multi_worker(cluster, connect_timeout)
     if name == "tpu":

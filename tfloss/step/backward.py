@@ -192,7 +192,7 @@ class Backward:
         untracked = _untracked(tape, self.model)
         if self.observe is not None:
             parts = losses, self.loss_weights, mine, context, self.variables, found, untracked
-            self.observe(Observation(batch, returned, *parts))
+            self.observe(Observation(self.forward, batch, returned, *parts))
         size = self.layout.static_count(batch)
         trace = BackwardTrace(
             spec,

@@ -4,7 +4,7 @@ train_step(batch, TraceOptions(observe=seen.append))
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +18,7 @@ class Observation:
     """The tensors of one pass. Replica code, traced: they are valid while the pass is traced.
 
     Attributes:
+      forward: Replica code; takes this replica's batch, returns or adds losses.
       batch: This replica's batch.
       returned: The value that the training forward returned.
       losses: `{name: float32 scalar}`.
@@ -30,6 +31,7 @@ class Observation:
       untracked: Trainable variables of the forward pass that the model doesn't know.
     """
 
+    forward: Callable[[Any], Any]
     batch: Any
     returned: Any
     losses: Mapping[str, tf.Tensor]

@@ -279,7 +279,7 @@ class Trainer:
         feed = self._next_feed(data)
         compare_workers(self, feed.reader, {**self._settings, "steps": steps})
         build(self.train_step, feed.reader.dataset)
-        obey_command(self)
+        obey_command(self, data)
         if not self._checkpoint.loaded:
             self._checkpoint.load(self._seed)
         if run.step < steps and (self.checkpoints is not None or self._deterministic):
