@@ -1,5 +1,6 @@
 """Processes that read checkpoints beside a trainer that saves and deletes them quickly."""
 
+import concurrent.futures
 import re
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 import tfloss
-from tests.fork import started_script
+from tests.fork import run_script, started_script
 from tfloss.checkpoint import CheckpointDirectory, listing, load_manifest
 from tfloss.checkpoint.compare import compare
+from tfloss.distribute.launch import free_ports
 from tfloss.errors import CheckpointDeletedError, CheckpointError
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,21 @@ def workdir(tmp_path_factory):
             time.sleep(0.1)
         yield path
         assert process.is_alive()
+
+
+WORKER = """
+import os, sys
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import keras, numpy as np
+import script, tfloss
+strategy = tfloss.make_strategy("multi_worker")
+with strategy.scope():
+    options = dict(strategy=strategy, default_hooks=False, jit=False)
+    trainer = tfloss.Trainer(script.Model(), workdir=sys.argv[1], **options)
+for _ in range(int(sys.argv[2])):
+    step = trainer.restore(script.data())
+    print(step, *np.unique(trainer.model.w.numpy()), flush=True)
+"""
 
 
 def steps_of(read, seconds=2.0, least=40):
@@ -138,3 +155,44 @@ def test_a_given_checkpoint_was_deleted_and_is_not_corrupt(workdir):
         read_until_deleted(lambda path: compare(path, path))
         read_until_deleted(lambda path: directory.restore(path, {"model/w": model.w}))
     assert CheckpointDeletedError in seen
+
+
+@pytest.mark.slow
+def test_three_hundred_reads_beside_a_trainer(workdir, caplog):
+    """Another trainer is restored, weights are loaded, and the checkpoints are listed, in turn."""
+    trainer = here.trainer_in(workdir)
+
+    def read():
+        step = trainer.restore(here.data())
+        assert set(np.unique(trainer.model.w.numpy())) == {float(step)}
+        assert len(tfloss.load_weights(trainer.model, workdir).loaded) == 1
+        assert np.unique(trainer.model.w.numpy()).shape == (1,)
+        assert listing.find_checkpoints(workdir)
+        return step
+
+    assert len(steps_of(read, seconds=0.0, least=100)) == 100
+    assert "corrupt" not in caplog.text
+
+
+@pytest.mark.slow
+def test_two_workers_restore_the_same_checkpoints_beside_a_trainer(workdir):
+    script = workdir.with_name("worker.py")
+    script.write_text(WORKER)
+    addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(2))
+
+    def run(rank):
+        environment = {
+            "TFLOSS_WORKERS": addresses,
+            "JOB_COMPLETION_INDEX": str(rank),
+            "PYTHONPATH": str(ROOT),
+        }
+        return run_script(script, str(workdir), "40", environment=environment, timeout=300)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, range(2)))
+    for done in found:
+        assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in found[0].stdout.splitlines() if line[0].isdigit()]
+    assert found[0].stdout == found[1].stdout and len(lines) == 40
+    steps = [int(step) for step, value in lines if float(step) == float(value)]
+    assert len(steps) == 40 and steps == sorted(steps) and steps[-1] > steps[0]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import time
 
 import keras
 import numpy as np
@@ -209,6 +210,37 @@ def test_all_workers_know_that_a_checkpoint_was_deleted(tmp_path):
     for chief in (True, False):
         with pytest.raises(CheckpointDeletedError, match="no checkpoint of"):
             selected_checkpoint(files, Worker(chief), None, step=3)
+
+
+@pytest.mark.parametrize("chief", [True, False])
+def test_a_checkpoint_that_is_deleted_after_the_choice_is_deleted_for_all(tmp_path, chief):
+    """Nobody waits for it: there is a later one."""
+    files = CheckpointDirectory(tmp_path)
+    for step in (1, 2):
+        files.save(step, {"w": tf.Variable(1.0)})
+
+    class Worker:
+        """The first worker chooses the checkpoint of step 1, and a trainer deletes it then."""
+
+        workers, chief = 2, False
+
+        def run_on_all(self, description, function):
+            return function()
+
+        def agree(self, flags, numbers, place):
+            if numbers:
+                files.delete(1)
+                return [], [1]
+            return [True], []  # what the first worker says, or both
+
+        def require_equal(self, *_):
+            raise AssertionError
+
+    Worker.chief = chief
+    began = time.monotonic()
+    with pytest.raises(CheckpointDeletedError, match="of step 1 in .* was deleted meanwhile"):
+        selected_checkpoint(files, Worker(), None, step=1)
+    assert time.monotonic() - began < 5
 
 
 # Without an optimizer

@@ -4,6 +4,7 @@ The first worker reads the files and decides. The workers agree on the result be
 restores, which takes all of them.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,16 +110,35 @@ def selected_checkpoint(
 
 
 def _seen_by_all(directory: CheckpointDirectory, step: int, agreement: Agreement) -> Path:
-    """Waits until all workers see a checkpoint, and returns its path."""
+    """Waits until all workers see a checkpoint, and returns its path.
+
+    Raises:
+      CheckpointDeletedError: A trainer beside these workers has deleted it; on all workers.
+      WorkerError: A worker doesn't see it.
+    """
     if agreement.workers == 1:
         return directory.at(step)
     until = time.monotonic() + _NETWORK_SECONDS
-    while not directory.has(step) and time.monotonic() < until:
+    while not (directory.has(step) or _has_later(directory, step)) and time.monotonic() < until:
         time.sleep(0.1)
-    seen = "found" if directory.has(step) else f"missing in {directory.path}"
-    agreement.require_equal(
-        {f"the checkpoint of step {step}": seen},
-        "The first worker resumes from it. All workers must see the same workdir, at the same "
-        "path: put it on a file system that they share.",
-    )
+    place = "the search for the checkpoint"
+    if agreement.agree([not directory.has(step)], [], place)[0][0]:
+        # The first worker has seen it before.
+        if agreement.agree([agreement.chief and not directory.has(step)], [], place)[0][0]:
+            raise CheckpointDeletedError(
+                f"The checkpoint of step {step} in {directory.path} was deleted meanwhile."
+            )
+        seen = "found" if directory.has(step) else f"missing in {directory.path}"
+        agreement.require_equal(
+            {f"the checkpoint of step {step}": seen},
+            "The first worker resumes from it. All workers must see the same workdir, at the same "
+            "path: put it on a file system that they share.",
+        )
     return directory.at(step)
+
+
+def _has_later(directory: CheckpointDirectory, step: int) -> bool:
+    """Whether there are checkpoints of later steps, so that one that is missing won't come."""
+    with contextlib.suppress(CheckpointError):
+        return any(later > step for later in directory.steps())
+    return False

@@ -183,7 +183,7 @@ class RunCheckpoint:
             best=best,
             hooks=hooks,
         )
-        found: list[Path] = [find()]
+        found = [find() if step is not None else again_if_deleted(find)]
 
         def restore() -> None:
             path = found.pop() if found else find()
