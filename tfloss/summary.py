@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfloss.errors import SummaryError
 from tfloss.forward.context import current_context
 from tfloss.forward.recorded_summaries import RecordedSummary, Summary
+from tfloss.forward.streaming_means import WEIGHT
 
 __all__ = ["Summary", "draw", "histogram", "image", "scalar", "scope", "text"]
 
@@ -32,6 +33,7 @@ def scalar(
     *,
     reduce: Literal["mean", "sum"] = "mean",
     every_step: bool = False,
+    weight: Any = None,
 ) -> None:
     """Records a scalar, reduced over the replicas. Runs traced, in replica code.
 
@@ -41,21 +43,40 @@ def scalar(
       reduce: Whether the mean or the sum over replicas is written.
       every_step: Whether the scalar is computed at every step, and its mean since the last log is
         written, as for losses. By default the value of the logged step is written.
+      weight: Scalar: the number of examples, tokens or pixels that `value` is the mean of, on this
+        replica. The scalar is then computed at every step, and the mean over all examples since the
+        last log is written, on any number of replicas and micro-batches. If the weight is 0 in all
+        of them, nothing is written.
 
     Raises:
-      SummaryError: The value is not a scalar, the name was used before in this step, or the call
-        is inside a `tf.cond`, loop or nested `tf.function`, which the tensor can't leave.
+      SummaryError: Value or weight is not a scalar, there is a weight with reduce="sum", the name
+        was used before in this step, or the call is inside a `tf.cond`, loop or nested
+        `tf.function`, which the tensor can't leave.
     """
     if reduce not in ("mean", "sum"):
         raise SummaryError(f"Summary {name!r}: reduce must be 'mean' or 'sum', got {reduce!r}.")
-    if _is_needed(name, every_step):
-        tensor = tf.cast(value, tf.float32)
-        if tensor.shape.rank not in (0, None):
-            raise SummaryError(
-                f"Summary {name!r} is not a scalar: shape {tensor.shape}. Reduce it first, or "
-                "use tfloss.summary.histogram."
-            )
-        _record(RecordedSummary(name, "scalar", tf.ensure_shape(tensor, []), reduce))
+    if weight is not None and reduce == "sum":
+        raise SummaryError(
+            f"Summary {name!r} has a weight, so it is a mean, and can't have reduce='sum'."
+        )
+    if _is_needed(name, every_step or weight is not None):
+        tensor = _scalar(value, f"Summary {name!r}", "Reduce it first, or use summary.histogram.")
+        if weight is None:
+            _record(RecordedSummary(name, "scalar", tensor, reduce))
+            return
+        advice = "Give the number of examples, such as tf.shape(labels)[0]."
+        count = _scalar(weight, f"The weight of summary {name!r}", advice)
+        # The mean of no examples is NaN, and counts nothing.
+        total = tf.math.multiply_no_nan(tensor, count)
+        _record(RecordedSummary(name, "scalar", total, "sum"))
+        _record(RecordedSummary(name, "scalar", count, "sum"), WEIGHT)
+
+
+def _scalar(value: Any, what: str, advice: str) -> tf.Tensor:
+    tensor = tf.cast(value, tf.float32)
+    if tensor.shape.rank not in (0, None):
+        raise SummaryError(f"{what} is not a scalar: shape {tensor.shape}. {advice}")
+    return tf.ensure_shape(tensor, [])
 
 
 def histogram(name: str, value: Any, *, buckets: int | None = None) -> None:
@@ -183,7 +204,7 @@ def _is_needed(name: Any, every_step: bool = False) -> bool:
 
 
 def _record(recorded: RecordedSummary, part: str = "") -> None:
-    """Records a summary under its full name. `part` tells the tensors of one drawing apart."""
+    """Records a summary under its full name. `part` tells the tensors of one summary apart."""
     context = current_context()
     assert context is not None  # `_is_needed` has returned True
     name = context.full_name(recorded.name)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfloss.engine.engine import StepLogs
+from tfloss.forward.streaming_means import divided
 from tfloss.trainer.running_means import RunningMeans
 from tfloss.trainer.stopwatch import Stopwatch
 
@@ -127,7 +128,8 @@ class LogWindow:
             step, last = blocks[-1].first + blocks[-1].steps, _means(blocks)
             for block in blocks if self._every_step else ():
                 for number, row in enumerate(block.values.tolist(), block.first + 1):
-                    last = dict(zip(block.names, row, strict=True))
+                    columns = dict(zip(block.names, row, strict=True))
+                    last = divided(columns, columns)
                     if number < step:
                         yield number, last
             yield step, last | speed
@@ -173,4 +175,4 @@ def _means(blocks: list[StepLogs]) -> dict[str, float]:
             if name in sums:
                 sums[name] += value
                 counts[name] += len(values)
-    return {name: value / counts[name] for name, value in sums.items()}
+    return divided(sums, {name: value / counts[name] for name, value in sums.items()})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfloss.engine.engine import StepLogs
+from tfloss.forward.streaming_means import divided
 
 
 class RunningMeans:
@@ -46,7 +47,8 @@ class RunningMeans:
     def values(self) -> dict[str, float]:
         """Returns `{tag: mean over the steps of this span that report it}`."""
         self._read()
-        return {name: value / count for name, (value, count) in self._sums.items()}
+        means = {name: value / count for name, (value, count) in self._sums.items()}
+        return divided({name: value for name, (value, _) in self._sums.items()}, means)
 
     def state(self) -> dict[str, Any]:
         """Returns the sums so far, for the state of a hook."""
