@@ -187,3 +187,11 @@ def test_layers_with_a_build_of_their_own():
     assert _upstream.has_own_build(keras.layers.Dense(1))
     assert not _upstream.has_own_build(keras.layers.Dropout(0.5))
     assert not _upstream.has_own_build(keras.Layer())
+
+
+def test_automatic_names():
+    class MyNet2D(keras.Model): ...
+
+    keras.backend.clear_session()
+    for one in (MyNet2D(), keras.layers.LayerNormalization(), keras.layers.ReLU()):
+        assert type(one)().name == f"{_upstream.automatic_name(one)}_1"

@@ -44,6 +44,7 @@ from tfloss._upstream.keras_compile import (
     wraps_function,
 )
 from tfloss._upstream.keras_layers import (
+    automatic_name,
     has_own_build,
     in_scratch_graph,
     inputs_untouched,
@@ -131,6 +132,7 @@ from tfloss._upstream.traced_graphs import (
 from tfloss._upstream.training_mode import LayerCalls, layer_modes
 
 __all__ = [
+    "automatic_name",
     "OutputLoss",
     "adds_losses",
     "base_train_step_replaced",

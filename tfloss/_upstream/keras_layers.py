@@ -13,6 +13,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.losses import loss as loss_module
+from keras.src.utils.naming import to_snake_case
 from keras.src.utils.python_utils import is_default
 
 from tfloss._upstream.patching import replaced
@@ -66,6 +67,14 @@ def intercept_losses(read: Callable[[keras.Layer], list[Any] | None]) -> Generat
 
     with replaced(keras.Layer, "losses", make):
         yield
+
+
+def automatic_name(named: Any) -> str:
+    """Returns the name that Keras gives to a layer, without a number.
+
+    Keras counts these names in each process: `dense`, `dense_1`, ... Nothing public tells the name.
+    """
+    return to_snake_case(type(named).__name__)
 
 
 def with_sublayers(layer: keras.Layer) -> list[keras.Layer]:

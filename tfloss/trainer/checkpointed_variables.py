@@ -30,6 +30,7 @@ from tfloss.checkpoint import (
     sync_replicas,
 )
 from tfloss.checkpoint.load_weights import has_loaded
+from tfloss.checkpoint.renumbering import Renumbering
 from tfloss.errors import CheckpointError
 from tfloss.optimizers.ema import PREFIX as EMA
 from tfloss.optimizers.ema import Averages, Ema
@@ -51,6 +52,7 @@ class CheckpointedVariables:
     def __init__(self, train_step: TrainStep):
         self.train_step = self._step = train_step
         self.strategy = train_step.strategy
+        self._matched = ""  # the layers that have other numbers in the restored checkpoint
 
     def variables(self) -> dict[str, Any]:
         """Returns `{name: variable}` of all variables and of what layers have besides."""
@@ -123,9 +125,10 @@ class CheckpointedVariables:
             changed then.
         """
         manifest = load_manifest(path)
+        names = self._renumbering(manifest["variables"])
         if not self.trains:
-            self._adopt_averages(path, manifest["variables"])
-        variables = self.variables()
+            self._adopt_averages(path, names.here(manifest["variables"]))
+        variables = names.in_checkpoint(self.variables())
         saved, states = manifest["variables"], manifest["extra"].get("hooks", {})
         if not isinstance(states, dict) or not all(isinstance(v, dict) for v in states.values()):
             raise CheckpointError(
@@ -140,6 +143,7 @@ class CheckpointedVariables:
                 del variables[name]
             ignored = [k for k in saved if k not in variables and not _is_evaluated(k)]
         directory.restore(path, variables, ignore=ignored)
+        self._matched = str(names)
         _upstream.finalize_states(self._step.model)
         split_seeds(self._step.model, self._step.strategy)
         if "hyperparameters" not in manifest["extra"]:  # else `RunCheckpoint` compares them
@@ -159,11 +163,19 @@ class CheckpointedVariables:
           saved: The names of its variables.
         """
         step = int(self._step.counter.numpy())
+        matched = ""
+        if self._matched:
+            matched = (
+                ". Keras has counted on since the checkpoint was saved, so layers were matched by "
+                f"their order within a class ({self._matched})"
+            )
         if self.trains:
-            return f"resuming at step {step} from {path}"
-        here = self.variables()
+            return f"resuming at step {step} from {path}{matched}"
+        here = self._renumbering(saved).in_checkpoint(self.variables())
         ignored = sorted({name.split("/")[0] for name in saved if name not in here})
-        text = f"restored step {step} from {path}, without an optimizer: it can be evaluated"
+        text = (
+            f"restored step {step} from {path}, without an optimizer: it can be evaluated{matched}"
+        )
         if ignored:
             text += f", and what only training needs was left out ({', '.join(ignored)})"
         if self._step.averages is not None:
@@ -217,6 +229,12 @@ class CheckpointedVariables:
         _upstream.finalize_states(self._step.model)
         for _, state in _upstream.seed_states(self._step.model):
             state.assign(state.numpy() + np.array([replica * STRIDE, 0]))
+
+    def _renumbering(self, saved: Collection[str]) -> Renumbering:
+        """Returns the numbers that layers without a name have in a checkpoint."""
+        model = self._step.model
+        here = [f"model/{name}" for name in {**named_variables(model), **named_layer_states(model)}]
+        return Renumbering(model, here, _of_model(saved))
 
     def _adopt_averages(self, path: Path, saved: Collection[str]) -> None:
         """Makes the averages that a checkpoint has: there is no `ema=` that says which these are.
