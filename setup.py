@@ -1,11 +1,26 @@
 """Packaging of tfloss. `pyproject.toml` holds tool settings only."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+
+
+class BuildWithExamples(build_py):
+    """The wheel has the examples and their configs, for `tfloss examples`."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for name in ("examples", "configs"):
+                copy = Path(self.build_lib, "tfloss", "_examples", name)
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, copy, ignore=ignored, dirs_exist_ok=True)
+
 
 # Both ends of every range were run on Python 3.11: the lower ends all together, and the newest
 # releases, in the comments. On 3.12 and 3.13 the newest were installed and the tests of the data
@@ -66,6 +81,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["tfloss", "tfloss.*"]),
     package_data={"tfloss": ["py.typed"]},
+    cmdclass={"build_py": BuildWithExamples},
     python_requires=">=3.11,<3.14",
     install_requires=INSTALL_REQUIRES,
     extras_require={

@@ -7,6 +7,8 @@
     tfloss checkpoints runs/digits --metric val/loss          lists them with this metric
     tfloss checkpoints runs/digits --diff 1000 2000           compares two checkpoints
     tfloss compare runs/a runs/b                              settings and results, and a picture
+    tfloss examples                                           lists the examples
+    tfloss examples digits                                    copies one to this folder
     tfloss version                                            or tfloss --version
 
 `python -m tfloss` is the same command.
@@ -68,6 +70,24 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--yes", action="store_true", help="run the command without asking")
     replay.set_defaults(run=_replay)
 
+    _add_checkpoints(commands)
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare the settings, losses and metrics of runs",
+        description="Prints a table of several runs: the settings that differ, and the last, "
+        "lowest and highest values of losses and metrics. It also draws their curves.",
+    )
+    _add_compare_arguments(compare)
+
+    _add_inspect(commands)
+    _add_examples(commands)
+    version = commands.add_parser("version", help="print the versions of tfloss and TensorFlow")
+    version.set_defaults(run=_version)
+    return parser
+
+
+def _add_checkpoints(commands: Any) -> None:
     checkpoints = commands.add_parser(
         "checkpoints",
         help="list the checkpoints of a run, or compare two of them",
@@ -87,18 +107,19 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_argument("--metric", help="logged metric to list, such as val/accuracy")
     checkpoints.set_defaults(run=_checkpoints)
 
-    compare = commands.add_parser(
-        "compare",
-        help="compare the settings, losses and metrics of runs",
-        description="Prints a table of several runs: the settings that differ, and the last, "
-        "lowest and highest values of losses and metrics. It also draws their curves.",
-    )
-    _add_compare_arguments(compare)
 
-    _add_inspect(commands)
-    version = commands.add_parser("version", help="print the versions of tfloss and TensorFlow")
-    version.set_defaults(run=_version)
-    return parser
+def _add_examples(commands: Any) -> None:
+    examples = commands.add_parser(
+        "examples",
+        help="list the examples, or copy one",
+        description="Lists the examples. With a name, copies this one and its configs to "
+        "examples/NAME and configs/, and prints the command that trains it.",
+    )
+    examples.add_argument("name", nargs="?", metavar="NAME", help="example to copy")
+    examples.add_argument(
+        "--to", type=Path, default=Path(), metavar="DIR", help="folder to copy to (default: .)"
+    )
+    examples.set_defaults(run=_examples)
 
 
 def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
@@ -235,6 +256,22 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
     except CheckpointError as error:
         sys.stderr.write(f"tfloss checkpoints: {error}\n")
         return 2
+    return 0
+
+
+def _examples(arguments: argparse.Namespace) -> int:
+    from tfloss.app import examples
+
+    try:
+        if arguments.name is None:
+            for name, summary in examples.listed().items():
+                print(f"{name:<10} {summary}")
+            return 0
+        commands = examples.copy(arguments.name, arguments.to)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"tfloss examples: {error}\n")
+        return 2
+    print("pip install 'tfloss[examples]'", *commands, sep="\n")
     return 0
 
 
