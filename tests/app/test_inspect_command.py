@@ -92,7 +92,7 @@ def test_eight_planted_faults_are_named_with_file_and_line(tmp_path):
     } <= named
     cures = " ".join(one["cure"] for one in found["findings"])
     assert all(cure in cures for cure in ("global_sum", "global_mean", "synchronized=True"))
-    assert list((tmp_path / "run").iterdir()) == []
+    assert {one.name for one in (tmp_path / "run").iterdir()} <= {".lock"}
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_a_dry_run_evaluates_one_batch_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "One batch of 'val', with the initial weights\n  val/size " in done.stdout
     assert "it has trained" not in done.stdout and "Findings: " in done.stdout
-    assert list((tmp_path / "run").iterdir()) == []
+    assert {one.name for one in (tmp_path / "run").iterdir()} <= {".lock"}
 
 
 def test_a_command_that_does_not_train_is_told(tmp_path, capfd):

@@ -5,7 +5,8 @@
 
 Both follow from shapes, so nothing runs. Memory is predicted in the order in which the ops were
 traced: the forward pass, the backward pass, the update. A tensor is there from its op to the last
-op that uses it. So what the backward pass needs of the forward pass is what makes up the peak.
+op that uses it. So what the backward pass needs of the forward pass is what makes up the peak. What
+kernels need for themselves is not counted; `benchmarks/memory.py` compares with measurements.
 Host code, at trace time.
 """
 
