@@ -2,8 +2,8 @@
 
     logger.info("resuming at step 100")        # stderr: "tfloss: resuming at step 100"
 
-The logger shows messages from INFO on, on standard error, and does not pass them on. They are
-silenced and redirected as those of any logger:
+The logger shows messages from INFO on, on standard error (in a notebook: standard output), and does
+not pass them on. They are silenced and redirected as those of any logger:
 
     logging.getLogger("tfloss").setLevel(logging.WARNING)            # silence
     logging.getLogger("tfloss").handlers[:] = [my_handler]           # redirect
@@ -16,6 +16,12 @@ from collections.abc import MutableMapping
 from typing import Any, TextIO
 
 
+def in_notebook() -> bool:
+    """Returns whether the code runs in the kernel of a notebook. It doesn't import IPython."""
+    ipython: Any = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to what `sys.stderr` is at the time: tests and notebooks replace it."""
 
@@ -25,8 +31,8 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
     @property
     def stream(self) -> TextIO:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Standard error."""
-        return sys.stderr
+        """Standard error; in a notebook standard output, since errors are red boxes there."""
+        return sys.stdout if in_notebook() else sys.stderr
 
 
 logger = logging.getLogger("tfloss")

@@ -12,7 +12,7 @@ code.
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol, TextIO
 
 from tfloss.common import activity
@@ -54,6 +54,15 @@ class ProgressDisplay(Protocol):
         """
         ...
 
+    def losses(self, step: int, values: Mapping[str, float]) -> None:
+        """Receives the losses of a log, for a display that has a table.
+
+        Args:
+          step: The step that they belong to.
+          values: Losses by name.
+        """
+        ...
+
     def print_line(self, text: str) -> None:
         """Prints a line that stays.
 
@@ -68,7 +77,7 @@ class ProgressDisplay(Protocol):
 
 
 class PlainDisplay:
-    """Prints a line for each update: in log files, pipes and notebooks. Host.
+    """Prints a line for each update: in log files and pipes. Host.
 
     Args:
       stream: The stream to print to.
@@ -86,6 +95,9 @@ class PlainDisplay:
 
     def activity(self, text: Text) -> None:
         """Does nothing: a log would have a line for everything."""
+
+    def losses(self, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing: the line has them."""
 
     def print_line(self, text: str) -> None:
         """Prints a line."""
@@ -131,6 +143,9 @@ class LiveDisplay:
         if not self._progress.live.is_started:
             self._progress.start()
         self._progress.refresh()
+
+    def losses(self, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing: the line has them."""
 
     def print_line(self, text: str) -> None:
         """Prints a line above the live one."""

@@ -1,4 +1,4 @@
-"""Shows the progress of training: a live line on a terminal, plain lines elsewhere.
+"""Shows the progress of training: a live line on a terminal, plain lines in a file.
 
     Progress()
     # step 137/2000  total 0.4321  cross_entropy 0.4  |  1,234 examples/s  38.6 steps/s  ETA 0:48
@@ -16,6 +16,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from tfloss.common import activity
+from tfloss.common.logger import in_notebook
+from tfloss.common.notebook_display import NotebookDisplay
 from tfloss.common.progress_display import LiveDisplay, PlainDisplay, ProgressDisplay
 from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
@@ -41,9 +43,11 @@ class Progress(Hook):
     While something else takes time, such as building, compiling, reading past or evaluating, the
     live line says so in place of the remaining time. It does the same if no step ends.
 
+    The cell of a notebook has one output that is replaced: a bar, the line, and a table of losses.
+
     Args:
       seconds: Shortest time between two plain lines. A live line is redrawn every 0.2 seconds.
-      stream: Stream to print to. None: standard error.
+      stream: Stream to print to. None: standard error, or the cell of a notebook.
       console: A `rich.console.Console` to draw a live line on, whatever the stream is.
       clock: Function that returns seconds. Tests can replace it.
     """
@@ -66,6 +70,8 @@ class Progress(Hook):
             console = Console(file=out)
         live = console is not None and not console.is_dumb_terminal
         self._display: ProgressDisplay = LiveDisplay(console) if live else PlainDisplay(out)
+        if stream is console is None and in_notebook():
+            live, self._display = True, NotebookDisplay()
         self.every = Every(seconds=0.2 if live else seconds, clock=clock)
         self._clock = clock
         self._errors = WriteErrors(self, "The progress line", "Lines are left out.")
@@ -102,7 +108,9 @@ class Progress(Hook):
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
         """Keeps losses for the next line, and prints evaluation results."""
-        self._losses = _training_losses(scalars) or self._losses
+        if losses := _training_losses(scalars):
+            self._losses = losses
+            self._display.losses(step, losses)
         self._input_fraction = scalars.get("input/wait_fraction", self._input_fraction)
         results = [
             f"{name} {_number(value)}"

@@ -8,11 +8,13 @@ from typing import Any
 from tfloss.checkpoint.selection import saved_metrics
 from tfloss.errors import Aborted, Preempted
 from tfloss.hooks.base import Hook
+from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import started_copy
 from tfloss.hooks.monitored_metric import known_mode
 from tfloss.hooks.trainer_protocol import TrainerProtocol
 from tfloss.hooks.write_errors import survives
 from tfloss.summary import Summary
+from tfloss.trainer.curves import Curves
 from tfloss.trainer.hook_states import (
     Arguments,
     States,
@@ -40,6 +42,8 @@ class HookList:
     def __init__(self, hooks: Sequence[Hook], run: RunState, trainer: TrainerProtocol):
         self._hooks, self._run = list(hooks), run
         self._logged: tuple[int, dict[str, float]] = (0, {})  # the last step, and its values
+        evaluated = [f"{hook.name}/" for hook in hooks if isinstance(hook, Evaluate)]
+        self.curves = Curves(("losses/", *evaluated))
         for hook in self._hooks:
             hook.trainer = trainer
 
@@ -143,6 +147,7 @@ class HookList:
         """Gives the values of a step to every hook."""
         before = self._logged[1] if self._logged[0] == step else {}
         self._logged = step, {**before, **scalars}
+        self.curves.add(step, scalars)
         with self._run.stopwatch.during("hooks"):
             for hook in self._hooks:
                 if self._called_here(hook):
@@ -150,6 +155,8 @@ class HookList:
 
     def log_steps(self, logs: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Gives the values of several steps, in order, to one hook after the other."""
+        for step, scalars in logs:
+            self.curves.add(step, scalars)
         with self._run.stopwatch.during("hooks"):
             for hook in self._hooks:
                 if self._called_here(hook):

@@ -312,7 +312,7 @@ class Trainer:
         reason = run.stop_reason if run.step < steps else None
         if reason is not None:
             self.logger.info(f"stopped at step {run.step}: {reason}")
-        return TrainResult(run.step, losses, reason)
+        return TrainResult(run.step, losses, reason, self._hook_list.curves.points)
 
     @filtered_tracebacks
     def restore(self, data: Data, *, step: int | None = None, best: str | None = None) -> int:

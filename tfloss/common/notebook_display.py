@@ -1,0 +1,80 @@
+"""Shows the progress of training in the cell of a notebook: a bar, a line and a table. Host code.
+
+The cell has one output, which is replaced. Standard error would be red boxes there.
+"""
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from tfloss.common.progress_display import Text
+
+_ROWS = 10  # of the table, and lines of results; earlier ones are left out
+
+
+class NotebookDisplay:
+    """Replaces one output of the cell, see `ProgressDisplay`. Host."""
+
+    def __init__(self) -> None:
+        self._output: Any = None  # an IPython.display.DisplayHandle
+        self._step, self._total = 0, 0
+        self._line = ""
+        self._rows: dict[int, Mapping[str, float]] = {}
+        self._results: list[str] = []
+
+    def start(self, step: int, total: int | None) -> None:
+        """Prepares for a run. Its output appears at the first `update`."""
+        self._step, self._total = step, total or 0
+        if total is not None:
+            self._rows, self._results = {}, []
+
+    def update(self, step: int, text: Text) -> None:
+        """Replaces the output."""
+        self._step = step
+        self.activity(text)
+
+    def activity(self, text: Text) -> None:
+        """Replaces the output, with the line for something that takes time."""
+        self._line = text(None)
+        self._draw()
+
+    def losses(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a row to the table. It is drawn at the next `update`."""
+        self._rows[step] = values
+
+    def print_line(self, text: str) -> None:
+        """Adds a line below the table."""
+        self._results.append(text)
+        self._draw()
+
+    def stop(self) -> None:
+        """Leaves the output as it is, and begins another one in the next run."""
+        self._output = None
+
+    def _draw(self) -> None:
+        from IPython.display import HTML, display  # pyright: ignore
+
+        shown: Any = HTML(self._html())
+        if self._output is None:
+            self._output = display(shown, display_id=True)
+        else:
+            self._output.update(shown)
+
+    def _html(self) -> str:
+        parts = [f"<div>{html.escape(self._line)}</div>"]
+        if self._total:
+            parts.insert(0, f'<progress value="{self._step}" max="{self._total}"></progress>')
+        rows = list(self._rows.items())[-_ROWS:]
+        if rows:
+            names = list(dict.fromkeys(name for _, values in rows for name in values))
+            parts.append(f"<table>{_row('th', ['step', *names])}")
+            for step, values in rows:
+                cells = [f"{values[name]:.4g}" if name in values else "" for name in names]
+                parts.append(_row("td", [str(step), *cells]))
+            parts.append("</table>")
+        parts += [f"<div>{html.escape(line)}</div>" for line in self._results[-_ROWS:]]
+        return "".join(parts)
+
+
+def _row(tag: str, cells: list[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
