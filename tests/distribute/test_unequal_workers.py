@@ -140,3 +140,14 @@ def test_the_watchdog_shows_where_each_worker_is_and_ends_all_of_them(tmp_path):
             assert 'unequal.py", line' in text
     assert 70 in [done.returncode for done in found]
     assert 20 < seconds < 20 + SECONDS
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_named_after_the_timeout(tmp_path):
+    """Worker 1 sleeps; the watchdogs would write stacks after 20 s only."""
+    environment = {"TFLOSS_WORKER_TIMEOUT": "10"}
+    addresses, (done, other), _ = run("hangs", tmp_path, 2, environment=environment)
+    assert done.returncode != 0 and other.returncode != 0
+    assert "has waited 10 s at: step 3" in done.stderr
+    assert f"It waits for worker 1 ({addresses[1]})" in done.stderr
+    assert "set TFLOSS_WORKER_TIMEOUT=SECONDS" in done.stderr
