@@ -49,3 +49,18 @@ def test_a_short_run_says_it_at_its_end(capsys):
     assert "runs as a graph, 400 steps/s" in capsys.readouterr().err
     _announced([]).log()
     assert capsys.readouterr().err == "tfloss: runs as a graph (without data 600).\n"
+
+
+def test_a_call_that_compiles_for_another_block_does_not_count(capsys):
+    announcement = _announced([0.0], call=8.0, steps=100)  # 8 s of compilation
+    assert capsys.readouterr().err == ""
+    now = [200.0]
+    announcement._clock = lambda: now[0]
+
+    def run():
+        now[0] += 0.75
+        return StepLogs(0, ("a",), np.zeros([300, 1], np.float32))
+
+    for _ in range(4):
+        announcement.run(run)
+    assert "runs as a graph, 400 steps/s" in capsys.readouterr().err

@@ -16,6 +16,8 @@ from tfloss.engine.autotune import Tuner, rate_text
 from tfloss.engine.engine import StepLogs
 
 SECONDS = 3.0  # in a shorter time, most batches may have been read while the step was compiled
+# A call of so many seconds that is so many times slower than the fastest one has compiled.
+_LONG, _SLOW = 1.0, 3.0
 _PAUSE = 0.1  # seconds between two calls from which on something else took them: an evaluation
 
 
@@ -32,7 +34,7 @@ class ModeAnnouncement:
         self, tuner: Tuner, logger: ChiefLogger, clock: Callable[[], float] = time.monotonic
     ):
         self._tuner, self._logger, self._clock = tuner, logger, clock
-        self._steps, self._seconds = 0, 0.0
+        self._calls: list[tuple[int, float]] = []  # steps and seconds, with the pause before
         self._ended: float | None = None  # the last call
         self._logged = False
 
@@ -45,13 +47,13 @@ class ModeAnnouncement:
         if self._logged:
             return call()
         began = self._clock()
-        if self._ended is not None and began - self._ended < _PAUSE:
-            self._seconds += began - self._ended
+        short = self._ended is not None and began - self._ended < _PAUSE
+        pause = began - self._ended if short and self._ended is not None else 0.0
         logs = call()
-        self._steps += len(logs.rows())  # waits for the device
+        steps = len(logs.rows())  # waits for the device
         self._ended = self._clock()
-        self._seconds += self._ended - began
-        if self._seconds >= SECONDS:
+        self._calls.append((steps, self._ended - began + pause))
+        if len(self._calls) > 1 and self._measured()[1] >= SECONDS:
             self.log()
         return logs
 
@@ -60,6 +62,16 @@ class ModeAnnouncement:
         if self._logged:
             return
         self._logged = True
-        rate = rate_text(self._steps / max(self._seconds, 1e-9))
-        speed = f", {rate} steps/s" if self._steps else ""
+        steps, seconds = self._measured()
+        speed = f", {rate_text(steps / max(seconds, 1e-9))} steps/s" if steps else ""
         self._logger.info(f"runs {self._tuner.title}{speed}{self._tuner.why}.")
+
+    def _measured(self) -> tuple[int, float]:
+        """Returns steps and seconds of the calls that have not compiled for new shapes."""
+        fastest = min((seconds / steps for steps, seconds in self._calls), default=0.0)
+        usual = [
+            (steps, seconds)
+            for steps, seconds in self._calls
+            if seconds < _LONG or seconds / steps <= _SLOW * fastest
+        ]
+        return sum(steps for steps, _ in usual), sum(seconds for _, seconds in usual)
