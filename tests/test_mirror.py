@@ -12,6 +12,7 @@ TESTED_ELSEWHERE = {
     "tfloss/hooks/run_info.py": "a record without behaviour",
     "tfloss/hooks/trainer_protocol.py": "a type; pyright checks it",
     "tfloss/step/observation.py": "a record; tests/trainer/test_inspection.py reads it",
+    "tfloss/step/watched.py": "records without behaviour; tests/step/test_watching.py makes them",
     "tfloss/trainer/replica_causes.py": "tests/trainer/test_replica_comparison.py names them",
     "tfloss/version.py": "a constant; tests/test_packaging.py compares it with the metadata",
 }

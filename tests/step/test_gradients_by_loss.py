@@ -78,7 +78,8 @@ def test_losses_that_share_nothing():
         _found([_request(["head"], required=True)])
     _found([_request(["x"], required=True)], due=("one",))  # perhaps at another step
     with pytest.raises(ValueError, match=r"Somebody: 'hed' matches no trained variable.*'head'"):
-        _found([_request(["hed"])])
+        _found([_request(["hed"], required=True)])
+    assert _found([_request(["hed"])])[1].variables == ()
 
 
 def test_products_of_half_precision_and_of_complex_numbers():

@@ -4,19 +4,20 @@
     logs.names, logs.values              # ("losses/total", ...), float32 [100, names]
 
 The scalars of all steps leave the call in one buffer, so nothing is synchronised in between.
-There are two traces: a silent one, which loops, and a recording one of a single step, which
-also returns the model's summaries.
+There is a silent trace, which loops, and a recording one of a single step, which also returns the
+model's summaries. A step that is watched (`tfloss.step.watching`) is traced apart, too.
 
 Three modes give the same results, at speeds that depend on the model:
 
 - "graph": TensorFlow runs each op of each step.
 - "step": forward and backward pass of each replica are one XLA program.
 - "loop": the whole loop is one XLA program (`tfloss.engine.xla_loop`). Its batches come from a
-  `BatchStacker`; a recording step, or a batch of another size, runs as a graph.
+  `BatchStacker`; a recording or watched step, or a batch of another size, runs as a graph.
 """
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ from tfloss.inspect.xla_compile_errors import add_xla_advice
 from tfloss.step.output import StepOutput
 from tfloss.step.trace_options import Mode, TraceOptions
 from tfloss.step.train_step import TrainStep
+from tfloss.step.watched import Watched, WatchRequest
 
 _TRACING = "tracing the training step"
 
@@ -45,6 +47,11 @@ COMPILER_ERRORS = (
     tf.errors.UnimplementedError,
     tf.errors.InternalError,
 )
+
+
+Kind = tuple[bool, WatchRequest | None]
+"""Of a trace: whether it records the model's summaries, and what it watches."""
+_SILENT: Kind = (False, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +65,7 @@ class StepLogs:
       summaries: Summaries of the last step, if it was recorded.
       waited: Seconds that the steps waited for their batches.
       losses: `{tag: name}` of the columns that are losses; their total is last.
+      watched: What was watched in each `minimize` call of the step, if it was.
     """
 
     first: int
@@ -66,6 +74,7 @@ class StepLogs:
     summaries: tuple[Summary, ...] = ()
     waited: Any = 0.0
     losses: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    watched: tuple[Watched, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -113,51 +122,60 @@ class Engine:
         check_gradients &= guard
         # The loop compiles whole blocks itself; single steps beside them run as a graph.
         single: Mode = "graph" if mode == "loop" else mode
-        self._options = {
-            recording: TraceOptions(
-                recording or log_every_step, single, self._guard, check_gradients=check_gradients
-            )
-            for recording in (False, True)
-        }
-        self._ran: set[bool] = set()  # recording or not: there was a call
-        self._outputs: dict[bool, StepOutput] = {}  # of the last trace, recording or not
+        self._options = lambda kind: TraceOptions(
+            kind[0] or log_every_step,
+            single,
+            self._guard,
+            check_gradients=check_gradients,
+            watch=kind[1],
+        )
+        self._ran: set[Kind] = set()  # of which there was a call
+        self._outputs: dict[Kind, StepOutput] = {}  # of the last trace
         self.traces = 0
         self._silent = tf.function(self._loop, autograph=False)
-        self._recording = tf.function(self._one_taken, autograph=False)
-        # Of a step whose batches are arguments: by recording or not, and types of the batches.
+        self._single: dict[Kind, Any] = {}  # functions of one step that takes its batch
+        # Of a step whose batches are arguments: by kind, and types of the batches.
         self._programs: dict[tuple[Any, ...], Any] = {}
         self._compiled = XlaLoop(
             train_step,
-            lambda output: self._row(output, recording=False),
+            lambda output: self._row(output, _SILENT),
             recording=log_every_step,
             guard=guard,
             check_gradients=check_gradients,
         )
 
-    def run(self, source: Any, steps: int, *, recording: bool = False) -> StepLogs:
-        """Runs up to `steps` steps, and at least one; with `recording`, exactly one. Host code.
+    def run(
+        self,
+        source: Any,
+        steps: int,
+        *,
+        recording: bool = False,
+        watch: WatchRequest | None = None,
+    ) -> StepLogs:
+        """Runs up to `steps` steps, and at least one. Host code.
 
         Args:
           source: An iterator of a `tf.data.Dataset` or of a distributed one: all of the steps are
             run. Or a `BatchStacker`: steps of its current block are run.
-          steps: Number of steps; any number without a new trace.
+          steps: Number of steps; any number without a new trace. 1 with `recording` or `watch`.
           recording: Whether the step returns its summaries, if the model has any. Whether it has
             is read from the silent trace, which is made first. So the same steps are recorded
             whatever else this process has run.
+          watch: What to watch in the step, or None.
 
         Raises:
           tf.errors.OutOfRangeError: The data ended; `train_step.counter` says after how many
             steps. StopIteration means the same.
           NonFiniteLossError: A loss or a gradient is NaN or infinite (if guarded).
         """
-        if recording and steps != 1:
-            raise ValueError(f"A recording call runs one step, got steps={steps}.")
+        if (recording or watch) and steps != 1:
+            raise ValueError(f"A recording or watched call runs one step, got steps={steps}.")
         first = int(self._step.counter.numpy())
         try:
             call = self._run_stacked if isinstance(source, BatchStacker) else self._run_iterator
-            with _starting(self.mode, self._ran, recording):
-                values, summaries, waited = call(source, steps, recording)
-            self._ran.add(recording)
+            with _starting(self.mode, self._ran, (recording, watch)):
+                values, found, waited = call(source, steps, (recording, watch))
+            self._ran.add((recording, watch))
         except tf.errors.OpError as error:
             # Other ops that the failed assertion has cut off may be named in its place.
             if self._guard is not None:
@@ -172,26 +190,25 @@ class Engine:
         except Exception as error:
             raise _upstream.find_cause(error, TflossError) from None
         # Every summary of a recording step is in its trace, and a step without any is silent.
-        output = self._outputs[recording and self.has_summaries()]
+        output = self._outputs[recording and self.has_summaries(), watch]
         names = tuple(output.scalars)
-        return StepLogs(first, names, values, summaries, waited, output.losses)
+        summaries, watched = _on_host(output, *found)
+        return StepLogs(first, names, values, summaries, waited, output.losses, watched)
 
-    def _run_iterator(
-        self, iterator: Any, steps: int, recording: bool
-    ) -> tuple[Any, tuple[Summary, ...], Any]:
+    def _run_iterator(self, iterator: Any, steps: int, kind: Kind) -> tuple[Any, Any, Any]:
         """Runs steps whose batches are taken inside the function."""
         number = tf.TensorSpec([], tf.int32)
-        if not self._records(
-            recording, lambda: self._silent.get_concrete_function(iterator, number)
-        ):
+        kind = self._resolved(kind, lambda: self._silent.get_concrete_function(iterator, number))
+        if kind == _SILENT:
             values, waited = self._silent(iterator, tf.constant(steps))
             return values, (), waited
-        values, tensors, waited = self._recording(iterator)
-        return values, summaries_on_host(self._outputs[True].summaries, tensors), waited
+        if kind not in self._single:
+            taken = functools.partial(self._one_taken, kind)
+            self._single[kind] = tf.function(taken, autograph=False)
+        values, *found, waited = self._single[kind](iterator)
+        return values, found, waited
 
-    def _run_stacked(
-        self, blocks: BatchStacker, steps: int, recording: bool
-    ) -> tuple[Any, tuple[Summary, ...], Any]:
+    def _run_stacked(self, blocks: BatchStacker, steps: int, kind: Kind) -> tuple[Any, Any, Any]:
         """Runs steps whose batches are arguments: a stacked block, or those of a single step."""
         before = blocks.waited
         alone = self.mode != "loop"
@@ -201,17 +218,18 @@ class Engine:
 
         def trace() -> None:
             if inputs.block is None:
-                self._single_program(False, spec)
+                self._single_program(_SILENT, spec)
             else:
                 self._compiled.trace(inputs)
 
-        if self._records(recording, trace):
+        kind = self._resolved(kind, trace)
+        if kind != _SILENT:
             batches = inputs.batches or self._compiled.first_batches(inputs)
-            values, tensors = self._single_program(True, spec)(batches)
-            return values, summaries_on_host(self._outputs[True].summaries, tensors), waited
+            values, *found = self._single_program(kind, spec)(batches)
+            return values, found, waited
         try:
             if inputs.block is None:
-                return self._single_program(False, spec)(inputs.batches), (), waited
+                return self._single_program(_SILENT, spec)(inputs.batches), (), waited
             values = self._compiled.run(inputs)
         except COMPILER_ERRORS:
             if self._guard is None or not self._guard.failed:
@@ -225,25 +243,26 @@ class Engine:
             blocks.give_back(inputs, len(values))
         return values, (), waited
 
-    def _records(self, recording: bool, trace: Callable[[], Any]) -> bool:
-        """Whether a step is recorded. `trace` makes the silent trace, if it is needed to know."""
-        if recording and False not in self._outputs:
+    def _resolved(self, kind: Kind, trace: Callable[[], Any]) -> Kind:
+        """Records only if there is something to record. `trace` makes the silent trace."""
+        recording, watch = kind
+        if recording and _SILENT not in self._outputs:
             trace()
-        return recording and self.has_summaries()
+        return recording and self.has_summaries(), watch
 
-    def _single_program(self, recording: bool, spec: Any) -> Any:
+    def _single_program(self, kind: Kind, spec: Any) -> Any:
         """The program of one step whose batches are arguments: one for all sizes of a data set.
 
         A program for one size may round otherwise than one for all sizes. So which one runs must
         not depend on the sizes that this process happened to see first.
 
         Args:
-          recording: Whether it returns the summaries.
+          kind: What it returns.
           spec: Nest of `tf.TensorSpec`s of a batch, as the data set declares them.
         """
-        key = recording, *tf.nest.flatten(spec)
+        key = kind, *tf.nest.flatten(spec)
         if key not in self._programs:
-            call = self._one if recording else self._one_silent
+            call = self._one_silent if kind == _SILENT else functools.partial(self._one, kind)
             traced = tf.function(lambda each: call(self._step.gathered(each)), autograph=False)
             self._programs[key] = traced.get_concrete_function((spec,) * self._step.accumulate)
         return self._programs[key]
@@ -255,7 +274,7 @@ class Engine:
         """
         states = self._step.state()
         before = [tf.identity(one) for one in states]
-        self._single_program(False, spec)(batches)
+        self._single_program(_SILENT, spec)(batches)
         for variable, value in zip(states, before, strict=True):
             variable.assign(value)
 
@@ -266,8 +285,8 @@ class Engine:
         def body(i: tf.Tensor, rows: tf.TensorArray, waited: tf.Tensor) -> Any:
             batch, seconds = self._taken(iterator)
             with tf.control_dependencies([seconds]):  # see `_taken`
-                output = self._step(batch, self._options[False])
-            return i + 1, rows.write(i, self._row(output, recording=False)), waited + seconds
+                output = self._step(batch, self._options(_SILENT))
+            return i + 1, rows.write(i, self._row(output, _SILENT)), waited + seconds
 
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[None])
         start = [0, rows, tf.constant(0.0, tf.float64)]
@@ -292,46 +311,53 @@ class Engine:
         with tf.control_dependencies(there[-1:]):
             return batch, tf.timestamp() - began
 
-    def _one_taken(self, iterator: Any) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
-        """Runs one recording step, of the next batch. Traced."""
+    def _one_taken(self, kind: Kind, iterator: Any) -> tuple[Any, ...]:
+        """Runs one step that is no silent one, of the next batch. Traced."""
         batch, waited = self._taken(iterator)
         with tf.control_dependencies([waited]):
-            return *self._one(batch), waited
+            return *self._one(kind, batch), waited
 
     @activity.during(_TRACING)
-    def _one(self, batch: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Runs one recording step, of a batch as `TrainStep.take` returns it. Traced."""
-        output = self._step(batch, self._options[True])
-        row = self._row(output, recording=True)
+    def _one(
+        self, kind: Kind, batch: Any
+    ) -> tuple[tf.Tensor, list[tf.Tensor], list[list[tf.Tensor]]]:
+        """Runs one step that is no silent one, of a batch as `TrainStep.take` returns it. Traced.
+
+        Returns:
+          Its row; the summaries, if it records; what it watches.
+        """
+        output = self._step(batch, self._options(kind))
+        row = self._row(output, kind)
         self.traces += 1
-        return row[tf.newaxis], [one.value for one in output.summaries]
+        summaries = [one.value for one in output.summaries] if kind[0] else []
+        return row[tf.newaxis], summaries, [one.tensors() for one in output.watched]
 
     @activity.during(_TRACING)
     def _one_silent(self, batch: Any) -> tf.Tensor:
         """Runs one silent step, of a batch as `TrainStep.take` returns it. Traced."""
-        output = self._step(batch, self._options[False])
+        output = self._step(batch, self._options(_SILENT))
         self.traces += 1
-        return self._row(output, recording=False)[tf.newaxis]
+        return self._row(output, _SILENT)[tf.newaxis]
 
-    def _row(self, output: StepOutput, recording: bool) -> tf.Tensor:
+    def _row(self, output: StepOutput, kind: Kind) -> tf.Tensor:
         """The row of a step that has just been traced. Traced."""
         graph = tf.compat.v1.get_default_graph()
         self._check(graph)
         self._compare(graph, output)
         names = tuple(output.scalars)
-        before = tuple(self._outputs.setdefault(recording, output).scalars)
+        before = tuple(self._outputs.setdefault(kind, output).scalars)
         if before != names:
             raise LossError(
                 "The losses differ between two traces of the step (batches of different "
                 f"shapes?): {', '.join(before)}, then {', '.join(names)}. Report the same "
                 "losses for every shape."
             )
-        self._outputs[recording] = output
+        self._outputs[kind] = output
         return output.row()
 
     def has_summaries(self) -> bool:
         """Whether a recording step returns more than a silent one; True before one was traced."""
-        silent = self._outputs.get(False)
+        silent = self._outputs.get(_SILENT)
         # With `log_every_step` the scalars are there, and other summaries are traced but dropped.
         return silent is None or bool(silent.dropped or silent.summaries)
 
@@ -354,10 +380,23 @@ class Engine:
         return add_xla_advice(error, graphs)
 
 
-def _starting(mode: Mode, ran: Collection[bool], recording: bool) -> Any:
+def _starting(mode: Mode, ran: Collection[Kind], kind: Kind) -> Any:
     """Says what a first call waits for: it traces, may compile, and needs a batch."""
-    if recording in ran:
+    if kind in ran:
         return contextlib.nullcontext()
-    what = "with summaries" if recording and ran else "of the run"
+    if kind[1] is not None:
+        return activity.during("running the first watched step", runs_steps=True)
+    what = "with summaries" if kind[0] and ran else "of the run"
     texts = {"step": "compiling the training step", "loop": "compiling the training loop"}
     return activity.during(texts.get(mode, f"running the first step {what}"), runs_steps=True)
+
+
+def _on_host(
+    output: StepOutput, summaries: Any = (), watched: Any = ()
+) -> tuple[tuple[Summary, ...], tuple[Watched, ...]]:
+    """Brings what a single step returns beside its row to the host."""
+    pairs = zip(output.watched, watched, strict=False)
+    return (
+        summaries_on_host(output.summaries if summaries else (), summaries),
+        tuple(Watched(one.names, *(x.numpy() for x in each)) for one, each in pairs),
+    )

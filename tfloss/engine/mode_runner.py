@@ -33,6 +33,7 @@ from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck
 from tfloss.optimizers import hyperparameters
 from tfloss.step.trace_options import Guarded, Jit, Mode
 from tfloss.step.train_step import TrainStep
+from tfloss.step.watched import WatchRequest
 
 FILE = "engine.json"
 ANNOUNCED_SECONDS = 5.0  # a compilation that is expected to take this long is announced
@@ -149,13 +150,16 @@ class ModeRunner:
         elif self._mode is None:
             self._mode = "graph"
 
-    def run(self, feed: Feed, count: int, recording: bool) -> StepLogs:
+    def run(
+        self, feed: Feed, count: int, recording: bool, watch: WatchRequest | None = None
+    ) -> StepLogs:
         """Runs up to `count` steps, at least one.
 
         Args:
           feed: The data.
           count: The most steps to run.
           recording: Whether the step is to return its summaries; then `count` is 1.
+          watch: What to watch in the step, or None; with it `count` is 1, too.
 
         Returns:
           What the steps reported.
@@ -171,8 +175,8 @@ class ModeRunner:
             self._looked = self._clock()
         elif self._clock() - self._looked >= _SECONDS_BETWEEN_LOOKS:
             self.warn_of_changes()
-        if self._tuner is None or recording:
-            run = functools.partial(self._run, feed, self._mode or "graph", count, recording)
+        if self._tuner is None or recording or watch:
+            run = functools.partial(self._run, feed, self._mode or "graph", count, recording, watch)
             return run() if self._announcement is None else self._announcement.run(run)
         assert self._tuner.request is not None
         mode, limit = self._tuner.request
@@ -272,7 +276,14 @@ class ModeRunner:
                 stacklevel=2,
             )
 
-    def _run(self, feed: Feed, mode: Mode, count: int, recording: bool) -> StepLogs:
+    def _run(
+        self,
+        feed: Feed,
+        mode: Mode,
+        count: int,
+        recording: bool,
+        watch: WatchRequest | None = None,
+    ) -> StepLogs:
         """Runs steps in a mode, with its own engine."""
         if mode not in self._engines:
             self._engines[mode] = Engine(
@@ -285,7 +296,7 @@ class ModeRunner:
                 compare=functools.partial(compare_traces, self._agreement),
             )
         source = feed.input.source(mode, read_ahead=self._mode == "loop")
-        return self._engines[mode].run(source, count, recording=recording)
+        return self._engines[mode].run(source, count, recording=recording, watch=watch)
 
     def _end_if_decided(self) -> None:
         """Takes the tuner's choice, says it, and keeps it, once the tuner has decided."""

@@ -39,7 +39,8 @@ class Summary:
       value: By kind: an array of any shape ("histogram"); [n, height, width, channels], uint8 or
         float in [0, 1] ("image"); an array of bytes ("text"); an array for `tf.summary.write`
         ("raw").
-      options: "buckets" of a histogram, an int or None; "metadata" of a raw summary, a
+      options: "buckets" of a histogram, an int or None; "counted" of a histogram whose value is
+        float64 [buckets, 3], the edges and the count of each bucket; "metadata" of a raw summary, a
         SummaryMetadata proto.
     """
 

@@ -25,6 +25,7 @@ from tfloss.hooks.tensorboard import TensorBoard
 from tfloss.hooks.time_limit import TimeLimit
 from tfloss.hooks.unfreeze import Unfreeze
 from tfloss.hooks.wandb import WandB
+from tfloss.hooks.watch import Watch
 from tfloss.hooks.watchdog import Watchdog
 
 __all__ = [
@@ -48,5 +49,6 @@ __all__ = [
     "TimeLimit",
     "Unfreeze",
     "WandB",
+    "Watch",
     "Watchdog",
 ]

@@ -17,6 +17,7 @@ from tfloss.summary import Summary
 
 _PART = 1 << 15  # values of a histogram that are counted together
 _DEFAULT_BUCKETS = 30  # as in tf.summary.histogram
+_TensorProto = type(tf.compat.v1.Summary.Value().tensor)
 
 
 class ScalarEvents:
@@ -69,7 +70,9 @@ def summary_event(step: int, wall_time: float, summary: Summary) -> bytes:
     """
     name, value, options = summary.name, summary.value, summary.options
     if summary.kind == "histogram":
-        plugin, tensor = "histograms", _histogram(value, options.get("buckets"))
+        counted = options.get("counted", False)
+        table = value if counted else _histogram(value, options.get("buckets"))
+        plugin, tensor = "histograms", _double_proto(table)
     elif summary.kind == "image":
         plugin, tensor = "images", _images(name, value)
     elif summary.kind == "text":
@@ -91,8 +94,17 @@ def summary_event(step: int, wall_time: float, summary: Summary) -> bytes:
     return event.SerializeToString()
 
 
-def _histogram(values: np.ndarray, buckets: int | None) -> Any:
-    """Returns a tensor [buckets, 3]: left edge, right edge and count of each bucket.
+def _double_proto(value: np.ndarray) -> Any:
+    """Makes a tensor of float64, in a fraction of the time of `tf.make_tensor_proto`."""
+    found = _TensorProto(dtype=tf.float64.as_datatype_enum)
+    for size in value.shape:
+        found.tensor_shape.dim.add(size=size)
+    found.tensor_content = np.ascontiguousarray(value, "<f8").tobytes()
+    return found
+
+
+def _histogram(values: np.ndarray, buckets: int | None) -> np.ndarray:
+    """Returns float64 [buckets, 3]: left edge, right edge and count of each bucket.
 
     The last bucket includes its right edge. Values that are all equal are in the last bucket. NaN
     is in none.
@@ -110,7 +122,7 @@ def _histogram(values: np.ndarray, buckets: int | None) -> Any:
                 table[:, 2] = _counts(data, low, (high - low) / count, count)
             edges[0] = low  # linspace makes NaN of it if there is infinity
             table[:, 0], table[:, 1] = edges[:-1], edges[1:]
-    return tf.make_tensor_proto(table)
+    return table
 
 
 def _counts(data: np.ndarray, low: np.float64, width: np.float64, count: int) -> np.ndarray:

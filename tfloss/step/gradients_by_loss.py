@@ -29,7 +29,8 @@ class LossGradientRequest:
       owner: Who needs them, for messages.
       losses: Chooses from the names of the losses of a forward pass, in the order that is wanted.
       globs: Globs of variables. Of these, the ones that at least two of the losses reach are used.
-      required: Whether losses that share no such variable are an error.
+      required: Whether it is an error that a glob matches nothing, or that the losses share no such
+        variable.
     """
 
     owner: str
@@ -95,14 +96,14 @@ def gradients_by_loss(
 
     Raises:
       LossError: The losses of a request share no variable, and it is required.
-      ValueError: A glob matches no variable.
+      ValueError: A glob matches no variable, and it is required.
     """
     names = list(dict.fromkeys(name for each in mine.values() for name in each))
     wanted = [list(request.losses(names)) for request in requests]
     losses = [name for name in names if any(name in each for each in wanted)]
     everything = [v for each in variables.values() for v in each]
     for request in requests:
-        for glob in request.globs:
+        for glob in request.globs if request.required else ():
             matching(glob, everything, model, f"{request.owner}: {glob!r}", "trained variable")
     candidates = {
         (group, i): variable

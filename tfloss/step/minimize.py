@@ -31,6 +31,8 @@ from tfloss.step.skipping import Skipping
 from tfloss.step.trace_options import TraceOptions
 from tfloss.step.traced_calls import split_static
 from tfloss.step.variables import skipped_state
+from tfloss.step.watched import Watched, WatchedNames
+from tfloss.step.watching import Watching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +106,11 @@ class Minimize:
             index = tf.gather(turn, tf.math.floormod(step, len(period)))
             calls = [functools.partial(update_due, due) for due in branches]
             outputs = tf.switch_case(index, calls)
-        vector, norms, applied, passed, token, summaries = outputs
+        vector, norms, applied, passed, token, summaries, watched = outputs
+        traces, names = [one for one, _ in traces], [one for _, one in traces]
         spec = traces[0].spec
+        if names[0] is not None:
+            output.watched.append(Watched(names[0], *watched))
         by_name = dict(zip(spec.summaries, summaries, strict=True))
         losses = output.add(spec, vector, by_name, self.groups)
         for name, norm in zip(self.groups, norms, strict=False):
@@ -123,21 +128,23 @@ class Minimize:
         micro_batches: MicroBatches,
         step: tf.Tensor,
         due: tuple[str, ...],
-    ) -> tuple[list[Any], BackwardTrace]:
+    ) -> tuple[list[Any], tuple[BackwardTrace, WatchedNames | None]]:
         """Updates the groups that are due; perhaps in a branch.
 
         Returns:
           The reduced vector, the groups' gradient norms, whether the update was applied, whether
-          the check of losses and gradients passed, a tensor that comes after it, and the summaries
-          of each replica and micro-batch; what the trace of the passes found out.
+          the check of losses and gradients passed, a tensor that comes after it, the summaries of
+          each replica and micro-batch, and what is watched; what the trace of the passes found out,
+          and the names of what is watched.
         """
         strategy, guard, skipping = self.strategy, self.options.guard, self.skipping
         guarded = None if guard is None else guard.snapshot()
         scale = None if skipping.loss_scale is None else tf.identity(skipping.loss_scale.value)
         states = functools.partial(skipped_state, self.model)
         before = update.read_states(strategy, states) if skipping.active else None
-        balance = self._balance(step)
-        backward = self._backward(forward, due, [] if balance is None else balance.requests())
+        balance, watching = self._balance(step), self._watching()
+        requests = [one for asks in (balance, watching) if asks for one in asks.requests()]
+        backward = self._backward(forward, due, requests)
         found = self._gradients(backward, micro_batches, step, scale)
         spec = found.trace.spec
         reached, overwritten = (
@@ -156,7 +163,6 @@ class Minimize:
             sums=self.options.check_gradients,
             combine=None if balance is None else balance.combine(found.trace, due),
         )
-        norms = dict(zip(due, reduced.norms, strict=False))
         check = self._check(spec, reduced, due, balance)
         # Nothing may be counted before there is a batch, let alone a finite loss.
         checked: Any = reduced.vector
@@ -164,6 +170,9 @@ class Minimize:
             checked = guard(check, micro_batches, guarded, self.start, backward)
         with tf.control_dependencies([checked]):
             token = tf.identity(step)
+
+        if watching is not None:
+            watching.read(found.trace)
 
         def apply() -> None:
             groups = [self.groups[name] for name in due]
@@ -180,11 +189,26 @@ class Minimize:
             with tf.control_dependencies([token]):
                 restore = functools.partial(update.restore_states, strategy, states, before)
                 applied = skipping.decide(check.finite, apply, restore)
-        known = []
-        if skipping.active or self.clip_norm is not None:
-            known = [norms.get(name, tf.constant(0.0)) for name in self.groups]
+        watched, names = [], None
+        if watching is not None:
+            watched, names = watching.watched(found.trace, reduced, due)
         summaries = list(found.summaries.values())
-        return [reduced.vector, known, applied, check.passed, token, summaries], found.trace
+        known = self._norms(reduced, due)
+        outputs = [reduced.vector, known, applied, check.passed, token, summaries, watched]
+        return outputs, (found.trace, names)
+
+    def _norms(self, reduced: update.Reduced, due: tuple[str, ...]) -> list[tf.Tensor]:
+        """The norm of the gradient of each group, if it was computed; 0 if the group isn't due."""
+        if not (self.skipping.active or self.clip_norm is not None):
+            return []
+        norms = dict(zip(due, reduced.norms, strict=False))
+        return [norms.get(name, tf.constant(0.0)) for name in self.groups]
+
+    def _watching(self) -> Watching | None:
+        """What is watched, if this step is."""
+        if self.options.watch is None:
+            return None
+        return Watching(self.options.watch, self.strategy, self.model, self.variables)
 
     def _balance(self, step: tf.Tensor) -> Balance | None:
         """What the balancer does, if the loss weights are one."""

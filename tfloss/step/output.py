@@ -19,6 +19,7 @@ from tfloss.errors import LossError, SummaryError
 from tfloss.forward.context import ForwardContext
 from tfloss.forward.losses import TOTAL
 from tfloss.forward.recorded_summaries import RecordedSummary
+from tfloss.step.watched import Watched
 
 Vectors = list[tuple[tf.Tensor, list[tf.Tensor]]]
 """Vectors, each with the scalars that were taken out of it, in order."""
@@ -37,6 +38,7 @@ class StepOutput:
       graphs: The graphs that XLA compiles, in the mode "step".
       vectors: The vectors that scalars were taken out of.
       passed: bool scalar: losses and gradients are finite, or may be skipped.
+      watched: What was watched, of each `minimize` call.
     """
 
     scalars: dict[str, tf.Tensor]
@@ -46,6 +48,7 @@ class StepOutput:
     graphs: list[tf.Graph] = dataclasses.field(default_factory=list)
     vectors: Vectors = dataclasses.field(default_factory=list)
     passed: tf.Tensor | bool = True
+    watched: tuple[Watched, ...] = ()
 
     def row(self) -> tf.Tensor:
         """All scalars in one vector. Traced.
@@ -180,6 +183,7 @@ class OutputBuilder:
       applied: bool scalars, whether each update was applied; empty if none can be skipped.
       graphs: The graphs that XLA compiles.
       passed: bool scalars, whether the check of each update passed.
+      watched: What was watched, of each `minimize` call.
     """
 
     def __init__(self) -> None:
@@ -189,6 +193,7 @@ class OutputBuilder:
         self.applied: list[tf.Tensor] = []
         self.graphs: list[tf.Graph] = []
         self.passed: list[tf.Tensor] = []
+        self.watched: list[Watched] = []
         self._weighted: dict[str, tf.Tensor] = {}
         self._totals: list[tf.Tensor] = []
         self._scalars: dict[str, tf.Tensor] = {}  # summaries
@@ -303,6 +308,7 @@ class OutputBuilder:
             graphs=self.graphs,
             vectors=self._vectors,
             passed=tf.reduce_all(self.passed) if len(self.passed) > 1 else self.passed[0],
+            watched=tuple(self.watched),
         )
 
     def _means(self) -> dict[int, tf.Tensor]:

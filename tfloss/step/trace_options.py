@@ -14,6 +14,7 @@ from tfloss.data.batches import MicroBatches
 from tfloss.step.backward import Backward
 from tfloss.step.finite_check import FiniteCheck
 from tfloss.step.observation import Observation
+from tfloss.step.watched import WatchRequest
 
 Mode = Literal["graph", "step", "loop"]
 """How the engine runs steps.
@@ -85,6 +86,7 @@ class TraceOptions:
       check_gradients: Whether gradients are among the values that must be finite, even if their
         norms are not computed anyway.
       observe: Is given what each forward and backward pass computes, or None.
+      watch: What `hooks.Watch` wants to know of the step, or None.
     """
 
     recording: bool = False
@@ -92,6 +94,7 @@ class TraceOptions:
     guard: Guard | None = None
     check_gradients: bool = False
     observe: Callable[[Observation], None] | None = None
+    watch: WatchRequest | None = None
 
     def __post_init__(self) -> None:
         """Refuses a guard inside of a compiled loop, where XLA would drop the assertion."""

@@ -110,7 +110,7 @@ def reduce(
                 tf.clip_by_global_norm(each, clip_norm, use_norm=norm)[0]
                 for each, norm in zip(weights, found, strict=True)
             ]
-        return vector, Gradients(weights, overwriting, []), found, products
+        return vector, Gradients(weights, overwriting, by_loss), found, products
 
     vector, gradients, found, products = strategy.run(replica, args=(vector, gradients))
     local = strategy.experimental_local_results

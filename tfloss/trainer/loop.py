@@ -4,6 +4,7 @@ Between two calls the workers, if there are several, decide together what depend
 and on signals, so that all of them make the same calls (`tfloss.distribute.agreement`).
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -13,6 +14,8 @@ from tfloss.data.feed import Feed
 from tfloss.engine.engine import StepLogs
 from tfloss.engine.mode_runner import ModeRunner
 from tfloss.errors import Preempted, WorkdirError, WorkdirInUseError, WorkerError
+from tfloss.hooks.watch import watch_of
+from tfloss.step.watched import WatchRequest
 from tfloss.summary import Summary
 from tfloss.trainer.hook_list import HookList
 from tfloss.trainer.result import last_losses
@@ -23,6 +26,23 @@ _CALL_SECONDS = 1.0  # of a long call; Ctrl-C and clocks may have to wait that l
 _MAX_STEPS = 1000
 # A slow input pipeline is reported from this fraction of the time and these seconds on.
 _WAIT_FRACTION, _WAIT_SECONDS = 0.2, 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A planned call.
+
+    Attributes:
+      count: The most steps to run.
+      log_at: The next logged step.
+      recording: Whether summaries are recorded.
+      watch: What is watched, or None.
+    """
+
+    count: int
+    log_at: int
+    recording: bool = False
+    watch: WatchRequest | None = None
 
 
 class Loop:
@@ -55,7 +75,7 @@ class Loop:
         self._run, self._hooks, self._modes, self._feed = run, hooks, modes, feed
         self._saves, self._on_first_step = saves, on_first_step
         self._fixed = None if steps_per_call == "auto" else int(steps_per_call)
-        self._async_logs = hooks.async_logs
+        self._async_logs, self._watch = hooks.async_logs, watch_of(hooks)
         self._warm: dict[str, float] | None = None  # the stopwatch at the first log
         self._warned = False
         self.ending: BaseException | None = None
@@ -84,9 +104,9 @@ class Loop:
         with caught(*signals, first=self._acknowledge) as came:
             stopped = run.stop_reason is not None  # by a hook, before the first step
             while run.step < steps and not stopped:
-                count, recording, log_at = self._next_call(steps, limit)
+                call = self._next_call(steps, limit)
                 began = run.clock()
-                logs = self._call(count, recording)
+                logs = self._call(call)
                 seconds = run.clock() - began
                 if self._fixed is None:
                     limit = next_limit(limit, logs.steps, seconds)
@@ -95,8 +115,10 @@ class Loop:
                 self._advance(logs.steps)
                 run.window.add(logs)
                 lost = self._workdir_error(last=run.step >= steps)
-                if run.step >= log_at:
+                if run.step >= call.log_at:
                     self._log(logs.summaries, complete=run.step < steps)
+                if self._watch is not None and logs.watched:
+                    self._watch.receive(logs.watched)
                 self._hooks.after_step()
                 self._feed.keep()  # may meet an error of the data; this call is logged by now
                 flags = [run.stop_reason is not None, "SIGTERM" in came, "SIGINT" in came]
@@ -152,30 +174,31 @@ class Loop:
                 f"due{save}; press Ctrl-C again to exit at once."
             )
 
-    def _next_call(self, steps: int, limit: int) -> tuple[int, bool, int]:
-        """Plans the next call: its steps, whether it records summaries, the next logged step."""
+    def _next_call(self, steps: int, limit: int) -> "_Call":
+        """Plans the next call."""
         step, every = self._run.step, self._run.log_every
         log_at = min(steps, (step // every + 1) * every)
         stop_at = min(steps, self._hooks.next_due(step) or steps)
         records = self._modes.records
         if records or not (self._modes.mode == "loop" and self._async_logs):
             stop_at = min(stop_at, log_at)
-        if not records:
-            return min(stop_at - step, limit), False, log_at
-        # The logged step is a call of its own, which also returns the summaries.
-        if step + 1 == log_at:
-            return 1, True, log_at
-        return min(stop_at - step, log_at - 1 - step, limit), False, log_at
+        # A logged step is a call of its own, which also returns the summaries. So is a watched one.
+        watch_at = None if self._watch is None else self._watch.next_step(step)
+        alone = [one for one in (log_at if records else None, watch_at) if one is not None]
+        if step + 1 in alone:
+            request = self._watch.request if self._watch and step + 1 == watch_at else None
+            return _Call(1, log_at, records and step + 1 == log_at, request)
+        return _Call(min(stop_at - step, limit, *(one - 1 - step for one in alone)), log_at)
 
-    def _call(self, count: int, recording: bool) -> StepLogs:
-        """Runs up to `count` steps. Starts the data again where an earlier call ended with them."""
+    def _call(self, call: "_Call") -> StepLogs:
+        """Runs the steps. Starts the data again where an earlier call ended with them."""
         run, feed = self._run, self._feed
         try:
-            logs = self._modes.run(feed, count, recording)
+            logs = self._modes.run(feed, call.count, call.recording, call.watch)
         except (tf.errors.OutOfRangeError, StopIteration):
             self.read_counter()
             feed.after_end(run.step, run.info.steps)
-            return self._call(count, recording)
+            return self._call(call)
         except tf.errors.OpError as error:
             if feed.input.failed(error):
                 self.read_counter()
