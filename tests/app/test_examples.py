@@ -59,7 +59,7 @@ def test_an_unknown_name_is_answered_by_the_list(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_wheel_has_the_examples(tmp_path):
-    pytest.importorskip("setuptools", minversion="77")
+    pytest.importorskip("setuptools")
     source, installed, work = (tmp_path / name for name in ("source", "installed", "work"))
     work.mkdir()
     for name in ("tfloss", "examples", "configs"):

@@ -61,7 +61,7 @@ class Vae(keras.Model):
 model, optimizer, strategy = Classifier(), keras.optimizers.Adam(1e-3), None
 gan, vae = Gan(), Vae()
 box_error, is_positive = tf.ones([4]), tf.constant([1.0, 0, 0, 1])
-embeddings = tf.ones([4, 2])
+embeddings, logits = tf.ones([4, 2]), tf.ones([8, 10])
 inputs = keras.Input([4])
 outputs = {name: keras.layers.Dense(1, name=name)(inputs) for name in ("box", "class")}
 net = keras.Model(inputs, outputs)
