@@ -60,6 +60,9 @@ def test_one_output_has_the_bar_the_line_and_the_last_ten_logs(cell):
     assert last.count("<tr>") == 11 and "<td>2</td>" not in last
     assert last.endswith("<div>step 12  val/accuracy 0.5</div>")
     display.stop()
+    display.start(0, None)
+    display.activity(lambda width: "saving")
+    assert len(cell) == 1 and cell[0].found[-1] == last
     display.start(12, 20)
     display.update(12, lambda width: "again")
     assert len(cell) == 2 and "<table>" not in cell[1].found[-1]

@@ -17,16 +17,18 @@ class NotebookDisplay:
 
     def __init__(self) -> None:
         self._output: Any = None  # an IPython.display.DisplayHandle
-        self._step, self._total = 0, 0
+        self._step, self._total, self._ended = 0, 0, False
         self._line = ""
         self._rows: dict[int, Mapping[str, float]] = {}
         self._results: list[str] = []
 
     def start(self, step: int, total: int | None) -> None:
         """Prepares for a run. Its output appears at the first `update`."""
-        self._step, self._total = step, total or 0
         if total is not None:
             self._rows, self._results = {}, []
+            self._output, self._ended = (None if self._ended else self._output), False
+        if not self._ended:
+            self._step, self._total = step, total or 0
 
     def update(self, step: int, text: Text) -> None:
         """Replaces the output."""
@@ -35,8 +37,9 @@ class NotebookDisplay:
 
     def activity(self, text: Text) -> None:
         """Replaces the output, with the line for something that takes time."""
-        self._line = text(None)
-        self._draw()
+        if not self._ended:  # else the last line stays
+            self._line = text(None)
+            self._draw()
 
     def losses(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a row to the table. It is drawn at the next `update`."""
@@ -49,7 +52,7 @@ class NotebookDisplay:
 
     def stop(self) -> None:
         """Leaves the output as it is, and begins another one in the next run."""
-        self._output = None
+        self._ended = True
 
     def _draw(self) -> None:
         from IPython.display import HTML, display  # pyright: ignore
