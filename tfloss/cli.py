@@ -9,6 +9,7 @@
     tfloss compare runs/a runs/b                              settings and results, and a picture
     tfloss examples                                           lists the examples
     tfloss examples digits                                    copies one to this folder
+    tfloss lr-range -- python train.py ...                    a learning-rate range test
     tfloss version                                            or tfloss --version
 
 `python -m tfloss` is the same command.
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare_arguments(compare)
 
     _add_inspect(commands)
+    _add_lr_range(commands)
     _add_examples(commands)
     version = commands.add_parser("version", help="print the versions of tfloss and TensorFlow")
     version.set_defaults(run=_version)
@@ -158,6 +160,35 @@ def _add_inspect(commands: Any) -> None:
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write it as a page")
     inspect.add_argument("command", nargs=argparse.REMAINDER, help="python train.py ...")
     inspect.set_defaults(run=_inspect)
+
+
+def _add_lr_range(commands: Any) -> None:
+    lr_range = commands.add_parser(
+        "lr-range",
+        help="find a learning rate: the loss while the rate rises",
+        usage="tfloss lr-range [--from RATE] [--to RATE] [--steps N] [--png FILE] -- COMMAND ...",
+        description="Runs a training script as far as its first trainer.train(...), and trains "
+        "there with a learning rate that rises exponentially, until the loss diverges. Draws the "
+        "loss over the rate, and writes the numbers beside the picture, as JSON. The workdir of "
+        "the script stays as it is.",
+    )
+    lr_range.add_argument(
+        "--from", dest="low", type=float, default=1e-7, help="first rate (default: %(default)s)"
+    )
+    lr_range.add_argument(
+        "--to", dest="high", type=float, default=10.0, help="last rate (default: %(default)s)"
+    )
+    lr_range.add_argument(
+        "--steps", type=_integer_from(10), default=100, help="updates (default: %(default)s)"
+    )
+    lr_range.add_argument(
+        "--png",
+        type=Path,
+        default=Path("lr_range.png"),
+        help="picture to write (default: %(default)s)",
+    )
+    lr_range.add_argument("command", nargs=argparse.REMAINDER, help="python train.py ...")
+    lr_range.set_defaults(run=_lr_range)
 
 
 def _add_launch_arguments(launch: argparse.ArgumentParser) -> None:
@@ -287,6 +318,20 @@ def _compare(arguments: argparse.Namespace) -> int:
     for message in messages:
         sys.stderr.write(f"{message}\n")
     return 0
+
+
+def _lr_range(arguments: argparse.Namespace) -> int:
+    command = arguments.command[arguments.command[:1] == ["--"] :]
+    if not command or not 0 < arguments.low < arguments.high:
+        reason = "--from must be positive, and less than --to."
+        if not command:
+            reason = "the command is missing. Add it at the end: -- python train.py ..."
+        sys.stderr.write(f"tfloss lr-range: {reason}\n")
+        return 2
+    from tfloss.app import lr_range_command
+
+    limits = arguments.low, arguments.high
+    return lr_range_command.main(command, *limits, arguments.steps, arguments.png)
 
 
 class _Version(argparse.Action):

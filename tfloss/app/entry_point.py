@@ -19,6 +19,7 @@ from tfloss.app.training_run import Run
 from tfloss.common.inspect_variable import VARIABLE
 from tfloss.common.logger import ChiefLogger
 from tfloss.common.progress_display import activity_line
+from tfloss.common.replay_variable import RANGE_VARIABLE
 from tfloss.errors import CheckpointError, MissingWorkersError, WorkdirError
 
 
@@ -167,7 +168,7 @@ def _update_config(run: Run, options: Options) -> None:
         "--overfit_batches": options.overfit_batches,
         "--max_steps": options.max_steps,
     }
-    writes = run.trains and run.is_chief
+    writes = run.trains and run.is_chief and RANGE_VARIABLE not in os.environ
     if writes:
         writable(run.workdir)
         check_entries(run.workdir)

@@ -1,7 +1,7 @@
 """What a command of `tfloss` has a script do in place of training. Host code.
 
-`tfloss replay` and `tfloss inspect` start a training script with an environment variable, which
-`Trainer.train` obeys when the model is built. The flag `--dry_run` sets the same variable.
+`tfloss replay`, `inspect` and `lr-range` start a training script with an environment variable,
+which `Trainer.train` obeys when the model is built. The flag `--dry_run` sets the same variable.
 """
 
 import json
@@ -11,11 +11,13 @@ from typing import Any
 
 from tfloss import replay
 from tfloss.common import inspect_variable
-from tfloss.common.replay_variable import VARIABLE
+from tfloss.common.replay_variable import RANGE_VARIABLE, VARIABLE
 from tfloss.data.distributed import as_dataset
+from tfloss.data.feed import Feed
 from tfloss.distribute.strategy import is_chief
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.inspect.report_page import page
+from tfloss.trainer.lr_range import range_test_and_exit
 
 
 def obey_command(trainer: Any, data: Any) -> None:
@@ -33,6 +35,10 @@ def obey_command(trainer: Any, data: Any) -> None:
     if asked := os.environ.get(inspect_variable.VARIABLE):
         _inspect(trainer, data, **json.loads(asked))
         raise SystemExit(0)
+    if asked := os.environ.get(RANGE_VARIABLE):
+        step = trainer.train_step
+        feed = Feed(data, trainer.strategy, step.accumulate)
+        range_test_and_exit(step, feed, asked, chief=trainer.agreement.chief)
 
 
 def _inspect(

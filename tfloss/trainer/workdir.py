@@ -1,5 +1,6 @@
 """The directory that a run writes to, and what is written once it trains. Host code."""
 
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 from tfloss.common.reading import check_directory, check_file, read_json
 from tfloss.common.replacement import remove_leftovers
+from tfloss.common.replay_variable import RANGE_VARIABLE
 from tfloss.errors import WorkdirError
 
 CONFIG_FILE = "config.json"
@@ -27,7 +29,7 @@ def opened(workdir: str | Path | None, *, writes: bool) -> Path | None:
     Raises:
       OSError: The directory can't be written to. The message names it.
     """
-    if workdir is None:
+    if workdir is None or RANGE_VARIABLE in os.environ:  # `tfloss lr-range` leaves runs alone
         return None
     return writable(Path(workdir)) if writes else Path(workdir).absolute()
 
