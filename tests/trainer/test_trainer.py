@@ -774,7 +774,7 @@ def test_an_empty_data_set(known):
 
 
 def test_data_that_is_not_a_data_set():
-    with pytest.raises(DataError, match="tf.data.Dataset.*got list.*Source"):
+    with pytest.raises(DataError, match="tf.data.Dataset.*Source.*got list"):
         trainer().train([1, 2, 3], steps=1)
 
 

@@ -20,14 +20,15 @@ class TrainResult:
       losses: `{name: value}` of the last step, and `total`; empty if no step was run.
       reason: Why training stopped before the step that was asked for, or None.
       curves: `{tag: {step: value}}` of the losses and evaluation results that this call logged. Of
-        long curves every second point is dropped, again and again.
+        long curves every second point is dropped, again and again. Results are equal whatever
+        their curves are, since a resumed run has only those of its own steps.
     """
 
     step: int
     losses: dict[str, float]
     reason: str | None = None
     curves: Mapping[str, Mapping[int, float]] = dataclasses.field(
-        default_factory=dict[str, dict[int, float]], repr=False
+        default_factory=dict[str, dict[int, float]], repr=False, compare=False
     )
 
     def plot(self) -> Any:
