@@ -1,6 +1,8 @@
 """Runs the Python blocks of a page as one program. A script for `tests/fork.py`.
 
-python tests/docs/run_page.py PAGE FOLDER
+python tests/docs/run_page.py PAGE FOLDER [SECTION]
+
+With the title of a section, only the blocks of that section run.
 
 The program runs in FOLDER. Its lines have the numbers that they have on the page. A block with
 a title, as in ```python title="model.py", becomes a file of FOLDER instead. What a page takes
@@ -32,6 +34,13 @@ def blocks(text: str) -> list[tuple[int, str | None, str]]:
         (text.count("\n", 0, found.start(3)) + 1, found[2], textwrap.dedent(found[3]))
         for found in BLOCK.finditer(text)
     ]
+
+
+def section_of(text: str, title: str) -> str:
+    """A section of a page, in the lines in which it is there."""
+    before, heading, rest = text.partition(f"\n## {title}\n")
+    assert heading, f"no section {title!r}"
+    return "\n" * before.count("\n") + heading + rest.partition("\n## ")[0]
 
 
 def setup_of(page: str) -> Path:
@@ -69,7 +78,7 @@ def cap_training() -> None:
     tfloss.Trainer.train = capped
 
 
-def main(page: str, folder: str) -> None:
+def main(page: str, folder: str, section: str = "") -> None:
     sys.path.insert(0, str(ROOT))
     import keras
     import tensorflow as tf
@@ -80,6 +89,7 @@ def main(page: str, folder: str) -> None:
     sys.path.insert(0, folder)
     keras.utils.set_random_seed(0)
     text = (ROOT / page).read_text(encoding="utf-8")
+    text = section_of(text, section) if section else text
     for _, title, code in blocks(text):
         if title is not None:
             Path(title).parent.mkdir(parents=True, exist_ok=True)

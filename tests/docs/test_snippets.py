@@ -13,8 +13,11 @@ PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "examples/README.md"]
 }
-# Programs that need packages beyond the extras of tfloss, and have tests of their own.
-ELSEWHERE = {"docs/sweeps.md": "tests/examples/test_sweeps.py"}
+# Pages that have tests of their own: by section, or with packages beyond the extras of tfloss.
+ELSEWHERE = {
+    "docs/gallery.md": "tests/docs/test_gallery.py",
+    "docs/sweeps.md": "tests/examples/test_sweeps.py",
+}
 SLOW = {"docs/guide.md", "docs/notebooks.md", "docs/quick_start.md"}
 SLOW |= {f"docs/from/{name}.md" for name in ("fastai", "huggingface", "lightning", "orbit")}
 PROGRAMS = [page for page, text in PAGES.items() if run_page.blocks(text)]
