@@ -26,6 +26,8 @@ def check(page):
     assert trainer.step >= 3
     network = fitted.network if hasattr(fitted, "average") else fitted
     same(network.trainable_variables, trained.trainable_variables)
+    if "unchanged" in page:
+        same(page["unchanged"].trainable_variables, trained.trainable_variables)
     if trainer.train_step.averages:
         with trainer.averaged():
             same(fitted.average.trainable_variables, trained.trainable_variables)
