@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tfloss.common.inspect_variable import REPLICAS_VARIABLE, VARIABLE
+from tfloss.common.replacement import replace_file
 
 _STARTER = "tfloss.app.script_on_replicas"
 
@@ -69,7 +70,7 @@ def main(
             )
             return code or 1
         if report is not None:
-            report.write_text(written.read_text())
+            replace_file(report, written.read_bytes())
     return code
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tfloss import replay
 from tfloss.common import inspect_variable
+from tfloss.common.replacement import replace_file
 from tfloss.common.replay_variable import RANGE_VARIABLE, VARIABLE
 from tfloss.data.distributed import as_dataset
 from tfloss.data.feed import Feed
@@ -68,9 +69,9 @@ def _inspect(
     if is_chief(trainer.strategy):
         print(found)
         if report is not None:
-            Path(report).write_text(json.dumps(found.to_json(), indent=1) + "\n")
+            replace_file(Path(report), json.dumps(found.to_json(), indent=1) + "\n")
         if html is not None:
-            Path(html).write_text(page(found))
+            replace_file(Path(html), page(found))
     if dry_run:
         _evaluate_one_batch(trainer)
 
