@@ -69,3 +69,12 @@ def test_a_data_set_tells_how_often_it_shuffles_anew():
     assert _upstream.reshuffles(shuffled.batch(2).shuffle(2)) == 2
     assert _upstream.reshuffles(numbers.shuffle(8, reshuffle_each_iteration=False)) == 0
     assert _upstream.reshuffles(shuffled.cache()) == 0
+
+
+def test_the_size_that_the_last_batching_was_given_is_known():
+    data = tf.data.Dataset.range(30)
+    assert _upstream.likely_batch_size(data) is None
+    data = data.batch(2).unbatch().batch(7).map(lambda x: x + 1).prefetch(1)
+    assert _upstream.likely_batch_size(data) == 7
+    parallel = tf.data.Dataset.range(30).batch(5, num_parallel_calls=2)
+    assert _upstream.likely_batch_size(parallel) == 5

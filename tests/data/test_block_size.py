@@ -110,3 +110,14 @@ def test_a_state_of_other_batches_is_ignored():
     size = BlockSize(1, 1)
     size.restore(_adopted(tf.zeros([3])).state(), {"x": tf.TensorSpec([1]), "y": tf.TensorSpec([])})
     assert size.template is None
+
+
+def test_the_next_block_is_expected_before_the_first_batch():
+    size = BlockSize(2, alignment=10)
+    spec = {"x": tf.TensorSpec([None, 3], tf.int32)}
+    assert size.expected_block(spec, None) is None
+    block = size.expected_block(spec, 4)
+    assert block["x"].shape == [800, 4, 3] and block["x"].dtype == tf.int32
+    assert size.template is None  # the first batch decides
+    size.adopt({"x": tf.zeros([5, 3], tf.int32)})
+    assert size.expected_block(spec, 4)["x"].shape == [800, 5, 3]

@@ -11,6 +11,7 @@ import tfloss
 from tests.toys import rows
 from tfloss.data import Source
 from tfloss.engine import autotune as tuning
+from tfloss.engine import background_compilation
 from tfloss.engine import mode_runner as modes
 from tfloss.errors import DataError, ModelError
 from tfloss.hooks import Every, Hook
@@ -78,6 +79,9 @@ def patient(monkeypatch):
     monkeypatch.setattr(tuning, "COMPILING_SECONDS", 0.0)
     monkeypatch.setattr(tuning, "EXPECTED_SAVING", {"loop": 1e6, "step": 1e6})
     monkeypatch.setattr(tuning.Tuner, "_rate", rate)
+    # A run waits for the thread that compiles.
+    waits = property(lambda self: self._thread.join() is None)
+    monkeypatch.setattr(background_compilation._Compilation, "done", waits)
 
 
 def run(jit, steps=600, model=Deep, workdir=None, data=None, strategy=None):
@@ -112,8 +116,10 @@ def test_the_fastest_is_chosen_and_the_result_is_the_same(patient, capsys):
 
 def test_a_long_compilation_is_announced(patient, capsys, monkeypatch):
     run("auto", 100)
-    assert "XLA compiles" not in capsys.readouterr().err
     monkeypatch.setattr(modes, "ANNOUNCED_SECONDS", 0.0)
+    run("auto", 100)  # training continues meanwhile
+    assert "XLA compiles" not in capsys.readouterr().err
+    monkeypatch.setattr(background_compilation, "_fits", lambda state, block: False)
     run("auto", 100)
     text = capsys.readouterr().err
     assert text.count("XLA compiles the training loop, which takes about 0 s") == 1
@@ -249,6 +255,8 @@ def test_a_short_run_is_not_spent_on_compiling(capsys):
 
 
 def test_a_longer_run_after_a_short_one_tries_more(monkeypatch):
+    waits = property(lambda self: self._thread.join() is None)
+    monkeypatch.setattr(background_compilation._Compilation, "done", waits)
     data = rows(X, 8)
     trainer, _ = run("auto", 100, data=data)
 

@@ -5,6 +5,7 @@ name of the module fails when upstream changes.
 """
 
 from tfloss._upstream.collectives import abort_collectives, before_variables
+from tfloss._upstream.compiled_functions import can_compile_on_copies, compile_on_copies
 from tfloss._upstream.error_messages import (
     caused_by_collectives_of_another_strategy,
     caused_by_merge_call,
@@ -24,6 +25,7 @@ from tfloss._upstream.input_pipelines import (
     dataset_order,
     dataset_seeds,
     datasets_below,
+    likely_batch_size,
     next_in_this_thread,
     reshuffles,
     saved_shuffles,
@@ -151,6 +153,9 @@ __all__ = [
     "weight_groups",
     "cache_files",
     "abort_collectives",
+    "can_compile_on_copies",
+    "compile_on_copies",
+    "likely_batch_size",
     "before_variables",
     "LOOKUP_LAYERS",
     "OnlySeedsChange",

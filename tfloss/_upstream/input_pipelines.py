@@ -34,6 +34,18 @@ def datasets_below(dataset: Any) -> list[Any]:
     return list(found.values())
 
 
+def likely_batch_size(dataset: Any) -> int | None:
+    """Returns the size that the last batching of a data set was given, or None if there is none.
+
+    Where the last batch may be smaller, the types of the elements don't tell. Nothing public does.
+    """
+    for one in datasets_below(dataset):  # the nearest first
+        size = getattr(one, "_batch_size", None)
+        if size is not None and (size := tf.get_static_value(size)) is not None:
+            return int(size)
+    return None
+
+
 def dataset_graphs(dataset: Any) -> list[Any]:
     """Returns the graphs of the traced functions that a data set itself calls (`map`, `filter`).
 

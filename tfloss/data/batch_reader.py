@@ -16,6 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.data.distributed import (
     Data,
@@ -114,6 +115,10 @@ class BatchReader:
             "batch_size": self.batch_size,
             "structure": structure(self.dataset.element_spec),
         }
+
+    def likely_batch_size(self) -> int | None:
+        """The examples in a batch, or what the last batching was given if some may have fewer."""
+        return self.batch_size or _upstream.likely_batch_size(self.dataset)
 
     def batch_bytes(self) -> int:
         """Bytes of one replica's batch; a dimension of unknown length counts as 1."""

@@ -98,6 +98,31 @@ class BlockSize:
         if self._alignment < self.steps:
             self.steps -= self.steps % self._alignment
 
+    def expected_block(self, spec: Any, rows: int | None) -> Any:
+        """Returns zeros of the shapes that the next block is expected to have.
+
+        Args:
+          spec: Nest of `tf.TensorSpec`s of a batch.
+          rows: What takes the place of unknown dimensions before the first batch: the likely number
+            of examples.
+
+        Returns:
+          A nest of tensors [batches of a full block, ...], or None if `rows` is needed and None.
+        """
+        size = self
+        if size.template is None:
+            shapes = [[d or rows for d in one.shape] for one in tf.nest.flatten(spec)]
+            if any(None in shape for shape in shapes):
+                return None
+            pairs = zip(shapes, tf.nest.flatten(spec), strict=True)
+            zeros = [tf.zeros(shape, one.dtype) for shape, one in pairs]
+            size = BlockSize(self._batches_per_step, self._alignment)
+            size.adopt(tf.nest.pack_sequence_as(spec, zeros))
+        many = size.batches
+        return tf.nest.map_structure(
+            lambda one: tf.zeros([many, *one.shape], one.dtype), size.template
+        )
+
     def should_change(self, batch: Any) -> bool:
         """Takes a single batch into account. Returns whether its shape should be adopted.
 

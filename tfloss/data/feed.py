@@ -6,6 +6,7 @@ What goes into a feed and comes out of it, and when:
 | --- | --- | --- |
 | `Trainer.train` | `reader`, `taken`, `warn`, `resume`, `catch_up` | before the first step |
 | `ModeRunner` | `input.source` | before each call of the engine, for the mode that runs |
+| `BackgroundCompiler` | `reader`, `input.source` | before it compiles |
 | `ModeRunner` | `snapshot`, `input.failed` | around the first call of a mode that may not compile |
 | `Loop` | `input.failed` | after an error of TensorFlow |
 | `Loop` | `trained` | after each call, with the number of steps that it trained |

@@ -49,6 +49,7 @@ class BatchStacker:
 
     Attributes:
       element_spec: Nest of `tf.TensorSpec`s of a batch, as the data set declares them.
+      size: Decides on the shape of the batches in a block, and on the number of steps.
       reads_ahead: Whether to pull full blocks before they are asked for. Once they are, nothing
         else may use the iterator.
     """
@@ -69,14 +70,14 @@ class BatchStacker:
         self.element_spec = iterator.element_spec
         self._batches_per_step = batches_per_step
         self._queue = BatchQueue()
-        self._size = BlockSize(batches_per_step, alignment)
+        self.size = BlockSize(batches_per_step, alignment)
         if state is not None:
-            self._size.restore(state, iterator.element_spec)
+            self.size.restore(state, iterator.element_spec)
         self._repeated: Any = None  # a batch of the shape that the next block uses
         self._filler = QueueFiller(
             iterator,
             self._queue,
-            self._size,
+            self.size,
             batches_per_step,
             endless=endless,
             current_step=current_step,
@@ -88,7 +89,7 @@ class BatchStacker:
     @property
     def steps(self) -> int:
         """Number of steps in a full block; 0 before the first batch was read."""
-        return self._size.steps
+        return self.size.steps
 
     @property
     def waited(self) -> float:
@@ -119,7 +120,7 @@ class BatchStacker:
         if inputs.block is None:
             self._observe(inputs.batches)
         else:
-            self._size.count_block()
+            self.size.count_block()
         return inputs
 
     def take_step(self) -> tuple[Any, ...]:
@@ -138,7 +139,7 @@ class BatchStacker:
 
     def state(self) -> dict[str, Any] | None:
         """Returns what decides which batches are stacked, for a checkpoint: JSON values."""
-        state = self._size.state()
+        state = self.size.state()
         if state is not None and self._repeated is not None:
             state["shapes"] = [list(shape) for shape in batch_shapes(self._repeated)]
         return state
@@ -191,17 +192,17 @@ class BatchStacker:
     def _stack_singles(self, steps: int) -> StepInputs:
         """Stacks the single batches of the blocks' shape at the front of the queue."""
         wanted = min(steps, self.steps) * self._batches_per_step
-        steps = self._queue.count_singles(self._size.shapes, wanted) // self._batches_per_step
+        steps = self._queue.count_singles(self.size.shapes, wanted) // self._batches_per_step
         batches = self._observe(self._queue.take(max(steps, 1) * self._batches_per_step))
         if not steps:
             return StepInputs(batches=batches)
-        block = self._filler.timed(lambda: stack_batches(batches, self._size.batches))
+        block = self._filler.timed(lambda: stack_batches(batches, self.size.batches))
         return StepInputs(block, 0, steps)
 
     def _observe(self, batches: tuple[Any, ...]) -> tuple[Any, ...]:
         """Notes the shapes of single batches that are handed out, and returns the batches."""
         for batch in batches:
-            if self._size.should_change(batch):
+            if self.size.should_change(batch):
                 self._repeated = batch
         return batches
 

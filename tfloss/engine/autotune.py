@@ -5,6 +5,7 @@ more time over the remaining steps than it takes. Host code.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from tfloss.common.reading import read_json
 from tfloss.common.replacement import replace_file
-from tfloss.errors import NonFiniteLossError, TflossError
+from tfloss.errors import NonFiniteLossError
 from tfloss.step.trace_options import Mode
 
 # The fraction of a graph's time that a mode is expected to save, before it is measured: the mean
@@ -58,6 +59,7 @@ class Tuner:
       steps_left: Returns the number of updates that are still to be made.
       clock: Returns seconds.
       tracing: Seconds that the first step took to trace, if it was traced before.
+      beside: Whether training continues while a loop is compiled, after it was traced.
 
     Attributes:
       mode: The mode to use, as far as is known.
@@ -75,8 +77,11 @@ class Tuner:
         steps_left: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
         tracing: float = 0.0,
+        *,
+        beside: bool = False,
     ):
         self._modes, self._steps_left, self._clock = modes, steps_left, clock
+        self._beside = beside
         self.tracing = tracing
         self.mode: Mode = "graph"
         self.rates: dict[Mode, float] = {}
@@ -122,7 +127,10 @@ class Tuner:
         for mode in self._modes:
             left = self._steps_left() / self.rates["graph"]
             cost = COMPILING * self.tracing + COMPILING_SECONDS
-            if EXPECTED_SAVING[mode] * (left - cost) <= cost:
+            price = cost
+            if mode == "loop" and self._beside:  # the compiler takes one core's time
+                price = self.tracing + (cost - self.tracing) / _cores()
+            if EXPECTED_SAVING[mode] * (left - cost) <= price:
                 notes.append(
                     f"not tried {_TITLES[mode]}: compiling takes about {cost:.0f} s, too long for "
                     f"the {left:.0f} s left"
@@ -132,7 +140,7 @@ class Tuner:
             try:
                 yield mode, 1  # compiles
                 self.rates[mode] = yield from self._rate(mode)
-            except (TflossError, tf.errors.OpError) as error:
+            except Exception as error:  # noqa: BLE001 - of a trace too
                 if isinstance(error, NonFiniteLossError):
                     raise
                 self.failure = f"XLA can't compile it: {_first_line(error)}"
@@ -168,15 +176,21 @@ class Tuner:
         return best
 
 
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def rate_text(value: float) -> str:
     """Returns steps per second as a short text."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _first_line(error: Exception) -> str:
-    notes = getattr(error, "__notes__", [])
+    # The advice on an error of the compiler says more than its own text.
+    notes = getattr(error, "__notes__", []) if isinstance(error, tf.errors.OpError) else []
     text = notes[0] if notes else str(error)
-    return text.strip().splitlines()[0][:300]
+    return (text.strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def load_choice(path: Path, circumstances: Mapping[str, Any]) -> Mode | None:

@@ -184,7 +184,7 @@ class Engine:
                 raise
             if raised_by_data(source, error) or not isinstance(error, COMPILER_ERRORS):
                 raise _upstream.find_cause(error, TflossError) from None
-            raise self._with_advice(error) from None
+            raise self.with_advice(error) from None
         except StopIteration:
             raise
         except Exception as error:
@@ -194,6 +194,21 @@ class Engine:
         names = tuple(output.scalars)
         summaries, watched = _on_host(output, *found)
         return StepLogs(first, names, values, summaries, waited, output.losses, watched)
+
+    def compiler(self, block: Any) -> Callable[[], None] | None:
+        """Traces the compiled loop, and returns a function that compiles it in another thread.
+
+        Args:
+          block: Nest of tensors, of the shapes of the blocks to come.
+
+        Returns:
+          The function; None if there is no other way than to run a step. It raises what the
+          compiler does.
+        """
+        try:
+            return self._compiled.compiler(block)
+        except Exception as error:
+            raise _upstream.find_cause(error, TflossError) from None
 
     def _run_iterator(self, iterator: Any, steps: int, kind: Kind) -> tuple[Any, Any, Any]:
         """Runs steps whose batches are taken inside the function."""
@@ -262,8 +277,9 @@ class Engine:
         """
         key = kind, *tf.nest.flatten(spec)
         if key not in self._programs:
-            call = self._one_silent if kind == _SILENT else functools.partial(self._one, kind)
-            traced = tf.function(lambda each: call(self._step.gathered(each)), autograph=False)
+            traced = tf.function(
+                lambda each: self._one(kind, self._step.gathered(each)), autograph=False
+            )
             self._programs[key] = traced.get_concrete_function((spec,) * self._step.accumulate)
         return self._programs[key]
 
@@ -318,26 +334,20 @@ class Engine:
             return *self._one(kind, batch), waited
 
     @activity.during(_TRACING)
-    def _one(
-        self, kind: Kind, batch: Any
-    ) -> tuple[tf.Tensor, list[tf.Tensor], list[list[tf.Tensor]]]:
-        """Runs one step that is no silent one, of a batch as `TrainStep.take` returns it. Traced.
+    def _one(self, kind: Kind, batch: Any) -> Any:
+        """Runs one step, of a batch as `TrainStep.take` returns it. Traced.
 
         Returns:
-          Its row; the summaries, if it records; what it watches.
+          Its row. Unless the step is silent: a tuple of the row; the summaries, if it records; what
+          it watches.
         """
         output = self._step(batch, self._options(kind))
-        row = self._row(output, kind)
+        row = self._row(output, kind)[tf.newaxis]
         self.traces += 1
+        if kind == _SILENT:
+            return row
         summaries = [one.value for one in output.summaries] if kind[0] else []
-        return row[tf.newaxis], summaries, [one.tensors() for one in output.watched]
-
-    @activity.during(_TRACING)
-    def _one_silent(self, batch: Any) -> tf.Tensor:
-        """Runs one silent step, of a batch as `TrainStep.take` returns it. Traced."""
-        output = self._step(batch, self._options(_SILENT))
-        self.traces += 1
-        return self._row(output, _SILENT)[tf.newaxis]
+        return row, summaries, [one.tensors() for one in output.watched]
 
     def _row(self, output: StepOutput, kind: Kind) -> tf.Tensor:
         """The row of a step that has just been traced. Traced."""
@@ -361,7 +371,7 @@ class Engine:
         # With `log_every_step` the scalars are there, and other summaries are traced but dropped.
         return silent is None or bool(silent.dropped or silent.summaries)
 
-    def _with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
+    def with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
         """Adds what is known of the error's cause to it."""
         add_determinism_advice(error)
         if _upstream.caused_by_collectives_of_another_strategy(error):

@@ -24,6 +24,7 @@ from tfloss.data.block_size import (
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
+from tfloss.engine.background_compilation import BackgroundCompiler
 from tfloss.engine.engine import Engine, StepLogs
 from tfloss.engine.mode_announcement import ModeAnnouncement
 from tfloss.engine.trace_comparison import compare_hyperparameters, compare_traces
@@ -100,6 +101,7 @@ class ModeRunner:
         self._values: PythonValues | None = None  # that the traces read
         self._looked = 0.0
         self._said: set[str] = set()
+        self._compiler = BackgroundCompiler(train_step)
         self.steps_limit = 1
 
     @property
@@ -129,7 +131,7 @@ class ModeRunner:
         self._guard, self._tuner, self._prepared = guard, None, True
         self._found = self._circumstances()  # before a hook freezes anything
         if self._jit == "loop":
-            self._check_loop(reader)
+            _check_loop(self._step, reader)
         if self._jit is True and (reason := reason_not_to_compile(reader.element_spec)):
             raise DataError(
                 f"jit=True compiles the step with XLA, which can't: {reason}. Leave it out of the "
@@ -146,7 +148,9 @@ class ModeRunner:
                 self._mode = None
             self._settled = self._mode is not None
         if self._mode is None and candidates:
-            self._tuner = Tuner(candidates, steps_left, self._clock, self._tracing)
+            self._tuner = Tuner(
+                candidates, steps_left, self._clock, self._tracing, beside=self._compiler.possible
+            )
         elif self._mode is None:
             self._mode = "graph"
 
@@ -183,7 +187,15 @@ class ModeRunner:
         untried = mode != "graph" and mode not in self._compiled
         # In the mode "step" the program takes its batch itself, and may not compile.
         restore = feed.snapshot() if untried and mode == "step" else None
-        if untried and self._tuner.cost >= ANNOUNCED_SECONDS:
+        if untried and mode == "loop":
+            try:
+                ready = self._compiler.ready(self._engine("loop"), feed)
+            except Exception as error:  # noqa: BLE001 - of its trace too; the graph works
+                return self._give_up(error, feed, recording)
+            if not ready:
+                return self._run(feed, "graph", count, recording)
+        beside = mode == "loop" and self._compiler.used
+        if untried and not beside and self._tuner.cost >= ANNOUNCED_SECONDS:
             self._logger.info(
                 f"XLA compiles the training {mode}, which takes about {self._tuner.cost:.0f} s. "
                 "jit=False would never compile."
@@ -198,9 +210,7 @@ class ModeRunner:
                 raise
             if restore is not None:
                 restore()
-            self._tuner.failed(error)
-            self._end_if_decided()
-            return self._run(feed, "graph", 1, recording)
+            return self._give_up(error, feed, recording)
         self._compiled.add(mode)
         logs.rows()  # waits for the device
         seconds = self._clock() - began - float(logs.waited)
@@ -213,6 +223,13 @@ class ModeRunner:
         if self._announcement is not None:
             self._announcement.log()
         self.warn_of_changes()
+
+    def _give_up(self, error: Exception, feed: Feed, recording: bool) -> StepLogs:
+        """Runs a step as a graph, since the mode to be tried doesn't work."""
+        assert self._tuner is not None
+        self._tuner.failed(error)
+        self._end_if_decided()
+        return self._run(feed, "graph", 1, recording)
 
     def _begin_if_prepared(self) -> None:
         """Makes new engines if something that is frozen in a trace has changed before the run.
@@ -285,6 +302,11 @@ class ModeRunner:
         watch: WatchRequest | None = None,
     ) -> StepLogs:
         """Runs steps in a mode, with its own engine."""
+        source = feed.input.source(mode, read_ahead=self._mode == "loop")
+        return self._engine(mode).run(source, count, recording=recording, watch=watch)
+
+    def _engine(self, mode: Mode) -> Engine:
+        """The engine of a mode."""
         if mode not in self._engines:
             self._engines[mode] = Engine(
                 self._step,
@@ -295,8 +317,7 @@ class ModeRunner:
                 check=self._check,
                 compare=functools.partial(compare_traces, self._agreement),
             )
-        source = feed.input.source(mode, read_ahead=self._mode == "loop")
-        return self._engines[mode].run(source, count, recording=recording, watch=watch)
+        return self._engines[mode]
 
     def _end_if_decided(self) -> None:
         """Takes the tuner's choice, says it, and keeps it, once the tuner has decided."""
@@ -318,13 +339,6 @@ class ModeRunner:
                     "the modes again."
                 )
 
-    def _check_loop(self, reader: BatchReader) -> None:
-        """Raises ModelError or DataError if steps can't run in a loop compiled whole."""
-        if self._step.strategy.num_replicas_in_sync > 1:
-            raise ModelError("jit='loop' is for one replica. On several use jit=True.")
-        if reason := reason_not_to_stack(reader.element_spec):
-            raise DataError(f"jit='loop' needs batches that can be stacked, but {reason}.")
-
     def _candidates(self, reader: BatchReader) -> list[Mode]:
         """The modes that may be faster than the graph."""
         strategy = self._step.strategy
@@ -336,10 +350,7 @@ class ModeRunner:
             return []  # XLA would compile the program again for each shape
         if strategy.num_replicas_in_sync > 1:
             return ["step"]
-        variables = [*self._step.model.variables]
-        for optimizer in self._step.optimizers.values():
-            variables += optimizer.variables
-        state = sum(tf.as_dtype(v.dtype).size * v.shape.num_elements() for v in variables)
+        state = self._step.state_bytes()
         block = reader.batch_bytes() * self._step.accumulate * MIN_BLOCK_STEPS
         fits = state <= MAX_STATE_BYTES and block <= MAX_BLOCK_BYTES
         return ["loop", "step"] if fits else ["step"]
@@ -356,3 +367,11 @@ class ModeRunner:
             "accumulate": self._step.accumulate,
             "weights": sum(v.shape.num_elements() for v in weights),
         }
+
+
+def _check_loop(train_step: TrainStep, reader: BatchReader) -> None:
+    """Raises ModelError or DataError if steps can't run in a loop compiled whole."""
+    if train_step.strategy.num_replicas_in_sync > 1:
+        raise ModelError("jit='loop' is for one replica. On several use jit=True.")
+    if reason := reason_not_to_stack(reader.element_spec):
+        raise DataError(f"jit='loop' needs batches that can be stacked, but {reason}.")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss._upstream import xla_random
 from tfloss.checkpoint import nonfinite_variables
 from tfloss.common import activity
@@ -111,6 +112,23 @@ class XlaLoop:
     def trace(self, inputs: StepInputs) -> None:
         """Traces the program for a block, and runs nothing."""
         self._program(inputs.block, tf.constant(inputs.start), tf.constant(inputs.steps))
+
+    def compiler(self, block: Any) -> Callable[[], None] | None:
+        """Traces the program for blocks of these shapes.
+
+        Args:
+          block: Nest of tensors [batches of a full block, ...].
+
+        Returns:
+          A function that compiles the program, and may be called in another thread: it changes no
+          variable, and makes no step. None if only a call with the variables can compile it.
+        """
+        bounds = tf.constant(0), tf.constant(0)
+        program = self._program(block, *bounds)
+        variables = self._step.state()
+        if not _upstream.can_compile_on_copies(program, variables):
+            return None
+        return lambda: _upstream.compile_on_copies(program, variables, block, *bounds)
 
     def first_batches(self, inputs: StepInputs) -> tuple[Any, ...]:
         """Returns the batches of the first step of a block."""

@@ -267,6 +267,10 @@ class TrainStep:
             found += optimizer.variables
         return [one.value if isinstance(one, keras.Variable) else one for one in found]
 
+    def state_bytes(self) -> int:
+        """The size of `state`."""
+        return sum(one.dtype.size * one.shape.num_elements() for one in self.state())
+
     def extra_variables(self) -> dict[str, Any]:
         """Further variables that belong in a checkpoint, by name."""
         averages = {} if self.averages is None else self.averages.variables()
