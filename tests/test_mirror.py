@@ -6,8 +6,7 @@ ROOT = Path(__file__).parent.parent
 
 # These modules need no test file of their own. Each has the reason.
 TESTED_ELSEWHERE = {
-    "tfloss/common/inspect_variable.py": "constants only",
-    "tfloss/common/replay_variable.py": "constants only",
+    "tfloss/common/command_variables.py": "constants only",
     "tfloss/distribute/strategy_names.py": "constants only",
     "tfloss/hooks/run_info.py": "a record without behaviour",
     "tfloss/hooks/trainer_protocol.py": "a type; pyright checks it",

@@ -15,7 +15,7 @@ import tfloss
 from tests.toys import Line, rows
 from tfloss import replay
 from tfloss.app import replay_command
-from tfloss.common.replay_variable import VARIABLE
+from tfloss.common.command_variables import REPLAY_VARIABLE
 from tfloss.errors import CheckpointError, NonFiniteLossError
 
 SCRIPT = """
@@ -251,7 +251,7 @@ def test_train_replays_the_step_and_exits_if_the_variable_is_set(
     stopped, tmp_path, capsys, monkeypatch
 ):
     trainer, path = stopped
-    monkeypatch.setenv(VARIABLE, str(path))
+    monkeypatch.setenv(REPLAY_VARIABLE, str(path))
     with pytest.raises(SystemExit) as e:
         trainer.train(rows([4.0, 3.0], 2), steps=5)
     assert e.value.code == 0

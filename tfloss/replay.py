@@ -25,9 +25,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common.command_variables import RESULT_FILE
 from tfloss.common.reading import read_json
 from tfloss.common.replacement import replace_file
-from tfloss.common.replay_variable import RESULT_FILE
 from tfloss.errors import CheckpointError
 from tfloss.forward.context import forward_context
 from tfloss.forward.losses import collect

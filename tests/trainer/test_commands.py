@@ -7,14 +7,14 @@ import pytest
 
 import tfloss
 from tests.toys import Line, rows
-from tfloss.common.inspect_variable import VARIABLE
+from tfloss.common.command_variables import INSPECT_VARIABLE
 
 
 def test_a_dry_run_reports_evaluates_one_batch_and_ends(tmp_path, monkeypatch, capsys):
     data = rows([[1.0], [2.0], [3.0], [4.0]], 2)
     report, page = tmp_path / "report.json", tmp_path / "report.html"
     asked = {"dry_run": True, "report": str(report), "html": str(page)}
-    monkeypatch.setenv(VARIABLE, json.dumps(asked))
+    monkeypatch.setenv(INSPECT_VARIABLE, json.dumps(asked))
     mean = tfloss.metric(keras.metrics.Mean(), lambda batch, y: (y["y"],))
     hooks = [tfloss.hooks.Evaluate(data.take(2), {"mean": mean}, losses=True)]
     trainer = tfloss.Trainer(Line(), keras.optimizers.SGD(0.1), workdir=tmp_path / "run")
@@ -29,5 +29,5 @@ def test_a_dry_run_reports_evaluates_one_batch_and_ends(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit):
         trainer.train(data, steps=10)
     assert "No batch is evaluated" in capsys.readouterr().out
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(INSPECT_VARIABLE)
     assert trainer.train(data, steps=1).step == 1

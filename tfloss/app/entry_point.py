@@ -16,10 +16,9 @@ from typing import Any, NoReturn
 from tfloss.app.config import differences, to_json, write_config
 from tfloss.app.flags import FlagError, Options, parse_flags
 from tfloss.app.training_run import Run
-from tfloss.common.inspect_variable import VARIABLE
+from tfloss.common.command_variables import INSPECT_VARIABLE, RANGE_VARIABLE
 from tfloss.common.logger import ChiefLogger
 from tfloss.common.progress_display import activity_line
-from tfloss.common.replay_variable import RANGE_VARIABLE
 from tfloss.errors import CheckpointError, MissingWorkersError, WorkdirError
 
 
@@ -59,7 +58,7 @@ def run(
         if default_verbosity:  # absl has raised it to "info" since
             logging.set_verbosity(logging.WARNING)
         if options.dry_run:
-            os.environ.setdefault(VARIABLE, json.dumps({"dry_run": True}))
+            os.environ.setdefault(INSPECT_VARIABLE, json.dumps({"dry_run": True}))
         prepared = None
         try:
             with _exit_on(ValueError, MissingWorkersError):

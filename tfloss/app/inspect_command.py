@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfloss.common.inspect_variable import REPLICAS_VARIABLE, VARIABLE
+from tfloss.common.command_variables import INSPECT_VARIABLE, REPLICAS_VARIABLE
 from tfloss.common.replacement import replace_file
 
 _STARTER = "tfloss.app.script_on_replicas"
@@ -57,7 +57,7 @@ def main(
                 )
                 return 2
             command = [command[0], "-m", _STARTER, *command[1:]]
-        environment[VARIABLE] = json.dumps(asked)
+        environment[INSPECT_VARIABLE] = json.dumps(asked)
         try:
             code = subprocess.run(command, env=environment).returncode
         except OSError as error:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tfloss.common.command_variables import RANGE_VARIABLE
 from tfloss.common.reading import read_json
 from tfloss.common.replacement import replace_file
-from tfloss.common.replay_variable import RANGE_VARIABLE
 
 
 def main(command: Sequence[str], low: float, high: float, steps: int, png: Path) -> int:

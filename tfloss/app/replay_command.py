@@ -16,8 +16,8 @@ from typing import Any
 
 from tfloss.checkpoint.files import CheckpointFiles
 from tfloss.checkpoint.manifest import load_manifest
+from tfloss.common.command_variables import REPLAY_VARIABLE, RESULT_FILE
 from tfloss.common.reading import read_json
-from tfloss.common.replay_variable import RESULT_FILE, VARIABLE
 
 
 def main(workdir: str | Path, *, yes: bool = False) -> int:
@@ -120,7 +120,7 @@ def _print_error(message: str) -> None:
 
 def _run_command(report: dict[str, Any], path: Path) -> tuple[int, str]:
     """Runs the command of a run again. Returns its exit code, and how it ended, in words."""
-    environment = {**os.environ, VARIABLE: str(path)}
+    environment = {**os.environ, REPLAY_VARIABLE: str(path)}
     try:
         process = subprocess.run(report["command"], cwd=report["directory"], env=environment)
     except OSError as error:

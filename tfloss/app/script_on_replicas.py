@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfloss.common.inspect_variable import REPLICAS_VARIABLE
+from tfloss.common.command_variables import REPLICAS_VARIABLE
 
 
 def main(argv: Sequence[str]) -> None:

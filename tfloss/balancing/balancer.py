@@ -185,7 +185,7 @@ class TrainedWeights(Balancer):
       losses: See `Balancer`.
       weights: See `Balancer`.
       shared: See `Balancer`.
-      optimizer: The optimizer of these numbers. It is made anew from its configuration, so it
+      optimizer: The optimizer of these numbers. A copy is made from its configuration, so it
         needs no strategy's scope, and may be that of the model.
       initial: Their initial value.
       kind: What they are called in a checkpoint.

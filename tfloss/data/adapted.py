@@ -2,7 +2,7 @@
 
 | data | in training | in evaluation |
 | --- | --- | --- |
-| arrays, tables | a `Source`: shuffled anew in each epoch | a `Source`: one epoch in order |
+| arrays, tables | a `Source`: shuffled in each epoch | a `Source`: one epoch in order |
 | `PyDataset` | a `BatchSource`: its batches shuffled | a `BatchSource`: one epoch in order |
 | generator function, loader | read pass after pass | one pass |
 

@@ -83,7 +83,7 @@ def epoch_hooks(data: Any) -> DataError | None:
     return DataError(
         f"{name} changes between epochs, in {' and '.join(own)}(), so no run could resume in the "
         f"middle with the same batches. Remove {' and '.join(own)}: training shuffles the batches "
-        "of a PyDataset anew in each epoch. To shuffle the examples, use tfloss.data.Source with "
+        "of a PyDataset in each epoch. To shuffle the examples, use tfloss.data.Source with "
         "an object whose __getitem__ returns one example."
     )
 

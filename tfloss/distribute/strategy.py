@@ -18,8 +18,11 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.common.inspect_variable import REPLICAS_VARIABLE
-from tfloss.common.inspect_variable import VARIABLE as INSPECT_VARIABLE
+from tfloss.common.command_variables import (
+    INSPECT_VARIABLE,
+    REPLAY_VARIABLE,
+    REPLICAS_VARIABLE,
+)
 from tfloss.common.logger import logger
 from tfloss.distribute.cluster import Cluster, find_cluster, no_cluster_advice
 from tfloss.distribute.control_channel import ControlChannel, worker_timeout
@@ -98,7 +101,7 @@ def make_strategy(
         return _mirrored(replicas)
     if name == "multi_worker":
         # `tfloss replay` runs the replicas one by one, `tfloss inspect` looks at one worker.
-        if os.environ.get("TFLOSS_REPLAY") or os.environ.get(INSPECT_VARIABLE):
+        if os.environ.get(REPLAY_VARIABLE) or os.environ.get(INSPECT_VARIABLE):
             return tf.distribute.get_strategy()
         return _multi_worker(cluster, connect_timeout)
     if name == "tpu":

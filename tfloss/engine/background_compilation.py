@@ -33,7 +33,6 @@ class BackgroundCompiler:
     Attributes:
       possible: Whether it compiles anything. On a GPU it doesn't: a call on copies takes as much
         memory as a step, which may be what the training needs.
-      used: Whether it has compiled a program.
     """
 
     def __init__(self, train_step: TrainStep):

@@ -33,7 +33,7 @@ class StepSpeed:
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Starts anew, at a step."""
+        """Forgets all times, and starts at a step."""
         self.steps_per_second: float | None = None
         self.seconds_between_calls = 0.0
         self._since: float | None = None  # when the current activities began
@@ -66,7 +66,7 @@ class StepSpeed:
         self._steps_run = self._steps_run or current.runs_steps
 
     def completed(self, step: int) -> None:
-        """Records that so many steps are completed.
+        """Records the number of completed steps.
 
         Args:
           step: The number of completed updates.

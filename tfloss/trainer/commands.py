@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tfloss import replay
-from tfloss.common import inspect_variable
+from tfloss.common.command_variables import INSPECT_VARIABLE, RANGE_VARIABLE, REPLAY_VARIABLE
 from tfloss.common.replacement import replace_file
-from tfloss.common.replay_variable import RANGE_VARIABLE, VARIABLE
 from tfloss.data.distributed import as_dataset
 from tfloss.data.feed import Feed
 from tfloss.distribute.strategy import is_chief
@@ -31,9 +30,9 @@ def obey_command(trainer: Any, data: Any) -> None:
     Raises:
       SystemExit: Something was asked for, and is done.
     """
-    if bundle := os.environ.get(VARIABLE):
+    if bundle := os.environ.get(REPLAY_VARIABLE):
         replay.replay_and_exit(trainer, bundle)
-    if asked := os.environ.get(inspect_variable.VARIABLE):
+    if asked := os.environ.get(INSPECT_VARIABLE):
         _inspect(trainer, data, **json.loads(asked))
         raise SystemExit(0)
     if asked := os.environ.get(RANGE_VARIABLE):

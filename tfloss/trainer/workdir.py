@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tfloss.common.command_variables import RANGE_VARIABLE
 from tfloss.common.reading import check_directory, check_file, read_json
 from tfloss.common.replacement import remove_leftovers
-from tfloss.common.replay_variable import RANGE_VARIABLE
 from tfloss.errors import WorkdirError
 
 CONFIG_FILE = "config.json"
