@@ -65,7 +65,7 @@ def test_the_picture_and_the_numbers(tmp_path, capfd):
     [
         (["--from", "1", "--to", "0.1", "--", "true"], 2, "--from must be positive, and less"),
         ([], 2, "the command is missing"),
-        (["--", "/no/such/program"], 1, "/no/such/program could not be started"),
+        (["--", "/no/such/program"], 2, "the command could not be started"),
         (["--", "sh", "-c", "exit 3"], 3, "exit code 3, and no trainer.train"),
         (["--", "true"], 1, "exit code 0, and no trainer.train"),
     ],

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import tfloss
 from tests.toys import Line, rows
+from tfloss.common.command_variables import INSPECT_VARIABLE, RANGE_VARIABLE, REPLAY_VARIABLE
 from tfloss.distribute.launch import free_ports
 from tfloss.distribute.strategy import check_strategy, is_chief, make_strategy
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
@@ -92,6 +93,15 @@ def test_auto_follows_tf_config(monkeypatch):
 
     with pytest.raises(ValueError, match="already started, so it can.t connect to other workers"):
         make_strategy("auto")
+
+
+@pytest.mark.parametrize("variable", [REPLAY_VARIABLE, INSPECT_VARIABLE, RANGE_VARIABLE])
+def test_a_command_that_starts_one_process_waits_for_no_worker(monkeypatch, variable):
+    monkeypatch.setenv("TF_CONFIG", json.dumps(CLUSTER))
+    monkeypatch.setenv(variable, "{}")
+    tf.constant(0)  # to connect would be an error now
+
+    assert make_strategy("multi_worker").num_replicas_in_sync == 1
 
 
 def test_auto_needs_several_workers(monkeypatch):

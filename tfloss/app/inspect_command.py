@@ -7,14 +7,12 @@ The script starts TensorFlow itself; this process doesn't need it.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tfloss.app.script_process import print_error, run_script
 from tfloss.common.command_variables import INSPECT_VARIABLE, REPLICAS_VARIABLE
 from tfloss.common.replacement import replace_file
 
@@ -46,33 +44,26 @@ def main(
         written = Path(folder) / "report.json"
         asked: dict[str, Any] = {"dry_run": dry_run, "report": str(written)}
         asked["html"] = None if html is None else str(html.absolute())
-        environment = dict(os.environ)
+        variables: dict[str, str] = {}
         if replicas is not None:
             asked["compare"] = True
-            environment |= {REPLICAS_VARIABLE: str(replicas), "CUDA_VISIBLE_DEVICES": "-1"}
+            variables |= {REPLICAS_VARIABLE: str(replicas), "CUDA_VISIBLE_DEVICES": "-1"}
             if not Path(command[0]).name.startswith("python") or len(command) < 2:
-                _print_error(
+                print_error(
+                    "inspect",
                     "--replicas starts the script itself, on logical devices. Write the command as "
-                    "python train.py ..., or python -m module ..."
+                    "python train.py ..., or python -m module ...",
                 )
                 return 2
             command = [command[0], "-m", _STARTER, *command[1:]]
-        environment[INSPECT_VARIABLE] = json.dumps(asked)
-        try:
-            code = subprocess.run(command, env=environment).returncode
-        except OSError as error:
-            _print_error(f"{command[0]} could not be started ({error}).")
-            return 2
+        variables[INSPECT_VARIABLE] = json.dumps(asked)
+        code, ending = run_script(command, variables)
         if not written.exists():
-            _print_error(
-                f"no report: the command ended with exit code {code}, and no trainer.train(...) in "
-                "it was reached."
+            print_error(
+                "inspect",
+                f"no report: the command {ending}, and no trainer.train(...) in it was reached.",
             )
             return code or 1
         if report is not None:
             replace_file(report, written.read_bytes())
     return code
-
-
-def _print_error(message: str) -> None:
-    print(f"tfloss inspect: {message}", file=sys.stderr)

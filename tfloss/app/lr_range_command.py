@@ -6,14 +6,12 @@ The script starts TensorFlow itself (`tfloss.trainer.lr_range`). This process do
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tfloss.app.script_process import print_error, run_script
 from tfloss.common.command_variables import RANGE_VARIABLE
 from tfloss.common.reading import read_json
 from tfloss.common.replacement import replace_file
@@ -30,22 +28,16 @@ def main(command: Sequence[str], low: float, high: float, steps: int, png: Path)
       png: The picture. The JSON file has the same name, with another suffix.
 
     Returns:
-      Exit code: 0; 1 if there is no matplotlib, and so no picture; that of the command, or 1, if it
-      ended before the test.
+      Exit code: 0; 1 if there is no matplotlib, and so no picture; 2 if the command could not be
+      started; that of the command, or 1, if it ended before the test.
     """
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "result.json"
         asked = {"low": low, "high": high, "steps": steps, "file": str(file)}
-        environment = {**os.environ, RANGE_VARIABLE: json.dumps(asked)}
-        try:
-            code = subprocess.run(command, env=environment).returncode
-        except OSError as error:
-            _print_error(f"{command[0]} could not be started ({error}).")
-            return 1
+        code, ending = run_script(command, {RANGE_VARIABLE: json.dumps(asked)})
         if not file.exists():
-            _print_error(
-                f"the command ended with exit code {code}, and no trainer.train(...) in it ran the "
-                "test."
+            print_error(
+                "lr-range", f"the command {ending}, and no trainer.train(...) in it ran the test."
             )
             return code or 1
         found = read_json(file)
@@ -56,7 +48,7 @@ def main(command: Sequence[str], low: float, high: float, steps: int, png: Path)
     try:
         draw(found, png)
     except ImportError as error:
-        _print_error(f"{error} The numbers are in {numbers}.")
+        print_error("lr-range", f"{error} The numbers are in {numbers}.")
         return 1
     print(f"The curve is in {png}, its numbers in {numbers}.")
     return 0
@@ -136,7 +128,3 @@ def draw(found: dict[str, Any], png: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     figure.savefig(png)
-
-
-def _print_error(message: str) -> None:
-    print(f"tfloss lr-range: {message}", file=sys.stderr)

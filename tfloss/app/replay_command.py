@@ -7,13 +7,12 @@ is nothing to replay. Host code, without TensorFlow.
 """
 
 import contextlib
-import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from tfloss.app.script_process import print_error, run_script
 from tfloss.checkpoint.files import CheckpointFiles
 from tfloss.checkpoint.manifest import load_manifest
 from tfloss.common.command_variables import REPLAY_VARIABLE, RESULT_FILE
@@ -36,9 +35,10 @@ def main(workdir: str | Path, *, yes: bool = False) -> int:
     """
     kept = sorted(Path(workdir).glob("nonfinite/step_*/report.json"))
     if not kept:
-        _print_error(
+        print_error(
+            "replay",
             f"no step is kept under {workdir}/nonfinite. No loss of this run was NaN or infinite, "
-            "or its trainer had no NaNGuard."
+            "or its trainer had no NaNGuard.",
         )
         return 1
     path = kept[-1].parent.resolve()
@@ -47,24 +47,26 @@ def main(workdir: str | Path, *, yes: bool = False) -> int:
         f"    print(tfloss.replay.replay(trainer, {str(path)!r}))"
     )
     if not _was_script(path):
-        _print_error(
+        print_error(
+            "replay",
             "the run was not started from a script, but from a notebook, a prompt, python -c or "
-            f"standard input, so it can't be started again. {by_hand}"
+            f"standard input, so it can't be started again. {by_hand}",
         )
         return 1
     report = _read_command(kept[-1])
     if report is None:
-        _print_error(f"{kept[-1]} holds no command that a NaNGuard wrote. {by_hand}")
+        print_error("replay", f"{kept[-1]} holds no command that a NaNGuard wrote. {by_hand}")
         return 1
     if not _confirmed(report, yes):
         return 2
     before = _identity(path / RESULT_FILE)
-    code, ending = _run_command(report, path)
+    code, ending = run_script(report["command"], {REPLAY_VARIABLE: str(path)}, report["directory"])
     if _identity(path / RESULT_FILE) not in (None, before):
         return 0
-    _print_error(
+    print_error(
+        "replay",
         f"nothing was replayed. The command of the run {ending}, and no trainer.train(...) in it "
-        f"replayed the step. {_describe_command(report)}\n\n{by_hand}"
+        f"replayed the step. {_describe_command(report)}\n\n{by_hand}",
     )
     return code or 1
 
@@ -94,9 +96,10 @@ def _confirmed(report: dict[str, Any], yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        _print_error(
+        print_error(
+            "replay",
             "nobody can be asked whether to run it, because standard input is no terminal. If you "
-            "trust whoever wrote this workdir, pass --yes."
+            "trust whoever wrote this workdir, pass --yes.",
         )
         return False
     try:
@@ -112,20 +115,6 @@ def _identity(file: Path) -> tuple[int, int] | None:
         found = file.stat()
         return found.st_ino, found.st_mtime_ns
     return None
-
-
-def _print_error(message: str) -> None:
-    print(f"tfloss replay: {message}", file=sys.stderr)
-
-
-def _run_command(report: dict[str, Any], path: Path) -> tuple[int, str]:
-    """Runs the command of a run again. Returns its exit code, and how it ended, in words."""
-    environment = {**os.environ, REPLAY_VARIABLE: str(path)}
-    try:
-        process = subprocess.run(report["command"], cwd=report["directory"], env=environment)
-    except OSError as error:
-        return 1, f"could not be started ({error})"
-    return process.returncode, f"ended with exit code {process.returncode}"
 
 
 def _was_script(path: Path) -> bool:

@@ -112,18 +112,7 @@ class BatchSource(Seekable):
         shards: int = 1,
         layout: BatchLayout = ROWS_ARE_EXAMPLES,
     ) -> Dataset:
-        """Returns the batches `start`, `start + 1`, ... It takes the same time for any `start`.
-
-        Args:
-          start: Index of the first batch. The data set is empty from `cardinality` on.
-          shard: Index of the part of each batch to return.
-          shards: Number of parts into which each batch is split, in order. Each shard reads the
-            full batch and then takes its part.
-          layout: Which tensors of a batch hold examples.
-
-        Raises:
-          DataError: `start` is negative, or `shard` is not in 0 to `shards` - 1.
-        """
+        """Returns the batches from `start` on, see `Seekable.dataset`. Each is made as a whole."""
         start = checked_integer("start", start, minimum=0)
         check_shard(shard, shards)
         end = _ENDLESS if self._epochs is None else self.cardinality

@@ -36,13 +36,18 @@ class Seekable(abc.ABC):
         shards: int = 1,
         layout: BatchLayout = ROWS_ARE_EXAMPLES,
     ) -> Dataset:
-        """Returns the batches `start`, `start + 1`, ...
+        """Returns the batches `start`, `start + 1`, ... It takes the same time for any `start`.
 
         Args:
           start: Index of the first batch. The data set is empty from `cardinality` on.
           shard: Index of the part of each batch to return.
-          shards: Number of parts into which each batch is split, in order.
-          layout: Which tensors of a batch hold examples.
+          shards: Number of parts into which each batch is split, in order. Their sizes differ by at
+            most one, and a part may be empty. Where a batch is made as a whole, each shard makes
+            it and then takes its part.
+          layout: Which tensors of a batch hold examples, where a batch is made as a whole.
+
+        Raises:
+          DataError: `start` is negative, or `shard` is not in 0 to `shards` - 1.
         """
 
     @abc.abstractmethod

@@ -175,18 +175,9 @@ class Source(Seekable):
         shards: int = 1,
         layout: BatchLayout = ROWS_ARE_EXAMPLES,
     ) -> Dataset:
-        """Returns the batches `start`, `start + 1`, ... It takes the same time for any `start`.
+        """Returns the batches from `start` on, see `Seekable.dataset`.
 
-        Args:
-          start: Index of the first batch. The data set is empty from `cardinality` on.
-          shard: Index of the part of each batch to return.
-          shards: Number of parts into which each batch is split, in order. Their sizes differ by at
-            most one, and a part may be empty. With a `batch_map`, each shard creates the full batch
-            and then takes its part.
-          layout: Which tensors of a batch hold examples, for `shards` after a `batch_map`.
-
-        Raises:
-          DataError: `start` is negative, or `shard` is not in 0 to `shards` - 1.
+        A `batch_map` makes a batch as a whole.
         """
         start = checked_integer("start", start, minimum=0)
         check_shard(shard, shards)

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.common.command_variables import (
     INSPECT_VARIABLE,
+    RANGE_VARIABLE,
     REPLAY_VARIABLE,
     REPLICAS_VARIABLE,
 )
@@ -100,8 +101,9 @@ def make_strategy(
     if name == "mirrored":
         return _mirrored(replicas)
     if name == "multi_worker":
-        # `tfloss replay` runs the replicas one by one, `tfloss inspect` looks at one worker.
-        if os.environ.get(REPLAY_VARIABLE) or os.environ.get(INSPECT_VARIABLE):
+        # `tfloss replay` runs the replicas one by one; `tfloss inspect` and `tfloss lr-range` start
+        # a single process.
+        if any(map(os.environ.get, (REPLAY_VARIABLE, INSPECT_VARIABLE, RANGE_VARIABLE))):
             return tf.distribute.get_strategy()
         return _multi_worker(cluster, connect_timeout)
     if name == "tpu":
