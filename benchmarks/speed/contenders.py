@@ -2,6 +2,7 @@
 
 Each contender has `start()`, its shortest call; `first()`, which trains `loop` steps and returns
 their mean loss; `warm()`, which brings it to full speed; and `run(steps)`, which trains further.
+`train(steps, record)` is a whole run from its first step, and `save(path)` its final checkpoint.
 """
 
 import functools
@@ -13,6 +14,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from record import Record
 from workloads import Adder, Owner, Workload
 
 
@@ -69,6 +71,22 @@ class Tfloss:
         """Trains `steps` more steps."""
         self.trainer.train(self.data, self.trainer.step + steps)
 
+    def train(self, steps: int, record: Record) -> None:
+        """Trains from the first step. The trainer saves the final checkpoint."""
+        from tfloss.hooks import Every, Hook
+
+        class Points(Hook):
+            every = Every(seconds=0.02)
+
+            def after_step(self, step):
+                if record.add(step, steady=self.trainer.mode is not None):
+                    self.trainer.stop("enough")
+
+        self.trainer.train(self.data, steps, hooks=[Points()])
+
+    def save(self, path: Path) -> None:
+        """Does nothing: the checkpoint is there."""
+
     def note(self) -> str:
         """Returns what the table should show, such as the chosen mode."""
         chosen = self.trainer.mode
@@ -80,6 +98,17 @@ class Plain:
     """A contender that is warm after some steps."""
 
     loop: int
+    saved: dict[str, Any]
+
+    def train(self, steps: int, record: Record) -> None:
+        """Trains from the first step."""
+        for done in range(self.loop, steps + 1, self.loop):
+            self.run(self.loop)
+            record.stop_if_enough(done)
+
+    def save(self, path: Path) -> None:
+        """Saves weights and optimizer."""
+        tf.train.Checkpoint(**self.saved).write(str(path / "checkpoint"))
 
     def warm(self, seconds: float, rate: float) -> None:
         """Trains for some seconds."""
@@ -99,7 +128,7 @@ class Plain:
 class Fit(Plain):
     """`keras.fit`."""
 
-    def __init__(self, work: Workload, **options: Any):
+    def __init__(self, work: Workload, unrolled: int = 1, **options: Any):
         self.data, self.loop = work.data(), work.loop
         self.model = work.make()
         if work.compiled is None:
@@ -112,11 +141,23 @@ class Fit(Plain):
         autotuner.autotune.enabled = False
         self.data = self.data.with_options(autotuner)
         options = {"jit_compile": False, **options}
-        self.model.compile(work.optimizer(), **options)
+        optimizer = work.optimizer()
+        self.model.compile(optimizer, **options)
+        self.model.unrolled_steps_per_execution = unrolled
+        self.saved = {"model": self.model, "optimizer": optimizer}
 
     def first(self) -> float:
         """Trains `loop` steps and returns their mean loss."""
         return self.run(self.loop).history["loss"][0]
+
+    def train(self, steps: int, record: Record) -> None:
+        """Trains from the first step."""
+
+        class Points(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                record.stop_if_enough(batch + 1)
+
+        self.model.fit(self.data, steps_per_epoch=steps, verbose=0, callbacks=[Points()])
 
     def run(self, steps: int) -> Any:
         """Trains `steps` more steps."""
@@ -152,6 +193,7 @@ class Orbit(Plain):
                 super().__init__(data)
                 self.loss = keras.metrics.Mean()
                 self.step = tf.Variable(0, dtype=tf.int64)
+                self.record: Record | None = None
 
             def train_loop_begin(self):
                 self.loss.reset_state()
@@ -161,8 +203,11 @@ class Orbit(Plain):
                 self.step.assign_add(1)
 
             def train_loop_end(self):
+                if self.record is not None:
+                    self.record.stop_if_enough(int(self.step))
                 return {"loss": float(self.loss.result())}
 
+        self.saved = {"model": net, "optimizer": optimizer}
         self.trainer = Trainer(work.data())
         self.controller = orbit.Controller(
             trainer=self.trainer, global_step=self.trainer.step, steps_per_loop=self.loop
@@ -172,6 +217,11 @@ class Orbit(Plain):
         """Trains `loop` steps and returns their mean loss."""
         self.run(self.loop)
         return float(self.trainer.loss.result())
+
+    def train(self, steps: int, record: Record) -> None:
+        """Trains from the first step."""
+        self.trainer.record = record
+        self.run(steps)
 
     def run(self, steps: int) -> None:
         """Trains `steps` more steps."""
@@ -193,6 +243,7 @@ class Hand(Plain):
         step = training_step(net, optimizer, work)
         data = work.data()
         many_steps = self.loop = work.loop
+        self.saved = {"model": net, "optimizer": optimizer}
         self.per_call = 1 if mode == "call" else many_steps
         if mode == "steps":
             step = tf.function(step, jit_compile=True, autograph=False)
@@ -262,6 +313,9 @@ CONTENDERS = {
     "fit, many steps/call": lambda work: Fit(work, steps_per_execution=work.loop),
     "fit, many steps/call, jit": lambda work: Fit(
         work, steps_per_execution=work.loop, jit_compile=True
+    ),
+    "fit, many steps/call, unrolled": lambda work: Fit(
+        work, steps_per_execution=work.loop, unrolled=5
     ),
     "Orbit": Orbit,
     "hand, one step/call": lambda work: Hand(work, "call"),

@@ -33,10 +33,16 @@ WARM = 0.5  # seconds of warming up
 
 
 class Process:
-    """A contender in its own process. After an error all answers are empty."""
+    """A contender in its own process. After an error all answers are empty.
 
-    def __init__(self, workload: str, name: str):
-        command = [sys.executable, str(HERE / "worker.py"), workload, name]
+    Args:
+      workload: The name of the workload.
+      name: The name of the contender.
+      python: The interpreter to run it with.
+    """
+
+    def __init__(self, workload: str, name: str, python: str = sys.executable):
+        command = [python, str(HERE / "worker.py"), workload, name]
         self.name, self.error = name, ""
         self.process = subprocess.Popen(
             command,

@@ -21,16 +21,8 @@ import numpy as np
 import tensorflow as tf
 from _timing import interleaved, ratio
 from contenders import Hand
-from workloads import (
-    WORKLOADS,
-    Owner,
-    Workload,
-    classification,
-    cross_entropy,
-    endless,
-    layers,
-    mlp,
-)
+from nets import classification, layers, mlp
+from workloads import WORKLOADS, Owner, Workload, cross_entropy, endless
 
 import tfloss
 from tfloss.hooks import Every, Hook
@@ -109,7 +101,7 @@ def stack(count: int) -> Workload:
         net = [layers.Dense(16, activation="tanh") for _ in range(count // 2 - 1)]
         return keras.Sequential([keras.Input([16]), *net, layers.Dense(10)])
 
-    return Workload(f"{count}", make, classification(16, batch=32), cross_entropy)
+    return Workload(f"{count}", make, lambda: endless(classification(16)(), 32), cross_entropy)
 
 
 def losses(rows: dict) -> None:

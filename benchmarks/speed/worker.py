@@ -2,15 +2,66 @@
 
 python benchmarks/speed/worker.py mlp tfloss
 start | first | warm SECONDS RATE | run STEPS | end   # it answers each with a line of JSON
+whole STEPS REACH SECONDS PATIENCE FAST               # a line for each point of `record.Record`
 """
 
 import json
 import os
 import resource
 import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
+def contender(workload: str, name: str) -> Any:
+    """Makes a contender. Those on JAX don't import TensorFlow."""
+    if name.startswith("Keras on JAX"):
+        from jax_contenders import JAX_CONTENDERS
+
+        return JAX_CONTENDERS[name](workload)
+    import keras
+    from contenders import CONTENDERS
+    from workloads import WORKLOADS
+
+    keras.utils.set_random_seed(0)
+    return CONTENDERS[name](WORKLOADS[workload])
+
+
+def whole(
+    one: Any,
+    answer: Any,
+    steps: float,
+    reach: float,
+    seconds: float,
+    patience: float,
+    fast: float,
+) -> None:
+    """Makes a whole run, its final checkpoint included."""
+    from record import Enough, Record, process_age
+
+    record = Record(
+        lambda step, age: answer(step=step, seconds=age), int(reach), seconds, patience, fast
+    )
+    try:
+        one.train(int(steps), record)
+    except Enough:
+        pass
+    with tempfile.TemporaryDirectory() as path:
+        one.save(Path(path))
+        ended = process_age()
+    step, age = record.last or (0, ended)
+    answer(
+        last=step,
+        at=age,
+        ended=ended,
+        rate=record.rate,
+        steady=record.steady,
+        pause=record.pause,
+    )
 
 
 def main() -> None:
@@ -22,13 +73,7 @@ def main() -> None:
         answers.write(json.dumps(values) + "\n")
 
     began = time.perf_counter()
-    import keras
-    from contenders import CONTENDERS
-    from workloads import WORKLOADS
-
-    workload, name = sys.argv[1:]
-    keras.utils.set_random_seed(0)
-    one = CONTENDERS[name](WORKLOADS[workload])
+    one = contender(*sys.argv[1:])
     for line in sys.stdin:
         command, *arguments = line.split()
         try:
@@ -41,6 +86,8 @@ def main() -> None:
             elif command == "warm":
                 one.warm(*map(float, arguments))
                 answer(ok=True)
+            elif command == "whole":
+                whole(one, answer, *map(float, arguments))
             elif command == "run":
                 since = time.perf_counter()
                 one.run(int(arguments[0]))

@@ -13,9 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from nets import CLASSIFIERS, HEADS, many_heads, regression
 
 ROOT = Path(__file__).parents[2]
-layers = keras.layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +76,6 @@ def endless(arrays: Mapping[str, np.ndarray], batch: int) -> tf.data.Dataset:
     return data.batch(batch, drop_remainder=True).prefetch(2).with_options(options)
 
 
-def classification(*shape: int, count: int = 2_000, batch: int) -> Callable[[], tf.data.Dataset]:
-    """Makes a data set of random images or vectors in ten classes."""
-
-    def data() -> tf.data.Dataset:
-        rng = np.random.default_rng(0)
-        x = rng.normal(size=(count, *shape)).astype(np.float32)
-        return endless({"x": x, "y": rng.integers(0, 10, count).astype(np.int32)}, batch)
-
-    return data
-
-
 def cross_entropy(net: keras.Model, batch: Any) -> dict[str, tf.Tensor]:
     """Computes the mean cross entropy of integer labels."""
     logits = net(batch["x"], training=True)
@@ -97,66 +86,6 @@ def cross_entropy(net: keras.Model, batch: Any) -> dict[str, tf.Tensor]:
 COMPILED = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
 
 
-def mlp() -> keras.Model:
-    """Makes an MLP 784-128-10."""
-    return keras.Sequential(
-        [keras.Input([784]), layers.Dense(128, activation="relu"), layers.Dense(10)]
-    )
-
-
-def small(blocks: int = 40) -> keras.Model:
-    """Makes a deep net of small layers."""
-    net = keras.Sequential([keras.Input([64])])
-    for _ in range(blocks):
-        net.add(layers.Dense(64, activation="relu"))
-        net.add(layers.LayerNormalization())
-    net.add(layers.Dense(10))
-    return net
-
-
-def cnn() -> keras.Model:
-    """Makes a small convolutional net."""
-    return keras.Sequential(
-        [
-            keras.Input([28, 28, 1]),
-            layers.Conv2D(16, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(32, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(10),
-        ]
-    )
-
-
-def transformer(width: int = 256, depth: int = 4, length: int = 64) -> keras.Model:
-    """Makes a transformer language model."""
-    inputs = keras.Input([length], dtype="int32")
-    x = layers.Embedding(1_000, width)(inputs)
-    for _ in range(depth):
-        y = layers.LayerNormalization()(x)
-        x = x + layers.MultiHeadAttention(4, width // 4)(y, y)
-        y = layers.LayerNormalization()(x)
-        x = x + layers.Dense(width)(layers.Dense(4 * width, activation="gelu")(y))
-    return keras.Model(inputs, layers.Dense(1_000)(x))
-
-
-def tokens() -> tf.data.Dataset:
-    """Makes random token sequences."""
-    text = np.random.default_rng(0).integers(0, 1_000, (500, 65)).astype(np.int32)
-    return endless({"x": text[:, :-1], "y": text[:, 1:]}, 16)
-
-
-HEADS = 50
-
-
-def many_heads() -> keras.Model:
-    """Makes a net with 50 heads."""
-    inputs = keras.Input([64])
-    x = layers.Dense(128, activation="relu")(inputs)
-    return keras.Model(inputs, {f"head_{i}": layers.Dense(1)(x) for i in range(HEADS)})
-
-
 def many_losses(net: keras.Model, batch: Any) -> dict[str, tf.Tensor]:
     """Computes a squared error for each head."""
     found = net(batch["x"], training=True)
@@ -164,13 +93,6 @@ def many_losses(net: keras.Model, batch: Any) -> dict[str, tf.Tensor]:
         name: tf.reduce_mean(tf.square(value[:, 0] - batch["targets"][:, i]))
         for i, (name, value) in enumerate(found.items())
     }
-
-
-def regression() -> tf.data.Dataset:
-    """Makes random inputs and targets."""
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2_000, 64)), rng.normal(size=(2_000, HEADS))
-    return endless({"x": x.astype(np.float32), "targets": y.astype(np.float32)}, 32)
 
 
 def heads_of(batch: Any) -> tuple:
@@ -205,36 +127,33 @@ def _example(name: str) -> Any:
     return __import__(name)
 
 
+TITLES = {
+    "mlp": "MLP 784-128-10, batch 32",
+    "small": "160 small variables: 40 × (Dense 64, LayerNorm)",
+    "cnn": "CNN, 2 convolutions, 28×28, batch 64",
+    "transformer": "Transformer, 4 blocks of 256, batch 16×64",
+}
+
+
+def classifier(name: str) -> Workload:
+    """Makes the workload of a net of `nets.CLASSIFIERS`."""
+    net, arrays, batch, loop = CLASSIFIERS[name]
+    return Workload(
+        TITLES[name],
+        net,
+        lambda: endless(arrays(), batch),
+        cross_entropy,
+        COMPILED,
+        loop=loop,
+    )
+
+
 WORKLOADS = {
-    "mlp": Workload(
-        "MLP 784-128-10, batch 32", mlp, classification(784, batch=32), cross_entropy, COMPILED
-    ),
-    "small": Workload(
-        "160 small variables: 40 × (Dense 64, LayerNorm)",
-        small,
-        classification(64, batch=32),
-        cross_entropy,
-        COMPILED,
-    ),
-    "cnn": Workload(
-        "CNN, 2 convolutions, 28×28, batch 64",
-        cnn,
-        classification(28, 28, 1, batch=64),
-        cross_entropy,
-        COMPILED,
-    ),
-    "transformer": Workload(
-        "Transformer, 4 blocks of 256, batch 16×64",
-        transformer,
-        tokens,
-        cross_entropy,
-        COMPILED,
-        loop=20,
-    ),
+    **{name: classifier(name) for name in CLASSIFIERS},
     "tasks": Workload(
         f"{HEADS} tasks, {HEADS} losses",
         many_heads,
-        regression,
+        lambda: endless(regression(), 32),
         many_losses,
         {"loss": {f"head_{i}": "mse" for i in range(HEADS)}},
         heads_of,

@@ -148,9 +148,9 @@ def plot(result: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def put(name: str, lines: list[str]) -> None:
+def put(name: str, lines: list[str], script: str = "write.py") -> None:
     """Replaces a table of the page."""
-    begin, end = f"<!-- {name}: written by benchmarks/speed/write.py -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: written by benchmarks/speed/{script} -->", f"<!-- end of {name} -->"
     before, rest = PAGE.read_text().split(begin)
     PAGE.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}")
 
