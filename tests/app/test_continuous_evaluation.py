@@ -76,7 +76,7 @@ def records(path):
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
             events += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-    assert sorted(events) == sorted((one["step"], "metrics/w", one["val/w"]) for one in lines)
+    assert sorted(events) == sorted((one["step"], "Metrics/w", one["val/w"]) for one in lines)
     assert len({one["step"] for one in lines}) == len(lines)
     return {one["step"]: one["val/w"] for one in lines}
 

@@ -200,6 +200,7 @@ def results(workdir: Path) -> dict:
 
     from tfloss.checkpoint import CheckpointDirectory, load_manifest, load_values
     from tfloss.common.logger import logger
+    from tfloss.hooks.run_description import DESCRIPTION_TAGS
 
     directory = CheckpointDirectory(workdir / "checkpoints")
     newest = directory.newest_valid(logger)
@@ -214,7 +215,7 @@ def results(workdir: Path) -> dict:
             events += [
                 (event.step, f"{path.parent.name}/{v.tag}", v.SerializeToString())
                 for v in event.summary.value
-                if v.tag not in ("recipe", "command")  # of each call of `train`
+                if v.tag not in DESCRIPTION_TAGS  # of each call of `train`
             ]
     return {
         "variables": {name: np.asarray(value).tobytes() for name, value in values.items()},
@@ -222,7 +223,7 @@ def results(workdir: Path) -> dict:
         "steps": directory.steps(),
         "metrics": [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines],
         "events": sorted(
-            one for one in events if not one[1].removeprefix("train/training/").startswith(TIMES)
+            one for one in events if not one[1].removeprefix("train/Training/").startswith(TIMES)
         ),
         "exports": exports.contents(workdir),
     }

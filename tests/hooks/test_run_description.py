@@ -7,7 +7,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import tfloss
 from tests.toys import Line, rows
-from tfloss.hooks import TensorBoard
+from tfloss.hooks import Evaluate, TensorBoard
 from tfloss.hooks.run_description import recipe
 
 
@@ -36,18 +36,66 @@ def test_a_run_has_its_recipe_its_command_and_its_hyperparameters(tmp_path, monk
     assert texts["command"][0][1] == f"    {sys.executable} train.py '--name=a b'".encode()
     found = json.loads(texts["recipe"][0][1])
     assert found["config"] == {"width": 8, "layers": [1, 2], "--seed": 3}
-    assert found["optimizer"]["learning_rate"]["class_name"] == "PiecewiseConstantDecay"
+    assert found["optimizer"]["learning_rate"]["class"] == "PiecewiseConstantDecay"
     assert found["step"]["clip_norm"] == 2.0
     assert (found["batch_size"], found["steps"], found["replicas"]) == (2, 2, 1)
 
-    (_, value), _ = _events(tmp_path)  # of two calls of `train`
-    assert value.tag == "_hparams_/session_start_info"
-    data = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
-    values = dict(data.session_start_info.hparams)
+    session, again = _sessions(tmp_path / "train")  # of two calls of `train`
+    assert session.group_name == f"{tmp_path.name}/train" == again.group_name
+    values = dict(session.hparams)
     assert values["width"].number_value == 8
     assert values["optimizer.momentum"].number_value == 0.5
-    assert values["optimizer.learning_rate.class_name"].string_value == "PiecewiseConstantDecay"
+    assert values["optimizer.learning_rate.class"].string_value == "PiecewiseConstantDecay"
     assert values["step.clip_norm"].number_value == 2.0
+
+
+def _sessions(path):
+    for _, value in _events(path):
+        if value.tag == "_hparams_/session_start_info":
+            content = value.metadata.plugin_data.content
+            yield plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+
+
+def _hparams_page(logdir):
+    """`{row: {column: value}}` of the page HPARAMS, as TensorBoard computes it."""
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+    runs = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(logdir))
+    runs.Reload()
+    provider = data_provider.MultiplexerDataProvider(runs, str(logdir))
+    page, request = backend_context.Context(TBContext(data_provider=provider)), RequestContext()
+    content = page.hparams_metadata(request, "")
+    found = page.experiment_from_metadata(request, "", True, content, [])
+    query = api_pb2.ListSessionGroupsRequest(
+        allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING],
+        slice_size=10,
+        include_metrics=True,
+        col_params=[api_pb2.ColParams(metric=one.name) for one in found.metric_infos],
+    )
+    groups = list_session_groups.Handler(request, page, "", query).run().session_groups
+    return {
+        group.name: {value.name.tag: value.value for value in group.metric_values}
+        for group in groups
+    }
+
+
+def test_the_hparams_page_has_the_metrics_of_each_run(tmp_path):
+    """Whether TensorBoard is given the workdir or the directory of several workdirs."""
+    workdir = tmp_path / "one"
+    evaluation = Evaluate(rows([1.0, 2.0], 2).take(1), {}, losses=True)
+    trainer = tfloss.Trainer(
+        Line(), keras.optimizers.SGD(0.0), workdir=workdir,
+        hooks=[TensorBoard(), evaluation], default_hooks=False, jit=False,
+    )  # fmt: skip
+    trainer.train(rows([1.0, 2.0], 2).repeat(), steps=2)
+    for logdir in (workdir, tmp_path):
+        page = _hparams_page(logdir)
+        assert set(page) == {"one/train", "one/val"}
+        assert {"Losses/total", "Training/learning_rate"} < set(page["one/train"])
+        assert page["one/val"]["Losses/total"] == page["one/train"]["Losses/total"] > 0
 
 
 def test_an_optimizer_without_a_config_is_described_by_its_numbers(make_trainer):

@@ -5,6 +5,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from tfloss.hooks import Evaluate, RunInfo, TensorBoard
 from tfloss.hooks.event_log import EventLog
+from tfloss.hooks.run_description import DESCRIPTION_TAGS
 from tfloss.summary import Summary
 
 
@@ -34,12 +35,12 @@ def test_scalars_keep_their_tags_steps_and_values(make_trainer, tmp_path):
     trainer.log(20, {"losses/total": 0.25, "val/losses/total": 4.0})
     trainer.end()
     events = read(tmp_path / "train")
-    found = ["recipe", "command", "losses/total", "rpn/é", "val/losses/total"]
-    assert events.Tags()["tensors"] == found
-    assert scalars(events, "losses/total") == [(10, 0.5), (20, 0.25)]
+    texts = ["_hparams_/session_start_info", "recipe", "command"]
+    assert events.Tags()["tensors"] == [*texts, "Losses/total", "rpn/é", "val/losses/total"]
+    assert scalars(events, "Losses/total") == [(10, 0.5), (20, 0.25)]
     assert scalars(events, "rpn/é") == [(10, 2.0)]
     assert scalars(events, "val/losses/total") == [(20, 4.0)]
-    assert plugin(events, "losses/total") == "scalars"
+    assert plugin(events, "Losses/total") == "scalars"
 
 
 def test_values_that_are_not_finite_are_written(make_trainer, tmp_path):
@@ -48,8 +49,8 @@ def test_values_that_are_not_finite_are_written(make_trainer, tmp_path):
     trainer.log(1, {"a": float("nan"), "b": float("inf")})
     trainer.end()
     events = read(tmp_path)
-    assert np.isnan(scalars(events, "metrics/a")[0][1])
-    assert scalars(events, "metrics/b") == [(1, float("inf"))]
+    assert np.isnan(scalars(events, "Metrics/a")[0][1])
+    assert scalars(events, "Metrics/b") == [(1, float("inf"))]
 
 
 def test_summaries_of_each_kind(make_trainer, tmp_path):
@@ -106,7 +107,7 @@ def test_events_are_in_the_file_after_a_due_call(make_trainer, tmp_path):
     trainer.begin(20)
     trainer.log(10, {"a": 1.0})
     hook.after_step(11)
-    assert scalars(read(tmp_path / "train"), "metrics/a") == [(10, 1.0)]
+    assert scalars(read(tmp_path / "train"), "Metrics/a") == [(10, 1.0)]
     hook.after_step(12)  # nothing new
     trainer.end()
 
@@ -115,7 +116,7 @@ def test_a_run_has_one_file_and_later_hooks_may_log_at_the_end(make_trainer, tmp
     hooks = [TensorBoard(), Evaluate("data", {})]
     trainer = make_trainer(hooks, workdir=tmp_path, results={2: {"accuracy": 0.5}})
     trainer.train(2)
-    assert scalars(read(tmp_path / "val"), "metrics/accuracy") == [(2, 0.5)]
+    assert scalars(read(tmp_path / "val"), "Metrics/accuracy") == [(2, 0.5)]
     assert len(list((tmp_path / "val").iterdir())) == 1
 
 
@@ -136,7 +137,7 @@ def test_a_resumed_run_has_each_point_once(make_trainer, tmp_path):
     path.write_bytes(path.read_bytes()[:-3])  # killed while it wrote
     again = make_trainer([TensorBoard()], workdir=tmp_path, step=10)
     again.begin(40)
-    assert scalars(read(tmp_path / "train"), "metrics/a") == [(10, 10.0)]
+    assert scalars(read(tmp_path / "train"), "Metrics/a") == [(10, 10.0)]
     for step in (20, 30, 40):
         again.log(step, {"a": -float(step)})
     again.end()
@@ -178,7 +179,7 @@ def _points(path):
     for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
         event = tf.compat.v1.Event.FromString(record)
         for value in event.summary.value:
-            if value.tag not in ("recipe", "command"):
+            if value.tag not in DESCRIPTION_TAGS:
                 yield event.step, value.simple_value
 
 
@@ -188,7 +189,7 @@ def test_a_run_from_step_0_renames_an_older_log(make_trainer, tmp_path):
         trainer.begin(1)
         trainer.log(1, {"a": value})
         trainer.end()
-    assert scalars(read(tmp_path / "train"), "metrics/a") == [(1, 2.0)]
+    assert scalars(read(tmp_path / "train"), "Metrics/a") == [(1, 2.0)]
     (old,) = (tmp_path / "train").glob("superseded.*")
     assert list(_points(old)) == [(1, 1.0)]
 
@@ -202,7 +203,7 @@ def test_a_damaged_record_is_kept(make_trainer, tmp_path):
     (path,) = (tmp_path / "train").iterdir()
     data = bytearray(path.read_bytes())
     version = 0
-    for _ in ("version", "recipe", "command"):
+    for _ in ("version", "hyperparameters", "recipe", "command"):
         version += 16 + int.from_bytes(data[version : version + 8], "little")
     size = (len(data) - version) // 3
     damaged = data[version + 12 : version + 12 + 8]
@@ -222,9 +223,9 @@ def test_consecutive_steps_are_one_event_each(make_trainer, tmp_path):
         hook.on_log(step, values, ())
     hook.after_train()
     found = read(hook.logdir)
-    assert scalars(found, "metrics/a") == [*((s, 0.5 * s) for s in range(1, 24)), (24, 9.0)]
+    assert scalars(found, "Metrics/a") == [*((s, 0.5 * s) for s in range(1, 24)), (24, 9.0)]
     assert scalars(found, "b/c") == [(s, -s) for s in range(1, 24)]
-    assert scalars(found, "metrics/other") == [(5, 2.0)]
+    assert scalars(found, "Metrics/other") == [(5, 2.0)]
 
 
 def test_a_second_train_call_continues_the_log_without_reading_it(
@@ -245,7 +246,7 @@ def test_a_second_train_call_continues_the_log_without_reading_it(
     trainer.log(3, {"a": 2.0})
     trainer.step = 3
     trainer.end()
-    assert scalars(read(tmp_path), "metrics/a") == [(2, 1.0), (3, 2.0)]
+    assert scalars(read(tmp_path), "Metrics/a") == [(2, 1.0), (3, 2.0)]
     trainer.step = 1  # restored to another step
     trainer.begin(3)
     assert read_again
@@ -266,7 +267,7 @@ def test_logs_after_the_end_are_in_another_file(make_trainer, tmp_path):
     trainer.end()
     hook.on_log(1, {"a": 1.0}, [Summary("t", "text", np.array([b"x"], object), {})])
     assert len(list(tmp_path.iterdir())) == 1
-    assert scalars(read(tmp_path), "metrics/a") == [(1, 1.0)]
+    assert scalars(read(tmp_path), "Metrics/a") == [(1, 1.0)]
     assert plugin(read(tmp_path), "t") == "text"
 
 
@@ -296,14 +297,14 @@ def test_evaluations_are_runs_with_the_tags_of_training(make_trainer, tmp_path):
     trainer.log(2, {"valid": 1.0, "val": 3.0, "other/x": 4.0})
     trainer.step = 2
     trainer.end()
-    both = {"losses/total": [(2, 1.0)], "metrics/accuracy": [(2, 0.5)]}
+    both = {"Losses/total": [(2, 1.0)], "Metrics/accuracy": [(2, 0.5)]}
     assert curves(tmp_path) == {
-        ("train", "losses/total"): [(2, 2.0)],
-        ("train", "metrics/accuracy"): [(2, 0.25)],
-        ("train", "training/learning_rate"): [(2, 0.5)],
-        ("train", "training/time/hooks_fraction"): [(2, 0.125)],
-        ("train", "metrics/valid"): [(2, 1.0)],
-        ("train", "metrics/val"): [(2, 3.0)],
+        ("train", "Losses/total"): [(2, 2.0)],
+        ("train", "Metrics/accuracy"): [(2, 0.25)],
+        ("train", "Training/learning_rate"): [(2, 0.5)],
+        ("train", "Training/time/hooks_fraction"): [(2, 0.125)],
+        ("train", "Metrics/valid"): [(2, 1.0)],
+        ("train", "Metrics/val"): [(2, 3.0)],
         ("train", "other/x"): [(2, 4.0)],
         **{(run, tag): points for run in ("val", "test") for tag, points in both.items()},
     }
@@ -318,8 +319,8 @@ def test_a_given_directory_holds_those_of_evaluations(make_trainer, tmp_path):
     trainer.step = 1
     trainer.end()
     assert curves(tmp_path / "logs") == {
-        (".", "losses/total"): [(1, 2.0)],
-        ("val", "metrics/accuracy"): [(1, 0.5)],
+        (".", "Losses/total"): [(1, 2.0)],
+        ("val", "Metrics/accuracy"): [(1, 0.5)],
     }
 
 
@@ -344,8 +345,8 @@ def test_a_resumed_run_cuts_the_files_of_every_run(make_trainer, tmp_path):
     _run(make_trainer, tmp_path, 4, 5, kill=True)  # killed twice at one checkpoint
     _run(make_trainer, tmp_path, 4, 8)
     found = curves(tmp_path)
-    assert found["train", "losses/total"] == [(s, float(s)) for s in range(1, 9)]
-    assert found["val", "losses/total"] == [(s, 10.0 * s) for s in (2, 4, 6, 8)]
+    assert found["train", "Losses/total"] == [(s, float(s)) for s in range(1, 9)]
+    assert found["val", "Losses/total"] == [(s, 10.0 * s) for s in (2, 4, 6, 8)]
     texts = [e.step for e in read(tmp_path / "train").Tensors("command")]
     assert texts == [0, 4]
 
@@ -353,7 +354,7 @@ def test_a_resumed_run_cuts_the_files_of_every_run(make_trainer, tmp_path):
 def test_the_curves_of_an_evaluation_that_is_gone_are_cut_too(make_trainer, tmp_path):
     _run(make_trainer, tmp_path, 0, 8)
     _run(make_trainer, tmp_path, 4, 8, evaluates=False)
-    assert curves(tmp_path)["val", "losses/total"] == [(2, 20.0), (4, 40.0)]
+    assert curves(tmp_path)["val", "Losses/total"] == [(2, 20.0), (4, 40.0)]
 
 
 def test_the_results_of_a_process_that_follows_the_run_stay(make_trainer, tmp_path):
@@ -362,7 +363,7 @@ def test_the_results_of_a_process_that_follows_the_run_stay(make_trainer, tmp_pa
     with_eval.log(8, {"losses/total": 1.0})
     with_eval.end()
     _run(make_trainer, tmp_path, 4, 6)
-    assert curves(tmp_path)["eval", "losses/total"] == [(8, 1.0)]
+    assert curves(tmp_path)["eval", "Losses/total"] == [(8, 1.0)]
 
 
 @pytest.mark.parametrize("name", ["train", "eval", "checkpoints", "..", "a/b"])
@@ -397,10 +398,11 @@ def test_a_workdir_of_an_earlier_version_goes_on(make_trainer, tmp_path):
     trainer.log(30, {"val/losses/total": 61.0})
     hooks[0].after_train()
     assert curves(tmp_path) == {
-        ("train", "losses/total"): [(10, 10.0), (20, 21.0)],
+        ("train", "losses/total"): [(10, 10.0)],
+        ("train", "Losses/total"): [(20, 21.0)],
         ("train", "accuracy"): [(10, 1.0)],
         ("train", "learning_rate"): [(10, 1.0)],
-        ("train", "training/learning_rate"): [(20, 2.0)],
+        ("train", "Training/learning_rate"): [(20, 2.0)],
         ("train", "val/losses/total"): [(10, 20.0), (20, 40.0)],
-        ("val", "losses/total"): [(30, 61.0)],
+        ("val", "Losses/total"): [(30, 61.0)],
     }

@@ -106,7 +106,7 @@ def drawn(workdir):
     for path in sorted((workdir / "train").glob("*tfevents*")):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():  # whole records only
             event = tf.compat.v1.Event.FromString(record)
-            found += [event.step for v in event.summary.value if v.tag == "losses/total"]
+            found += [event.step for v in event.summary.value if v.tag == "Losses/total"]
     return found
 
 

@@ -717,7 +717,7 @@ def test_event_files_read_back(count, replicas, tmp_path):
     )
     one.train(DATA, steps=25)
     events = EventAccumulator(str(tmp_path / "train"), size_guidance={"tensors": 0}).Reload()
-    for tag, value in (("losses/mean", 2.5), ("metrics/mine", 2.5), ("line/plain", 2.5)):
+    for tag, value in (("Losses/mean", 2.5), ("Metrics/mine", 2.5), ("line/plain", 2.5)):
         found = events.Tensors(tag)
         assert [e.step for e in found] == [10, 20, 25]  # once, not once a replica
         assert [float(tf.make_ndarray(e.tensor_proto)) for e in found] == [value] * 3

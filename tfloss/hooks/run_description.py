@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -47,41 +48,49 @@ def recipe(trainer: TrainerProtocol) -> dict[str, Any]:
     return found
 
 
-def description_events(trainer: TrainerProtocol, step: int, wall_time: float) -> list[bytes]:
-    """Returns events with the texts `recipe` and `command`, serialized.
+def description_events(
+    trainer: TrainerProtocol, directory: Path, step: int, wall_time: float, *, texts: bool
+) -> list[bytes]:
+    """Returns what a run of TensorBoard says of itself: the hyperparameters, and texts.
+
+    TensorBoard calls a directory with hyperparameters a session, and finds metrics in sessions only
+    and below them, but not below the directory that it was given. So each run is a session.
 
     Args:
       trainer: The trainer, in a call of `train`.
+      directory: Directory of the run, which names it: `digits/val`.
       step: Step of the events.
       wall_time: Seconds since 1970.
+      texts: Whether to describe the run by the texts `recipe` and `command`, too.
+
+    Returns:
+      The events, serialized.
     """
-    text = json.dumps(recipe(trainer), indent=2, default=str)
+    found = recipe(trainer)
+    events = [_hparams(found, directory, step, wall_time)]
+    if not texts:
+        return events
+    text = json.dumps(found, indent=2, default=str)
     command = shlex.join([sys.executable, *sys.orig_argv[1:]])
     pages = {"recipe": _code(text), "command": _code(command)}
-    return [
+    return events + [
         summary_event(step, wall_time, Summary(tag, "text", np.array(page.encode(), object)))
         for tag, page in pages.items()
     ]
 
 
-def hparams_event(trainer: TrainerProtocol, step: int, wall_time: float) -> bytes:
-    """Returns an event with the hyperparameters of the run: numbers, texts and flags of its recipe.
-
-    Args:
-      trainer: The trainer, in a call of `train`.
-      step: Step of the event.
-      wall_time: Seconds since 1970.
-    """
+def _hparams(found: Mapping[str, Any], directory: Path, step: int, wall_time: float) -> bytes:
+    """Returns an event with the hyperparameters: numbers, texts and flags of the recipe."""
     # Imported here, since it takes a while.
     from tensorboard.plugins.hparams import summary_v2
 
     values = {
-        name.removeprefix("config."): value
-        for name, value in flatten(recipe(trainer), ".").items()
+        name.removeprefix("config.").removeprefix("--"): value
+        for name, value in flatten(found, ".").items()
         if isinstance(value, bool | int | float | str)
     }
-    name = trainer.workdir.name if trainer.workdir is not None else ""
-    proto = summary_v2.hparams_pb(values, trial_id=name)
+    name = "/".join(directory.absolute().parts[-2:])
+    proto = summary_v2.hparams_pb({**values, "run": directory.name}, trial_id=name)
     event = tf.compat.v1.Event(step=step, wall_time=wall_time)
     event.summary.ParseFromString(proto.SerializeToString())
     return event.SerializeToString()
@@ -100,7 +109,11 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            found[name] = _plain(value)
+            kind, arguments = value.get("class_name"), value.get("config")
+            if isinstance(kind, str) and isinstance(arguments, Mapping):  # a serialized object
+                found[name] = {"class": kind, **_plain(arguments)}
+            else:
+                found[name] = _plain(value)
         elif isinstance(value, np.generic):
             found[name] = value.item()
         elif isinstance(value, bool | int | float | str) and name not in _NOT_PLAIN:

@@ -16,25 +16,24 @@ from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.event_log import MAX_BYTES, EventLog
 from tfloss.hooks.every import Every
 from tfloss.hooks.output_path import output_path
-from tfloss.hooks.run_description import DESCRIPTION_TAGS, description_events, hparams_event
+from tfloss.hooks.run_description import DESCRIPTION_TAGS, description_events
 from tfloss.hooks.tensorboard_tags import TRAIN, TensorBoardRuns, may_be_run
 from tfloss.hooks.write_errors import WriteErrors
 from tfloss.summary import Summary
 
 _FLUSH_BYTES = 2**24  # events in memory
-_HPARAMS = "."  # the run of the hyperparameters: the workdir, which TensorBoard calls a session
 
 
 class TensorBoard(Hook):
     """Writes event files, in a directory for training and one for each `Evaluate` hook. Host.
 
     What `Evaluate(name="val")` logs is in `workdir/val`, without its prefix. So `losses/total` of
-    training and `val/losses/total` have one tag, and share a chart. In TensorBoard, scalars without
-    a group are in the group `metrics`, and learning rates, norms, speeds and times are in the group
-    `training`. `metrics.jsonl`, hooks and trackers have the names as logged.
+    training and `val/losses/total` have one tag, and share a chart. In TensorBoard, losses are in
+    the group `Losses`, scalars without a group in `Metrics`, and learning rates, norms, speeds and
+    times in `Training`. `metrics.jsonl`, hooks and trackers have the names as logged.
 
-    The run `train` also has the texts `recipe` and `command`. The workdir itself has the
-    hyperparameters, which the HPARAMS tab shows.
+    The run `train` also has the texts `recipe` and `command`. Each run has the hyperparameters: the
+    tab HPARAMS has a row for each, with the last values of its curves.
 
     There is one file for each run and call of `train`, created at the first log. Events reach
     the file within about `flush_seconds`, at the end, and before a checkpoint is written. A
@@ -59,7 +58,7 @@ class TensorBoard(Hook):
             self, "The curves", f"The last {MAX_BYTES >> 20} MB are kept, and written later."
         )
         self._ended = False
-        self._described = True
+        self._undescribed: set[str] = set()  # runs that don't have their hyperparameters yet
 
     @property
     def logdir(self) -> Path:
@@ -76,7 +75,7 @@ class TensorBoard(Hook):
         Raises:
           WorkdirError: A directory or an event file in it can't be read and written.
         """
-        self._ended = self._described = False
+        self._ended = False
         run, parent = self.trainer.run, self._parent
         names = [hook.name for hook in self.trainer.hooks if isinstance(hook, Evaluate)]
         self._runs = TensorBoardRuns(names)
@@ -85,11 +84,11 @@ class TensorBoard(Hook):
         again[run.start] = {*again.get(run.start, ()), *DESCRIPTION_TAGS}
         self._log(TRAIN).truncate(run.start, again, keep=run.rewound)
         parent.mkdir(parents=True, exist_ok=True)
-        if self._logdir is None:
-            self._log(_HPARAMS).truncate(run.start, again, keep=run.rewound)
         found = {path.parent.name for path in parent.glob("*/*tfevents*")}
         for name in sorted({*self._runs.names, *filter(may_be_run, found)}):
-            self._log(name).truncate(run.start, keep=run.rewound)
+            described = {run.start: DESCRIPTION_TAGS}
+            self._log(name).truncate(run.start, described, keep=run.rewound)
+        self._undescribed = {TRAIN, *self._runs.names}
 
     def before_save(self, step: int) -> None:
         """Flushes the files, so that a checkpoint is never newer than the log."""
@@ -98,18 +97,16 @@ class TensorBoard(Hook):
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
         """Keeps scalars and summaries until the next flush."""
         now = time.time()
-        if not self._described and (scalars or summaries):
-            self._describe(now)
         by_run: dict[str, dict[str, float]] = {}
         for name, value in scalars.items():
             run, tag = self._runs.place(name)
             # Converted here, so that a value that is no number fails where it is logged.
             by_run.setdefault(run, {})[tag] = float(value)
         for run, values in by_run.items():
-            self._log(run).add_scalars(step, now, values)
+            self._described(run, now).add_scalars(step, now, values)
         for summary in summaries:
             run, tag = self._runs.split(summary.name)
-            self._log(run).add_summary(step, now, dataclasses.replace(summary, name=tag))
+            self._described(run, now).add_summary(step, now, dataclasses.replace(summary, name=tag))
         if sum(log.bytes for log in self._logs.values()) >= _FLUSH_BYTES:
             if not self._errors.failing:
                 self.after_step(step)
@@ -148,14 +145,15 @@ class TensorBoard(Hook):
     def _tags(self, names: Collection[str]) -> list[str]:
         return [self._runs.place(name)[1] for name in names]
 
-    def _describe(self, now: float) -> None:
-        """Writes what the run is, once in a call of `train`."""
-        self._described = True
-        start = self.trainer.run.start
-        for event in description_events(self.trainer, start, now):
-            self._log(TRAIN).add_event(event)
-        if self._logdir is None:
-            self._log(_HPARAMS).add_event(hparams_event(self.trainer, start, now))
+    def _described(self, run: str, now: float) -> EventLog:
+        """Returns the log of a run, which says what the run is: once in a call of `train`."""
+        log = self._log(run)
+        if run in self._undescribed:
+            self._undescribed.remove(run)
+            start, texts = self.trainer.run.start, run == TRAIN
+            for event in description_events(self.trainer, log.directory, start, now, texts=texts):
+                log.add_event(event)
+        return log
 
     def _write(self) -> None:
         """Writes the events of all runs. If some can't be written, those of the others are."""

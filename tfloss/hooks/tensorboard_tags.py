@@ -1,12 +1,14 @@
 """Which run of TensorBoard a logged value belongs to, and its tag there. Host code.
 
     runs = TensorBoardRuns(["val", "test"])
-    runs.place("losses/total")        # ("train", "losses/total")
-    runs.place("val/losses/total")    # ("val", "losses/total"): both curves share a chart
-    runs.place("val/accuracy")        # ("val", "metrics/accuracy")
-    runs.place("steps_per_second")    # ("train", "training/steps_per_second")
+    runs.place("losses/total")        # ("train", "Losses/total")
+    runs.place("val/losses/total")    # ("val", "Losses/total"): both curves share a chart
+    runs.place("val/accuracy")        # ("val", "Metrics/accuracy")
+    runs.place("steps_per_second")    # ("train", "Training/steps_per_second")
 
-TensorBoard sorts its groups of charts by name, and opens the first two: the losses, then metrics.
+TensorBoard sorts its groups by name, scalars, images and histograms together, and opens the first
+two. Capital letters come before small ones, so the losses and the metrics stand above the groups
+that the user has named.
 """
 
 import re
@@ -49,9 +51,12 @@ class TensorBoardRuns:
           name: Name as logged.
         """
         run, tag = self.split(name)
-        if tag.partition("/")[0] in BOOKKEEPING and run == TRAIN:
-            return run, f"training/{tag}"
-        return run, tag if "/" in tag else f"metrics/{tag}"
+        group, _, rest = tag.partition("/")
+        if group in BOOKKEEPING and run == TRAIN:
+            return run, f"Training/{tag}"
+        if group == "losses" and rest:
+            return run, f"Losses/{rest}"
+        return run, tag if "/" in tag else f"Metrics/{tag}"
 
     def split(self, name: str) -> tuple[str, str]:
         """Returns the run and the tag of a summary that is no scalar: its name in the run."""
