@@ -52,8 +52,10 @@ def test_one_output_has_the_bar_the_line_and_the_last_ten_logs(cell):
         display.losses(step, {"total": step / 10, "<kl>": float("nan")})
         display.update(step, lambda width: f"step {step} & more")  # noqa: B023
     display.print_line("step 12  val/accuracy 0.5")
+    display.headline(["  losses  <kl>", "  batch   4"])
     (output,) = cell
     last = output.found[-1]
+    assert last.startswith("<pre>  losses  &lt;kl&gt;\n  batch   4</pre><progress")
     assert '<progress value="12" max="40">' in last and "<div>step 12 &amp; more</div>" in last
     assert "<tr><th>step</th><th>total</th><th>&lt;kl&gt;</th></tr>" in last
     assert "<tr><td>12</td><td>1.2</td><td>nan</td></tr>" in last

@@ -48,6 +48,16 @@ def test_plain_lines_at_most_every_10_seconds_and_at_the_end(make_trainer, clock
     ]
 
 
+def test_what_the_run_is_is_shown_once_and_again_if_it_changes(make_trainer):
+    out = io.StringIO()
+    hook = Progress(stream=out)
+    hook.trainer = make_trainer([hook])
+    for names in ("a", "a", "a, b"):
+        hook.headline([["losses", names], ["batch", "4"]])
+    once = "  losses  a\n  batch   4\n"
+    assert out.getvalue() == once + once.replace("a\n", "a, b\n")
+
+
 def test_the_first_call_does_not_count_in_the_speed(make_trainer, clock):
     out = io.StringIO()
     trainer = make_trainer([Progress(stream=out, clock=clock)], batch_size=None)

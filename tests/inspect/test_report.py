@@ -9,6 +9,7 @@ from tfloss.inspect.report import (
     Inspection,
     StepCost,
     aligned,
+    short_form,
 )
 
 REPORT = Inspection(
@@ -31,7 +32,10 @@ REPORT = Inspection(
 def test_the_text_has_every_part():
     lines = [" ".join(line.split()) for line in str(REPORT).splitlines()]
     assert "parameters 1,234 (1,200 trained)" in lines
-    assert "batch unknown" in lines and "workdir none: nothing is saved" in lines
+    assert (
+        "batch unknown size, on 2 replicas" in lines and "workdir none: nothing is saved" in lines
+    )
+    assert "losses box" in lines and "optimizer Adam" in lines
     assert "memory 3.0 MB at the peak of a step, predicted" in lines
     assert "not counted loops count as one turn" in lines
     assert "box net/head 0.5 float16 optimizer net.py:3, in call" in lines
@@ -48,3 +52,21 @@ def test_json_has_the_same():
 
 def test_columns_are_aligned():
     assert aligned([["a", "bb"], ["ccc", "d"]]) == ["  a    bb", "  ccc  d"]
+
+
+def test_many_losses_and_groups_in_short():
+    rows = short_form(
+        parameters=2_000,
+        trained=1_000,
+        losses=[f"l{i}" for i in range(10)],
+        groups={"a": "SGD", "b": "Adam"},
+        replicas=1,
+        batch_size=1_024,
+        workdir="runs/a",
+    )
+    assert rows[1:] == [
+        ["losses", "l0, l1, l2, l3, l4, l5, l6, l7 and 2 more"],
+        ["optimizer", "a (SGD), b (Adam)"],
+        ["batch", "1,024 examples, on 1 replica"],
+        ["workdir", "runs/a"],
+    ]

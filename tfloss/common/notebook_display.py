@@ -4,7 +4,7 @@ The cell has one output, which is replaced. Standard error would be red boxes th
 """
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfloss.common.progress_display import Text
@@ -21,11 +21,12 @@ class NotebookDisplay:
         self._line = ""
         self._rows: dict[int, Mapping[str, float]] = {}
         self._results: list[str] = []
+        self._headline: Sequence[str] = ()
 
     def start(self, step: int, total: int | None) -> None:
         """Prepares for a run. Its output appears at the first `update`."""
         if total is not None:
-            self._rows, self._results = {}, []
+            self._rows, self._results, self._headline = {}, [], ()
             self._output, self._ended = (None if self._ended else self._output), False
         if not self._ended:
             self._step, self._total = step, total or 0
@@ -44,6 +45,11 @@ class NotebookDisplay:
     def losses(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a row to the table. It is drawn at the next `update`."""
         self._rows[step] = values
+
+    def headline(self, lines: Sequence[str]) -> None:
+        """Shows the lines at the top."""
+        self._headline = lines
+        self._draw()
 
     def print_line(self, text: str) -> None:
         """Adds a line below the table."""
@@ -67,6 +73,8 @@ class NotebookDisplay:
         parts = [f"<div>{html.escape(self._line)}</div>"]
         if self._total:
             parts.insert(0, f'<progress value="{self._step}" max="{self._total}"></progress>')
+        if self._headline:
+            parts.insert(0, f"<pre>{html.escape(chr(10).join(self._headline))}</pre>")
         rows = list(self._rows.items())[-_ROWS:]
         if rows:
             names = list(dict.fromkeys(name for _, values in rows for name in values))

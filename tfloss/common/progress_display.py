@@ -12,7 +12,7 @@ code.
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 from tfloss.common import activity
@@ -63,6 +63,14 @@ class ProgressDisplay(Protocol):
         """
         ...
 
+    def headline(self, lines: Sequence[str]) -> None:
+        """Shows lines that say what the run is.
+
+        Args:
+          lines: The lines, aligned by spaces.
+        """
+        ...
+
     def print_line(self, text: str) -> None:
         """Prints a line that stays.
 
@@ -98,6 +106,10 @@ class PlainDisplay:
 
     def losses(self, step: int, values: Mapping[str, float]) -> None:
         """Does nothing: the line has them."""
+
+    def headline(self, lines: Sequence[str]) -> None:
+        """Prints the lines."""
+        self.print_line("\n".join(lines))
 
     def print_line(self, text: str) -> None:
         """Prints a line."""
@@ -146,6 +158,10 @@ class LiveDisplay:
 
     def losses(self, step: int, values: Mapping[str, float]) -> None:
         """Does nothing: the line has them."""
+
+    def headline(self, lines: Sequence[str]) -> None:
+        """Prints the lines above the live one."""
+        self.print_line("\n".join(lines))
 
     def print_line(self, text: str) -> None:
         """Prints a line above the live one."""

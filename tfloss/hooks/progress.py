@@ -3,6 +3,9 @@
     Progress()
     # step 137/2000  total 0.4321  cross_entropy 0.4  |  1,234 examples/s  38.6 steps/s  ETA 0:48
 
+The first lines say what the run is: parameters, losses, optimizer, batch, workdir. A second call of
+`train` shows them again only if they have changed.
+
 If training waits for input 5 % of the time or more, the line shows it: `input 12%`. The last line
 also has the time of hooks and checkpoints. Evaluation results have a line of their own:
 `step 137  val/accuracy 0.981`.
@@ -24,6 +27,7 @@ from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import Every
 from tfloss.hooks.step_speed import StepSpeed
 from tfloss.hooks.write_errors import WriteErrors
+from tfloss.inspect.report import aligned
 from tfloss.summary import Summary
 
 _RATE_WINDOW = 5.0  # seconds over which the speed is averaged, at least
@@ -78,6 +82,7 @@ class Progress(Hook):
         self._speed = StepSpeed(clock, _RATE_WINDOW)
         self._free = 0.0  # when the last activity ended
         self._running = False  # between `before_train` and `after_train`
+        self._headline: list[str] = []
         self._line: Callable[[int | None], str] = lambda width: ""
 
     @contextlib.contextmanager
@@ -105,6 +110,17 @@ class Progress(Hook):
         names = {hook.name for hook in self.trainer.hooks if isinstance(hook, Evaluate)}
         self._result_prefixes = tuple(f"{name}/" for name in sorted(names | {"val"}))
         self._display.start(run.start, run.steps)
+
+    def headline(self, rows: Sequence[Sequence[str]]) -> None:
+        """Shows what the run is, if that was not shown yet. The trainer calls it at its first step.
+
+        Args:
+          rows: The names and values to show.
+        """
+        lines = aligned(rows)
+        if lines != self._headline:
+            self._headline = lines
+            self._errors.survive(lambda: self._display.headline(lines))
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
         """Keeps losses for the next line, and prints evaluation results."""

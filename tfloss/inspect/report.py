@@ -6,10 +6,11 @@ report.to_json()                    # dicts, lists, strings and numbers
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 NOT_IN_CODE = "not in your code"
+_MOST_LOSSES = 8  # named in the short form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,15 +166,18 @@ class Inspection:
 
     def headline(self) -> list[list[str]]:
         """Returns what is known of the run as a whole: rows of a name and a value."""
-        groups = ", ".join(f"{name} ({kind})" for name, kind in self.groups.items())
         cost = self.cost
         return [
             ["model", self.model],
-            ["parameters", f"{self.parameters:,} ({self.trainable_parameters:,} trained)"],
-            ["optimizer", groups],
-            ["replicas", str(self.replicas)],
-            ["batch", "unknown" if self.batch_size is None else f"{self.batch_size:,} examples"],
-            ["workdir", self.workdir or "none: nothing is saved"],
+            *short_form(
+                parameters=self.parameters,
+                trained=self.trainable_parameters,
+                losses=[one.name for one in self.losses],
+                groups=self.groups,
+                replicas=self.replicas,
+                batch_size=self.batch_size,
+                workdir=self.workdir,
+            ),
             ["FLOPs", f"{cost.flops:,} a step and replica"],
             ["memory", f"{megabytes(cost.peak_bytes)} at the peak of a step, predicted"],
             ["", f"{megabytes(cost.variable_bytes)} of it for variables and optimizer slots"],
@@ -192,6 +196,41 @@ class Inspection:
             yield from (f"  {one}" for one in self.findings)
         else:
             yield "Findings: none"
+
+
+def short_form(
+    *,
+    parameters: int,
+    trained: int,
+    losses: Sequence[str],
+    groups: Mapping[str, str],
+    replicas: int,
+    batch_size: int | None,
+    workdir: str | None,
+) -> list[list[str]]:
+    """Returns what a run is, in a few rows of a name and a value.
+
+    Args:
+      parameters: Number of weights.
+      trained: Number of those that are trained.
+      losses: Names of the losses.
+      groups: Names of the optimizer groups, each with the class of its optimizer.
+      replicas: Number of replicas.
+      batch_size: Examples in a global batch, or None if that is unknown.
+      workdir: The workdir, or None.
+    """
+    named = ", ".join(losses[:_MOST_LOSSES])
+    if (more := len(losses) - _MOST_LOSSES) > 0:
+        named += f" and {more} more"
+    kinds = [kind if len(groups) == 1 else f"{name} ({kind})" for name, kind in groups.items()]
+    batch = "unknown size" if batch_size is None else f"{batch_size:,} examples"
+    return [
+        ["parameters", f"{parameters:,} ({trained:,} trained)"],
+        ["losses", named],
+        ["optimizer", ", ".join(kinds)],
+        ["batch", f"{batch}, on {replicas} replica{'s' * (replicas > 1)}"],
+        ["workdir", workdir or "none: nothing is saved"],
+    ]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -19,6 +19,7 @@ from tfloss.step.watched import WatchRequest
 from tfloss.summary import Summary
 from tfloss.trainer.hook_list import HookList
 from tfloss.trainer.result import last_losses
+from tfloss.trainer.run_headline import show_headline
 from tfloss.trainer.run_state import RunState
 from tfloss.trainer.signals import caught
 
@@ -112,6 +113,7 @@ class Loop:
                     limit = next_limit(limit, logs.steps, seconds)
                 if run.step == start:
                     self._on_first_step()
+                    show_headline(self._hooks, logs.losses)
                 self._advance(logs.steps)
                 run.window.add(logs)
                 lost = self._workdir_error(last=run.step >= steps)
