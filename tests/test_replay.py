@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfloss
+from tests.fork import run_script
 from tests.toys import Line, rows
 from tfloss import replay
 from tfloss.app import replay_command
@@ -37,7 +38,7 @@ keras.utils.set_random_seed(0)
 x = np.ones([5, 4, 1], np.float32)
 x[3] = [[-1.0], [2.0], [3.0], [4.0]]
 data = tf.data.Dataset.from_tensor_slices({"x": x}).repeat()
-trainer = tfloss.Trainer(Model(), keras.optimizers.SGD(0.0), workdir="run")
+trainer = tfloss.Trainer(Model(), keras.optimizers.SGD(0.0), workdir="run", jit=False)
 trainer.train(data, steps=100)
 """
 
@@ -49,9 +50,13 @@ def _run(*command, cwd):
 
 
 def test_a_nan_is_replayed_by_the_command_and_traced_to_its_line(tmp_path):
-    (tmp_path / "train.py").write_text(textwrap.dedent(SCRIPT))
+    # A fork of a process that has TensorFlow has another command line than the script.
+    started = (
+        f"import os, sys\nsys.orig_argv = ['python', 'train.py']\nos.chdir({str(tmp_path)!r})\n"
+    )
+    (tmp_path / "train.py").write_text(started + SCRIPT)
     # Every 5th batch has the negative number; Dropout(0.5) hides it in some of them.
-    first = _run("train.py", cwd=tmp_path)
+    first = run_script(tmp_path / "train.py")
     assert first.returncode != 0
     assert "NonFiniteLossError" in first.stderr and f"tfloss replay {tmp_path}/run" in first.stderr
     unasked = _run("-m", "tfloss.cli", "replay", "run", cwd=tmp_path)
@@ -201,7 +206,7 @@ def test_a_script_that_does_not_reach_train_is_reported(stopped, tmp_path, capfd
     assert f"tfloss.replay.replay(trainer, '{path}')" in err
     assert _rerun(path, [sys.executable, "-c", "raise SystemExit(7)"], tmp_path) == 7
     assert "ended with exit code 7" in capfd.readouterr().err
-    assert _rerun(path, [str(tmp_path / "python")], tmp_path) == 1
+    assert _rerun(path, [str(tmp_path / "python")], tmp_path) == 2
     assert "could not be started" in capfd.readouterr().err
 
 
@@ -262,7 +267,7 @@ def test_a_notebook_is_not_started_again(tmp_path, monkeypatch, capsys):
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     with pytest.raises(NonFiniteLossError):
         _trainer(tmp_path).train(rows([-1.0], 1), steps=1)
-    monkeypatch.setattr(replay_command.subprocess, "run", None)
+    monkeypatch.setattr(replay_command, "run_script", None)
     assert replay_command.main(tmp_path) == 1
     err = capsys.readouterr().err
     assert "a notebook, a prompt" in err

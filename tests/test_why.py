@@ -43,7 +43,8 @@ def _assert_same(whole, split):
         np.testing.assert_allclose(other, one, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("masks", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the split penguins below are quick
+@pytest.mark.parametrize("masks", [True, False])
 def test_the_split_detector_trains_as_the_whole(masks, replicas):
     split = runpy.run_path(str(WHY / "detector_split.py"))
     whole = train_a_little(test_detector._make(masks=masks), test_detector._data(3), replicas(1))

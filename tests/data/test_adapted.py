@@ -100,7 +100,10 @@ def trained(data, steps=15, hooks=(), strategy=None, workdir=None, **options):
     return trainer, [one.numpy() for one in model.trainable_variables]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow) if k == "table" else k for k in KINDS],  # as arrays
+)
 def test_each_kind_is_resumed_to_the_bit_and_the_same_on_two_replicas(kind, replicas, tmp_path):
     make, options = KINDS[kind]
     trainer, whole = trained(make(), **options)

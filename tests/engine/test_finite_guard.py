@@ -176,7 +176,9 @@ def _stopped(model, values, mode="graph", batch=2, optimizer=None, step=TrainSte
 
 @pytest.mark.promise(32)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("report", "name"), [(_log, "entropy"), (_root, "root")])
+@pytest.mark.parametrize(
+    ("report", "name"), [pytest.param(_log, "entropy", marks=pytest.mark.slow), (_root, "root")]
+)
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_named(mode, report, name):
     train_step, error, before = _stopped(
         lambda: _Everything(report), [4.0, 3.0, 2.0, 1.0, 0.0, 1.0, 5.0, 5.0], mode, ema=0.5
@@ -194,7 +196,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_named(mode, report
 
 
 @pytest.mark.promise(32)
-@pytest.mark.parametrize("mode", ["graph", "step"])
+@pytest.mark.parametrize("mode", ["graph", pytest.param("step", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
 def test_one_replica_or_micro_batch_with_a_bad_gradient_stops_all(mode, options, replicas):
     values = [4.0, 3.0, 2.0, 1.0, 2.0, 2.0, 3.0, 0.0]  # the last replica's, of the second step

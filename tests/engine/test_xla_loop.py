@@ -338,9 +338,9 @@ def _numbers(kind):
     return rows.shuffle(100, seed=3, reshuffle_each_iteration=False).map(_read).batch(2)
 
 
-# With a source, tests/engine/test_mode_runner.py shows it quickly.
-@pytest.mark.parametrize("kind", ["iterator", pytest.param("source", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/engine/test_mode_runner.py shows it quickly
+@pytest.mark.parametrize("kind", ["iterator", "source"])
+@pytest.mark.parametrize("accumulate", [1, 3])
 def test_an_error_in_the_data_stops_after_the_steps_before_it(kind, accumulate, tmp_path):
     """As it does in a graph, though it was met when these were not trained on yet.
 

@@ -58,22 +58,23 @@ def _data(steps: int) -> tf.data.Dataset:
 
 @pytest.fixture(scope="module")
 def on_one_replica():
-    """The losses and weights after three steps on one replica; no test changes them."""
-    return train_a_little(_make(), _data(3), tf.distribute.get_strategy())
+    """The losses and weights after two steps on one replica; no test changes them."""
+    return train_a_little(_make(), _data(2), tf.distribute.get_strategy(), steps=2)
 
 
-# The operations of the detector are compared with and without XLA in tests/detection.
+# Quick siblings: the loop by hand below, and the same on two replicas in test_penguins.py and
+# test_moco.py. The operations of the detector are compared with and without XLA in tests/detection.
 @pytest.mark.parametrize(
     ("count", "jit"),
     [
-        (2, False),
+        pytest.param(2, False, marks=pytest.mark.slow),
         pytest.param(1, True, marks=pytest.mark.slow),
         pytest.param(4, False, marks=pytest.mark.slow),
         pytest.param(2, True, marks=pytest.mark.slow),
     ],
 )
 def test_losses_and_weights_are_those_of_one_replica(count, jit, replicas, on_one_replica):
-    other = train_a_little(_make(), _data(3), replicas(count), jit=jit)
+    other = train_a_little(_make(), _data(2), replicas(count), steps=2, jit=jit)
     assert set(on_one_replica[0]) == {
         "rpn/objectness", "rpn/box", "box/class", "box/box", "mask/mask", "total",
     }  # fmt: skip
@@ -87,7 +88,7 @@ def test_losses_and_weights_are_those_of_a_loop_by_hand(on_one_replica):
         keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(1)
         model, optimizer = _make()(), keras.optimizers.SGD(0.05)
-        for step, batch in enumerate(_data(3)):
+        for step, batch in enumerate(_data(2)):
             seen = tf.constant(step if counts_steps else 0, tf.int64)
             with tf.GradientTape() as tape, forward_context(seen, recording=False):
                 losses = model(batch, training=True)
@@ -103,7 +104,7 @@ def test_losses_and_weights_are_those_of_a_loop_by_hand(on_one_replica):
         assert_same(on_one_replica, by_hand(counts_steps=False))
 
 
-@pytest.mark.slow  # test_losses_and_weights_are_those_of_one_replica is quick, with random examples
+@pytest.mark.slow  # test_the_hardest_are_those_of_the_highest_loss is quick
 def test_hard_examples_are_the_same_on_two_replicas(replicas):
     one = train_a_little(_make(hard_examples=True, masks=False), _data(3), replicas(1))
     assert_same(one, train_a_little(_make(hard_examples=True, masks=False), _data(3), replicas(2)))
@@ -265,8 +266,8 @@ def test_coco_is_resized_padded_and_cut(tmp_path):
 # The script
 
 
+@pytest.mark.slow  # quick siblings: from start to SavedModel in test_digits.py and test_penguins.py
 def test_one_run_trains_evaluates_and_exports(tmp_path):
-    """The quick sibling of `test_from_start_to_saved_model`."""
     flags = [f"--config.data_dir={tmp_path / 'data'}", "--config.model.width=16", "--max_steps=1"]
 
     printed = run("detector/train.py", "detector", tmp_path / "run", *flags)

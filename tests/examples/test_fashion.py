@@ -81,6 +81,7 @@ def test_pictures_and_labels_are_mixed_alike():
     np.testing.assert_array_equal(tf.argmax(target, -1), tf.argmax(label, -1))
 
 
+@pytest.mark.slow  # its quick siblings: the same of digits and penguins
 def test_from_start_to_saved_model(tmp_path):
     stand_in(tmp_path / "data")
     small = [f"--config.data_dir={tmp_path / 'data'}", "--config.net.width=4"]

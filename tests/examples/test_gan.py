@@ -52,7 +52,7 @@ def test_losses_by_hand_with_a_linear_discriminator():
         (1, False, False),
         (1, False, True),
         (2, False, True),
-        (1, True, True),
+        pytest.param(1, True, True, marks=pytest.mark.slow),
         pytest.param(2, False, False, marks=pytest.mark.slow),
         pytest.param(1, True, False, marks=pytest.mark.slow),
     ],
@@ -105,6 +105,7 @@ def test_the_grid_keeps_pictures_in_order():
     np.testing.assert_allclose(drawn[0, ::3, ::2, 0].ravel() * 2 - 1, np.arange(64) / 64, atol=1e-6)
 
 
+@pytest.mark.slow  # its quick siblings: the same of digits and penguins
 def test_from_start_to_saved_model(tmp_path):
     stand_in(tmp_path / "data")
     small = [f"--config.data_dir={tmp_path / 'data'}", "--config.model.width=8"]

@@ -32,6 +32,7 @@ def test_weights_queue_and_momentum_encoder_are_those_of_one_replica(count, repl
     assert_same(one, train_a_little(_make(), _data(), replicas(count), steps=5))
 
 
+@pytest.mark.slow  # the same of the penguins is quick
 def test_xla_gives_the_same_on_one_replica(replicas):
     one = train_a_little(_make(), _data(), replicas(1), steps=5)
     assert_same(one, train_a_little(_make(), _data(), replicas(1), steps=5, jit=True))
@@ -97,6 +98,7 @@ def test_the_probe_finds_what_is_linear_and_nothing_in_noise():
         assert low <= probe.result() <= high
 
 
+@pytest.mark.slow  # its quick siblings: the same of digits and penguins
 def test_from_start_to_saved_model(tmp_path):
     stand_in(tmp_path / "data")
     small = [f"--config.data_dir={tmp_path / 'data'}", "--config.model.width=8"]

@@ -98,6 +98,7 @@ def test_the_divergence_by_hand_and_its_annealing():
         np.testing.assert_allclose(found, 0.5 * grown * divergence / 784, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow  # its quick siblings: the same of digits and penguins
 def test_from_start_to_saved_model(tmp_path):
     stand_in(tmp_path / "data")
     small = [f"--config.data_dir={tmp_path / 'data'}", "--config.width=8", "--config.batch_size=8"]

@@ -481,10 +481,10 @@ def epochs(workdir, kind, kill, jit, strategy, evaluate=False):
         ("shuffle", [18], False, 1, False),
         ("shuffle", [12, 24], False, 1, True),
         ("shuffle", [5, 17, 35], "loop", 1, True),
-        ("prefetch", [11, 12, 24], "loop", 1, False),
+        pytest.param("prefetch", [11, 12, 24], "loop", 1, False, marks=pytest.mark.slow),
         ("prefetch", [11], False, 1, True),
         ("shuffle", [13, 24], False, 2, True),
-        ("source", [6, 24, 30], False, 1, False),
+        pytest.param("source", [6, 24, 30], False, 1, False, marks=pytest.mark.slow),
         ("generator", [18, 25], False, 1, True),
     ],
 )

@@ -904,7 +904,7 @@ def test_validation_losses_follow_frozen_layers_and_weights():
 
 def test_evaluating_with_ever_new_metrics_keeps_few(monkeypatch):
     one = trainer()
-    for _ in range(12):
+    for _ in range(9):
         one.evaluate(DATA.take(1), {"y": tfloss.metric(keras.metrics.Mean(), lambda b, p: p["y"])})
     assert len(one._evaluators) == 8
 

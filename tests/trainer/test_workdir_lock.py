@@ -8,8 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 import warnings
 
@@ -18,6 +16,7 @@ import pytest
 import tensorflow as tf
 
 import tfloss
+from tests.fork import run_script, started_script
 from tests.toys import Line
 from tfloss.errors import WorkdirError, WorkdirInUseError
 from tfloss.hooks import Every, Hook, OnSteps, SaveCheckpoint
@@ -29,36 +28,49 @@ fcntl = pytest.importorskip("fcntl")
 HOLD = """
 import os, sys, time
 from tfloss.trainer.workdir_lock import WorkdirLock
-with WorkdirLock(sys.argv[1]).training():
-    fork = sys.argv[2:] == ["fork"]
+workdir, seconds, *fork = sys.argv[1:]
+if float(seconds):
+    os.setsid()  # so that the test can end its child, too
+with WorkdirLock(workdir).training():
     if not fork or os.fork() == 0:
         print("held", flush=True)  # by the child, where there is one: it has begun by then
-    time.sleep(60)
+    time.sleep(float(seconds))
 """
 
 
 @pytest.fixture
-def holder(tmp_path):
+def hold_script(tmp_path_factory):
+    """Writes the script of another process, in a folder of its own."""
+
+    def write():
+        script = tmp_path_factory.mktemp("hold") / "hold.py"
+        script.write_text(HOLD)
+        return script
+
+    return write
+
+
+@pytest.fixture
+def holder(tmp_path, hold_script):
     """`holder(...)`: another process that holds the workdir; it is killed at the end."""
-    started = []
+    with contextlib.ExitStack() as stack:
 
-    def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, tmp_path, *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        assert process.stdout.readline() == "held\n"
-        return process
+        def start(*arguments):
+            script = hold_script()
+            process = stack.enter_context(started_script(script, str(tmp_path), "60", *arguments))
+            stack.callback(_kill_group, process.pid)
+            out = script.with_name("out")
+            while not (out.exists() and out.read_text() == "held\n"):
+                assert process.is_alive()
+                time.sleep(0.01)
+            return process
 
-    yield start
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        yield start
+
+
+def _kill_group(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def test_a_second_process_is_refused_and_told_who_it_is_and_since_when(tmp_path, holder):
@@ -75,8 +87,8 @@ def test_a_second_process_is_refused_and_told_who_it_is_and_since_when(tmp_path,
 
 def test_the_lock_of_a_killed_process_is_none(tmp_path, holder):
     process = holder()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     with WorkdirLock(tmp_path).training():
         assert str(process.pid) not in (tmp_path / ".lock").read_text()
 
@@ -85,8 +97,8 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path, hold
     process = holder("fork")
     with pytest.raises(WorkdirInUseError), WorkdirLock(tmp_path).training():
         pass
-    process.send_signal(signal.SIGKILL)  # its child sleeps on
-    process.wait()
+    process.kill()  # its child sleeps on
+    process.join()
     with WorkdirLock(tmp_path).training():
         pass
 
@@ -177,10 +189,9 @@ def test_trainers_that_take_turns_do_not_double_the_logs(tmp_path):
     assert logged(tmp_path) == list(range(1, 31))
 
 
-def test_a_trainer_keeps_its_workdir_from_other_processes_between_its_calls(tmp_path, holder):
+def test_a_trainer_keeps_its_workdir_from_other_processes_between_its_calls(tmp_path, hold_script):
     def another():
-        command = [sys.executable, "-c", HOLD.replace("60", "0"), str(tmp_path)]
-        return subprocess.run(command, capture_output=True, text=True)
+        return run_script(hold_script(), str(tmp_path), "0")
 
     mine = trainer(tmp_path)
     assert another().returncode == 0  # it has not trained yet
