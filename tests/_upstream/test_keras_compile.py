@@ -64,6 +64,28 @@ def test_metrics_are_copied_with_their_names():
     assert _upstream.copied_metrics(_compiled()) is None
 
 
+def test_the_names_and_directions_of_compiled_metrics_are_known_before_they_are_built():
+    def own(y_true, y_pred):
+        return y_pred
+
+    accuracy, error = keras.metrics.BinaryAccuracy(name="right"), keras.metrics.MeanSquaredError()
+    model = _compiled(
+        metrics={"a": ["accuracy", "mae", own], "b": error},
+        weighted_metrics=[["mae"], [accuracy, "mse"]],
+    )
+    modes = _upstream.compiled_metric_modes(model)
+    found = _upstream.copied_metrics(model)
+    ones = tf.ones([3, 1])
+    found.update_state([ones, ones], [ones, ones], np.ones([3]))
+    names = set(found.result())
+    assert names <= set(modes)
+    assert names >= {"a_accuracy", "a_mae", "a_own", "b_mean_squared_error", "b_right"}
+    assert {name for name in names if modes[name] == "max"} == {"a_accuracy", "b_right"}
+    assert {name for name in names if modes[name] is None} == {"a_own"}
+    assert _upstream.compiled_metric_modes(_compiled()) == {}
+    assert _upstream.compiled_output_names(model) == ["a", "b"]
+
+
 def test_own_methods_and_the_train_step_of_keras_are_found():
     class Own(keras.Model):
         def train_step(self, data):

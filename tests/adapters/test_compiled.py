@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfloss
 from tfloss.adapters import from_compiled
 from tfloss.errors import LossError, ModelError
-from tfloss.hooks import EarlyStopping, Evaluate, Every
+from tfloss.hooks import EarlyStopping, Evaluate, Every, SaveCheckpoint
 
 _X = np.float32([[1.0], [2.0], [3.0]])
 _Y = np.float32([[0.0], [1.0], [6.0]])
@@ -75,66 +75,6 @@ def test_models_of_all_kinds_train_as_by_fit(kind):
     assert fitted.w.numpy() == trained.w.numpy() != 1
     name = "loss" if kind is _OwnLoss else "mean_squared_error"
     assert set(result.losses) == {name, "total"}
-
-
-class _Penalty(keras.Layer):
-    """Adds a loss."""
-
-    def call(self, x):
-        self.add_loss(0.1 * keras.ops.mean(x**2))
-        return x
-
-
-class _LeavesAddedLossesOut(keras.Model):
-    def compute_loss(self, x, y, y_pred, sample_weight=None):
-        return keras.ops.mean((y_pred["a"] - y) ** 2 + y_pred["b"] ** 2)
-
-
-class _RunsAgain(keras.Model):
-    """Its compute_loss makes labels, and runs the model again: in inference mode, as fit does."""
-
-    def compute_loss(self, x, y, y_pred, sample_weight=None):
-        again, labels = self(x), {"a": y, "b": y / 2}
-        loss = super().compute_loss(x, labels, y_pred, sample_weight)
-        return loss + super().compute_loss(x, labels, again, sample_weight)
-
-
-class _RunsBefore(keras.Model):
-    """Its labels come from the model itself, before Keras's own train_step opens the tape."""
-
-    def train_step(self, data):
-        x, y = data
-        return super().train_step((x, {"a": y - self(x)["a"], "b": y}))
-
-    def test_step(self, data):
-        return super().test_step((data[0], {"a": data[1], "b": data[1]}))
-
-
-@pytest.mark.parametrize("kind", [_LeavesAddedLossesOut, _RunsAgain, _RunsBefore])
-def test_own_methods_run_outside_of_the_calls_of_layers_as_in_fit(kind):
-    models = []
-    for _ in range(2):
-        x = keras.Input([1])
-        norm = keras.layers.BatchNormalization(momentum=0.5)
-        options = {"kernel_initializer": "ones", "kernel_regularizer": "l2"}
-        h = _Penalty()(norm(x))
-        heads = {name: keras.layers.Dense(1, name=name, **options)(h) for name in "ab"}
-        losses = {"a": "mse", "b": "mae"}
-        models.append(
-            _compiled(kind(x, heads, name="own"), loss=losses, loss_weights={"a": 2.0, "b": 1.0})
-        )
-    fitted, trained = models
-    data = tf.data.Dataset.from_tensors((_X, _Y)).repeat(2)
-    fitted.fit(data, verbose=0)
-    trainer = _trainer(trained)
-    trainer.train(data, steps=2)
-    for a, b in zip(fitted.variables, trained.variables, strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
-    if kind is not _RunsBefore:  # it has its own test_step
-        expected = fitted.evaluate(data, verbose=0, return_dict=True)
-        names = {"loss"} if kind is _LeavesAddedLossesOut else {"loss", "a_loss", "b_loss"}
-        assert set(expected) == names
-        assert trainer.evaluate(data) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", [_OwnStep, _OwnStepByHelper])
@@ -215,10 +155,40 @@ def test_compiled_metrics_are_logged_and_monitored_by_their_names(messages):
     trainer = _trainer(_compiled(_Line(), metrics=["mae"]), log_every=1)
     evaluate = Evaluate(_DATA, trainer.model.evaluation_metrics(), every=Every(steps=1))
     assert evaluate.logs("val/mae") and not evaluate.logs("train/mae")
-    assert evaluate.known_names() == [] and evaluate.mode_of("val/mae") is None
-    stopping = EarlyStopping("val/mae", mode="min", patience=1)
+    assert evaluate.known_names() == ["val/loss", "val/mae"]
+    stopping = EarlyStopping("val/mae", patience=1)
     result = trainer.train(_DATA.repeat(), steps=50, hooks=[evaluate, stopping])
     assert result.step < 50 and "val/mae" in str(result.reason)
+
+
+def test_hooks_know_the_compiled_metrics_of_an_evaluation_without_metrics(tmp_path):
+    """Monitoring hooks and callbacks know names and directions before the first step."""
+    found = []
+
+    class Found(tfloss.Hook):
+        def on_log(self, step, scalars, summaries):
+            found.extend(scalars[name] for name in scalars if name == "val/mae")
+
+    trainer = _trainer(_compiled(_Line(), metrics=["mae"]), log_every=1, workdir=tmp_path)
+    hooks = [
+        Found(),
+        SaveCheckpoint(Every(steps=1), keep_last=1, keep_best=1, metric="val/mae"),
+        Evaluate(_DATA, every=Every(steps=1)),
+        EarlyStopping("val/loss", patience=9),
+        keras.callbacks.EarlyStopping("val_mae", patience=9),
+    ]
+    trainer.train(_DATA, epochs=2, hooks=hooks)
+    again = tfloss.Trainer(from_compiled(_compiled(_Line(), metrics=["mae"])), workdir=tmp_path)
+    again.restore((_X, _Y), best="val/mae")
+    assert len(found) == 4
+    assert again.evaluate(_DATA)["mae"] == pytest.approx(min(found))
+
+
+def test_a_mistyped_metric_is_answered_by_the_compiled_ones():
+    trainer = _trainer(_compiled(_Line(), metrics=["mae"]))
+    hooks = [Evaluate(_DATA), EarlyStopping("val/mea", patience=1)]
+    with pytest.raises(ValueError, match="Did you mean 'val/mae'"):
+        trainer.train(_DATA.repeat(), steps=1, hooks=hooks)
 
 
 def test_a_model_with_its_own_evaluation_is_refused_there():

@@ -16,7 +16,11 @@ class Best(keras.callbacks.ModelCheckpoint):
 @pytest.mark.parametrize(
     ("callback", "says"),
     [
-        (keras.callbacks.ModelCheckpoint("a.keras"), "ModelCheckpoint would.*hooks.SaveCheckpoint"),
+        (
+            keras.callbacks.ModelCheckpoint("a.keras", monitor="val_accuracy"),
+            r"ModelCheckpoint would.*hooks.ExportBest\('val/accuracy', path='a.keras', export="
+            r".*hooks.SaveCheckpoint\(.*metric='val/accuracy'\)",
+        ),
         (Best("a.keras"), "Best, a ModelCheckpoint, would.*hooks.SaveCheckpoint"),
         (keras.callbacks.BackupAndRestore("a"), "BackupAndRestore would.*resumes from its newest"),
         (keras.callbacks.ProgbarLogger(), "tfloss.hooks.Progress"),

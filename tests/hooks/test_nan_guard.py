@@ -47,6 +47,24 @@ def test_batch_and_command_are_saved_for_a_replay(tmp_path):
     assert f"Its batch is in {saved}." in note and f"tfloss replay {tmp_path}" in note
 
 
+def test_nan_in_the_data_are_named_by_tensor_and_count():
+    data = tf.data.Dataset.from_tensors(
+        {
+            "numbers": tf.constant([[1.0, math.nan], [2.0, 3.0]]),
+            "words": tf.ragged.constant([[math.inf, 1.0], []]),
+            "x": tf.constant([1.0, 2.0]),
+            "id": tf.constant([1, 2]),
+            "half": tf.constant([math.inf, 2.0], tf.bfloat16),
+        }
+    ).repeat()
+    model = Line(lambda model, batch, y: {"error": tf.reduce_mean(y[:, None] * batch["numbers"])})
+    trainer = tfloss.Trainer(model, keras.optimizers.SGD(0.1), jit=False)
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.train(data, steps=1)
+    note = caught.value.__notes__[0]
+    assert "NaN or infinite values: 'half' (1 of 2), 'numbers' (1 of 4), 'words' (1 of 2)." in note
+
+
 def test_the_evidence_of_the_same_step_is_replaced_and_other_files_stay(tmp_path):
     saved = tmp_path / "nonfinite" / "step_00000002"
     (saved / "batch_0").mkdir(parents=True)

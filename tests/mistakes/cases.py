@@ -102,7 +102,7 @@ tfloss.data.Source((DataFrame(), y), batch_size=8)  # here
         ("examples[0]", "'city' is object", "df['age'].to_numpy()"),
     ),
     "arrays without a batch size": Mistake(
-        "make_trainer().train((x, y), 3)  # here", ("got tuple", "train(data, batch_size=32, ...)")
+        "make_trainer().train((x, y), 3)  # here", ("got tuple", "batch_size=32")
     ),
     "a batch size beside batches": Mistake(
         "make_trainer().train(data, 3, batch_size=8)  # here",

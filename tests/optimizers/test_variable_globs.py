@@ -49,6 +49,20 @@ def test_the_name_of_the_model_may_be_left_out(glob):
     assert [v.name for v in found] == ["kernel", "bias"]
 
 
+@pytest.mark.parametrize("glob", ["backbone/*", "net/backbone/*", "back*/one/*"])
+def test_the_name_of_a_functional_part_may_stand_in_front(glob):
+    inputs = keras.Input([2])
+    inner = keras.Sequential([keras.layers.Dense(2, name="two")], name="inner")
+    model = Subclassed()
+    model.backbone = keras.Model(inputs, inner(keras.layers.Dense(2, name="one")(inputs)))
+    model.backbone.name = "backbone"
+    model.build([None, 2])
+    paths = [v.path for v in matching(glob, model.weights, model, "x", "variable")]
+    assert paths == ["one/kernel", "one/bias"] + ["inner/two/kernel", "inner/two/bias"] * (
+        glob != "back*/one/*"
+    )
+
+
 @pytest.mark.parametrize(
     ("glob", "near"),
     [("bakbone/*", "backbone/one/kernel"), ("*/biases", "backbone/one/bias")],

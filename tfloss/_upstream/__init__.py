@@ -39,6 +39,8 @@ from tfloss._upstream.keras_compile import (
     base_train_step_replaced,
     compiled_loss_replaced,
     compiled_losses,
+    compiled_metric_modes,
+    compiled_output_names,
     copied_metrics,
     loss_of_batch,
     output_losses,
@@ -131,7 +133,7 @@ from tfloss._upstream.traced_graphs import (
     own_function_traces,
     terms_of_gradient,
 )
-from tfloss._upstream.training_mode import LayerCalls, layer_modes, outside_layer_calls
+from tfloss._upstream.training_mode import LayerCalls, layer_modes
 
 __all__ = [
     "automatic_name",
@@ -140,6 +142,8 @@ __all__ = [
     "base_train_step_replaced",
     "compiled_loss_replaced",
     "compiled_losses",
+    "compiled_metric_modes",
+    "compiled_output_names",
     "copied_metrics",
     "loss_of_batch",
     "output_losses",
@@ -231,7 +235,6 @@ __all__ = [
     "ops_without_xla_kernel",
     "optimizer_built_for",
     "optimizer_slots",
-    "outside_layer_calls",
     "own_function_traces",
     "raised_by_iterator",
     "replace_message",

@@ -15,7 +15,7 @@ from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.trainers import compile_utils
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 
-from tfloss._upstream.keras_metrics import copy_metric
+from tfloss._upstream.keras_metrics import Mode, copy_metric, metric_mode
 from tfloss._upstream.patching import replaced
 
 
@@ -169,6 +169,60 @@ def copied_metrics(model: keras.Model) -> keras.Metric | None:
     ]
     metrics, weighted = given
     return CompileMetrics(metrics, weighted, output_names=compiled.output_names)
+
+
+def compiled_output_names(model: keras.Model) -> list[str]:
+    """Returns the names of the outputs that a compiled model names, or that `compile` was given.
+
+    Args:
+      model: A compiled model.
+    """
+    given: list[Any] = [list(getattr(model, "output_names", None) or [])]
+    if model._compile_loss is not None:
+        given.append(model._compile_loss._user_loss)
+    if model._compile_metrics is not None:
+        compiled = model._compile_metrics
+        given += [compiled._user_metrics, compiled._user_weighted_metrics]
+    names = given[0] + [key for one in given[1:] if isinstance(one, dict) for key in one]
+    return list(dict.fromkeys(names))
+
+
+def compiled_metric_modes(model: keras.Model) -> dict[str, Mode | None]:
+    """Returns which direction of compiled metrics is better, by the names that Keras gives them.
+
+    Keras makes metrics only when it sees their arguments, but hooks must know it before. So the
+    names are those that are possible: with several outputs, that of the output comes first.
+
+    Args:
+      model: A compiled model.
+    """
+    compiled = model._compile_metrics
+    if compiled is None:
+        return {}
+    outputs = compiled_output_names(model)
+    found: dict[str, Mode | None] = {}
+    for weighted, metrics in (
+        ("", compiled._user_metrics),
+        ("weighted_", compiled._user_weighted_metrics),
+    ):
+        for path, one in keras.tree.flatten_with_path(metrics or ()):
+            if one is None:
+                continue
+            name, mode = _name_and_mode(one)
+            of = [path[0]] if isinstance(metrics, dict) else outputs
+            for end in {name, f"{weighted}{name}"}:
+                for key in [end, *(f"{output}_{end}" for output in of)]:
+                    found[key] = mode if found.get(key, mode) == mode else None
+    return found
+
+
+def _name_and_mode(metric: Any) -> tuple[str, Mode | None]:
+    """Returns the name that Keras gives to a metric of `compile`, and its direction."""
+    if str(metric).lower() in ("accuracy", "acc"):  # Keras chooses one by the shape of the labels
+        return str(metric), "max"
+    made = keras.metrics.get(metric)
+    name = metric if isinstance(metric, str) else compile_utils.get_object_name(made)
+    return name, metric_mode(made) if isinstance(made, keras.Metric) else None
 
 
 def own_method(model: keras.Model, name: str) -> Any:

@@ -4,9 +4,12 @@
 # pyright: reportPrivateUsage=false
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import keras
+
+# Whether lower or higher values of a metric are better.
+Mode: TypeAlias = Literal["min", "max"]
 
 
 def copy_metric(metric: keras.Metric) -> keras.Metric:
@@ -38,7 +41,7 @@ def copy_metric(metric: keras.Metric) -> keras.Metric:
     return copies[id(metric)]
 
 
-def metric_mode(metric: keras.Metric) -> Literal["min", "max"] | None:
+def metric_mode(metric: keras.Metric) -> Mode | None:
     """Returns whether lower or higher values of a metric are better, or None if Keras doesn't say.
 
     Keras's callbacks read the same private attribute; nothing public tells. A subclass inherits it
@@ -49,5 +52,5 @@ def metric_mode(metric: keras.Metric) -> Literal["min", "max"] | None:
     """
     if type(metric) is not getattr(keras.metrics, type(metric).__name__, None):
         return None
-    modes: dict[Any, Literal["min", "max"]] = {"down": "min", "up": "max"}
+    modes: dict[Any, Mode] = {"down": "min", "up": "max"}
     return modes.get(getattr(metric, "_direction", None))

@@ -19,13 +19,13 @@ def unusable_data(data: Any) -> DataError:
     what = type(data).__name__
     if is_table(data):
         cure = (
-            f"A {what} has examples, not batches. Say how many make a batch: train(data, "
-            f"batch_size=32, ...). Or use {_table(data)}."
+            f"A {what} has examples, not batches. Say beside them how many make a "
+            f"batch: batch_size=32. Or use {_table(data)}."
         )
     elif isinstance(data, np.ndarray | tuple | Mapping) or hasattr(data, "__array__"):
         cure = (
-            "Arrays have examples, not batches. Say how many make a batch: train(data, "
-            "batch_size=32, ...). Or use tfloss.data.Source(arrays, batch_size=...)."
+            "Arrays have examples, not batches. Say beside them how many make a batch: "
+            "batch_size=32. Or use tfloss.data.Source(arrays, batch_size=...)."
         )
     elif isinstance(data, list):
         cure = "Arrays belong in a tuple, (x, y), or in a dict."

@@ -40,6 +40,7 @@ from tfloss.evaluation.metrics import (
     check_metrics,
     flat_results,
     metric_error,
+    own_names,
     reset,
     takes_predictions,
 )
@@ -177,17 +178,14 @@ class Evaluator:
             source = self._keras[name].metric if name in self._keras else self._host[name]
             try:
                 value = source.result()
-                results |= flat_results(name if self._prefixed(name) else "", value)
+                prefix = name if own_names(self.metrics[name]) is None else ""
+                results |= flat_results(prefix, value)
             except Exception as error:
                 raise MetricError(
                     f"Metric {name!r} failed in result() with {type(error).__name__}: {error}. It "
                     "must return a number, an array or a mapping of them."
                 ) from error
         return results
-
-    def _prefixed(self, name: str) -> bool:
-        metric = self.metrics[name]
-        return not isinstance(metric, BoundMetric) or metric.prefixed
 
     def _evaluate_batch(self, batch: Any, parts: list[Any], step: int) -> tuple[Any, list[Any]]:
         """Adds a batch to all metrics.

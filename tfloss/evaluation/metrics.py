@@ -56,7 +56,8 @@ class BoundMetric:
     Attributes:
       metric: The Keras metric.
       arguments: Function from batch and predictions to the arguments of `metric.update_state`.
-      prefixed: Whether the names of a result that is a mapping begin with that of the metric.
+      own_names: `{name: mode}` of the results of a metric that names them itself, as far as they
+        are known in advance. None: the names begin with that of the metric.
       by_example: Whether every example must count once. If not, the metric is defined by batches.
     """
 
@@ -65,7 +66,7 @@ class BoundMetric:
         metric: keras.Metric,
         arguments: Callable[[Any, Any], Any],
         *,
-        prefixed: bool = True,
+        own_names: Mapping[str, Mode | None] | None = None,
         by_example: bool = True,
     ):
         """Binds a metric.
@@ -73,12 +74,12 @@ class BoundMetric:
         Args:
           metric: Any Keras metric.
           arguments: See `tfloss.metric`.
-          prefixed: See above.
+          own_names: See above.
           by_example: See above.
         """
         self.metric = metric
         self.arguments = arguments
-        self.prefixed = prefixed
+        self.own_names = own_names
         self.by_example = by_example
 
     def outside_scope(self) -> "BoundMetric":
@@ -93,7 +94,7 @@ class BoundMetric:
         return BoundMetric(
             _upstream.copy_metric(self.metric),
             self.arguments,
-            prefixed=self.prefixed,
+            own_names=self.own_names,
             by_example=self.by_example,
         )
 
@@ -192,6 +193,15 @@ def _check_type(name: str, metric: Any) -> None:
             "each evaluation would add to the last one. Add `def reset(self)`, which clears what "
             "update() has collected. If there is nothing to clear, let it do nothing."
         )
+
+
+def own_names(metric: BoundMetric | HostMetric) -> Mapping[str, Mode | None] | None:
+    """Returns `{name: mode}` of the results that a metric names itself, or None. Host code.
+
+    Args:
+      metric: Any metric. The names of its results begin with its own name if this is None.
+    """
+    return metric.own_names if isinstance(metric, BoundMetric) else None
 
 
 def reset(metric: HostMetric) -> None:

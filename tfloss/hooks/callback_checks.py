@@ -11,8 +11,9 @@ from tfloss.optimizers.hyperparameters import scalar_variables
 
 _INSTEAD = {
     "BackupAndRestore": "Remove it: with a workdir, tfloss resumes from its newest checkpoint.",
-    "ModelCheckpoint": "Use tfloss.hooks.SaveCheckpoint(every, keep_best=1, metric=...), or "
-    "tfloss.hooks.ExportBest.",
+    "ModelCheckpoint": "Use tfloss.hooks.ExportBest({metric!r}, path={path!r}, export=lambda "
+    "model, path: ...) with a call such as net.save(path), to keep the best model in a file. "
+    "tfloss.hooks.SaveCheckpoint(every, keep_best=1, metric={metric!r}) keeps all of the run.",
     "OrbaxCheckpoint": "Use tfloss.hooks.SaveCheckpoint.",
     "ProgbarLogger": "Remove it: tfloss.hooks.Progress is a default hook.",
     "SwapEMAWeights": "Use Trainer(ema=0.999), and Evaluate(..., ema=True).",
@@ -49,7 +50,7 @@ def check_callback(callback: Any) -> None:
             own = "" if base is kind else f", a {base.__name__},"
             raise TypeError(
                 f"The Keras callback {kind.__name__}{own} would save or show only a part of the "
-                f"run. {_INSTEAD[base.__name__]}"
+                f"run. {_INSTEAD[base.__name__].format(**_shown(callback))}"
             )
     never = [name for name in _NEVER_CALLED if _overrides(callback, name)]
     if never and not is_of_keras(kind):
@@ -110,6 +111,13 @@ def only_writes(callback: keras.callbacks.Callback) -> bool:
 def is_of_keras(kind: type) -> bool:
     """Returns whether a class is Keras's own."""
     return kind.__module__.split(".")[0] == "keras"
+
+
+def _shown(callback: keras.callbacks.Callback) -> dict[str, str]:
+    """The values of a ModelCheckpoint that its replacement has, too."""
+    monitor = str(getattr(callback, "monitor", "val_loss"))
+    metric = f"val/{monitor[4:]}" if monitor.startswith("val_") else f"losses/{monitor}"
+    return {"metric": metric, "path": str(getattr(callback, "filepath", "best.keras"))}
 
 
 def _overrides(callback: keras.callbacks.Callback, name: str) -> bool:

@@ -1,16 +1,25 @@
 """Evaluates during training, so that validation curves appear beside the training curves.
 
-    Evaluate(test_set, {"accuracy": accuracy}, every=Every(epochs=1), losses=True)
+    Evaluate(val_set, {"accuracy": accuracy}, every=Every(epochs=1), losses=True)
 
 It logs val/accuracy, val/losses/total and val/losses/<name>.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+
+import keras
 
 from tfloss.data.adapted import adapted
-from tfloss.data.distributed import Data, as_dataset
-from tfloss.evaluation.metrics import BoundMetric, HostMetric, Mode, check_metrics, metric_mode
+from tfloss.data.distributed import Data
+from tfloss.evaluation.metrics import (
+    BoundMetric,
+    HostMetric,
+    Mode,
+    check_metrics,
+    metric_mode,
+    own_metrics,
+    own_names,
+)
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
 
@@ -22,7 +31,8 @@ class Evaluate(Hook):
 
     Args:
       data: Batches, in any form that `Trainer.evaluate` accepts. Finite.
-      metrics: Metrics by name, as for `Trainer.evaluate`.
+      metrics: Metrics by name, as for `Trainer.evaluate`. Without them and without `losses`: those
+        that the model owns, as a model of `tfloss.adapters.from_compiled` does.
       every: When to evaluate. None: only at the end.
       name: Prefix of the logged names. Two Evaluate hooks need different ones.
       losses: Whether to log validation losses too, as `<name>/losses/<loss>`.
@@ -39,7 +49,7 @@ class Evaluate(Hook):
     def __init__(
         self,
         data: Data,
-        metrics: Mapping[str, BoundMetric | HostMetric],
+        metrics: Mapping[str, BoundMetric | HostMetric] | None = None,
         *,
         every: Every | OnSteps | None = None,
         name: str = "val",
@@ -50,13 +60,13 @@ class Evaluate(Hook):
         check_trigger(every, "Evaluate")
         if not name or name.endswith("/"):
             raise ValueError(f"Evaluate(name={name!r}): name must be like 'val', without a '/'.")
-        check_metrics(metrics)
         self.data = adapted(data, batch_size)
-        self.metrics = metrics
+        self.metrics = check_metrics({} if metrics is None else metrics)
         self.every = every
         self.name = name
         self.losses = losses
         self.ema = ema
+        self._owned: tuple[keras.Model, Mapping[str, BoundMetric]] | None = None
         self._results: tuple[int, dict[str, float]] | None = None  # step, values
 
     def before_train(self) -> None:
@@ -88,15 +98,17 @@ class Evaluate(Hook):
           name: Name of a curve that this hook logs.
         """
         key = self._metric_of(name)
-        if key is None:
-            return "min" if self._is_loss(name) else None
-        return metric_mode(self.metrics[key])
+        if key is not None:
+            return metric_mode(self._metrics[key])
+        if self._is_loss(name):
+            return "min"
+        return self._own_names.get(name.removeprefix(f"{self.name}/"))
 
     def known_names(self) -> list[str]:
         """Returns the names of curves that are known before an evaluation."""
         losses = [f"{self.name}/losses/total"] if self.losses else []
-        keys = [key for key, metric in self.metrics.items() if _is_prefixed(metric)]
-        return [f"{self.name}/{key}" for key in keys] + losses
+        keys = [key for key, metric in self._metrics.items() if own_names(metric) is None]
+        return [f"{self.name}/{key}" for key in [*keys, *self._own_names]] + losses
 
     def results_at(self, step: int) -> dict[str, float]:
         """Returns what this object found at a step, by name; empty if it was not evaluated then.
@@ -111,36 +123,43 @@ class Evaluate(Hook):
     @property
     def _names_itself(self) -> bool:
         """Whether a metric names its results itself, so that any curve may be one of them."""
-        return not all(map(_is_prefixed, self.metrics.values()))
+        return any(own_names(metric) is not None for metric in self._metrics.values())
+
+    @property
+    def _metrics(self) -> Mapping[str, BoundMetric | HostMetric]:
+        """The metrics: those given, or those of the model, once there is a trainer."""
+        trainer = getattr(self, "trainer", None)
+        if self.metrics or self.losses or trainer is None:
+            return self.metrics
+        if self._owned is None or self._owned[0] is not trainer.model:
+            self._owned = trainer.model, own_metrics(trainer.model)
+        return self._owned[1]
+
+    @property
+    def _own_names(self) -> dict[str, Mode | None]:
+        """The names that are known of the metrics that name their results, with their modes."""
+        found: dict[str, Mode | None] = {}
+        for metric in self._metrics.values():
+            found |= own_names(metric) or {}
+        return found
 
     def _is_loss(self, name: str) -> bool:
         return self.losses and name.startswith(f"{self.name}/losses/")
 
     def _metric_of(self, name: str) -> str | None:
         """Returns the key of the metric that logs a curve: itself, or with a part of its result."""
-        keys = [k for k in self.metrics if f"{name}/".startswith(f"{self.name}/{k}/")]
+        keys = [k for k in self._metrics if f"{name}/".startswith(f"{self.name}/{k}/")]
         return max(keys, key=len, default=None)
 
     def after_step(self, step: int) -> None:
         """Evaluates and logs the results."""
         # Before the log, so that a checkpoint saved by a hook in on_log has it.
         self.state["step"] = step
-        results = self.trainer.evaluate(self.data, self.metrics, losses=self.losses, ema=self.ema)
+        results = self.trainer.evaluate(self.data, self._metrics, losses=self.losses, ema=self.ema)
         self._results = step, results
         self.trainer.log(step, {f"{self.name}/{key}": value for key, value in results.items()})
-
-    def dry_run(self, directory: Path) -> Sequence[str]:
-        """Evaluates the first batch."""
-        batch = as_dataset(self.data, self.trainer.strategy).take(1)
-        results = self.trainer.evaluate(batch, self.metrics, losses=self.losses, ema=self.ema)
-        lines = [f"  {self.name}/{name} {value:.5g}" for name, value in results.items()]
-        return [f"One batch of {self.name!r} was evaluated", *lines]
 
     def after_train(self) -> None:
         """Evaluates after the last step of a run without an error, unless it already did."""
         if self.trainer.error is None and self.state.get("step") != self.trainer.step:
             self.after_step(self.trainer.step)
-
-
-def _is_prefixed(metric: BoundMetric | HostMetric) -> bool:
-    return not isinstance(metric, BoundMetric) or metric.prefixed

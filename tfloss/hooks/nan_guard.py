@@ -16,11 +16,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfloss.checkpoint import describe_nonfinite, nonfinite_variables
 from tfloss.common.reading import check_directory
 from tfloss.common.replacement import replace_file, replacement, set_aside
+from tfloss.data import batches
+from tfloss.data.batch_layout import tensor_name
 from tfloss.errors import NonFiniteLossError
 from tfloss.hooks.base import Hook
 from tfloss.hooks.write_errors import is_write_error
@@ -72,6 +75,12 @@ class NaNGuard(Hook):
                 )
         if not isinstance(error, NonFiniteLossError):
             return
+        missing = _nonfinite_inputs(error.batch)
+        if missing:
+            error.add_note(
+                f"The batch itself has NaN or infinite values: {', '.join(missing)}. Replace or "
+                "mask missing values."
+            )
         if workdir is None:
             error.add_note(
                 "To find the first value that is not finite, give the Trainer a workdir, which "
@@ -119,6 +128,24 @@ def _save_batch(batch: Any, path: Path) -> None:
     with replacement(path) as new:
         tf.data.Dataset.from_tensors(batch).save(str(new.path))
         new.commit()
+
+
+def _nonfinite_inputs(evidence: tuple[Any, ...]) -> list[str]:
+    """Describes the tensors of the batches that have NaN or infinite values."""
+    counts: dict[str, tuple[int, int]] = {}
+    for batch in evidence:
+        for path, leaf in batches.open_nest(batch, "batch")[0]:
+            for part in tf.nest.flatten(leaf, expand_composites=True):
+                if part is None or not tf.as_dtype(part.dtype).is_floating:
+                    continue
+                values = tf.cast(part, tf.float32).numpy()  # NumPy knows no bfloat16
+                bad, total = counts.get(path, (0, 0))
+                counts[path] = int((~np.isfinite(values)).sum()) + bad, values.size + total
+    return [
+        f"{tensor_name(path) or 'batch'!r} ({bad} of {total})"
+        for path, (bad, total) in counts.items()
+        if bad
+    ]
 
 
 def _is_report(content: bytes) -> bool:

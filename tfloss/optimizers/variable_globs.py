@@ -3,6 +3,9 @@
 A glob is compared with the path that Keras gives to a variable, as checkpoints name it
 (`net/backbone/dense/kernel`), and with this path without the name of the model in front
 (`backbone/dense/kernel`). `*` matches any text, slashes included.
+
+Keras gives the variables of a functional model, as those of `keras.applications` are, no prefix. So
+the name of a model that is a part of the model may stand in front: `backbone/conv/kernel`.
 """
 
 import difflib
@@ -11,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
+
+from tfloss import _upstream
 
 
 def matches(glob: str, variable: Any, model: keras.Model) -> bool:
@@ -22,8 +27,15 @@ def matches(glob: str, variable: Any, model: keras.Model) -> bool:
       model: The model whose name may be left out.
     """
     path = str(variable.path)
+    if any(fnmatch.fnmatchcase(one, glob) for one in (path, path.removeprefix(f"{model.name}/"))):
+        return True
     return any(
-        fnmatch.fnmatchcase(one, glob) for one in (path, path.removeprefix(f"{model.name}/"))
+        fnmatch.fnmatchcase(f"{prefix}{part.name}/{path}", glob)
+        and not path.startswith(f"{part.name}/")
+        and any(one is variable for one in part.variables)
+        for _, part in _upstream.layers_by_path(model)
+        if isinstance(part, keras.Model) and part is not model
+        for prefix in ("", f"{model.name}/")
     )
 
 
