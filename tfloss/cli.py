@@ -155,7 +155,9 @@ def _add_inspect(commands: Any) -> None:
         "gradient that differs is named.",
     )
     inspect.add_argument("--replicas", type=_integer_from(2), help="number of logical devices")
-    inspect.add_argument("--dry-run", action="store_true", help="evaluate one batch, too")
+    inspect.add_argument(
+        "--dry-run", action="store_true", help="make one step, evaluate one batch, export"
+    )
     inspect.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write it as a page")
     inspect.add_argument("command", nargs=argparse.REMAINDER, help="python train.py ...")

@@ -138,3 +138,27 @@ def test_a_call_that_fails_leaves_no_mode_behind():
         Fails()(tf.ones([1]))
     probe(tf.ones([1]))
     assert probe.modes == [None]
+
+
+def test_code_can_run_outside_of_the_call_around_it():
+    class Around(keras.Layer):
+        def __init__(self, probe):
+            super().__init__(dtype="mixed_bfloat16")
+            self.probe = probe
+            self.w = self.add_weight(shape=())
+
+        def call(self, x):
+            self.probe(x)
+            with _upstream.outside_layer_calls():
+                self.probe(x)
+                dtypes.append(tf.convert_to_tensor(self.w).dtype)
+            self.probe(x)
+            dtypes.append(tf.convert_to_tensor(self.w).dtype)
+            return x
+
+    probe, dtypes = Probe(), []
+    around = Around(probe)
+    around.built = True
+    around(tf.ones([1]), training=True)
+    assert probe.modes == [True, None, True]
+    assert dtypes == [tf.float32, tf.bfloat16]

@@ -77,6 +77,66 @@ def test_models_of_all_kinds_train_as_by_fit(kind):
     assert set(result.losses) == {name, "total"}
 
 
+class _Penalty(keras.Layer):
+    """Adds a loss."""
+
+    def call(self, x):
+        self.add_loss(0.1 * keras.ops.mean(x**2))
+        return x
+
+
+class _LeavesAddedLossesOut(keras.Model):
+    def compute_loss(self, x, y, y_pred, sample_weight=None):
+        return keras.ops.mean((y_pred["a"] - y) ** 2 + y_pred["b"] ** 2)
+
+
+class _RunsAgain(keras.Model):
+    """Its compute_loss makes labels, and runs the model again: in inference mode, as fit does."""
+
+    def compute_loss(self, x, y, y_pred, sample_weight=None):
+        again, labels = self(x), {"a": y, "b": y / 2}
+        loss = super().compute_loss(x, labels, y_pred, sample_weight)
+        return loss + super().compute_loss(x, labels, again, sample_weight)
+
+
+class _RunsBefore(keras.Model):
+    """Its labels come from the model itself, before Keras's own train_step opens the tape."""
+
+    def train_step(self, data):
+        x, y = data
+        return super().train_step((x, {"a": y - self(x)["a"], "b": y}))
+
+    def test_step(self, data):
+        return super().test_step((data[0], {"a": data[1], "b": data[1]}))
+
+
+@pytest.mark.parametrize("kind", [_LeavesAddedLossesOut, _RunsAgain, _RunsBefore])
+def test_own_methods_run_outside_of_the_calls_of_layers_as_in_fit(kind):
+    models = []
+    for _ in range(2):
+        x = keras.Input([1])
+        norm = keras.layers.BatchNormalization(momentum=0.5)
+        options = {"kernel_initializer": "ones", "kernel_regularizer": "l2"}
+        h = _Penalty()(norm(x))
+        heads = {name: keras.layers.Dense(1, name=name, **options)(h) for name in "ab"}
+        losses = {"a": "mse", "b": "mae"}
+        models.append(
+            _compiled(kind(x, heads, name="own"), loss=losses, loss_weights={"a": 2.0, "b": 1.0})
+        )
+    fitted, trained = models
+    data = tf.data.Dataset.from_tensors((_X, _Y)).repeat(2)
+    fitted.fit(data, verbose=0)
+    trainer = _trainer(trained)
+    trainer.train(data, steps=2)
+    for a, b in zip(fitted.variables, trained.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+    if kind is not _RunsBefore:  # it has its own test_step
+        expected = fitted.evaluate(data, verbose=0, return_dict=True)
+        names = {"loss"} if kind is _LeavesAddedLossesOut else {"loss", "a_loss", "b_loss"}
+        assert set(expected) == names
+        assert trainer.evaluate(data) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", [_OwnStep, _OwnStepByHelper])
 def test_a_train_step_that_computes_the_update_is_refused_with_the_lines_to_change(kind):
     model = _compiled(kind())

@@ -64,6 +64,21 @@ def test_values_are_means_weighted_over_all_parts(count, options, largest, repli
     np.testing.assert_allclose(model({"x": _X}), _X * (1 - 0.02 * expected), rtol=1e-6)
 
 
+def test_a_logged_metric_is_weighted_over_the_steps():
+    class Words(_Task):
+        def ComputeLoss(self, theta, predictions, batch):  # noqa: N802
+            words = tf.reduce_sum(batch["counts"])
+            return {"loss": (0.0 * self.w, words), "words": (words, words)}, {}
+
+    counts = np.float32([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]])
+    data = tf.data.Dataset.from_tensor_slices({"x": counts, "counts": counts})
+    logs = _Logs()
+    options = {"default_hooks": False, "jit": False, "log_every": 4}
+    trainer = tfloss.Trainer(lingvo_style(Words()), keras.optimizers.SGD(0.0), **options)
+    trainer.train(data, steps=4, hooks=[logs])
+    assert logs.found["words"] == pytest.approx((3 * 3 + 1 * 1 + 2 * 2) / (3 + 1 + 2))
+
+
 def test_an_own_theta_is_used():
     class Own(_Task):
         @property

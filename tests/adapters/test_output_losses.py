@@ -42,11 +42,12 @@ def test_losses_are_named_after_outputs(loss, y, p, names, expected):
 def test_weights_are_part_of_a_loss_and_can_be_left_out():
     arguments = [{"a": "mse", "b": "mae"}, {"a": _ZERO, "b": _ZERO}, {"a": _ONE, "b": _TWO}]
     assert _named(*arguments, {"a": 3.0, "b": 0.5}) == {"a": 15.0, "b": 1.0}
-    assert _named(*arguments, {"a": 3.0, "b": 0.5}, weighted=False) == {"a": 5.0, "b": 2.0}
     weighted = _named(*arguments, sample_weight={"a": tf.constant([1.0, 0.0]), "b": _TWO[:, 0]})
     assert weighted == {"a": 0.5, "b": 4.0}
     losses = OutputLosses(arguments[0], [3.0, 0.5], None)
-    assert float(losses.total(*arguments[1:])) == 16.0
+    seen = []
+    assert float(losses.total(*arguments[1:], seen=seen)) == 16.0
+    assert seen == [{"a": 5.0, "b": 2.0}]
 
 
 def test_crossentropy_is_chosen_by_the_labels():

@@ -99,7 +99,7 @@ def test_eight_planted_faults_are_named_with_file_and_line(tmp_path):
 def test_a_dry_run_evaluates_one_batch_and_writes_nothing(tmp_path):
     done = _inspect(tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "One batch of 'val', with the initial weights\n  val/size " in done.stdout
+    assert "One batch of 'val' was evaluated\n  val/size " in done.stdout
     assert "it has trained" not in done.stdout and "Findings: " in done.stdout
     assert {one.name for one in (tmp_path / "run").iterdir()} <= {".lock"}
 

@@ -1,5 +1,6 @@
 """TensorFlow is imported without its start-up messages."""
 
+import gc
 import os
 import pty
 import re
@@ -30,9 +31,44 @@ def test_a_call_that_comes_too_late_says_so():
         tfloss.quiet()
 
 
+@pytest.fixture
+def _thawed():
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_thawed")
+@pytest.mark.parametrize("collecting", [True, False])
+def test_the_garbage_collector_rests_during_the_import_and_leaves_its_objects_alone(collecting):
+    from tfloss.app.quiet import _frozen
+
+    if not collecting:
+        gc.disable()
+    before = gc.get_freeze_count()
+    with _frozen():
+        assert not gc.isenabled()
+        made = [[i] for i in range(1_000)]
+    assert gc.isenabled() is collecting
+    assert gc.get_freeze_count() >= before + len(made)
+
+
+@pytest.mark.usefixtures("_thawed")
+def test_the_garbage_collector_works_on_after_an_import_that_failed():
+    from tfloss.app.quiet import _frozen
+
+    before = gc.get_freeze_count()
+    with pytest.raises(ImportError), _frozen():
+        raise ImportError
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == before
+
+
 QUIET = """
 import tfloss
 tfloss.quiet()
+import gc
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
 import tensorflow as tf
 f = tf.function(lambda x: x + 1.0, jit_compile=True)
 print(f(tf.ones([])).numpy())
@@ -41,7 +77,7 @@ print(f(tf.ones([])).numpy())
 
 @pytest.mark.slow
 def test_a_script_without_app_has_no_noise():
-    loud = QUIET.replace("tfloss.quiet()", "")
+    loud = QUIET.replace("tfloss.quiet()", "").replace("assert", "# assert")
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     ran = [
         subprocess.run(

@@ -12,6 +12,7 @@ from tests.toys import Line, rows, run
 from tfloss import summary
 from tfloss.errors import SummaryError
 from tfloss.forward.context import (
+    as_in_fit,
     current_context,
     current_step,
     forward_context,
@@ -75,6 +76,26 @@ def test_a_silent_context_reports_nothing_and_keeps_the_step():
             assert current_step().numpy() == 7
     assert context.losses == [] and context.summaries == {}
     assert len(layer.losses) == 1  # Keras got it
+
+
+def test_as_in_fit_a_call_drops_what_the_layer_added_before():
+    class Adds(keras.Layer):
+        def call(self, x, training=None):
+            self.add_loss(x)
+            modes.append(training)
+            return x
+
+    layer, modes = Adds(), []
+    with forward_context(STEP, recording=True) as context:
+        layer(tf.constant(1.0))
+        layer(tf.constant(2.0))
+        assert [float(one.value) for one in context.losses] == [1.0, 2.0]
+        with as_in_fit():
+            layer(tf.constant(3.0))
+        assert [float(one.value) for one in context.losses] == [3.0]
+        layer(tf.constant(4.0))
+        assert [float(one.value) for one in context.losses] == [3.0, 4.0]
+    assert modes == [True, True, None, True]
 
 
 def test_a_backward_pass_sees_the_step_again():

@@ -14,7 +14,14 @@ def test_every_method_is_optional_and_states_are_not_shared(make_trainer):
     make_trainer([first, second]).train(2)
 
 
-def test_a_hook_has_five_methods():
+def test_a_hook_has_six_methods():
     methods = [name for name, value in vars(Hook).items() if callable(value)]
     public = [name for name in methods if not name.startswith("_")]
-    assert public == ["before_train", "after_step", "on_log", "before_save", "after_train"]
+    assert public == [
+        "before_train",
+        "after_step",
+        "on_log",
+        "before_save",
+        "dry_run",
+        "after_train",
+    ]

@@ -133,7 +133,7 @@ from tfloss._upstream.traced_graphs import (
     own_function_traces,
     terms_of_gradient,
 )
-from tfloss._upstream.training_mode import LayerCalls, layer_modes
+from tfloss._upstream.training_mode import LayerCalls, layer_modes, outside_layer_calls
 
 __all__ = [
     "automatic_name",
@@ -235,6 +235,7 @@ __all__ = [
     "ops_without_xla_kernel",
     "optimizer_built_for",
     "optimizer_slots",
+    "outside_layer_calls",
     "own_function_traces",
     "raised_by_iterator",
     "replace_message",

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.layer import CallContext
 from keras.src.models import functional
 
@@ -106,6 +107,25 @@ def layer_modes(observer: Callable[[], LayerCalls | None]) -> Generator[None]:
         replaced(functional, "operation_fn", _keeping_given_arguments),
     ):
         yield
+
+
+@contextlib.contextmanager
+def outside_layer_calls() -> Generator[None]:
+    """Runs code within the call of a layer as if it were outside of all calls.
+
+    Keras runs `train_step` and `compute_loss` there. Layers that they call begin a context of their
+    own, and variables have their own dtype.
+
+    Yields:
+      None.
+    """
+    around = global_state.get_global_attribute(_KEY)
+    global_state.set_global_attribute(_KEY, None)
+    try:
+        with AutocastScope(None):
+            yield
+    finally:
+        global_state.set_global_attribute(_KEY, around)
 
 
 def _is_symbolic(args: Any, kwargs: Any) -> bool:

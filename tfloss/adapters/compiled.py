@@ -6,6 +6,7 @@ trainer.train(data, steps=1_000)
 trainer.evaluate(test_set)             # {"loss": ..., "box_loss": ..., "class_accuracy": ...}
 """
 
+import functools
 import inspect
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from tfloss.adapters.output_losses import OutputLosses
 from tfloss.adapters.supervised import inputs_of, split_batch
 from tfloss.errors import ModelError
 from tfloss.evaluation.metrics import BoundMetric
+from tfloss.forward.context import as_in_fit, current_context
 from tfloss.inspect.python_values import names_read
 
 
@@ -27,8 +29,10 @@ def from_compiled(model: keras.Model) -> keras.Model:
     Batches are what `fit` takes: `(x, y)` or `(x, y, sample_weight)`, or `x` alone for a model
     compiled without a loss. Losses are named and weighted as by `supervised`, with the
     `loss_weights` of `compile`. A model with its own `compute_loss` reports what that returns, as
-    "loss". A `train_step` that only changes the batch and calls `super().train_step(batch)` is
-    called. Runs on the host.
+    "loss". As in `fit`, regularizers and added losses then count only if it uses them. A
+    `train_step` that only changes the batch and calls `super().train_step(batch)` is called. Both
+    run outside of the calls of all layers, as in `fit`: a layer that they call without `training=`
+    is in inference mode. Runs on the host.
 
     `Trainer.evaluate(data)` then gives the compiled metrics and losses by Keras's names, computed
     by the inference forward: `loss` with regularizers and added losses, `<output>_loss` without
@@ -76,12 +80,21 @@ class _Compiled(keras.Model):
     def call(self, batch: Any, training: bool = False) -> Any:
         if not training:
             return self.predictor(inputs_of(batch), training=False)
+        if not self._own_step and not self._own_loss:
+            return self._training_losses(batch)
+        with as_in_fit():
+            return self._losses_by_own_methods(batch)
+
+    def _losses_by_own_methods(self, batch: Any) -> Any:
+        """Returns the losses of a batch by the model's `train_step` and `compute_loss`. Traced."""
         if not self._own_step:
             return self._training_losses(batch)
         reported: list[Any] = []
 
         def instead_of_update(model: keras.Model, data: Any) -> dict[str, Any]:
-            reported.append(self._training_losses(data))
+            # In fit, the tape is opened after what the model's train_step does with the batch.
+            constant = tf.nest.map_structure(_constant, data, expand_composites=True)
+            reported.append(self._training_losses(constant))
             return {}
 
         with _upstream.base_train_step_replaced(instead_of_update):
@@ -129,14 +142,21 @@ class _Compiled(keras.Model):
             losses = cast(OutputLosses, self._losses_of_outputs)
             return losses.named(y, self.predictor(x, training=True), weight)
         x, y, weight = _unpacked(data)
-        return {"loss": self._computed(x, y, self.predictor(x, training=True), weight, True)}
+        total, _ = self._computed(x, y, self.predictor(x, training=True), weight, True)
+        if (context := current_context()) is not None:
+            context.only_returned = True  # as fit: a compute_loss may leave out added losses
+        return {"loss": total}
 
-    def _computed(self, x: Any, y: Any, predictions: Any, weight: Any, training: bool) -> Any:
-        """Returns `compute_loss` of the model, with losses that divide by global counts."""
+    def _computed(
+        self, x: Any, y: Any, predictions: Any, weight: Any, training: bool
+    ) -> tuple[Any, list[dict[str, Any]]]:
+        """Returns `compute_loss` of the model, and the losses of the outputs at each use."""
         losses = self._losses_of_outputs
-        instead = None if losses is None else losses.total
+        seen: list[dict[str, Any]] = []
+        instead = None if losses is None else functools.partial(losses.total, seen=seen)
         with _upstream.compiled_loss_replaced(self.predictor, instead):
-            return _upstream.loss_of_batch(self.predictor, x, y, predictions, weight, training)
+            total = _upstream.loss_of_batch(self.predictor, x, y, predictions, weight, training)
+        return total, seen
 
     def _losses_of_inference(self, batch: Any, predictions: Any) -> dict[str, Any]:
         """Returns the losses of a whole batch by Keras's names. Traced, cross-replica."""
@@ -144,12 +164,11 @@ class _Compiled(keras.Model):
         x, y, weight = _unpacked(batch)
         if _upstream.adds_losses(self.predictor):  # those of the last forward are in another graph
             predictions = self.predictor(x, training=False)
-        total = self._computed(x, y, predictions, weight, False)
+        total, seen = self._computed(x, y, predictions, weight, False)
         losses = {"loss": total}
-        if self._losses_of_outputs is not None and not self._own_loss:
-            named = self._losses_of_outputs.named(y, predictions, weight, weighted=False)
-            if len(named) > 1:
-                losses |= {f"{name}_loss": value for name, value in named.items()}
+        for name in dict.fromkeys(name for named in seen if len(named) > 1 for name in named):
+            values = [named[name] for named in seen if name in named]
+            losses[f"{name}_loss"] = sum(values[1:], values[0]) / len(values)
         first = next(one for one in tf.nest.flatten(x) if one is not None)
         return {"values": losses, "sample_weight": tf.shape(first)[0]}
 
@@ -157,6 +176,16 @@ class _Compiled(keras.Model):
 def _labels_and_predictions(batch: Any, predictions: Any) -> tuple[Any, ...]:
     _, y, weight = _unpacked(batch)
     return (y, predictions) if weight is None else (y, predictions, weight)
+
+
+def _constant(value: Any) -> Any:
+    """A tensor without a gradient, with the mask that it carries."""
+    if not tf.is_tensor(value):
+        return value
+    constant: Any = tf.stop_gradient(value)
+    if (mask := getattr(value, "_keras_mask", None)) is not None:
+        constant._keras_mask = mask
+    return constant
 
 
 def _unpacked(batch: Any) -> tuple[Any, Any, Any]:

@@ -29,8 +29,9 @@ def lingvo_style(task: Any) -> keras.Model:
     The task has `ComputePredictions(theta, batch)` and `ComputeLoss(theta, predictions, batch)`.
     The latter returns `(metrics, per_example)`, with `metrics = {name: (value, weight)}`. The
     metric `loss` is minimised, and all others are logged as summaries. On several replicas and
-    micro-batches, each is the mean of the parts' values, weighted by their weights. On a single one
-    it is the value itself. Nothing uses `per_example`. Runs on the host.
+    micro-batches, each is the mean of the parts' values, weighted by their weights. A summary is
+    that over all steps since the last log, too, as in Lingvo. The curve of `loss` counts each step
+    once, as each update does. Nothing uses `per_example`. Runs on the host.
 
     In inference the model returns what `ComputePredictions` returns. The layers of the task are in
     training mode in training only.
@@ -78,7 +79,7 @@ class _LingvoStyle(keras.Model):
         metrics = self._checked(task.ComputeLoss(theta, predictions, batch))
         for name, (value, weight) in metrics.items():
             if name != "loss":
-                summary.scalar(name, _mean(value, weight), every_step=True)
+                summary.scalar(name, value, weight=weight)
         return {"loss": _mean(*metrics["loss"])}
 
     def _checked(self, returned: Any) -> dict[str, tuple[Any, Any]]:

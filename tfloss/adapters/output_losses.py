@@ -37,42 +37,58 @@ class OutputLosses:
         self._loss = keras.tree.map_structure(_checked_loss, loss)
         self._weights, self._output_names = loss_weights, output_names
 
-    def named(
-        self, y_true: Any, y_pred: Any, sample_weight: Any, *, weighted: bool = True
-    ) -> dict[str, tf.Tensor]:
+    def named(self, y_true: Any, y_pred: Any, sample_weight: Any) -> dict[str, tf.Tensor]:
         """Computes the losses. Replica code, traced.
 
         Args:
           y_true: Labels, in any structure that `fit` takes.
           y_pred: Predictions.
           sample_weight: Sample weights, or None.
-          weighted: Whether each loss is multiplied by its weight.
 
         Returns:
-          `{name of the output: scalar}`. The only loss of a single output has its own name.
+          `{name of the output: weight * loss}`, scalars. The only loss of a single output has its
+          own name.
 
         Raises:
           LossError: Losses, outputs and labels don't fit.
         """
-        found: dict[str, tf.Tensor] = {}
-        for one in self._of_outputs(y_true, y_pred, sample_weight):
-            loss = _wrapped(one.loss)
-            value: Any = keras_loss(loss, one.y_true, one.y_pred, one.sample_weight)
-            if weighted and one.weight is not None:
-                value = keras.ops.multiply(value, one.weight)
-            found[unique_name(one.name or loss.name, found)] = value
-        return found
+        return self._both(y_true, y_pred, sample_weight)[0]
 
-    def total(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def total(
+        self,
+        y_true: Any,
+        y_pred: Any,
+        sample_weight: Any = None,
+        *,
+        seen: list[dict[str, tf.Tensor]] | None = None,
+    ) -> Any:
         """Computes the weighted sum of the losses, as `compute_loss` of a model expects it.
 
         Args:
           y_true: Labels.
           y_pred: Predictions.
           sample_weight: Sample weights, or None.
+          seen: Where the single losses are added, by name and without their weights.
         """
-        first, *rest = self.named(y_true, y_pred, sample_weight).values()
+        weighted, plain = self._both(y_true, y_pred, sample_weight)
+        if seen is not None:
+            seen.append(plain)
+        first, *rest = weighted.values()
         return sum(rest, first)
+
+    def _both(
+        self, y_true: Any, y_pred: Any, sample_weight: Any
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Returns the losses by name, multiplied by their weights, and without them."""
+        weighted: dict[str, Any] = {}
+        plain: dict[str, Any] = {}
+        for one in self._of_outputs(y_true, y_pred, sample_weight):
+            loss = _wrapped(one.loss)
+            value: Any = keras_loss(loss, one.y_true, one.y_pred, one.sample_weight)
+            name = unique_name(one.name or loss.name, plain)
+            plain[name] = value
+            weighted[name] = value if one.weight is None else keras.ops.multiply(value, one.weight)
+        return weighted, plain
 
     def _of_outputs(
         self, y_true: Any, y_pred: Any, sample_weight: Any

@@ -224,7 +224,8 @@ def _define_look_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "dry_run",
         False,
-        "Report what the run would train, evaluate one batch, and stop. Nothing is written.",
+        "Report what the run would train; make one step, evaluate one batch and export, into a "
+        "temporary directory; then stop. Nothing is left in the workdir.",
         flag_values=values,
     )
 

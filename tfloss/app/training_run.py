@@ -13,9 +13,12 @@ def main(run: app.Run) -> None:
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from tfloss.common.command_variables import INSPECT_VARIABLE
 
 if TYPE_CHECKING:
     import keras
@@ -163,9 +166,11 @@ class Run:
         if test_data is not None and not self.follow:
             last = Evaluate(test_data, metrics or {}, name="test", **options, **size(test_data))
         evaluation = functools.partial(trainer.evaluate, last.data, metrics, **options)
+        if self.evaluates and best is not None:
+            beside = [ExportBest(best, best_mode, export=export, ema=ema), *beside]
+        elif export is not None and INSPECT_VARIABLE in os.environ:  # a dry run tries it
+            beside = [ExportBest("losses/total", export=export, ema=ema), *beside]
         if self.evaluates:
-            if best is not None:
-                beside = [ExportBest(best, best_mode, export=export, ema=ema), *beside]
             beside = [evaluate, *([] if last is evaluate else [last]), *beside]
         results: dict[str, float] = {}
         if self.follow:

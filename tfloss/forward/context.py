@@ -58,6 +58,8 @@ class ForwardContext:
         of a drawing.
       prefixes: Prefixes of the open `tfloss.summary.scope`s.
       pending_name: Name that `tfloss.add_loss` gives to the next loss, or None.
+      only_returned: Whether losses and regularizers that are no part of a returned loss are left
+        out.
       collecting: Whether losses and summaries are accepted.
       traces: Owner of the traces of nested `tf.function`s, which capture tensors of this pass.
     """
@@ -90,8 +92,10 @@ class ForwardContext:
         self.summaries: dict[str, RecordedSummary] = {}
         self.prefixes: list[str] = []
         self.pending_name: str | None = None
+        self.only_returned = False
         self.collecting = True
         self._training: bool | None = True  # of layers whose call doesn't say
+        self._clears = False  # whether a cleared loss is dropped, not only hidden
         self._rerun = False  # whether a backward pass runs
         self._modes: dict[int, bool | None] = {}  # by id of a layer, of its last call
         self.traces = object()
@@ -161,6 +165,8 @@ class ForwardContext:
           mode of its last call in the forward pass.
         """
         self.layer_losses.clear(layer)
+        if self._clears:
+            self.losses[:] = [one for one in self.losses if not self.layer_losses.is_hidden(one)]
         return self._modes.get(id(layer), self._training) if self._rerun else self._training
 
     def leave(self, layer: keras.Layer, training: bool | None) -> None:
@@ -251,6 +257,23 @@ class ForwardContext:
             yield
         finally:
             self.collecting, self._training = True, True
+
+    @contextlib.contextmanager
+    def in_fit(self) -> Generator[None]:
+        """Makes layers behave as in Keras's `fit`, if they are called outside of all calls.
+
+        A layer whose call doesn't say is in inference mode. A call drops the losses that the layer
+        and its sublayers have added before.
+
+        Yields:
+          None.
+        """
+        before = self._training
+        self._training, self._clears = None, True
+        try:
+            yield
+        finally:
+            self._training, self._clears = before, False
 
     @contextlib.contextmanager
     def backward(self) -> Generator[None]:
@@ -362,6 +385,22 @@ def plain_forward(training: bool | None) -> Generator[None]:
         _upstream.own_function_traces(modes),
         _upstream.repeated_seeds(lambda: True),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def as_in_fit() -> Generator[None]:
+    """Runs code in the call of a model as `fit` runs `train_step` and `compute_loss`. Traced.
+
+    That is outside of the calls of all layers: layers that the code calls don't take over the mode
+    and the dtype of the call around it. See `ForwardContext.in_fit`.
+
+    Yields:
+      None.
+    """
+    context = current_context()
+    in_fit = contextlib.nullcontext() if context is None else context.in_fit()
+    with _upstream.outside_layer_calls(), in_fit:
         yield
 
 

@@ -59,6 +59,14 @@ class LayerLosses:
             inside = {id(one) for one in _upstream.with_sublayers(layer)}
             self._hidden.update(id(one) for one in self._added if id(one.layer) in inside)
 
+    def is_hidden(self, added: AddedLoss) -> bool:
+        """Returns whether an added loss is hidden.
+
+        Args:
+          added: The loss.
+        """
+        return id(added) in self._hidden
+
     def of(self, layer: keras.Layer) -> list[tf.Tensor]:
         """Returns the value of `layer.losses`: added losses, then regularizers of trained weights.
 

@@ -86,7 +86,8 @@ def collect(
     losses = {name: _checked(name, value) for name, value in named.items()}
     names = list(losses)
     for added in context.losses:
-        once = id(added) in counted or any(added.value is value for value in named.values())
+        once = context.only_returned or id(added) in counted
+        once = once or any(added.value is value for value in named.values())
         name = unique_name(_added_name(added), losses)
         names.append("" if once else name)
         if not once:
@@ -96,7 +97,7 @@ def collect(
             context.holders.setdefault(id(part), []).append(name)
     terms = [
         tf.cast(variable.regularizer(variable), tf.float32)
-        for variable in variables
+        for variable in (() if context.only_returned else variables)
         if getattr(variable, "regularizer", None) is not None and id(variable) not in counted
     ]
     if terms:

@@ -91,6 +91,19 @@ class Hook:
           step: The number of completed updates.
         """
 
+    def dry_run(self, directory: Path) -> Sequence[str]:
+        """Does once what the hook does, as far as `--dry_run` may: of one batch, without traces.
+
+        It is called in place of all others, after one training step. An error ends the dry run.
+
+        Args:
+          directory: An empty directory, which is deleted afterwards.
+
+        Returns:
+          Lines that say what was done. None by default: nothing is done.
+        """
+        return ()
+
     def after_train(self) -> None:
         """Runs once in a call of `train`, also after an error: `trainer.error` is it, or None."""
 

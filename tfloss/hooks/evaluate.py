@@ -5,12 +5,13 @@
 It logs val/accuracy, val/losses/total and val/losses/<name>.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import keras
 
 from tfloss.data.adapted import adapted
-from tfloss.data.distributed import Data
+from tfloss.data.distributed import Data, as_dataset
 from tfloss.evaluation.metrics import (
     BoundMetric,
     HostMetric,
@@ -158,6 +159,13 @@ class Evaluate(Hook):
         results = self.trainer.evaluate(self.data, self._metrics, losses=self.losses, ema=self.ema)
         self._results = step, results
         self.trainer.log(step, {f"{self.name}/{key}": value for key, value in results.items()})
+
+    def dry_run(self, directory: Path) -> Sequence[str]:
+        """Evaluates the first batch."""
+        batch = as_dataset(self.data, self.trainer.strategy).take(1)
+        results = self.trainer.evaluate(batch, self._metrics, losses=self.losses, ema=self.ema)
+        lines = [f"  {self.name}/{name} {value:.5g}" for name, value in results.items()]
+        return [f"One batch of {self.name!r} was evaluated", *lines]
 
     def after_train(self) -> None:
         """Evaluates after the last step of a run without an error, unless it already did."""

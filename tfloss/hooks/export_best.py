@@ -143,6 +143,19 @@ class ExportBest(Hook):
         )
         self.state = {**self._metric.identity(), "best": value, "step": step}
 
+    def dry_run(self, directory: Path) -> Sequence[str]:
+        """Exports the model into the directory.
+
+        Raises:
+          ValueError: Nobody knows the mode.
+        """
+        self._metric.start(self.trainer.hooks)
+        with self.trainer.averaged() if self._ema else contextlib.nullcontext():
+            self._export(self.trainer.model, directory / "export")
+        written = [one for one in directory.rglob("*") if one.is_file()]
+        size = sum(one.stat().st_size for one in written)
+        return [f"The model was exported, and deleted again: {len(written)} files, {size:,} bytes"]
+
     def after_train(self) -> None:
         """Warns if the metric was never logged, or the best model could not be exported."""
         self._metric.warn_if_never_logged(self.trainer.error)

@@ -5,8 +5,11 @@
 `tfloss.summary` records images from inside the training forward, which makes no predictions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tfloss.data.adapted import adapted
 from tfloss.data.distributed import Data, as_dataset
@@ -69,6 +72,13 @@ class LogPredictions(Hook):
         images = draw_images(self.name, self.draw, self._last.batch, self._last.predictions)
         if images is not None:
             self.trainer.log(step, {}, [Summary(self.name, "image", images)])
+
+    def dry_run(self, directory: Path) -> Sequence[str]:
+        """Predicts and draws the first batch."""
+        self.before_train()
+        self.trainer.evaluate(self._first_batch, {"last": self._last}, ema=self.ema)
+        images = np.asarray(self.draw(self._last.batch, self._last.predictions))
+        return [f"Predictions were drawn as {self.name!r}: images of shape {images.shape}"]
 
     def after_train(self) -> None:
         """Draws once more after a run without an error, unless the last step was drawn."""

@@ -6,17 +6,21 @@ which `Trainer.train` obeys when the model is built. The flag `--dry_run` sets t
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
+
+import tensorflow as tf
 
 from tfloss import replay
 from tfloss.common.command_variables import INSPECT_VARIABLE, RANGE_VARIABLE, REPLAY_VARIABLE
 from tfloss.common.replacement import replace_file
-from tfloss.data.distributed import as_dataset
 from tfloss.data.feed import Feed
 from tfloss.distribute.strategy import is_chief
+from tfloss.engine.engine import Engine
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.inspect.report_page import page
+from tfloss.step.train_step import TrainStep
 from tfloss.trainer.lr_range import range_test_and_exit
 
 
@@ -55,7 +59,7 @@ def _inspect(
     Args:
       trainer: The trainer.
       data: The data that it trains on.
-      dry_run: Whether to evaluate one batch of each `Evaluate` hook.
+      dry_run: Whether to make one training step, and to call `Hook.dry_run` of each hook.
       compare: Whether to compare the replicas of the trainer with a single one.
       report: A file for the report as JSON, or None.
       html: A file for the report as a page, or None.
@@ -72,18 +76,33 @@ def _inspect(
         if html is not None:
             replace_file(Path(html), page(found))
     if dry_run:
-        _evaluate_one_batch(trainer)
+        _try_out(trainer, data)
+    trainer._run.lock.delete_alone()
 
 
-def _evaluate_one_batch(trainer: Any) -> None:
-    hooks = [hook for hook in trainer.hooks if isinstance(hook, Evaluate)]
-    for hook in hooks:
-        batch = as_dataset(hook.data, trainer.strategy).take(1)
-        results = trainer.evaluate(batch, hook.metrics, losses=hook.losses)
-        if is_chief(trainer.strategy):
-            print(f"\nOne batch of {hook.name!r}, with the initial weights")
-            print(
-                *(f"  {hook.name}/{name} {value:.5g}" for name, value in results.items()), sep="\n"
-            )
-    if not hooks:
-        print("\nNo batch is evaluated: train() has no Evaluate hook.")
+def _try_out(trainer: Any, data: Any) -> None:
+    """Makes one training step, then has each hook do once what it does, and prints what it was."""
+    show = print if is_chief(trainer.strategy) else lambda *lines, sep: None
+    losses = _train_one_step(
+        trainer.train_step, Feed(data, trainer.strategy, trainer.train_step.accumulate)
+    )
+    lines = [f"  {name} {value:.5g}" for name, value in losses.items()]
+    show("\nOne training step was made", *lines, sep="\n")
+    for hook in trainer.hooks:
+        with tempfile.TemporaryDirectory() as folder:
+            lines = hook.dry_run(Path(folder))
+        if lines:
+            show("", *lines, sep="\n")
+    if not any(isinstance(hook, Evaluate) for hook in trainer.hooks):
+        show("\nNo batch is evaluated: train() has no Evaluate hook.", sep="\n")
+
+
+def _train_one_step(step: TrainStep, feed: Feed) -> dict[str, float]:
+    """Makes one step as a graph, with its summaries. Returns its losses."""
+    try:
+        logs = Engine(step).run(feed.input.source("graph"), 1, recording=True)
+    except (tf.errors.OutOfRangeError, StopIteration):
+        feed.after_end(0, 1)
+        raise
+    columns = dict(zip(logs.names, logs.rows()[0].tolist(), strict=True))
+    return {name: columns[tag] for tag, name in logs.losses.items()}

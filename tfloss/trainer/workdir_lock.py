@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tfloss.common.files import lock, open_regular
+from tfloss.common.replacement import delete
 from tfloss.distribute.agreement import Agreement
 from tfloss.errors import WorkdirError, WorkdirInUseError
 from tfloss.trainer.workdir import check_entries
@@ -119,6 +120,12 @@ class WorkdirLock:
             return False
         self.release()
         return True
+
+    def delete_alone(self) -> None:
+        """Deletes the lock file if nothing else is in the workdir, as before a dry run."""
+        if self._handle is not None and self._path is not None:
+            if [one.name for one in self._path.parent.iterdir()] == [self._path.name]:
+                delete(self._path)
 
     def release(self) -> None:
         """Gives the workdir back. The trainer can't train in it again."""
