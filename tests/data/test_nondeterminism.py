@@ -66,18 +66,18 @@ CASES = {
         "in draw) in parallel calls",
         "RandomUniform",
     ),
-    "python": (lambda: NUMBERS.map(python), "", "", "PyFunc"),
+    "python": (lambda: NUMBERS.map(python), "", "", "Python code"),
     "parallel python": (
         lambda: NUMBERS.map(python, num_parallel_calls=2),
         "",
         "",
-        "PyFunc",
+        "Python code",
     ),
     "generator": (
         lambda: tf.data.Dataset.from_generator(lambda: iter([1]), output_signature=SCALAR),
         "",
         "",
-        "PyFunc",
+        "Python code",
     ),
     "inner": (
         lambda: NUMBERS.flat_map(shuffled),

@@ -174,7 +174,7 @@ def test_data_without_a_state_to_save_are_read_again(messages):
     assert (state["strategy"], files) == ("skip", {})
     assert batches(resumed(make, state, files), 10) == rest[:10]
     assert messages[0].startswith("reading past 5 batches")
-    assert "can hold the state of PyFunc" in messages[0]
+    assert "can hold the state of Python code (" in messages[0]
     assert "PyFunc" in iterator_files(iter(make()))
 
 

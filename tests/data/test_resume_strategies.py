@@ -33,7 +33,11 @@ def values(iterator, count):
     [
         (source, Seek, ""),
         (shuffled, SavedIterator, ""),
-        (lambda: generated().batch(2), ReadAgain, "no checkpoint can hold the state of PyFunc"),
+        (
+            lambda: generated().batch(2),
+            ReadAgain,
+            "no checkpoint can hold the state of Python code",
+        ),
     ],
 )
 def test_which_strategy_is_chosen(data, expected, reason):

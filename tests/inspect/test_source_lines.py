@@ -2,13 +2,14 @@
 
 import contextlib
 import sys
+import types
 
 import keras
 import pytest
 import tensorflow as tf
 
 import tfloss
-from tfloss.inspect.source_lines import caller_line, error_line, is_library, op_line
+from tfloss.inspect.source_lines import caller_line, error_line, is_library, op_line, shown_path
 
 
 def test_caller_line_is_the_line_that_calls_it():
@@ -66,3 +67,14 @@ def test_files_of_libraries_are_not_the_users(module):
 def test_other_files_are_the_users():
     assert not is_library(__file__)
     assert not is_library(str(tfloss.__file__).replace("tfloss/__init__", "tfloss_models/net"))
+
+
+def test_a_cell_of_a_notebook_is_named_by_its_number(monkeypatch):
+    names = {"/tmp/ipykernel_1/2.py": ("Cell", "In[3]")}
+    shell = types.SimpleNamespace(
+        kernel=object(), compile=types.SimpleNamespace(format_code_name=names.get)
+    )
+    ipython = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    assert shown_path("/tmp/ipykernel_1/2.py") == "Cell In[3]"
+    assert shown_path("/home/me/model.py") == "/home/me/model.py"

@@ -10,6 +10,8 @@ from typing import Any
 from tfloss.common.progress_display import Text
 
 _ROWS = 10  # of the table, and lines of results; earlier ones are left out
+_LINE = '<div style="white-space: pre-wrap">{}</div>'  # keeps the two spaces between names
+_BAR = '<progress value="{}" max="{}" style="width: 100%"></progress>'
 
 
 class NotebookDisplay:
@@ -70,9 +72,9 @@ class NotebookDisplay:
             self._output.update(shown)
 
     def _html(self) -> str:
-        parts = [f"<div>{html.escape(self._line)}</div>"]
+        parts = [line_html(self._line)]
         if self._total:
-            parts.insert(0, f'<progress value="{self._step}" max="{self._total}"></progress>')
+            parts.insert(0, _BAR.format(self._step, self._total))
         if self._headline:
             parts.insert(0, f"<pre>{html.escape(chr(10).join(self._headline))}</pre>")
         rows = list(self._rows.items())[-_ROWS:]
@@ -83,8 +85,17 @@ class NotebookDisplay:
                 cells = [f"{values[name]:.4g}" if name in values else "" for name in names]
                 parts.append(_row("td", [str(step), *cells]))
             parts.append("</table>")
-        parts += [f"<div>{html.escape(line)}</div>" for line in self._results[-_ROWS:]]
+        parts += [line_html(line) for line in self._results[-_ROWS:]]
         return "".join(parts)
+
+
+def line_html(text: str) -> str:
+    """Returns a line of text as HTML.
+
+    Args:
+      text: The line.
+    """
+    return _LINE.format(html.escape(text))
 
 
 def _row(tag: str, cells: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Finds parts of a `tf.data` pipeline that are not reproducible or can't be saved. Host code.
 
 nondeterministic_inputs(dataset)  # ["ShuffleDataset without a seed: ...", ...]
-unsaveable_inputs(dataset)  # ["PyFunc (input.py:12, in decode)", ...]
+unsaveable_inputs(dataset)  # ["Python code (input.py:12, in decode)", ...]
 """
 
 from collections.abc import Iterator
@@ -100,7 +100,8 @@ def unsaveable_inputs(dataset: "tf.data.Dataset[Any]") -> list[str]:
     """
     below = _upstream.datasets_below(dataset)
     bad = [op for one in below for op in _ops(one) if op.type in _UNSAVEABLE or _state(op)]
-    found = [f"{op.type} ({op_line(op)})" for op in bad]
+    kinds: dict[str, str] = dict.fromkeys(_PYTHON, "Python code")
+    found = [f"{kinds.get(op.type, op.type)} ({op_line(op)})" for op in bad]
     return list(dict.fromkeys(["snapshot()" for _ in snapshots(dataset)] + found))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tfloss.inspect.source_lines import is_library
+from tfloss.inspect.source_lines import is_library, shown_path
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def _is_library(frame: FrameType) -> bool:
 
 
 def _line(frame: FrameType) -> str:
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+    return f"{shown_path(frame.f_code.co_filename)}:{frame.f_lineno}, in {frame.f_code.co_name}"
 
 
 def _states() -> tuple[Any, ...]:

@@ -6,16 +6,23 @@ from collections.abc import Sequence
 from tfloss.inspect.report import Inspection
 
 _STYLE = """
+:root { color-scheme: light dark; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem;
   color: #1d2433; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #dde1ea;
-  vertical-align: top; overflow-wrap: anywhere; }
-th { background: #f3f5f9; } .head th { width: 10rem; }
-.finding td:first-child { font-weight: 600; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; min-width: 100%; font-size: .88rem; }
+th, td { text-align: left; padding: .3rem 1rem .3rem .6rem; border-bottom: 1px solid #dde1ea;
+  vertical-align: top; white-space: nowrap; }
+th { background: #f3f5f9; }
+td:last-child { width: 100%; min-width: 14rem; white-space: normal; overflow-wrap: anywhere; }
+.head td, .finding td { white-space: normal; overflow-wrap: anywhere; }
+.finding td:first-child { font-weight: 600; min-width: 11rem; }
+.finding td:nth-child(2), .finding td:nth-child(3) { min-width: 8rem; }
+.finding tr:not(:first-child) { background: #fff7e6; }
 @media (prefers-color-scheme: dark) { body { color: #e4e8f0; background: #14171f; }
-  th { background: #212634; } th, td { border-color: #333a4b; } }
+  th { background: #212634; } th, td { border-color: #333a4b; }
+  .finding tr:not(:first-child) { background: #2b2517; } }
 """
 
 
@@ -28,7 +35,7 @@ def page(report: Inspection) -> str:
     parts = [_table(report.headline(), "head", by_row=True)]
     findings = [["kind", "what", "line", "cure"]]
     findings += [[one.kind, one.subject, one.line, one.cure] for one in report.findings]
-    parts.append(f"<h2>Findings: {len(report.findings)}</h2>")
+    parts.append(f"<h2>Findings: {len(report.findings) or 'none'}</h2>")
     if report.findings:
         parts.append(_table(findings, "finding"))
     for title, rows in report.tables().items():
@@ -49,4 +56,5 @@ def _table(rows: Sequence[Sequence[str]], kind: str, *, by_row: bool = False) ->
                 range(len(row))]  # fmt: skip
         cells = (f"<{tag}>{html.escape(c)}</{tag}>" for tag, c in zip(tags, row, strict=True))
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<table class="{kind}">\n{chr(10).join(lines)}\n</table>'
+    table = f'<table class="{kind}">\n{chr(10).join(lines)}\n</table>'
+    return f'<div class="scroll">{table}</div>'  # on a narrow screen, the table is moved

@@ -11,6 +11,7 @@ optree and Python's standard library. Host code, usable at trace time.
 import contextlib
 import functools
 import inspect
+import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path, PurePath
@@ -20,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common.logger import in_notebook
 
 _TFLOSS = Path(__file__).parents[1]
 _LIBRARIES = {
@@ -30,6 +32,21 @@ _LIBRARIES = {
         for name in ("absl", "numpy", "optree", "tensorboard")
     ),
 }
+
+
+def shown_path(path: str) -> str:
+    """Returns how a person knows a source file: a cell of a notebook by its number.
+
+    Args:
+      path: Path of the file, as in `traceback.FrameSummary.filename`.
+
+    Returns:
+      The path, or `Cell In[3]`, as IPython's tracebacks have it.
+    """
+    if not in_notebook():
+        return path
+    shell: Any = sys.modules["IPython"].get_ipython()
+    return " ".join(shell.compile.format_code_name(path) or [path])
 
 
 def is_tfloss(path: str) -> bool:
@@ -57,7 +74,7 @@ def caller_line() -> str:
     while frame is not None:
         path = frame.f_code.co_filename
         if not is_library(path):
-            return f"{path}:{frame.f_lineno} (in {frame.f_code.co_name})"
+            return f"{shown_path(path)}:{frame.f_lineno} (in {frame.f_code.co_name})"
         frame = frame.f_back
     return "unknown line"
 
@@ -85,7 +102,7 @@ def traceback_line(frames: Iterable[Any]) -> str:
     """
     for frame in reversed(list(frames)):
         if not is_library(frame.filename):
-            return f"{frame.filename}:{frame.lineno} (in {frame.name})"
+            return f"{shown_path(frame.filename)}:{frame.lineno} (in {frame.name})"
     return "unknown line"
 
 
@@ -102,7 +119,7 @@ def op_line(op: tf.Operation) -> str:
     if not frames:
         return "not in your code"
     name = frames[-1].name or "<lambda>"  # AutoGraph drops the name of a lambda
-    return f"{frames[-1].filename}:{frames[-1].lineno}, in {name}"
+    return f"{shown_path(frames[-1].filename)}:{frames[-1].lineno}, in {name}"
 
 
 def running_lines() -> frozenset[str]:
@@ -110,4 +127,6 @@ def running_lines() -> frozenset[str]:
 
     An op that is traced from here on, and whose line is one of them, was made by tfloss itself.
     """
-    return frozenset(f"{f.filename}:{f.lineno}, in {f.name}" for f in traceback.extract_stack())
+    return frozenset(
+        f"{shown_path(f.filename)}:{f.lineno}, in {f.name}" for f in traceback.extract_stack()
+    )

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.errors import MetricError, TflossError
-from tfloss.inspect.source_lines import is_library, is_tfloss
+from tfloss.inspect.source_lines import is_library, is_tfloss, shown_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -176,7 +176,7 @@ def short_message(message: str) -> str:
             if is_library(found["path"]):
                 inside = True  # before this, the script only calls tfloss
             elif inside:
-                innermost = f"{found['path']}:{found['line']} (in {found['name']})"
+                innermost = f"{shown_path(found['path'])}:{found['line']} (in {found['name']})"
         elif not line.strip():
             skipping = False
         elif _NOISE.match(line):
