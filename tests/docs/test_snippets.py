@@ -18,7 +18,7 @@ ELSEWHERE = {
     "docs/gallery.md": "tests/docs/test_gallery.py",
     "docs/sweeps.md": "tests/examples/test_sweeps.py",
 }
-SLOW = {"docs/guide.md", "docs/notebooks.md", "docs/quick_start.md"}
+SLOW = {"docs/guide.md", "docs/notebooks.md", "docs/quick_start.md", "docs/recipes.md"}
 SLOW |= {f"docs/from/{name}.md" for name in ("fastai", "huggingface", "lightning", "orbit")}
 PROGRAMS = [page for page, text in PAGES.items() if run_page.blocks(text)]
 

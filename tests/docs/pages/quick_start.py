@@ -53,3 +53,7 @@ def check(page):
     assert found["sold_accuracy"] > 0.9, found
     assert found["price_error"] < 0.25 * price.std(), (found, price.std())
     assert trainer.step in (250, 500, 750, 1_000)
+    filled, guess = page["filled"], np.float32([1, 2, 9])
+    assert not any(np.isnan(v).any() for v in filled.values() if v.dtype == np.float32)
+    batch = {"price": np.float32([0, 4, 9]), "price_is_known": np.float32([0, 1, 1])}
+    assert float(page["price_loss"](batch, guess)) == 2.0  # (4 + 0) / 2
