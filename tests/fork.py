@@ -5,6 +5,7 @@ in a fork of it: a process of its own, as if a person had typed `python SCRIPT A
 tfloss is not preloaded, so that a script can show that it runs without tfloss.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -89,4 +90,10 @@ def _run(command: list[str], out: str, err: str, environment: dict[str, str]) ->
     os.environ.update(environment)
     sys.argv = command
     sys.path.insert(0, os.path.dirname(command[0]))
-    runpy.run_path(command[0], run_name="__main__")
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except Exception:  # noqa: BLE001 - as the interpreter does it; multiprocessing does not
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()

@@ -1,5 +1,6 @@
 """Control channels of several workers inside one process, for tests."""
 
+import concurrent.futures
 import contextlib
 import socket
 from collections.abc import Iterator
@@ -33,8 +34,9 @@ def channels(count: int, timeout: float = 10.0) -> Iterator[list[ControlChannel]
     try:
         yield made
     finally:
-        for one in made:
-            one.close()
+        # One that has failed waits until the others end.
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            list(pool.map(ControlChannel.close, made))
         for ends in pairs.values():
             for sock in ends:
                 sock.close()

@@ -122,7 +122,8 @@ def test_a_failure_on_one_worker_is_raised_on_all():
 
     assert _both(work) == [
         "OSError: the disk is full",
-        "WorkerError: Another worker failed to save a checkpoint; see its output.",
+        "WorkerError: Another worker failed to save a checkpoint. Worker 0 (host0:2222): OSError: "
+        "the disk is full",
     ]
 
 

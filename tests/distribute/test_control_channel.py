@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.distribute.channels import channels, lose
+from tfloss.distribute import control_channel
 from tfloss.distribute.control_channel import worker_timeout
 from tfloss.distribute.launch import free_ports
 from tfloss.errors import ClusterError, WorkerError
@@ -85,10 +86,42 @@ def test_its_own_error_says_more_than_its_end():
 def test_errors_are_forgiven_once_all_go_on():
     with channels(2) as made:
         made[1].tell("error", "KeyboardInterrupt()")
-        on_all(made, lambda one: one.gather("train again", 0))
+        on_all(made, lambda one: one.gather("the end", 0))
         assert "KeyboardInterrupt" in made[0].failure()
-        made[0].forgive()
+        on_all(made, lambda one: one.gather("train again", 0, anew=True))
         assert made[0].failure() == ""
+        made[1].tell("error", "ValueError: mine")  # maybe before the first one goes on
+        assert "ValueError" in made[0].failure(5.0)
+
+
+def test_an_error_that_follows_from_another_one_is_left_out():
+    with channels(3) as made:
+        made[1].tell(
+            "error", "WorkerError: Worker 2 (host2:2222): it has failed with OSError: full"
+        )
+        assert "Worker 1" in made[0].failure(5.0)
+        made[2].tell("error", "OSError: full")
+        on_all(made, lambda one: one.gather("the end", 0))
+        assert made[0].failure() == "Worker 2 (host2:2222): it has failed with OSError: full"
+
+
+def test_a_worker_that_has_failed_ends_after_the_others_or_after_a_while(monkeypatch):
+    monkeypatch.setattr(control_channel, "_FAREWELL_SECONDS", 0.5)
+    seconds = []
+    with channels(3) as made:
+
+        def close(one, wait):
+            time.sleep(wait)
+            began = time.monotonic()
+            one.close()
+            seconds.append(round(time.monotonic() - began, 1))
+
+        made[0].tell("error", "ValueError: mine")
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            list(pool.map(close, made[:2], [0.0, 0.2]))
+        assert seconds == [0.0, 0.5]  # the third one still works
+        made[2].close()
+    assert seconds == [0.0, 0.5]
 
 
 def test_the_wait_has_a_deadline():

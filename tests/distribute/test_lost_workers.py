@@ -1,12 +1,16 @@
 """A worker ends when another one is gone, and only if it needs the other."""
 
+import sys
+import threading
 import time
 
 import pytest
+import tensorflow as tf
 
 from tests.distribute.channels import channels, lose
 from tfloss.distribute import lost_workers
 from tfloss.distribute.lost_workers import LostWorkers
+from tfloss.errors import WorkerError
 
 
 @pytest.fixture
@@ -15,6 +19,7 @@ def guard(monkeypatch):
     monkeypatch.setattr(lost_workers, "EXIT_SECONDS", 0.6)
     monkeypatch.setattr(lost_workers, "_ERROR_SECONDS", 0.2)
     monkeypatch.setattr(lost_workers, "_ENDED_SECONDS", 0.2)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     done = []
     return lambda channel: LostWorkers(channel, done.append, done.append), done
 
@@ -94,3 +99,32 @@ def test_a_worker_that_finds_a_way_out_is_not_ended(guard):
             raise ZeroDivisionError  # its collective has failed
         time.sleep(1.0)
     assert len(done) == 1
+
+
+def test_an_error_of_a_collective_is_explained_by_what_comes_later(guard):
+    """TensorFlow may know of a lost worker before the control channel does."""
+    make, _ = guard
+    with channels(2) as made:
+        one = make(made[0])
+        threading.Timer(0.3, made[1].tell, ["error", "ValueError: mine"]).start()
+        with pytest.raises(WorkerError, match=r"Worker 1 \(host1:2222\): .* ValueError: mine. All"):
+            with one.call():
+                raise tf.errors.UnavailableError(None, None, "connection reset")
+        with pytest.raises(ZeroDivisionError), one.call():  # has nothing to do with workers
+            raise ZeroDivisionError
+
+
+def test_an_error_outside_of_the_trainer_is_told_and_explained(guard, messages, capsys):
+    make, done = guard
+    with channels(2) as made:
+        make(made[0]).report_uncaught()
+        heard = []
+        made[1].listen("error", lambda rank, text: heard.append(text))
+        error = ValueError("no such file")
+        sys.excepthook(ValueError, error, None)
+        assert wait(heard, 1) == ["ValueError: no such file"]
+        assert "ValueError: no such file" in capsys.readouterr().err
+        made[1].tell("error", "OSError: full")
+        lost = tf.errors.UnavailableError(None, None, "gone")
+        sys.excepthook(type(lost), lost, None)
+    assert messages[-1].startswith("Worker 1 (host1:2222): it has failed with OSError: full. All")

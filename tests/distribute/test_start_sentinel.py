@@ -52,3 +52,13 @@ def test_a_worker_goes_on_if_all_live():
         theirs.sendall(b"an early message")  # is left for the control channel
         out, error = process.communicate(timeout=20)
     assert (process.returncode, out, error) == (0, "goes on\n", "")
+
+
+def test_the_error_of_the_worker_is_named():
+    process, theirs = start(60)
+    theirs.sendall(b'{"tell": "stacks", "text": ""}\n{"tell": "error", "text": "OSError: full"}\n')
+    theirs.close()
+    assert process.wait(10) == -signal.SIGKILL
+    assert process.stderr.read().startswith(
+        "tfloss: worker 1 (b:2): it has failed with OSError: full while TensorFlow connected"
+    )

@@ -79,28 +79,40 @@ MESSAGES = {
     "evaluates": r"different things.* worker {last} \(\S+\): the creation of a variable",
     "hook_rate": r"optimizer/learning_rate is 0.01 on worker 0, .*0.5 on worker {last}",
     "raises": r"worker {last} \({address}\): it has failed with \w+: .*a bad example",
-    "fails": r"worker {last} \({address}\): (its process has ended|it was lost)",
+    "fails": r"worker {last} \({address}\): it has failed with ValueError: no such file: labels",
+    "fails_building": r"worker {last} \({address}\): it has failed with ValueError: no such file",
+    "fails_tracing": r"worker {last} \({address}\): it has failed with ValueError.*no such file",
     "fails_later": r"worker {last} \({address}\): it has failed with ZeroDivisionError",
     "killed": r"worker {last} \({address}\): it was lost",
     "killed_later": r"worker {last} \({address}\): it was lost",
     "exits_later": r"worker {last} \({address}\): it was lost",
 }
-BY_THEMSELVES = {"ends", "fails", "fails_later", "killed", "killed_later", "exits_later", "raises"}
+BY_THEMSELVES = {
+    "ends",
+    "fails",
+    "fails_building",
+    "fails_tracing",
+    "fails_later",
+    "killed",
+    "killed_later",
+    "exits_later",
+    "raises",
+}
 FAST = ["histogram", "clip_norm", "killed_later"]
 
 
-def check(kind, workdir, workers):
-    addresses, found, seconds = run(kind, workdir, workers)
+def check(kind, workdir, workers, environment=None):
+    addresses, found, seconds = run(kind, workdir, workers, environment=environment)
     last = workers - 1
     pattern = MESSAGES[kind].replace("{last}", str(last))
     pattern = pattern.replace("{address}", re.escape(addresses[last]))
     print(f"{kind}, {workers} workers: {seconds:.1f} s")
+    said = "\n".join(f"--- worker {rank}:\n{done.stderr}" for rank, done in enumerate(found))
     for rank, done in enumerate(found):
-        assert done.returncode != 0, done.stderr
+        assert done.returncode != 0, said
         if rank < last or kind not in BY_THEMSELVES:
-            assert re.search(pattern, done.stderr, re.IGNORECASE | re.DOTALL), (
-                f"worker {rank}: {done.stderr}"
-            )
+            named = re.search(pattern, done.stderr, re.IGNORECASE | re.DOTALL) is not None
+            assert named, f"not by worker {rank}:\n{said}"
     assert seconds < SECONDS
 
 
@@ -116,6 +128,26 @@ def test_every_difference_is_named_by_every_worker(kind, workers, tmp_path):
     check(kind, tmp_path, workers)
 
 
+# Which worker is late in what, and for how many seconds. The others leave in the meantime.
+LATE = [
+    ("loss", "0:looks:4"),
+    ("histogram", "1:looks:4"),
+    ("clip_norm", "0:reads:4"),
+    ("clip_norm", "0:looks:7"),
+    ("layer", "0:looks:4"),
+    ("fails_building", "0:reads:4"),
+    ("fails_tracing", "0:looks:8"),
+    ("raises", "0:reads:7"),
+    ("fails_later", "1:reads:7"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "late"), LATE)
+def test_a_late_worker_names_the_difference_too(kind, late, tmp_path):
+    check(kind, tmp_path, 3, {"LATE": late})
+
+
 @pytest.mark.slow
 def test_equal_workers_train(tmp_path):
     _, found, _ = run("", tmp_path, 3)
@@ -124,9 +156,10 @@ def test_equal_workers_train(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_watchdog_shows_where_each_worker_is_and_ends_all_of_them(tmp_path):
-    """Worker 1 sleeps for 1,000 s after step 3, and worker 0 waits for it; 20 s are too long."""
-    _, found, seconds = run("hangs", tmp_path, 2)
+@pytest.mark.parametrize("kind", ["hangs", "all_hang"])
+def test_the_watchdog_shows_where_each_worker_is_and_ends_all_of_them(kind, tmp_path):
+    """Worker 1 sleeps for 1,000 s after step 3, and worker 0 waits for it, or sleeps, too."""
+    _, found, seconds = run(kind, tmp_path, 2)
     sleep = next(
         n for n, line in enumerate(SCRIPT.read_text().splitlines(), 1) if '"hangs":' in line
     )
@@ -136,7 +169,8 @@ def test_the_watchdog_shows_where_each_worker_is_and_ends_all_of_them(tmp_path):
         stacks = (tmp_path / "stacks" / f"worker_{rank}.txt").read_text()
         for text in (done.stderr, stacks):
             assert "no step has finished for" in text and "(most recent call first)" in text
-            assert (f'unequal.py", line {sleep} in <lambda>' in text) == (rank == 1)
+            sleeps = kind == "all_hang" or rank == 1
+            assert (f'unequal.py", line {sleep} in <lambda>' in text) == sleeps
             assert 'unequal.py", line' in text
     assert 70 in [done.returncode for done in found]
     assert 20 < seconds < 20 + SECONDS
@@ -151,3 +185,15 @@ def test_a_worker_that_hangs_is_named_after_the_timeout(tmp_path):
     assert "has waited 10 s at: step 3" in done.stderr
     assert f"It waits for worker 1 ({addresses[1]})" in done.stderr
     assert "set TFLOSS_WORKER_TIMEOUT=SECONDS" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_collective_that_waits_has_the_same_timeout(tmp_path):
+    """Worker 1 sleeps in its data, inside of a call of several steps."""
+    environment = {"TFLOSS_WORKER_TIMEOUT": "10"}
+    addresses, (done, other), seconds = run("sleeps", tmp_path, 2, environment=environment)
+    assert done.returncode != 0 and other.returncode != 0
+    assert f"Worker 0 ({addresses[0]}) has waited 10 s in a collective" in done.stderr
+    assert f"Worker 0 ({addresses[0]}): it has failed with WorkerError" in other.stderr
+    assert 'unequal.py"' in other.stderr and "in sleep" in other.stderr  # its stacks
+    assert seconds < 20 + 2 * SECONDS

@@ -3,6 +3,8 @@
     python tests/distribute/unequal.py KIND WORKDIR [STEPS]
 
 Each kind is a difference that the last worker has. The script prints the step that it ended with.
+The variable LATE=RANK:WHERE:SECONDS delays a worker: it "reads" each message late that is not part
+of a comparison, or it "looks" at the answers of the others late, at each comparison.
 """
 
 import os
@@ -19,6 +21,7 @@ import tensorflow as tf
 
 import tfloss
 from tfloss import hooks
+from tfloss.distribute.control_channel import ControlChannel
 from tfloss.distribute.strategy import worker_position
 
 
@@ -39,6 +42,8 @@ class Net(keras.Model):
             y += self.more(h)
         if not training:
             return {"y": y}
+        if self.other == "fails_tracing":
+            raise ValueError("no such file: labels.txt")
         tfloss.summary.scalar("mean", tf.reduce_mean(y))
         if self.other == "histogram":
             tfloss.summary.histogram("hidden", h)
@@ -83,11 +88,43 @@ def data(other: str):
             return batch
 
         return found.map(check)
+    if other == "sleeps":  # inside of a step, while another worker waits in a collective
+
+        def sleep(value):
+            if value == 3:
+                time.sleep(1000)
+            return value
+
+        numbered = tf.data.Dataset.range(1, 100).map(
+            lambda n: tf.numpy_function(sleep, [n], tf.int64, stateful=True)
+        )
+        return tf.data.Dataset.zip(found, numbered).map(lambda batch, n: batch)
     return found
+
+
+def be_late(rank: int) -> None:
+    """Delays this worker, if the variable LATE names it."""
+    late, where, seconds = os.environ.get("LATE", "-1::0").split(":")
+    if rank != int(late):
+        return
+    handle, wait = ControlChannel._handle, ControlChannel._wait
+
+    def handle_late(self, rank, message):
+        if where == "reads" and "count" not in message:
+            time.sleep(float(seconds))
+        handle(self, rank, message)
+
+    def wait_late(self, count, place):
+        if where == "looks" and place.startswith("the comparison"):
+            time.sleep(float(seconds))
+        return wait(self, count, place)
+
+    ControlChannel._handle, ControlChannel._wait = handle_late, wait_late
 
 
 def main() -> None:
     kind, workdir = sys.argv[1:3]
+    be_late(int(os.environ["JOB_COMPLETION_INDEX"]))
     steps = int(sys.argv[3]) if len(sys.argv) > 3 else 8
     strategy = tfloss.make_strategy("multi_worker")
     index, workers = worker_position(strategy)
@@ -99,6 +136,8 @@ def main() -> None:
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = Net(other)
+        if other == "fails_building":
+            raise ValueError("no such file: labels.txt")
         if other == "variable":
             tf.Variable(1.0, name="mine")
         optimizer = (
@@ -113,10 +152,10 @@ def main() -> None:
         "fails_later": lambda: 1 / 0,
         "hangs": lambda: time.sleep(1000),
     }
-    mine = [Act(actions.get(other, lambda: None))]
+    mine = [Act(actions.get("hangs" if kind == "all_hang" else other, lambda: None))]
     if other == "hook":
         mine.append(hooks.Evaluate(data(""), {}, losses=True, every=hooks.Every(steps=2)))
-    if "hangs" in kind:
+    if "hang" in kind:
         mine.append(hooks.Watchdog(seconds=20.0, exit=True))
     options = {
         "clip_norm": {"clip_norm": 1.0},

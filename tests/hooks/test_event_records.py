@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfloss.hooks import TensorBoard, event_records
 from tfloss.hooks.event_file import EventFileWriter
-from tfloss.hooks.event_records import event_windows, record_names, split_records, split_window
+from tfloss.hooks.event_records import event_windows, record_names, split_window
 from tfloss.hooks.log_truncation import truncate_after
 
 
@@ -39,7 +39,7 @@ def _windows(path):
 
 def test_records_are_split_with_their_steps(tmp_path):
     data = _write(tmp_path, [10, 20, 30]).read_bytes()
-    records = list(split_records(data))
+    records = list(split_window(data))
     assert [step for _, step in records] == [0, 10, 20, 30]
     assert b"".join(record for record, _ in records) == data
 
@@ -47,24 +47,24 @@ def test_records_are_split_with_their_steps(tmp_path):
 @pytest.mark.parametrize("lost", [1, 3, 20])
 def test_an_incomplete_last_record_is_ignored(tmp_path, lost):
     data = _write(tmp_path, [10, 20]).read_bytes()
-    assert [step for _, step in split_records(data[:-lost])] == [0, 10]
+    assert [step for _, step in split_window(data[:-lost])] == [0, 10]
 
 
 def test_zeros_after_a_power_failure_end_the_records(tmp_path):
     data = _write(tmp_path, [10]).read_bytes()
-    assert [step for _, step in split_records(data + bytes(100))] == [0, 10]
+    assert [step for _, step in split_window(data + bytes(100))] == [0, 10]
 
 
 def test_one_damaged_length_hides_one_record_only(tmp_path):
     """Every byte of every header but the first record's; what follows it is found again."""
     data = _write(tmp_path, [10, 20, 30]).read_bytes()
-    records = [record for record, _ in split_records(data)]
+    records = [record for record, _ in split_window(data)]
     starts = [sum(map(len, records[:i])) for i in range(len(records))]
     for number in (1, 2, 3):
         for byte in range(12):
             damaged = bytearray(data)
             damaged[starts[number] + byte] ^= 0x10
-            found = list(split_records(bytes(damaged)))
+            found = list(split_window(bytes(damaged)))
             steps = [0, 10, 20, 30]
             steps[number] = None
             assert [step for _, step in found] == steps, (number, byte)
@@ -76,7 +76,7 @@ def test_any_damaged_byte_loses_no_byte(tmp_path):
     for byte in range(len(data)):
         damaged = bytearray(data)
         damaged[byte] ^= 0xFF
-        assert b"".join(record for record, _ in split_records(bytes(damaged))) == damaged
+        assert b"".join(record for record, _ in split_window(bytes(damaged))) == damaged
 
 
 def test_a_record_after_a_damaged_megabyte_is_found(tmp_path):
@@ -89,16 +89,18 @@ def test_a_record_after_a_damaged_megabyte_is_found(tmp_path):
     damaged = bytearray(file.path.read_bytes())
     first = 12 + struct.unpack_from("<Q", damaged)[0] + 4
     damaged[first] ^= 1
-    assert [step for _, step in split_records(bytes(damaged))] == [0, None, 20]
+    assert [step for _, step in split_window(bytes(damaged))] == [0, None, 20]
 
 
-def test_files_of_other_programs_are_one_piece_without_a_step(tmp_path):
+def test_files_of_other_programs_have_no_windows(tmp_path):
     with tf.summary.create_file_writer(str(tmp_path)).as_default(step=7):
         tf.summary.scalar("a", 1.0)
     (path,) = tmp_path.iterdir()
     begun = _write(tmp_path / "ours", []).read_bytes()[:-1]
     for content in (path.read_bytes(), b"a text about tfevents", b"\n", b"12345678" * 10, begun):
-        assert list(split_records(content)) == [(content, None)]
+        path.write_bytes(content)
+        with path.open("rb") as file:
+            assert list(event_windows(file)) == []
 
 
 def test_windows_begin_where_records_do(tmp_path, monkeypatch):
@@ -172,7 +174,7 @@ def test_a_gigabyte_is_cut_within_two_seconds(make_trainer, tmp_path):
             yield event
 
     block = b"".join(
-        r for r, _ in split_records(_write_events(tmp_path, events(1, 2000)).read_bytes())
+        r for r, _ in split_window(_write_events(tmp_path, events(1, 2000)).read_bytes())
     )
     begin = len(_write(tmp_path, []).read_bytes())
     end = _write_events(tmp_path, events(2001, 3000)).read_bytes()[begin:]

@@ -261,10 +261,17 @@ class EvaluationRecord:
 
     def _event_steps(self) -> set[int | None]:
         """Returns the steps that TensorBoard's files have."""
-        from tfloss.hooks.event_records import split_records
+        from tfloss.hooks.event_records import event_windows, split_window
 
-        files = self._directory.glob("events.out.tfevents*")
-        return {step for path in files for _, step in split_records(path.read_bytes())}
+        found: set[int | None] = set()
+        for path in self._directory.glob("events.out.tfevents*"):
+            with path.open("rb") as file:
+                stop = os.fstat(file.fileno()).st_size
+                for start in event_windows(file):
+                    file.seek(start)
+                    found.update(step for _, step in split_window(file.read(stop - start)))
+                    stop = start
+        return found
 
     def _write_events(self, records: list[dict[str, Any]]) -> None:
         """Writes records to an event file of this process, which TensorBoard reads at once."""

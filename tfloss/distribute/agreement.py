@@ -24,16 +24,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfloss.common import nested_diff
+from tfloss.distribute.lost_workers import COLLECTIVE_ERRORS, error_text
 from tfloss.distribute.strategy import control_of, worker_position
 from tfloss.errors import WorkerError
 
 T = TypeVar("T")
 _MAX_TEXT = 200  # letters of a value in a message
-_LOST_WORKER_ERRORS = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.InternalError,
-)
 
 
 class Agreement:
@@ -60,12 +56,13 @@ class Agreement:
         signature = [tf.TensorSpec([None], tf.float64)]
         self._total = tf.function(total, input_signature=signature, autograph=False)
 
-    def gather(self, place: str, value: Any) -> list[Any]:
+    def gather(self, place: str, value: Any, *, anew: bool = False) -> list[Any]:
         """Returns what each worker gave. All workers must call it.
 
         Args:
           place: What the program does here, for messages: "save a checkpoint".
           value: A JSON value.
+          anew: Whether errors that the workers reported before are forgotten, since they go on.
 
         Returns:
           The values by worker.
@@ -76,7 +73,7 @@ class Agreement:
         if self.workers == 1:
             return [value]
         if self._channel is not None:
-            return self._channel.gather(place, value)
+            return self._channel.gather(place, value, anew=anew)
         content = np.frombuffer(json.dumps([place, value]).encode(), np.uint8)
         lengths = np.zeros(self.workers)
         lengths[self.index] = len(content)
@@ -184,11 +181,13 @@ class Agreement:
             result = function()
         except Exception as error:  # noqa: BLE001 - raised below, once the others know
             failure = error
-        (failed,), _ = self.agree([failure is not None], place=description)
+        text = None if failure is None else error_text(failure)
+        found = self.gather(description, text)
         if failure is not None:
             raise failure
+        failed = [f"{self._name(i)}: {one}" for i, one in enumerate(found) if one is not None]
         if failed:
-            raise WorkerError(f"Another worker failed to {description}; see its output.")
+            raise WorkerError(f"Another worker failed to {description}. {'; '.join(failed)}")
         return cast(T, result)
 
     @contextlib.contextmanager
@@ -196,16 +195,11 @@ class Agreement:
         """Inside the `with` this worker depends on all others: if one is gone, it ends, too.
 
         Raises:
-          WorkerError: In place of an error that followed from a difference of the workers.
+          WorkerError: In place of an error that followed from a difference of the workers, or
+            from the loss of one.
         """
         with contextlib.nullcontext() if self._lost is None else self._lost.call():
-            try:
-                yield
-            except Exception as error:
-                failure = "" if self._channel is None else self._channel.verdict
-                if failure and not isinstance(error, WorkerError):
-                    raise WorkerError(failure) from error
-                raise
+            yield
 
     def tell(self, kind: str, text: str) -> None:
         """Sends a message to all other workers, where the control channel exists. They don't wait.
@@ -227,11 +221,6 @@ class Agreement:
         if self._channel is not None:
             self._channel.listen(kind, listener)
 
-    def forgive(self) -> None:
-        """Forgets errors of other workers, once all of them have gone on."""
-        if self._channel is not None:
-            self._channel.forgive()
-
     def report(self, error: BaseException) -> BaseException:
         """Tells the other workers of an error, and finds out whether one of them has caused it.
 
@@ -241,24 +230,20 @@ class Agreement:
         Returns:
           The error to raise: the same, or a `WorkerError` that names the worker that is gone.
         """
-        if self.workers == 1:
-            return error
-        caused = isinstance(error, _LOST_WORKER_ERRORS)
-        failure = "" if self._channel is None else self._channel.failure()
-        if caused and failure:
-            error = WorkerError(
-                f"{failure}. All workers must end. Start them again; they continue from the last "
-                "checkpoint."
-            )
-        elif caused:
+        if self._lost is not None:
+            error = self._lost.explained(error)
+            self._lost.report(error)
+        elif self.workers > 1 and isinstance(error, COLLECTIVE_ERRORS):
             error.add_note(
                 "tfloss: this error means that another worker was lost. The cause is in that "
                 "worker's output. Start all workers again; they continue from the last "
                 "checkpoint."
             )
-        if self._lost is not None:
-            self._lost.report(error)
         return error
+
+    def _name(self, rank: int) -> str:
+        name = f"worker {rank}" if self._channel is None else self._channel.name(rank)
+        return name[0].upper() + name[1:]
 
     def _all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
         """Sums float64 [n] over the workers by TensorFlow. All of them must call it."""

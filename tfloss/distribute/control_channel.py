@@ -31,7 +31,9 @@ from tfloss.errors import ClusterError, WorkerError
 _MAX_LINE_BYTES = 256 * 2**20
 _LOG_SECONDS = 60.0  # between two messages about workers that are waited for
 _DEFAULT_TIMEOUT = 3600.0
+_FAREWELL_SECONDS = 5.0  # after which a worker that waits for one that has ended is woken
 _ENDED = "its process has ended; see its output"
+_FOLLOWED = WorkerError.__name__
 _LOST = "it was lost: its process was killed, or its host can't be reached"
 
 Listener = Callable[[int, str], None]
@@ -72,6 +74,8 @@ class ControlChannel:
         self._errors: dict[int, str] = {}  # the errors that the workers have reported
         self._listeners: dict[str, list[Listener]] = defaultdict(list)
         self.verdict = ""
+        self._failed = False  # whether this worker has reported an error
+        self._leaving = False
         self._links = _Links(connections, self._handle, self._end)
         self._links.start()
         atexit.register(self.close)
@@ -102,15 +106,17 @@ class ControlChannel:
           kind: The kind of the message, such as "error".
           text: The message.
         """
+        self._failed |= kind == "error"
         self._links.send({"tell": kind, "text": text})
 
-    def gather(self, place: str, value: Any) -> list[Any]:
+    def gather(self, place: str, value: Any, *, anew: bool = False) -> list[Any]:
         """Waits until all workers have called it, and returns what each one gave.
 
         Args:
           place: What the program does here, for messages: "save a checkpoint". Workers that are at
             different places don't do the same.
           value: A JSON value.
+          anew: Whether errors that the workers reported before are forgotten, since they go on.
 
         Returns:
           The values of all workers, by rank.
@@ -124,7 +130,8 @@ class ControlChannel:
         with self._gathering:
             self._count += 1
             count = self._count
-            self._links.send({"count": count, "place": place, "value": value})
+            self._failed &= not anew
+            self._links.send({"count": count, "place": place, "value": value, "anew": anew})
             found = self._wait(count, place)
         found[self.rank] = {"place": place, "value": value}
         if any(one["place"] != place for one in found.values()):
@@ -151,29 +158,46 @@ class ControlChannel:
             self.verdict = self.verdict or text
         return WorkerError(text)
 
-    def forgive(self) -> None:
-        """Forgets the errors that workers have reported: all of them have gone on."""
-        with self._changed:
-            self._errors.clear()
+    def failure(self, seconds: float = 0.0) -> str:
+        """Describes why the workers can't go on: a difference, an error, an end; "" if they can.
 
-    def failure(self) -> str:
-        """Describes why the workers can't go on: a difference, an error, an end; "" if they can."""
+        Args:
+          seconds: How long to wait for a reason. TensorFlow may know before it that a worker is
+            gone, since its messages come on other connections.
+        """
         with self._changed:
+            self._changed.wait_for(lambda: self.verdict or self._errors or self._ends, seconds)
             if self.verdict:
                 return self.verdict.removesuffix(".")
-            return "; ".join(self._failures(sorted({*self._ends, *self._errors})))
+            # An error of a worker that has failed because of another one says less.
+            first = [r for r, text in self._errors.items() if not text.startswith(_FOLLOWED)]
+            alone = [rank for rank in self._ends if rank not in self._errors]
+            return "; ".join(self._failures(sorted(first or alone or self._errors)))
 
     def close(self) -> None:
-        """Tells the other workers that this process ends by itself, and closes the connections."""
-        if not self._links.closed:
-            self._links.send({"bye": True})
-            self._links.close()
+        """Tells the other workers that this process ends by itself, and closes the connections.
+
+        After an error it waits, for 5 seconds at most, until the others end, too: TensorFlow may
+        still need this process for collectives that are complete on this side only, and its
+        abrupt end would tell the others less than the error does.
+        """
+        if self._links.closed or self._leaving:
+            return
+        self._leaving = True
+        self._links.send({"bye": True})
+        if self._failed or self.verdict:
+            with self._changed, contextlib.suppress(KeyboardInterrupt):
+                self._changed.wait_for(self._alone, _FAREWELL_SECONDS)
+        self._links.close()
+
+    def _alone(self) -> bool:
+        return all(rank in self._ends for rank in self._others)
 
     def _wait(self, count: int, place: str) -> dict[int, dict[str, Any]]:
         """Waits for the messages of all other workers of this number."""
-        received = self._received[count]
         start = logged = time.monotonic()
         with self._changed:
+            received = self._received[count]
             while missing := [rank for rank in self._others if rank not in received]:
                 gone = [rank for rank in missing if rank in self._ends]
                 if gone or any(one["place"] != place for one in received.values()):
@@ -216,6 +240,8 @@ class ControlChannel:
                     "place": str(message["place"]),
                     "value": message["value"],
                 }
+                if message["anew"]:  # what it reports from now on counts, however late this one is
+                    self._errors.pop(rank, None)
                 self._changed.notify_all()
         elif "bye" in message:
             self._end(rank, "ended", _ENDED)
@@ -224,6 +250,7 @@ class ControlChannel:
             if kind == "error":
                 with self._changed:
                     self._errors.setdefault(rank, text)
+                    self._changed.notify_all()
             self._call(kind, rank, text)
 
     def _end(self, rank: int, event: str, reason: str) -> None:
@@ -233,7 +260,7 @@ class ControlChannel:
                 return
             self._ends[rank] = reason
             self._changed.notify_all()
-        if not self._links.closed:
+        if not (self._leaving or self._links.closed):
             self._call(event, rank, reason)
 
     def _call(self, event: str, rank: int, text: str) -> None:
@@ -273,11 +300,8 @@ class _Links:
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Sends a message to all other workers."""
-        line = json.dumps(message).encode() + b"\n"
         with self._sending:
-            for pair in self.connections.values():
-                with contextlib.suppress(OSError):  # the reader finds out that it is gone
-                    pair.outgoing.sendall(line)
+            send(self.connections, message)
 
     def close(self) -> None:
         """Ends the side of this process."""
@@ -324,6 +348,19 @@ class _Links:
         self.closed = True
         for pair in self.connections.values():
             pair.close()
+
+
+def send(connections: Mapping[int, Connections], message: Mapping[str, Any]) -> None:
+    """Sends a message to all other workers, as `ControlChannel` receives them.
+
+    Args:
+      connections: The connections to each other worker, by rank.
+      message: JSON values.
+    """
+    line = json.dumps(message).encode() + b"\n"
+    for pair in connections.values():
+        with contextlib.suppress(OSError):  # the reader finds out that it is gone
+            pair.outgoing.sendall(line)
 
 
 def worker_timeout() -> float:

@@ -6,6 +6,9 @@ the collectives of this process: those that wait fail at once, and so do all lat
 
 A worker that waits for something else can't be woken. While it is in a call of the trainer, its
 process ends `EXIT_SECONDS` later, with the stacks of all threads.
+
+An error that ends this worker is told to the others, whether a call of the trainer raises it or the
+script around it. An error of a collective is explained by what has happened to another worker.
 """
 
 import contextlib
@@ -14,14 +17,25 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator
+from types import TracebackType
+
+import tensorflow as tf
 
 from tfloss.common.logger import logger
 from tfloss.distribute.control_channel import ControlChannel
+from tfloss.errors import WorkerError
 
+# What collectives raise if another worker is gone.
+COLLECTIVE_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.InternalError,
+)
 EXIT_SECONDS = 60.0  # from the loss of a worker to the end of this process
 # An error is often one of all workers. They raise it by themselves, and may save before they end.
 _ERROR_SECONDS = 10.0
 _ENDED_SECONDS = 5.0  # collectives that the other worker has finished may be under way here
+_REASON_SECONDS = 5.0  # in which the reason of an error of a collective arrives
 _EXIT_CODE = 1
 
 
@@ -49,6 +63,21 @@ class LostWorkers:
         channel.listen("ended", self._ended)
         channel.listen("error", self._error)
 
+    def report_uncaught(self) -> None:
+        """From now on, the error that ends this process is told to the other workers, too."""
+        hook = sys.excepthook
+
+        def report(
+            kind: type[BaseException], error: BaseException, trace: TracebackType | None
+        ) -> None:
+            explained = self.explained(error)
+            self.report(explained)
+            hook(kind, error, trace)
+            if explained is not error:
+                logger.error(str(explained))
+
+        sys.excepthook = report
+
     @contextlib.contextmanager
     def call(self) -> Generator[None]:
         """Inside the `with` this worker depends on all others."""
@@ -58,9 +87,13 @@ class LostWorkers:
         try:
             yield
         except BaseException as error:
-            if not self._failed:
-                self.report(error)
-            raise
+            if self._failed:
+                raise
+            explained = self.explained(error)
+            self.report(explained)
+            if explained is error:
+                raise
+            raise explained from error
         finally:
             with self._lock:
                 self._calls -= 1
@@ -70,8 +103,39 @@ class LostWorkers:
         """Tells the other workers of an error of this one."""
         with self._lock:
             self._failed = True
-        text = str(error).strip()
-        self._channel.tell("error", f"{type(error).__name__}: {text}" if text else repr(error))
+        self._channel.tell("error", error_text(error))
+
+    def explained(self, error: BaseException) -> BaseException:
+        """Finds out whether another worker has caused an error.
+
+        Args:
+          error: An error of this worker.
+
+        Returns:
+          The error to raise: the same, or a `WorkerError` that names the worker and what has
+          happened to it.
+        """
+        if isinstance(error, WorkerError) or not isinstance(error, Exception):
+            return error
+        if self._channel.verdict:
+            return WorkerError(self._channel.verdict)
+        failure = ""
+        if isinstance(error, COLLECTIVE_ERRORS):
+            failure = self._channel.failure(_REASON_SECONDS)
+        elif isinstance(error, tf.errors.DeadlineExceededError):
+            me = self._channel.name(self._channel.rank)
+            failure = self._channel.failure() or (
+                f"{me[0].upper()}{me[1:]} has waited {self._channel.timeout:g} s in a collective "
+                "of TensorFlow: another worker is still computing, or hangs. The stacks of its "
+                "threads follow on its standard error if it does not end by itself. If a worker "
+                "may take longer, set TFLOSS_WORKER_TIMEOUT=SECONDS"
+            )
+        if not failure:
+            return error
+        return WorkerError(
+            f"{failure}. All workers must end. Start them again; they continue from the last "
+            "checkpoint."
+        )
 
     def _depends(self) -> bool:
         """Whether this worker needs the others to get any further."""
@@ -124,6 +188,12 @@ class LostWorkers:
             faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
             sys.stdout.flush()
         self._leave(_EXIT_CODE)
+
+
+def error_text(error: BaseException) -> str:
+    """Describes an error to the other workers: its class and its message."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text}" if text else repr(error)
 
 
 def _later(seconds: float, function: Callable[[], None]) -> None:

@@ -14,18 +14,30 @@ from collections.abc import Generator, Mapping, Sequence
 
 from tfloss.distribute.rendezvous import Connections
 
-# It only looks whether the other end is closed. It reads nothing.
+# It only looks whether the other end is closed, and which error the worker has reported before. It
+# leaves all messages to the control channel.
 _SCRIPT = """
-import json, os, select, signal, sys
+import json, os, select, signal, socket, sys
 parent, names = int(sys.argv[1]), {int(fd): name for fd, name in json.loads(sys.argv[2]).items()}
+
+def error_of(fd):
+    try:
+        lines = socket.socket(fileno=fd).recv(2**20, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        for message in map(json.loads, lines.split(b"\\n")[:-1]):
+            if message.get("tell") == "error":
+                return f"{names[fd]}: it has failed with {message['text']}"
+    except Exception:
+        pass
+
 poll = select.poll()
 hangup = getattr(select, "POLLRDHUP", select.POLLHUP)
 for fd in (*names, 0):
     poll.register(fd, hangup)
 closed = [fd for fd, event in poll.poll()]
 if 0 not in closed:
-    lost = ", ".join(sorted({names[fd] for fd in closed}))
-    text = f"tfloss: lost {lost} while TensorFlow connected the workers; this worker ends, too.\\n"
+    errors = sorted(filter(None, map(error_of, names)))
+    what = "; ".join(errors) or "lost " + ", ".join(sorted(names[fd] for fd in closed))
+    text = f"tfloss: {what} while TensorFlow connected the workers; this worker ends, too.\\n"
     os.write(2, text.encode())
     os.kill(parent, signal.SIGKILL)
 """

@@ -26,8 +26,8 @@ from tfloss.common.command_variables import (
 )
 from tfloss.common.logger import logger
 from tfloss.distribute.cluster import Cluster, find_cluster, no_cluster_advice
-from tfloss.distribute.control_channel import ControlChannel, worker_timeout
-from tfloss.distribute.lost_workers import LostWorkers
+from tfloss.distribute.control_channel import ControlChannel, send, worker_timeout
+from tfloss.distribute.lost_workers import LostWorkers, error_text
 from tfloss.distribute.rendezvous import wait_for_workers
 from tfloss.distribute.start_sentinel import ended_with_any
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
@@ -240,11 +240,17 @@ def _multi_worker(cluster: Cluster | None, connect_timeout: float | None) -> tf.
     os.environ["TF_CONFIG"] = cluster.tf_config()
     worker_timeout()  # an invalid value is reported before the wait
     connections = wait_for_workers(cluster.addresses, cluster.rank, connect_timeout)
-    with ended_with_any(connections, cluster.addresses):
-        strategy = _connect_tensorflow(max(connect_timeout, _MIN_START_SECONDS))
+    try:
+        with ended_with_any(connections, cluster.addresses):
+            strategy = _connect_tensorflow(max(connect_timeout, _MIN_START_SECONDS))
+    except Exception as error:
+        send(connections, {"tell": "error", "text": error_text(error)})
+        raise
     if connections:
         channel = ControlChannel(connections, cluster.addresses, cluster.rank)
-        _CONTROL[strategy] = channel, LostWorkers(channel, _upstream.abort_collectives)
+        lost = LostWorkers(channel, _upstream.abort_collectives)
+        lost.report_uncaught()
+        _CONTROL[strategy] = channel, lost
         _upstream.before_variables(strategy, lambda variable: _same_variable(channel, variable))
     # All workers read the same data set, so a shuffle without a seed must give the same order.
     keras.utils.set_random_seed(zlib.crc32(repr(cluster.addresses).encode()))

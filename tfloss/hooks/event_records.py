@@ -22,28 +22,15 @@ _FIRST = 1 << 16  # bytes that hold the first record of a file, and more
 _CHUNK = 1 << 20  # bytes whose checksums are computed together
 
 
-def split_records(data: bytes, writer: str = WRITER) -> Iterator[tuple[bytes, int | None]]:
-    """Splits the content of an event file.
+def split_window(data: bytes) -> Iterator[tuple[bytes, int | None]]:
+    """Splits a window of an event file. Any program may have written it.
 
     Args:
-      data: The content. A record that a killed process left incomplete at the end is ignored.
-      writer: The program that must have written the file, as its first event says.
+      data: The content between two places of `event_windows`. A record that a killed process left
+        incomplete at the end is ignored.
 
     Yields:
-      `(record, step)` of each complete record. What is damaged, and all of a file that another
-      program wrote, has the step None.
-    """
-    if _is_own(data[:_FIRST], writer):
-        yield from split_window(data)
-    else:
-        yield data, None
-
-
-def split_window(data: bytes) -> Iterator[tuple[bytes, int | None]]:
-    """Splits a window of an event file, as `split_records` splits a file. Anybody may own it.
-
-    Args:
-      data: The content between two places of `event_windows`.
+      `(record, step)` of each complete record. What is damaged has the step None.
     """
     starts = _undamaged(data)
     for start, end in itertools.pairwise(starts):
@@ -92,7 +79,7 @@ def event_windows(file: BinaryIO, writer: str = WRITER) -> Iterator[int]:
 
 
 def record_names(record: bytes) -> list[str]:
-    """Returns the tags of the values in a complete record that `split_records` gave a step."""
+    """Returns the tags of the values in a complete record that `split_window` gave a step."""
     event = tf.compat.v1.Event.FromString(record[_HEADER:-_FOOTER])
     return [value.tag for value in event.summary.value]
 

@@ -71,7 +71,7 @@ def compare_workers(
     if agreement.workers == 1:
         return
     place = "the comparison of the settings, before training"
-    code = agreement.gather(place, _code())
+    code = agreement.gather(place, _code(), anew=True)
     common = set.intersection(*(set(one) for one in code))
     settings = {
         "libraries": versions(),
@@ -86,7 +86,6 @@ def compare_workers(
         "hooks": _hooks(trainer.hooks),
     }
     agreement.require_equal(settings, _ADVICE, place)
-    agreement.forgive()
 
 
 def optimizer_settings(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
