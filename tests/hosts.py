@@ -44,6 +44,7 @@ def run(out: Path, options: dict) -> dict:
         "dropout": 0.0,
         "own_workdirs": None,  # one for each worker
         "slow_save": 0.0,  # seconds that a write takes longer
+        "watch": None,  # steps between two watched ones
     }
     unknown = set(options) - set(defaults)
     assert not unknown, unknown
@@ -154,6 +155,8 @@ def run(out: Path, options: dict) -> dict:
         hooks.append(
             Evaluate(examples.batch(7), metrics, every=tfloss.Every(steps=10), losses=True)
         )
+    if o["watch"]:
+        hooks.append(tfloss.hooks.Watch(tfloss.Every(steps=o["watch"])))
     if o["save_every"]:
         hooks.append(SaveCheckpoint(tfloss.Every(steps=o["save_every"])))
     if o["save_seconds"]:
@@ -181,6 +184,9 @@ def run(out: Path, options: dict) -> dict:
         "weights": {v.path: np.asarray(v.numpy()).tolist() for v in model.weights},
         "batch_size": trainer.run.batch_size,
     }
+    if o["watch"]:
+        table = next(one.table for one in hooks if isinstance(one, tfloss.hooks.Watch))
+        found |= {"watched": table.scalars(), "counts": table.watched[0].counts.tolist()}
     if o["evaluate"]:
         found["results"] = trainer.evaluate(examples.batch(7), metrics, losses=True)
     return found

@@ -70,6 +70,32 @@ def test_an_input_fn_reads_each_workers_part(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("input_fn", [False, True])
+def test_watched_numbers_are_those_of_one_process(input_fn, tmp_path):
+    """On all workers, and written by the first one only."""
+    options = {"watch": 4, "steps": 10, "input_fn": input_fn}
+    expected = _one(tmp_path / "one", **options)
+
+    workdir = tmp_path / "run"
+    code, output, results = _launch(tmp_path / "two", workdir=str(workdir), **options)
+
+    assert code == 0, output
+    assert results[0]["watched"] == results[1]["watched"]
+    assert results[0]["counts"] == results[1]["counts"]
+    assert set(results[0]["watched"]) == set(expected["watched"])
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    share = "watch/share/masked"
+    assert [line["step"] for line in lines if share in line] == [4, 8]
+    assert (workdir / "watch.txt").read_text().startswith("Step 8: norms")
+    for name, value in expected["watched"].items():
+        np.testing.assert_allclose(results[0]["watched"][name], value, rtol=1e-4, err_msg=name)
+    counts, one = np.array(results[0]["counts"]), np.array(expected["counts"])
+    assert (counts.sum(-1) == one.sum(-1)).all()
+    # A value at the edge of two buckets may be rounded into the other.
+    assert np.abs(counts - one).sum() <= 0.02 * one.sum()
+
+
+@pytest.mark.slow
 def test_sigterm_on_one_worker_saves_once_and_ends_all(tmp_path):
     """Nobody leaves before it is saved: the launcher would end who still writes."""
     workdir = tmp_path / "run"

@@ -12,6 +12,7 @@ from tests.balancing.two_heads import BATCH, RATE, Plain, TwoHeads, dataset
 from tests.toys import rows
 from tfloss.balancing import PCGrad
 from tfloss.hooks import Every, Hook, Watch
+from tfloss.step.watching import Watching
 
 SLOW = pytest.mark.slow
 
@@ -215,6 +216,21 @@ def test_what_cannot_be_watched_is_refused_before_the_first_step():
         train(Watch(Every(steps=100), "trnk/*"), 1)
     with pytest.raises(ValueError, match="two Watch hooks"):
         train([Watch(Every(steps=5)), Watch(Every(steps=5))], 1)
+
+
+@pytest.mark.parametrize("jit", [False, pytest.param("loop", marks=SLOW)])
+def test_what_cannot_be_traced_is_known_before_the_first_step(jit, monkeypatch):
+    def fail(*_):
+        raise ValueError("no such gradient")
+
+    monkeypatch.setattr(Watching, "watched", fail)
+    watch, done = Watch(Every(steps=4)), []
+    watch.before_train = lambda: done.append(watch.trainer)
+    with pytest.raises(ValueError, match="no such gradient"):
+        train(watch, 4, jit=jit)
+    assert done[0].step == 0
+    trainer = train(Watch(Every(steps=4)), 3, jit=jit)  # it has nothing to watch
+    assert trainer.step == 3
 
 
 def test_one_more_trace_and_none_of_the_other_steps(monkeypatch):

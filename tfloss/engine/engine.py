@@ -51,7 +51,8 @@ COMPILER_ERRORS = (
 
 Kind = tuple[bool, WatchRequest | None]
 """Of a trace: whether it records the model's summaries, and what it watches."""
-_SILENT: Kind = (False, None)
+SILENT: Kind = (False, None)
+"""The kind of most steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Engine:
         self._programs: dict[tuple[Any, ...], Any] = {}
         self._compiled = XlaLoop(
             train_step,
-            lambda output: self._row(output, _SILENT),
+            lambda output: self._row(output, SILENT),
             recording=log_every_step,
             guard=guard,
             check_gradients=check_gradients,
@@ -151,6 +152,7 @@ class Engine:
         *,
         recording: bool = False,
         watch: WatchRequest | None = None,
+        expected: Kind = SILENT,
     ) -> StepLogs:
         """Runs up to `steps` steps, and at least one. Host code.
 
@@ -162,6 +164,8 @@ class Engine:
             is read from the silent trace, which is made first. So the same steps are recorded
             whatever else this process has run.
           watch: What to watch in the step, or None.
+          expected: The kind of a later step, which is traced before these steps run: what can't be
+            traced is better known now.
 
         Raises:
           tf.errors.OutOfRangeError: The data ended; `train_step.counter` says after how many
@@ -174,7 +178,7 @@ class Engine:
         try:
             call = self._run_stacked if isinstance(source, BatchStacker) else self._run_iterator
             with _starting(self.mode, self._ran, (recording, watch)):
-                values, found, waited = call(source, steps, (recording, watch))
+                values, found, waited = call(source, steps, (recording, watch), expected)
             self._ran.add((recording, watch))
         except tf.errors.OpError as error:
             # Other ops that the failed assertion has cut off may be named in its place.
@@ -210,20 +214,34 @@ class Engine:
         except Exception as error:
             raise _upstream.find_cause(error, TflossError) from None
 
-    def _run_iterator(self, iterator: Any, steps: int, kind: Kind) -> tuple[Any, Any, Any]:
+    def _run_iterator(
+        self, iterator: Any, steps: int, kind: Kind, expected: Kind
+    ) -> tuple[Any, Any, Any]:
         """Runs steps whose batches are taken inside the function."""
         number = tf.TensorSpec([], tf.int32)
-        kind = self._resolved(kind, lambda: self._silent.get_concrete_function(iterator, number))
-        if kind == _SILENT:
+
+        def single(kind: Kind) -> Any:  # the function of one step that takes its batch itself
+            if kind not in self._single:
+                taken = functools.partial(self._one_taken, kind)
+                self._single[kind] = tf.function(taken, autograph=False)
+            return self._single[kind]
+
+        def trace(kind: Kind) -> None:
+            if kind == SILENT:
+                self._silent.get_concrete_function(iterator, number)
+            else:
+                single(kind).get_concrete_function(iterator)
+
+        kind = self._resolved(kind, expected, trace)
+        if kind == SILENT:
             values, waited = self._silent(iterator, tf.constant(steps))
             return values, (), waited
-        if kind not in self._single:
-            taken = functools.partial(self._one_taken, kind)
-            self._single[kind] = tf.function(taken, autograph=False)
-        values, *found, waited = self._single[kind](iterator)
+        values, *found, waited = single(kind)(iterator)
         return values, found, waited
 
-    def _run_stacked(self, blocks: BatchStacker, steps: int, kind: Kind) -> tuple[Any, Any, Any]:
+    def _run_stacked(
+        self, blocks: BatchStacker, steps: int, kind: Kind, expected: Kind
+    ) -> tuple[Any, Any, Any]:
         """Runs steps whose batches are arguments: a stacked block, or those of a single step."""
         before = blocks.waited
         alone = self.mode != "loop"
@@ -231,20 +249,20 @@ class Engine:
         waited = blocks.waited - before
         spec = blocks.element_spec
 
-        def trace() -> None:
-            if inputs.block is None:
-                self._single_program(_SILENT, spec)
+        def trace(kind: Kind) -> None:
+            if inputs.block is None or kind != SILENT:
+                self._single_program(kind, spec)
             else:
                 self._compiled.trace(inputs)
 
-        kind = self._resolved(kind, trace)
-        if kind != _SILENT:
+        kind = self._resolved(kind, expected, trace)
+        if kind != SILENT:
             batches = inputs.batches or self._compiled.first_batches(inputs)
             values, *found = self._single_program(kind, spec)(batches)
             return values, found, waited
         try:
             if inputs.block is None:
-                return self._single_program(_SILENT, spec)(inputs.batches), (), waited
+                return self._single_program(SILENT, spec)(inputs.batches), (), waited
             values = self._compiled.run(inputs)
         except COMPILER_ERRORS:
             if self._guard is None or not self._guard.failed:
@@ -258,12 +276,13 @@ class Engine:
             blocks.give_back(inputs, len(values))
         return values, (), waited
 
-    def _resolved(self, kind: Kind, trace: Callable[[], Any]) -> Kind:
-        """Records only if there is something to record. `trace` makes the silent trace."""
-        recording, watch = kind
-        if recording and _SILENT not in self._outputs:
-            trace()
-        return recording and self.has_summaries(), watch
+    def _resolved(self, kind: Kind, expected: Kind, trace: Callable[[Kind], None]) -> Kind:
+        """Records only if there is something to record. `trace` makes the trace of a kind."""
+        if (kind[0] or expected != SILENT) and SILENT not in self._outputs:
+            trace(SILENT)  # it says whether there is
+        if expected != SILENT:
+            trace((expected[0] and self.has_summaries(), expected[1]))
+        return kind[0] and self.has_summaries(), kind[1]
 
     def _single_program(self, kind: Kind, spec: Any) -> Any:
         """The program of one step whose batches are arguments: one for all sizes of a data set.
@@ -290,7 +309,7 @@ class Engine:
         """
         states = self._step.state()
         before = [tf.identity(one) for one in states]
-        self._single_program(_SILENT, spec)(batches)
+        self._single_program(SILENT, spec)(batches)
         for variable, value in zip(states, before, strict=True):
             variable.assign(value)
 
@@ -301,8 +320,8 @@ class Engine:
         def body(i: tf.Tensor, rows: tf.TensorArray, waited: tf.Tensor) -> Any:
             batch, seconds = self._taken(iterator)
             with tf.control_dependencies([seconds]):  # see `_taken`
-                output = self._step(batch, self._options(_SILENT))
-            return i + 1, rows.write(i, self._row(output, _SILENT)), waited + seconds
+                output = self._step(batch, self._options(SILENT))
+            return i + 1, rows.write(i, self._row(output, SILENT)), waited + seconds
 
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[None])
         start = [0, rows, tf.constant(0.0, tf.float64)]
@@ -344,7 +363,7 @@ class Engine:
         output = self._step(batch, self._options(kind))
         row = self._row(output, kind)[tf.newaxis]
         self.traces += 1
-        if kind == _SILENT:
+        if kind == SILENT:
             return row
         summaries = [one.value for one in output.summaries] if kind[0] else []
         return row, summaries, [one.tensors() for one in output.watched]
@@ -367,7 +386,7 @@ class Engine:
 
     def has_summaries(self) -> bool:
         """Whether a recording step returns more than a silent one; True before one was traced."""
-        silent = self._outputs.get(_SILENT)
+        silent = self._outputs.get(SILENT)
         # With `log_every_step` the scalars are there, and other summaries are traced but dropped.
         return silent is None or bool(silent.dropped or silent.summaries)
 

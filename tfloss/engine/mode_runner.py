@@ -25,7 +25,7 @@ from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
 from tfloss.engine.autotune import Tuner, load_choice, save_choice
 from tfloss.engine.background_compilation import BackgroundCompiler
-from tfloss.engine.engine import Engine, StepLogs
+from tfloss.engine.engine import SILENT, Engine, Kind, StepLogs
 from tfloss.engine.mode_announcement import ModeAnnouncement
 from tfloss.engine.trace_comparison import compare_hyperparameters, compare_traces
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
@@ -60,6 +60,7 @@ class ModeRunner:
 
     Attributes:
       steps_limit: The largest call size that the loop used last; the next run starts from it.
+      expected: The kind of a later step, which is traced with the first one; see `Engine.run`.
 
     Raises:
       ValueError: `jit` has another value.
@@ -103,6 +104,7 @@ class ModeRunner:
         self._said: set[str] = set()
         self._compiler = BackgroundCompiler(train_step)
         self.steps_limit = 1
+        self.expected: Kind = SILENT
 
     @property
     def mode(self) -> Mode | None:
@@ -303,7 +305,9 @@ class ModeRunner:
     ) -> StepLogs:
         """Runs steps in a mode, with its own engine."""
         source = feed.input.source(mode, read_ahead=self._mode == "loop")
-        return self._engine(mode).run(source, count, recording=recording, watch=watch)
+        expected, self.expected = self.expected, SILENT
+        engine = self._engine(mode)
+        return engine.run(source, count, recording=recording, watch=watch, expected=expected)
 
     def _engine(self, mode: Mode) -> Engine:
         """The engine of a mode."""

@@ -32,10 +32,11 @@ class Watch(Hook):
     own: `-(its gradient) . update`, divided by the sum over all losses. It is negative if the
     update makes the loss larger, to first order.
 
-    A due step is traced apart, once, and runs alone. All other steps are as fast as without the
-    hook. The due step has one more backward pass for each loss, unless `shared` is None, and runs
-    as a graph with `jit="loop"`, so that its results are rounded in another order. The numbers of
-    a step with several `minimize` calls for the same variables are those of the last call.
+    A due step is traced apart, once, before the first step, and runs alone. All other steps are as
+    fast as without the hook. The due step has one more backward pass for each loss, unless `shared`
+    is None, and runs as a graph with `jit="loop"`, so that its results are rounded in another
+    order. The numbers of a step with several `minimize` calls for the same variables are those of
+    the last call.
 
     Curves are `watch/gradient_norm/<path>`, `update_norm`, `weight_norm`, `update_ratio`,
     `watch/loss_gradient_norm/<loss>`, `watch/cosine/<loss>,<loss>` and `watch/share/<loss>`.

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfloss.data.batch_division import data_error
 from tfloss.data.feed import Feed
-from tfloss.engine.engine import StepLogs
+from tfloss.engine.engine import SILENT, Kind, StepLogs
 from tfloss.engine.mode_runner import ModeRunner
 from tfloss.errors import Preempted, WorkdirError, WorkdirInUseError, WorkerError
 from tfloss.hooks.watch import watch_of
@@ -102,6 +102,7 @@ class Loop:
         run.start_clock()
         start = run.step
         logs, limit = None, self._fixed or self._modes.steps_limit
+        self._modes.expected = self._first_watched(steps)
         with caught(*signals, first=self._acknowledge) as came:
             stopped = run.stop_reason is not None  # by a hook, before the first step
             while run.step < steps and not stopped:
@@ -191,6 +192,13 @@ class Loop:
             request = self._watch.request if self._watch and step + 1 == watch_at else None
             return _Call(1, log_at, records and step + 1 == log_at, request)
         return _Call(min(stop_at - step, limit, *(one - 1 - step for one in alone)), log_at)
+
+    def _first_watched(self, steps: int) -> Kind:
+        """The kind of the first step to be watched, so that it is traced before step 1."""
+        at = None if self._watch is None else self._watch.next_step(self._run.step)
+        if self._watch is None or at is None or at > steps:
+            return SILENT
+        return at == steps or at % self._run.log_every == 0, self._watch.request
 
     def _call(self, call: "_Call") -> StepLogs:
         """Runs the steps. Starts the data again where an earlier call ended with them."""
