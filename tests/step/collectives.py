@@ -1,8 +1,8 @@
-"""Prints the collectives of one training step, for each way to accumulate and each dtype.
+"""Prints how many collectives each replica starts in a training step.
 
-    python tests/step/collectives.py mirrored|multi_worker
+    python tests/step/collectives.py mirrored|multi_worker ACCUMULATE,DTYPE ...
 
-Each line is `accumulate dtype count`: how many collectives each replica starts in a step.
+Two layers have the dtype. Each line is `count ACCUMULATE,DTYPE`.
 """
 
 import os
@@ -58,16 +58,17 @@ def main() -> None:
         compare(agreement, graph, output)
 
     mode_runner.compare_traces = keep
-    for accumulate, dtype in ((1, "float32"), (4, "float32"), (1, "float64"), (4, "bfloat16")):
+    for case in sys.argv[2:]:
+        accumulate, dtype = case.split(",")
         with strategy.scope():
             model, optimizer = Deep(dtype), keras.optimizers.SGD(0.01)
         trainer = tfloss.Trainer(
-            model, optimizer, strategy=strategy, accumulate=accumulate, jit=False, log_every=2
+            model, optimizer, strategy=strategy, accumulate=int(accumulate), jit=False, log_every=2
         )
         trainer.train(data, 2)
         kinds = fingerprint(graphs[-1])
-        found = {k: n for k, n in kinds.items() if k.startswith(("Collective", "Nccl"))}
-        print(accumulate, dtype, sum(found.values()) / replicas, found, flush=True)
+        found = sum(n for kind, n in kinds.items() if kind.startswith(("Collective", "Nccl")))
+        print(f"\n{found / replicas:g} {case}", flush=True)
 
 
 if __name__ == "__main__":

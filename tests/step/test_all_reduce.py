@@ -1,9 +1,14 @@
 """Sums and maxima over replicas of tensors of any dtypes."""
 
+import concurrent.futures
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.fork import run_script
+from tfloss.distribute.launch import free_ports
 from tfloss.step.all_reduce import max_over_replicas, sum_over_replicas
 
 DTYPES = [tf.float32, tf.float64, tf.bfloat16, tf.float16, tf.complex64]
@@ -90,3 +95,42 @@ def test_maxima_of_each_element(joining):
         for one in both:
             assert one.numpy().tolist() == value
     assert [both[0].dtype for both in found] == [tf.float32, tf.float64, tf.float32, tf.bfloat16]
+
+
+SCRIPT = Path(__file__).with_name("collectives.py")
+MORE = ["1,float64", "4,bfloat16"]
+
+
+def _counted(*arguments, **environment):
+    done = run_script(SCRIPT, *arguments, environment=environment)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if "," in line and line[0].isdigit()]
+
+
+@pytest.mark.parametrize(
+    "cases", [["1,float32", "4,float32"], pytest.param(MORE, marks=pytest.mark.slow)]
+)
+def test_each_dtype_is_reduced_by_one_collective_however_many_micro_batches(cases):
+    """Another one is the sum of `global_mean`, which the forward pass needs."""
+    found = _counted("mirrored", *cases)
+    assert found == [f"{3 if 'float64' in case else 2} {case}" for case in cases]
+
+
+@pytest.mark.slow
+def test_two_workers_reduce_by_as_many_collectives():
+    cases = ["1,float32", "4,float32", "1,float64"]
+    addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(2))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(
+                _counted,
+                "multi_worker",
+                *cases,
+                TFLOSS_WORKERS=addresses,
+                JOB_COMPLETION_INDEX=str(rank),
+                TF_CONFIG="",
+            )
+            for rank in range(2)
+        ]
+    for run in runs:
+        assert run.result() == [f"{3 if 'float64' in case else 2} {case}" for case in cases]
