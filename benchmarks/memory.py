@@ -1,17 +1,24 @@
-"""Compares the predicted peak memory of a step with the measured one, on a CPU.
+"""Compares the predicted peak memory of a step with three measurements, on a CPU.
 
     python benchmarks/memory.py              # a table of four models
     python benchmarks/memory.py convolutions # one of them, in this process
 
-Measured is the largest resident memory during steps 3 to 5, less that before the model was made. A
-small model is trained first, so that TensorFlow's own memory is there before. Blocks of 64 kB and
-more are returned to the system when they are freed (MALLOC_MMAP_THRESHOLD_).
+- Tensors: the bytes of the tensors at the peak of five steps, as TensorFlow's profiler records each
+  allocation of 256 kB or more, and those of all variables.
+- Blocks: what the allocator takes at most in five steps (`tf.config.experimental.get_memory_info`).
+  It gives a tensor a free block as it is if that is less than twice as large, and less than 128 MiB
+  larger.
+- Resident: the largest resident memory of the process during the same steps, less that before the
+  model was made. It has the traced graph and compiled kernels, too, and blocks that were used once.
+  A small model is trained first, so that TensorFlow's own memory is there before.
 """
 
 import gc
+import glob
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -103,33 +110,69 @@ def trainer_of(predictor: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
     return tfloss.Trainer(Squares(), keras.optimizers.Adam(1e-4), seed=0, **options), data
 
 
-def measure(name: str) -> tuple[int, int]:
-    """Returns the predicted and the measured bytes of a model."""
+def measure(name: str) -> tuple[int, ...]:
+    """Returns the predicted bytes of a model, and those of its tensors, blocks and process."""
     import keras
+    import tensorflow as tf
 
     small, data = trainer_of(keras.Sequential([keras.layers.Dense(4)]), (4, 4))
     small.train(data, steps=3)
     gc.collect()
     before = resident("VmRSS")
     trainer, data = trainer_of(*MODELS[name]())
-    predicted = trainer.inspect(data).cost.peak_bytes
+    predicted = trainer.inspect(data).cost
     trainer.train(data, steps=2)
     gc.collect()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts again
-    trainer.train(data, steps=5)
-    return predicted, resident("VmHWM") - before
+    tf.config.experimental.reset_memory_stats("CPU:0")
+    trainer.train(data, steps=7)
+    blocks = tf.config.experimental.get_memory_info("CPU:0")["peak"]
+    most = resident("VmHWM") - before
+    with tempfile.TemporaryDirectory() as folder:
+        options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=3)
+        with tf.profiler.experimental.Profile(folder, options):
+            trainer.train(data, steps=12)
+        tensors = predicted.variable_bytes + peak_of_tensors(folder)
+    return predicted.peak_bytes, tensors, blocks, most
+
+
+def peak_of_tensors(folder: str) -> int:
+    """The most bytes by which the tensors grew in a profile, over those at its beginning."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space = xplane_pb2.XSpace()
+    (file,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+    with open(file, "rb") as opened:
+        space.ParseFromString(opened.read())
+    events = []
+    for plane in space.planes:
+        names = {key: one.name for key, one in plane.event_metadata.items()}
+        keys = {key: one.name for key, one in plane.stat_metadata.items()}
+        for line in plane.lines:
+            for event in line.events:
+                if names[event.metadata_id] in ("MemoryAllocation", "MemoryDeallocation"):
+                    stats = {keys[x.metadata_id]: x for x in event.stats}
+                    size = stats["requested_bytes"].int64_value
+                    made = names[event.metadata_id] == "MemoryAllocation"
+                    at = line.timestamp_ns * 1_000 + event.offset_ps
+                    events.append((at, size if made else -size))
+    total = most = 0
+    for _, change in sorted(events):
+        total += change
+        most = max(most, total)
+    return most
 
 
 def main() -> None:
     """Prints a row for each model, each measured in a process of its own."""
     if len(sys.argv) > 1:
-        predicted, measured = measure(sys.argv[1])
-        error = predicted / measured - 1
-        sizes = "".join(f"{size / 1e6:>10,.0f} MB" for size in (predicted, measured))
-        print(f"{sys.argv[1]:<14}{sizes}{error:>+9.1%}")
+        predicted, *measured = measure(sys.argv[1])
+        cells = [f"{size / 1e6:>10,.0f} MB {predicted / size - 1:>+5.0%}" for size in measured]
+        print(f"{sys.argv[1]:<14}{predicted / 1e6:>10,.0f} MB{''.join(cells)}")
         return
-    print(f"{'model':<14}{'predicted':>13}{'measured':>13}{'error':>9}")
+    titles = "".join(f"{title:>19}" for title in ("tensors", "blocks", "resident"))
+    print(f"{'model':<14}{'predicted':>13}{titles}")
     sys.stdout.flush()
     for name in MODELS:
         environment = {**os.environ, **ENVIRONMENT}

@@ -83,11 +83,10 @@ def by_keras(kind, x, steps):
     return [v.numpy() for v in model.trainable_weights], [v.numpy() for each in own for v in each]
 
 
-OTHERS = [("lstm", 1, "loop"), ("stacked", 2, False), ("simple", 1, False), ("gru", 2, False),
-          ("both ways", 2, False)]  # fmt: skip
+OTHERS = [("conv", 1, False), ("lstm", 1, "loop"), ("stacked", 2, False), ("simple", 1, False),
+          ("gru", 2, False), ("both ways", 2, False)]  # fmt: skip
 CASES = [
     ("lstm", 2, False),
-    ("conv", 1, False),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
 ]
 
@@ -196,6 +195,7 @@ def _seeds(trainer):
     return [one for each in found for one in getattr(each, "values", (each,))]
 
 
+@pytest.mark.slow  # tests/step/test_random_states.py is quick
 def test_a_resumed_run_draws_the_same_masks(replicas, tmp_path):
     x = inputs("lstm")
     whole = make("lstm", replicas(1), dropout=0.5, recurrent_dropout=0.4)

@@ -27,4 +27,5 @@ def test_each_example_passes_a_dry_run(name, tmp_path):
     assert "One training step was made\n  " in printed
     assert "One batch of 'val' was evaluated\n  val/" in printed
     assert "The model was exported, and deleted again: " in printed
-    assert list((tmp_path / "run").iterdir()) == []
+    left = {one.name for one in (tmp_path / "run").iterdir()}
+    assert left <= ({"scorer.keras", ".lock"} if name == "gan" else set())  # of the script itself

@@ -25,7 +25,7 @@ REPORT = Inspection(
     summaries=(),
     state_updates=("net/mean",),
     findings=(Finding("Dynamic shape", "Where", "net.py:4, in call", "Use a mask."),),
-    cost=StepCost(1_000, 2_000_000, 3_000_000, ("loops count as one turn",)),
+    cost=StepCost(1_000, 2_000_000, 3_000_000, 4_000_000, ("loops count as one turn",)),
 )
 
 
@@ -36,7 +36,8 @@ def test_the_text_has_every_part():
         "batch unknown size, on 2 replicas" in lines and "workdir none: nothing is saved" in lines
     )
     assert "losses box" in lines and "optimizer Adam" in lines
-    assert "memory 3.0 MB at the peak of a step, predicted" in lines
+    assert "memory 3.0 MB of tensors at the peak of a step, predicted" in lines
+    assert "up to 4.0 MB in the blocks of the allocator" in lines
     assert "not counted loops count as one turn" in lines
     assert "box net/head 0.5 float16 optimizer net.py:3, in call" in lines
     assert "net/w 2x3 float32 - no - -" in lines

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfloss.inspect.step_cost import floating_point_operations, peak_bytes
+from tfloss.inspect.step_cost import (
+    floating_point_operations,
+    peak_block_bytes,
+    peak_bytes,
+)
 
 
 def _graph(function, *shapes):
@@ -74,6 +78,35 @@ def test_memory_holds_what_the_backward_pass_needs():
     # The gradients of three sines need x and two more tensors, and there is a gradient.
     found = peak_bytes(_graph(trained, (256,)))
     assert 4 * kib <= found <= 6 * kib
+
+
+def test_a_block_is_at_most_twice_a_tensor_or_128_mib_larger():
+    def twice(x):
+        return tf.sin(x) * tf.cos(x)
+
+    for size in (2**10, 2**30):  # bytes; nothing is computed
+        graph = _graph(twice, (size // 4,))
+        tensors = peak_bytes(graph) // size
+        assert tensors in (2, 3)
+        assert peak_block_bytes(graph) == tensors * (size + min(size, 128 * 2**20))
+
+
+@pytest.mark.upstream
+def test_upstream_takes_no_block_that_is_twice_as_large():
+    def in_use():
+        try:
+            return tf.config.experimental.get_memory_info("CPU:0")["current"]
+        except ValueError:  # without oneDNN, memory comes from the system
+            pytest.skip("This build of TensorFlow has another allocator.")
+
+    kept, size = [], 2**20
+    for step in range(8):
+        size = size * 7 // 5
+        if step % 3 == 2:
+            kept.pop(0)  # leaves a free block
+        before = in_use()
+        kept.append(tf.ones([size // 4]))
+        assert size <= in_use() - before < 2 * size
 
 
 def test_variables_are_not_counted_and_nested_functions_are():

@@ -195,7 +195,10 @@ def looped(hooks, jit="loop", steps=100, **options):
     return trainer
 
 
-@pytest.mark.parametrize("options", [{}, {"log_every_step": True}, {"accumulate": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.slow), {"log_every_step": True}, {"accumulate": 3}],
+)
 def test_logs_that_may_wait_do_not_cut_a_compiled_loop_and_are_the_same(options):
     late, exact = Written(), Watched()
     looped([late], **options)

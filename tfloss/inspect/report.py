@@ -86,13 +86,15 @@ class StepCost:
     Attributes:
       flops: Floating-point operations. A multiplication and an addition are two.
       variable_bytes: Bytes of all variables: weights, slots of optimizers, and others.
-      peak_bytes: Predicted peak of the memory of a step, with the variables.
+      peak_bytes: Predicted peak of the memory of a step: its tensors, and the variables.
+      peak_block_bytes: The most that TensorFlow's allocator may take for them.
       unknown: What could not be counted, in words: loops, shapes that depend on values.
     """
 
     flops: int
     variable_bytes: int
     peak_bytes: int
+    peak_block_bytes: int
     unknown: tuple[str, ...] = ()
 
 
@@ -179,8 +181,9 @@ class Inspection:
                 workdir=self.workdir,
             ),
             ["FLOPs", f"{cost.flops:,} a step and replica"],
-            ["memory", f"{megabytes(cost.peak_bytes)} at the peak of a step, predicted"],
+            ["memory", f"{megabytes(cost.peak_bytes)} of tensors at the peak of a step, predicted"],
             ["", f"{megabytes(cost.variable_bytes)} of it for variables and optimizer slots"],
+            ["", f"up to {megabytes(cost.peak_block_bytes)} in the blocks of the allocator"],
             *([["not counted", "; ".join(cost.unknown)]] if cost.unknown else []),
             ["summaries", ", ".join(self.summaries) or "none"],
             ["state changed", ", ".join(self.state_updates) or "none"],

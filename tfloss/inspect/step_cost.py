@@ -1,13 +1,14 @@
 """Counts the floating-point operations of a traced step, and predicts its peak memory.
 
     floating_point_operations(graph)
-    peak_bytes(graph)
+    peak_bytes(graph), peak_block_bytes(graph)
 
 Both follow from shapes, so nothing runs. Memory is predicted in the order in which the ops were
 traced: the forward pass, the backward pass, the update. A tensor is there from its op to the last
-op that uses it. So what the backward pass needs of the forward pass is what makes up the peak. What
-kernels need for themselves is not counted; `benchmarks/memory.py` compares with measurements.
-Host code, at trace time.
+op that uses it. So what the backward pass needs of the forward pass is what makes up the peak. A
+step runs independent ops at the same time, so that a few more tensors may be there. What kernels
+need for themselves is not counted; `benchmarks/memory.py` compares with measurements. Host code, at
+trace time.
 """
 
 import dataclasses
@@ -42,6 +43,7 @@ _IN_PLACE = frozenset(
     "LogSoftmax Softplus SoftplusGrad Sqrt SqrtGrad Square SquaredDifference Sub Tanh TanhGrad "
     "ClipByValue Select SelectV2".split()
 )
+_MOST_UNUSED = 128 * 2**20  # bytes of a block; kMaxInternalFragmentation in bfc_allocator.cc
 _LOOPS = ("While", "StatelessWhile", "MapDefun")
 
 
@@ -84,7 +86,27 @@ def peak_bytes(graph: Any, counts: Callable[[tf.Operation], bool] = lambda op: T
       counts: Whether an op counts, such as those of one replica.
     """
     ops = [op for op in graph.get_operations() if counts(op)]
-    return _Liveness(ops, {}).peak(batch=True)
+    return _Liveness(ops, {}, _bytes).peak(batch=True)
+
+
+def peak_block_bytes(graph: Any, counts: Callable[[tf.Operation], bool] = lambda op: True) -> int:
+    """The same of the largest blocks that TensorFlow's allocator may take for these tensors.
+
+    It gives a tensor a free block as it is, unless the block is twice as large as the tensor or 128
+    MiB larger; then it splits the block (`BFCAllocator::FindChunkPtr` in TensorFlow's
+    bfc_allocator.cc). GPUs have this allocator, and CPUs with oneDNN, the default.
+
+    Args:
+      graph: The `tf.Graph` of the step, traced.
+      counts: Whether an op counts, such as those of one replica.
+    """
+
+    def block(tensor: tf.Tensor) -> int:
+        size = _bytes(tensor)
+        return size + min(size, _MOST_UNUSED)
+
+    ops = [op for op in graph.get_operations() if counts(op)]
+    return _Liveness(ops, {}, block).peak(batch=True)
 
 
 @dataclasses.dataclass
@@ -98,8 +120,13 @@ class _Buffer:
 class _Liveness:
     """Which buffers are there while the ops of one function run."""
 
-    def __init__(self, ops: Iterable[tf.Operation], inner: dict[str, int]):
-        self._ops = list(ops)
+    def __init__(
+        self,
+        ops: Iterable[tf.Operation],
+        inner: dict[str, int],
+        size_of: Callable[[tf.Tensor], int],
+    ):
+        self._ops, self._size_of = list(ops), size_of
         self._inner = inner  # peaks of called functions, by name
         self._buffers: dict[str, _Buffer] = {}
 
@@ -140,13 +167,13 @@ class _Liveness:
         argument = op.type == "Placeholder" and not batch
         # Whoever calls the function holds its arguments, and the graph its constants.
         last = len(self._ops) if op.type in ("Placeholder", "Const") else index
-        return _Buffer(0 if variable or argument else _bytes(tensor), last)
+        return _Buffer(0 if variable or argument else self._size_of(tensor), last)
 
     def _inside(self, called: tuple[str, Any]) -> int:
         name, graph = called
         if name not in self._inner:
             self._inner[name] = 0  # a function that calls itself
-            inside = _Liveness(graph.get_operations(), self._inner)
+            inside = _Liveness(graph.get_operations(), self._inner, self._size_of)
             self._inner[name] = inside.peak(batch=False)
         return self._inner[name]
 

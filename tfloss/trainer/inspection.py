@@ -20,7 +20,7 @@ from tfloss.inspect.dynamic_shapes import dynamic_shapes
 from tfloss.inspect.frozen_randomness import drawn_lines
 from tfloss.inspect.report import Finding, InspectedVariable, Inspection, StepCost
 from tfloss.inspect.source_lines import running_lines
-from tfloss.inspect.step_cost import floating_point_operations, peak_bytes
+from tfloss.inspect.step_cost import floating_point_operations, peak_block_bytes, peak_bytes
 from tfloss.inspect.traceback_filtering import filtered_tracebacks
 from tfloss.inspect.unsaveable_random_ops import find_unsaveable_ops
 from tfloss.step.random_states import process_variables
@@ -194,7 +194,8 @@ def _cost(trainer: _Trainer, graph: Any, passes: ObservedPasses) -> StepCost:
     variables = {id(v): v for v in trainer.state.variables().values()}
     size = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables.values())
     peak = size + peak_bytes(graph, passes.is_first_replica)
-    return StepCost(flops, size, peak, tuple(unknown))
+    blocks = size + peak_block_bytes(graph, passes.is_first_replica)
+    return StepCost(flops, size, peak, blocks, tuple(unknown))
 
 
 def _count(variables: Any) -> int:
