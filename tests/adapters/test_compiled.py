@@ -251,6 +251,13 @@ def test_a_mistyped_metric_is_answered_by_the_compiled_ones():
         trainer.train(_DATA.repeat(), steps=1, hooks=hooks)
 
 
+def test_evaluation_forgets_what_fit_left_in_the_metrics():
+    model = _compiled(_Line(), metrics=[keras.metrics.MeanAbsoluteError(name="error")])
+    model.fit(_DATA.map(lambda x, y: (x, y + 100)), verbose=0)
+    model.w.assign(1.0)
+    assert _trainer(model).evaluate(_DATA)["error"] == pytest.approx((1 + 1 + 3) / 3)
+
+
 def test_a_model_with_its_own_evaluation_is_refused_there():
     class OwnTest(_Line):
         def test_step(self, data):

@@ -153,7 +153,9 @@ def adds_losses(model: keras.Model) -> bool:
 def copied_metrics(model: keras.Model) -> keras.Metric | None:
     """Returns a copy of the metrics that `compile` was given, as one metric; None without any.
 
-    Its result is a mapping with Keras's names. Its variables belong to the current scope.
+    Its result is a mapping with Keras's names. Its variables belong to the current scope. What
+    `fit` has left in the metrics is forgotten: `CompileMetrics.reset_state` does nothing before its
+    first update.
 
     Args:
       model: A compiled model.
@@ -161,10 +163,16 @@ def copied_metrics(model: keras.Model) -> keras.Metric | None:
     compiled = model._compile_metrics
     if compiled is None:
         return None
+
+    def copied(one: Any) -> Any:
+        if not isinstance(one, keras.Metric):
+            return one
+        copy = copy_metric(one)
+        copy.reset_state()
+        return copy
+
     given: list[Any] = [
-        keras.tree.map_structure(
-            lambda one: copy_metric(one) if isinstance(one, keras.Metric) else one, metrics
-        )
+        keras.tree.map_structure(copied, metrics)
         for metrics in (compiled._user_metrics, compiled._user_weighted_metrics)
     ]
     metrics, weighted = given

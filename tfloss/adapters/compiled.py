@@ -182,10 +182,9 @@ def _constant(value: Any) -> Any:
     """A tensor without a gradient, with the mask that it carries."""
     if not tf.is_tensor(value):
         return value
-    constant: Any = tf.stop_gradient(value)
-    if (mask := getattr(value, "_keras_mask", None)) is not None:
-        constant._keras_mask = mask
-    return constant
+    mask = _upstream.mask_of(value)
+    constant = tf.stop_gradient(value)
+    return constant if mask is None else _upstream.with_mask(constant, mask)
 
 
 def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
