@@ -62,6 +62,16 @@ DOCS = [
     "mkdocstrings[python]>=1.0,<2",  # 1.0.8
 ]
 # Only the newest releases were run with these.
+PICTURES = [  # of docs/pictures.py
+    *DETECTION,
+    *PLOT,
+    "selenium>=4.51",  # 4.51.0
+    "pyte>=0.8.2",  # 0.8.2
+    "nbconvert>=7.17",  # 7.17.2
+    "ipykernel>=7.4",  # 7.4.0
+    "scikit-learn>=1.5",
+    "palmerpenguins>=0.1.4",
+]
 MLFLOW = ["mlflow>=3.17"]  # 3.17.2
 WANDB = ["wandb>=0.31"]  # 0.31.0
 DEV = [
@@ -90,6 +100,7 @@ setup(
         "test": TEST,
         "docs": DOCS,
         "plot": PLOT,
+        "pictures": PICTURES,
         "mlflow": MLFLOW,
         "wandb": WANDB,
         "dev": DEV,

@@ -34,6 +34,7 @@ def on_files(files: Files, config: Any) -> Files:
             elif path.is_dir() and not (path / "README.md").exists():
                 wanted[path / "README.md"] = folder_page(path)
     kept = [file for file in files if file.src_dir != config["docs_dir"]]  # the theme's
+    wanted[ROOT / "docs" / "site.css"] = None
     for path, content in wanted.items():
         place = path.relative_to(ROOT).as_posix()
         if content:

@@ -9,6 +9,7 @@ He et al. 2020 (arXiv:1911.05722), with the projection of Chen et al. 2020 (arXi
 layer mixes the examples of a batch, so no information leaks from a key to its query.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ import keras
 import tensorflow as tf
 
 import tfloss
+from tfloss.detection import drawing
 
 layers = keras.layers
+_draw_views = functools.partial(drawing.draw_rows, ("query", "key"))
 
 
 class Moco(keras.Model):
@@ -67,7 +70,7 @@ class Moco(keras.Model):
         loss, right = self.contrast(q, k)
         self.enqueue(tfloss.cross_replica_concat(k))
         tfloss.summary.scalar("right", right)
-        tfloss.summary.image("views", tf.concat([batch["query"], batch["key"]], 2), max_outputs=6)
+        tfloss.summary.draw("views", _draw_views, batch["query"][:6], batch["key"][:6])
         return {"contrast": loss}
 
     def contrast(self, q: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -8,6 +8,7 @@
 VQ-VAE: van den Oord et al. 2017 (arXiv:1711.00937). Beta-VAE: Higgins et al. 2017.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +17,10 @@ import keras
 import tensorflow as tf
 
 import tfloss
+from tfloss.detection import drawing
 
 layers = keras.layers
+_draw_pairs = functools.partial(drawing.draw_rows, ("image", "found"))
 
 
 class Autoencoder(keras.Model):
@@ -59,7 +62,7 @@ class Autoencoder(keras.Model):
         found = self.decoder(z)
         if not training:
             return {"reconstruction": found, **extra}
-        tfloss.summary.image("reconstructed", tf.concat([image, found], 2), max_outputs=8)
+        tfloss.summary.draw("reconstructed", _draw_pairs, image[:8], found[:8])
         return {"reconstruction": tf.reduce_mean((found - image) ** 2)}
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfloss.detection.drawing import draw_boxes
+from tfloss.detection.drawing import draw_boxes, draw_rows
 
 RED = [255, 0, 0]
 
@@ -50,3 +50,22 @@ def test_masks_are_tinted_and_each_class_has_a_color():
     assert (tint == tint[0, 0]).all() and tint.any()
     assert not drawn[0, 25:38, 2:38].any()
     assert (drawn[0, 110, 110] != tint[0, 0]).any()
+
+
+def test_a_caption_stands_on_the_color_of_its_box_and_within_the_image():
+    boxes = [[[0, 0, 40, 60], [200, 250, 240, 300]]]
+    drawn = draw_boxes(np.zeros([1, 300, 300, 3]), boxes, [[0.9, 0.8]], color="red")[0]
+    for top, left in ((1, 1), (187, 250)):  # inside of the first box, above the second one
+        label = drawn[top : top + 12, left : left + 20]
+        assert _red(label).mean() > 0.3  # the ground
+        assert (label.min(-1) > 128).any()  # white text
+
+
+def test_rows_are_enlarged_and_named():
+    one, two = np.full([3, 28, 28, 1], 0.5), np.full([3, 28, 28, 1], 255, np.uint8)
+    (drawn,) = draw_rows(["grey", "w"], one, two)
+    left = drawn.shape[1] - 3 * 88
+    assert drawn.shape == (2 * 88, left + 3 * 88, 3) and left > 30
+    assert (drawn[:84, left : left + 84] == 128).all() and (drawn[88:172, left:] == 255).all()
+    assert (drawn[30:60, :left] == 0).any() and (drawn[118:148, :left] == 0).any()  # text
+    assert (drawn[84:88] == 255).all()  # between the rows

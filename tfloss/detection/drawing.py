@@ -15,6 +15,8 @@ from tfloss.detection.coco import paste_mask
 # Colors that can be told apart on dark and on bright ground (Wong 2011, Nature Methods 8, 441).
 COLORS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 _MIN_SIDE = 256  # smaller images are enlarged, so that lines and text can be read
+_ROW_SIDE = 84  # of the images in rows
+_TEXT_SIZE = 12  # pixels
 
 
 def draw_boxes(
@@ -49,17 +51,9 @@ def draw_boxes(
     Raises:
       ImportError: Pillow is not installed.
     """
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError as error:
-        raise ImportError(
-            "Drawing needs Pillow. Install it with: pip install 'tfloss[detection]'"
-        ) from error
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
-        images = np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
-    if images.shape[-1] == 1:
-        images = np.repeat(images, 3, -1)
+    Image, ImageDraw, ImageFont = _pillow()
+    font = ImageFont.load_default(_TEXT_SIZE)
+    images = _colored(images)
     zoom = max(1, -(-_MIN_SIDE // max(images.shape[1:3])))
     drawn: list[np.ndarray] = []
     for i, image in enumerate(images):
@@ -78,15 +72,89 @@ def draw_boxes(
                 )
         canvas = Image.fromarray(enlarged)
         pen = ImageDraw.Draw(canvas)
-        for _, box, label, score in visible:
+        for _, box, label, _ in visible:
             y0, x0, y1, x1 = (round(zoom * side) for side in box)
             ink = _color(color, label)
             pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=ink)
-            caption = _caption(label, score, class_names)
-            if caption:
-                pen.text((x0 + 2, max(y0 - 11, 0)), caption, fill=ink)
+        for _, box, label, score in reversed(visible):  # the best one comes last, and on top
+            if caption := _caption(label, score, class_names):
+                place = (round(zoom * box[1]), round(zoom * box[0]))
+                _write(pen, font, caption, place, canvas.width, _color(color, label))
         drawn.append(np.asarray(canvas))
     return np.stack(drawn)
+
+
+def draw_rows(names: Sequence[str], *rows: Any) -> np.ndarray:
+    """Draws rows of images below each other, with the name of the row on the left.
+
+        draw = functools.partial(drawing.draw_rows, ("image", "reconstruction"))
+        tfloss.summary.draw("pairs", draw, image[:8], found[:8])
+
+    Runs on the host.
+
+    Args:
+      names: Name of each row.
+      *rows: Images of each row, [n, h, w, 1 or 3], uint8 or float in [0, 1]; all of one shape.
+
+    Returns:
+      One drawn image, uint8 [1, H, W, 3]. Images with sides below 84 are enlarged by an integer
+      factor.
+
+    Raises:
+      ImportError: Pillow is not installed.
+    """
+    Image, ImageDraw, ImageFont = _pillow()
+    font = ImageFont.load_default(_TEXT_SIZE)
+    images = np.stack([_colored(row) for row in rows])  # [rows, n, h, w, 3]
+    zoom = max(1, -(-_ROW_SIDE // max(images.shape[2:4])))
+    images = images.repeat(zoom, 2).repeat(zoom, 3)
+    count, columns, height, width = images.shape[:4]
+    left = 12 + max(int(font.getlength(name)) for name in names)
+    size = (left + columns * (width + 4), count * (height + 4))
+    canvas = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(canvas)
+    for row, name in enumerate(names):
+        top = row * (height + 4)
+        pen.text((4, top + height // 2), name, fill="black", font=font, anchor="lm")
+        for column in range(columns):
+            place = (left + column * (width + 4), top)
+            canvas.paste(Image.fromarray(images[row, column]), place)
+    return np.asarray(canvas)[np.newaxis]
+
+
+def _pillow() -> tuple[Any, Any, Any]:
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError as error:
+        raise ImportError(
+            "Drawing needs Pillow. Install it with: pip install 'tfloss[detection]'"
+        ) from error
+    return Image, ImageDraw, ImageFont
+
+
+def _colored(images: Any) -> np.ndarray:
+    """Images as uint8 [..., 3]."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        images = np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
+    return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
+
+
+def _ink_on(color: str) -> str:
+    """Black or white, whichever can be read on a color."""
+    from PIL import ImageColor
+
+    red, green, blue = ImageColor.getrgb(color)[:3]
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
+
+
+def _write(pen: Any, font: Any, text: str, place: tuple[int, int], width: int, ground: str) -> None:
+    """Writes the caption of a box on its color: above it, or inside of it at the top."""
+    size = int(pen.textlength(text, font)) + 4
+    left = max(min(place[0], width - size), 0)
+    top = max(place[1] - _TEXT_SIZE - 3, 0)
+    pen.rectangle((left, top, left + size, top + _TEXT_SIZE + 2), fill=ground)
+    pen.text((left + 2, top), text, fill=_ink_on(ground), font=font)
 
 
 def _caption(label: int | None, score: float | None, class_names: Sequence[str] | None) -> str:
