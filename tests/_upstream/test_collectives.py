@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tests.fork import run_script
 from tfloss import _upstream
+from tfloss._upstream.collectives import received, sendable
 
 pytestmark = pytest.mark.upstream
 
@@ -37,6 +38,23 @@ def test_an_abort_wakes_a_collective_and_leaves_other_ops_alone(tmp_path):
     script.write_text(ABORT)
     done = run_script(script, timeout=60)
     assert (done.returncode, done.stdout) == (0, "True\nTrue\n2.0\n"), done.stderr
+
+
+DTYPES = [tf.bool, tf.int8, tf.uint8, tf.int16, tf.uint16, tf.int32, tf.uint32, tf.int64, tf.uint64]
+DTYPES += [tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.complex64, tf.complex128]
+DTYPES += [tf.dtypes.experimental.float8_e4m3fn, tf.dtypes.experimental.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+def test_values_of_all_dtypes_can_be_sent(dtype):
+    values = tf.cast(tf.constant([[1.0, -2.0, 0.0], [3.5, 100.0, 7.0]]), tf.complex128)
+    values = tf.cast(values if dtype.is_complex else tf.math.real(values), dtype)
+    sent = sendable(values)
+    # As the op's own message lists them.
+    assert sent.dtype in (tf.bool, tf.float32, tf.float16, tf.float64, tf.int32, tf.int64)
+    found = received(sent, dtype)
+    assert found.dtype == dtype and found.shape == values.shape
+    assert found.numpy().tobytes() == values.numpy().tobytes()
 
 
 def test_each_variable_is_described_before_it_is_created(replicas):

@@ -118,7 +118,7 @@ def test_each_dtype_is_reduced_by_one_collective_however_many_micro_batches(case
 
 @pytest.mark.slow
 def test_two_workers_reduce_by_as_many_collectives():
-    cases = ["1,float32", "4,float32", "1,float64"]
+    cases = ["1,float32", "4,float32", *MORE]
     addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(2))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         runs = [

@@ -4,7 +4,11 @@ Each function says what it uses and why nothing public does. A test in `tests/_u
 name of the module fails when upstream changes.
 """
 
-from tfloss._upstream.collectives import abort_collectives, before_variables
+from tfloss._upstream.collectives import (
+    abort_collectives,
+    before_variables,
+    broadcast_all_dtypes,
+)
 from tfloss._upstream.compiled_functions import can_compile_on_copies, compile_on_copies
 from tfloss._upstream.error_messages import (
     caused_by_collectives_of_another_strategy,
@@ -161,6 +165,7 @@ __all__ = [
     "compile_on_copies",
     "likely_batch_size",
     "before_variables",
+    "broadcast_all_dtypes",
     "LOOKUP_LAYERS",
     "OnlySeedsChange",
     "derived_state",

@@ -14,6 +14,15 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+_FLOAT8: Any = tf.dtypes.experimental
+# Dtypes that `CollectiveBcastSend` lacks, and those that hold the same values, or the same bits.
+_SAME_VALUES = {
+    **dict.fromkeys((tf.bfloat16, _FLOAT8.float8_e4m3fn, _FLOAT8.float8_e5m2), tf.float32),
+    **dict.fromkeys((tf.int8, tf.uint8, tf.int16, tf.uint16), tf.int32),
+    tf.uint32: tf.int64,
+}
+_SAME_BITS = dict.fromkeys((tf.complex64, tf.complex128, tf.uint64), tf.int64)
+
 
 def abort_collectives(reason: str) -> None:
     """Lets all collectives of this process fail, those that wait now and all later ones.
@@ -46,6 +55,50 @@ def before_variables(strategy: tf.distribute.Strategy, check: Callable[[str], No
         return create(next_creator, **kwargs)
 
     extended._create_variable = checked
+
+
+def broadcast_all_dtypes(strategy: tf.distribute.Strategy) -> None:
+    """Lets workers create variables of dtypes that TensorFlow's broadcast does not know.
+
+    The first worker sends the initial value of each variable to the others. The op for it knows
+    bool, int32, int64 and the floats of 16 bits or more but for bfloat16. For other dtypes it
+    fails, and Keras swallows its error while it builds a layer. So they are sent as another dtype.
+
+    Args:
+      strategy: The strategy.
+    """
+    extended: Any = strategy.extended
+    original = extended._get_variable_creator_initial_value
+
+    def initial_value(replica_id: int, device: Any, primary_var: Any, **kwargs: Any) -> Any:
+        if replica_id:
+            return original(replica_id, device, primary_var, **kwargs)
+
+        def value_of_first_worker() -> tf.Tensor:
+            with tf.device(device):
+                value = kwargs["initial_value"]
+                value = value() if callable(value) else value
+                value = getattr(value, "wrapped_value", value)  # of a checkpoint
+                value = tf.convert_to_tensor(value, kwargs.get("dtype"))
+                sent = sendable(value)
+                changed = {**kwargs, "initial_value": sent, "dtype": sent.dtype}
+                return received(original(0, device, None, **changed)(), value.dtype)
+
+        return value_of_first_worker
+
+    extended._get_variable_creator_initial_value = initial_value
+
+
+def sendable(value: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor in a dtype that can be broadcast."""
+    if value.dtype in _SAME_BITS:
+        return tf.bitcast(value, _SAME_BITS[value.dtype])
+    return tf.cast(value, _SAME_VALUES.get(value.dtype, value.dtype))
+
+
+def received(value: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns the tensor that `sendable` was given, of a dtype."""
+    return tf.bitcast(value, dtype) if dtype in _SAME_BITS else tf.cast(value, dtype)
 
 
 def _describe(kwargs: dict[str, Any]) -> str:

@@ -251,6 +251,7 @@ def _multi_worker(cluster: Cluster | None, connect_timeout: float | None) -> tf.
         lost = LostWorkers(channel, _upstream.abort_collectives)
         lost.report_uncaught()
         _CONTROL[strategy] = channel, lost
+        _upstream.broadcast_all_dtypes(strategy)
         _upstream.before_variables(strategy, lambda variable: _same_variable(channel, variable))
     # All workers read the same data set, so a shuffle without a seed must give the same order.
     keras.utils.set_random_seed(zlib.crc32(repr(cluster.addresses).encode()))
