@@ -40,7 +40,8 @@ class EventLog:
         self.bytes = 0
         self._file: EventFileWriter | None = None
         self._scalar_events = ScalarEvents()
-        self._pending: list[tuple[int, float, dict[str, float]]] = []  # step, time, scalars
+        # Step, time, and scalars or a histogram that was counted.
+        self._pending: list[tuple[int, float, dict[str, float] | Summary]] = []
         self._events: collections.deque[bytes] = collections.deque()  # not flushed yet
         self._truncation = LogTruncation(split_window, record_names, event_windows)
 
@@ -75,9 +76,7 @@ class EventLog:
 
     def add_scalars(self, step: int, wall_time: float, scalars: dict[str, float]) -> None:
         """Adds the scalars of a step, `{tag: value}`, as one event."""
-        self._pending.append((step, wall_time, scalars))
-        if len(self._pending) >= _MAX_PENDING:
-            self._serialize_pending()
+        self._add((step, wall_time, scalars))
 
     def add_summary(self, step: int, wall_time: float, summary: Summary) -> None:
         """Adds another summary as one event.
@@ -85,7 +84,10 @@ class EventLog:
         Raises:
           ValueError: The kind of the summary is unknown.
         """
-        self.add_event(summary_event(step, wall_time, summary))
+        if summary.options.get("counted"):  # a small table; there is one for each variable
+            self._add((step, wall_time, summary))
+        else:
+            self.add_event(summary_event(step, wall_time, summary))
 
     def add_event(self, event: bytes) -> None:
         """Adds a serialized event."""
@@ -125,15 +127,23 @@ class EventLog:
             file, self._file = self._file, None
             file.close()
 
+    def _add(self, log: tuple[int, float, dict[str, float] | Summary]) -> None:
+        self._pending.append(log)
+        if len(self._pending) >= _MAX_PENDING:
+            self._serialize_pending()
+
     def _serialize_pending(self) -> None:
-        """Makes events of the pending scalars, one for each log.
+        """Makes events of the pending scalars and histograms, one for each log.
 
         They are made together because a single event takes ten times as long between two calls
         of the training step, which have filled the processor's caches.
         """
         pending, self._pending = self._pending, []
-        for log in pending:
-            self._keep(self._scalar_events.serialized(*log))
+        for step, wall_time, values in pending:
+            if isinstance(values, Summary):
+                self._keep(summary_event(step, wall_time, values))
+            else:
+                self._keep(self._scalar_events.serialized(step, wall_time, values))
 
     def _keep(self, event: bytes) -> None:
         """Keeps an event until the next flush; while that fails, the newest events only."""

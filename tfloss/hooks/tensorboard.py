@@ -54,6 +54,7 @@ class TensorBoard(Hook):
         self._logdir = logdir
         self._runs = TensorBoardRuns()
         self._logs: dict[Path, EventLog] = {}
+        self._log_of: dict[str, EventLog] = {}  # by run; paths take long for each value
         self._errors = WriteErrors(
             self, "The curves", f"The last {MAX_BYTES >> 20} MB are kept, and written later."
         )
@@ -139,8 +140,10 @@ class TensorBoard(Hook):
 
     def _log(self, run: str) -> EventLog:
         """Returns the log of a run by its name."""
-        path = self.logdir if run == TRAIN else self._parent / run
-        return self._logs.setdefault(path, EventLog(path))
+        if run not in self._log_of:
+            path = self.logdir if run == TRAIN else self._parent / run
+            self._log_of[run] = self._logs.setdefault(path, EventLog(path))
+        return self._log_of[run]
 
     def _tags(self, names: Collection[str]) -> list[str]:
         return [self._runs.place(name)[1] for name in names]
