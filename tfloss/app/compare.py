@@ -14,7 +14,7 @@ from tfloss.checkpoint.listing import print_table
 # What is not a result, and is shown only if it is asked for.
 _BOOKKEEPING = (
     *("time/*", "input/*", "*_per_second", "weighted_losses/*"),
-    *("learning_rate", "*/learning_rate", "gradient_norm"),
+    *("learning_rate", "*/learning_rate", "gradient_norm*"),
 )
 _MISSING = "-"
 
