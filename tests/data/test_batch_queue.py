@@ -82,6 +82,9 @@ def test_a_stack_is_padded_to_its_capacity():
         assert found["x"].numpy().tolist() == batch["x"].numpy().tolist()
         assert found["y"].numpy() == batch["y"].numpy()
     np.testing.assert_array_equal(block["x"][3:], np.zeros([2, 2]))
+    graph = tf.function(lambda: stack_batches(batches, 5)).get_concrete_function().graph
+    kinds = [op.type for op in graph.get_operations() if op.type not in ("Const", "Identity")]
+    assert kinds == ["Pack", "Pad"] * 2  # a tensor of zeros would take the memory of a block
 
 
 def test_an_empty_queue():

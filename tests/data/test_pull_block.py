@@ -30,3 +30,20 @@ def test_data_that_become_fast_are_pulled_without_a_time_limit():
             break
     assert found[0] < 50 and not untimed[0]
     assert untimed[-1] and found[-1] == 50 and seen % 50 == 0
+
+
+def test_full_blocks_are_pulled_without_changes_of_threads():
+    """Regression: a queue for the batches had asynchronous ops, and a thread change for each."""
+    data = tf.data.Dataset.from_tensors({"x": tf.ones([3]), "y": 1}).repeat()
+    iterator = iter(data)
+    pull = PullBlock(iterator, next(iterator), 51, endless=True)
+    graph = tf.function(pull._pull_full).get_concrete_function().graph.as_graph_def()
+    (body,) = [one for one in graph.library.function if "_body_" in one.signature.name]
+    kinds = [node.op for node in body.node_def]
+    assert not [kind for kind in kinds if "Queue" in kind or kind == "IteratorGetNext"]
+    # Three iterations, which only read batches and keep them; tracing all 51 would take long.
+    assert kinds.count("IteratorGetNextSync") == kinds.count("Stage") == 17
+    assert kinds.count("TensorListSetItem") == 2 * 17
+    assert set(kinds) - {"IteratorGetNextSync", "Stage", "TensorListSetItem"} <= {
+        "AddV2", "Const", "Identity", "NoOp",
+    }  # fmt: skip

@@ -160,7 +160,7 @@ def test_slow_batches_come_in_shorter_blocks():
         while True:
             began = time.monotonic()
             inputs = stacker.take(100)
-            assert time.monotonic() - began < 1.0
+            assert calls == 0 or time.monotonic() - began < 1.0  # the first call also traces
             if inputs.block is None:
                 found += [int(x) for x in inputs.batches]
             else:

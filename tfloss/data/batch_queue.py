@@ -44,8 +44,9 @@ def stack_batches(batches: Iterable[Any], capacity: int) -> Any:
     """
 
     def stack(*tensors: tf.Tensor) -> tf.Tensor:
-        padding = tf.zeros([capacity - len(tensors), *tensors[0].shape], tensors[0].dtype)
-        return tf.concat([tf.stack(tensors), padding], 0)
+        # Zeros in a tensor of their own would take the memory of another block.
+        missing = [[0, capacity - len(tensors)], *([[0, 0]] * tensors[0].shape.rank)]
+        return tf.pad(tf.stack(tensors), missing)
 
     return tf.nest.map_structure(stack, *batches)
 

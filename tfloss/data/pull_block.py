@@ -6,8 +6,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.data.staging_area import StagingArea
 
 MAX_SECONDS = 0.25  # for pulling one block
+_UNROLLED = 20  # the most batches in one iteration of a loop without checks
 
 
 class PullBlock:
@@ -30,6 +32,7 @@ class PullBlock:
       untimed: Bool variable: whether the next full block is pulled without a time limit.
       failed: Bool variable: whether the iterator failed in the last call, or a call is in progress.
         After an error, `take_kept` returns the batches before it.
+      kept: The batches of the call in progress: an error leaves those before it here.
     """
 
     def __init__(
@@ -52,12 +55,7 @@ class PullBlock:
         # Op determinism forbids reading a clock, so no block is cut short there.
         self._reads_clock = not _upstream.op_determinism_enabled()
         self.untimed, self.failed = cpu_variable(not self._reads_clock), cpu_variable(False)
-        leaves = tf.nest.flatten(template)
-        with tf.device("CPU:0"):
-            # The batches of the call in progress: an error leaves those before it here.
-            self._kept: Any = tf.queue.FIFOQueue(
-                size, [x.dtype for x in leaves], [x.shape for x in leaves]
-            )
+        self.kept = StagingArea(template, size)
 
     def __call__(self) -> tuple[Any, Any, tf.Tensor]:
         """Pulls a block.
@@ -89,14 +87,32 @@ class PullBlock:
 
     def _pull_full(self) -> tuple[Any, Any, tf.Tensor]:
         """Pulls a full block, however long it takes."""
-        keep: list[Any] = []
-        for _ in range(self._size):
-            with tf.control_dependencies(keep):  # so that an error finds all batches before it kept
-                batch = _upstream.next_in_this_thread(self._iterator)
-            keep = [self._kept.enqueue(tf.nest.flatten(batch))]
+        # A few batches in each iteration: tracing hundreds of them would take a second.
+        each = max(n for n in range(1, _UNROLLED + 1) if self._size % n == 0)
+
+        def pull(first: tf.Tensor, arrays: list[Any]) -> tuple[tf.Tensor, list[Any]]:
+            kept: list[Any] = []
+            for i in range(each):
+                with tf.control_dependencies(kept):  # an error finds all batches before it kept
+                    batch = _upstream.next_in_this_thread(self._iterator)
+                kept = [self.kept.put(batch)]
+                leaves = tf.nest.flatten(batch)
+                arrays = [
+                    array.write(first + i, leaf) for array, leaf in zip(arrays, leaves, strict=True)
+                ]
+            with tf.control_dependencies(kept):
+                return first + each, arrays
+
+        start = tf.constant(0), self.kept.empty_arrays()
+        _, arrays = tf.while_loop(
+            lambda first, _: first < self._size, pull, start, parallel_iterations=1
+        )
+        block = self.kept.block_of(arrays)
+        with tf.control_dependencies(tf.nest.flatten(block)):
+            cleared = self.kept.clear()
         remainder = empty_block(self._iterator, self._template, self._size)[1]
-        with tf.control_dependencies(keep):
-            return self._take_kept(self._size), remainder, tf.constant([self._size, 0, 0])
+        with tf.control_dependencies([cleared]):
+            return block, remainder, tf.constant([self._size, 0, 0])
 
     def _pull_checked(
         self, capacity: tf.Tensor, began: tf.Tensor | None
@@ -130,8 +146,8 @@ class PullBlock:
 
         def keep(values: list[Any]) -> tf.Tensor:
             pairs = zip(values, shapes, strict=True)
-            enqueued = self._kept.enqueue([tf.ensure_shape(value, shape) for value, shape in pairs])
-            with tf.control_dependencies([enqueued]):
+            kept = self.kept.put([tf.ensure_shape(value, shape) for value, shape in pairs])
+            with tf.control_dependencies([kept]):
                 return tf.constant(True)
 
         scalar = tf.TensorShape([])
@@ -143,7 +159,7 @@ class PullBlock:
             parallel_iterations=1,
         )
         flags = [tf.cast(one, tf.int32) for one in (has_remainder, ~fits & ~has_remainder)]
-        return self._take_kept(count), pack(last), tf.stack([count, *flags])
+        return self.kept.take(count), pack(last), tf.stack([count, *flags])
 
     def take_kept(self) -> tuple[Any, int]:
         """Takes the batches that were pulled before an error. Host code, after a call has failed.
@@ -151,22 +167,8 @@ class PullBlock:
         Returns:
           A block of these batches, and their number.
         """
-        count = int(self._kept.size())
-        return self._take_kept(count), count
-
-    def _take_kept(self, count: Any) -> Any:
-        """Takes batches out of the queue. Returns a block, which zeros fill up to its size."""
-        found: Any = self._kept.dequeue_many(count)
-        leaves: list[Any] = list(found) if isinstance(found, list | tuple) else [found]
-        missing = self._size - count
-
-        def padded() -> list[tf.Tensor]:
-            zeros = [tf.zeros([missing, *x.shape[1:]], x.dtype) for x in leaves]
-            return [tf.concat(pair, 0) for pair in zip(leaves, zeros, strict=True)]
-
-        full = tf.cond(tf.equal(missing, 0), lambda: leaves, padded)
-        shaped = [tf.ensure_shape(x, [self._size, *x.shape[1:]]) for x in full]
-        return tf.nest.pack_sequence_as(self._template, shaped)
+        count = self.kept.count()
+        return self.kept.take(count), count
 
 
 def empty_block(iterator: Any, template: Any, size: int) -> tuple[Any, Any, tf.Tensor]:

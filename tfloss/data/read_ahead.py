@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import os
+import weakref
 from typing import Any
 
 import tensorflow as tf
 
 from tfloss.data.pull_block import PullBlock, cpu_variable, empty_block
+from tfloss.data.staging_area import StagingArea
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,22 +49,25 @@ class ReadAhead:
         self, iterator: Any, template: Any, size: int, batches_per_step: int = 1, **options: Any
     ):
         """Starts reading."""
+        _free_abandoned()
         dataset_options = tf.data.Options()
         dataset_options.autotune.enabled = False  # closing the iterator would wait for its thread
         # A pool of its own: `PullBlock` blocks a thread that its own iterator may need.
         threading = dataset_options.threading
         threading.private_threadpool_size = max(4, 2 + (os.cpu_count() or 1))
         threading.max_intra_op_parallelism = 1  # those threads belong to the training step
-        self._paused = cpu_variable(False)
+        self._paused = paused = cpu_variable(False)
         self._pull = pull = PullBlock(iterator, template, size, batches_per_step, **options)
         nothing = functools.partial(empty_block, iterator, template, size)
 
         @tf.autograph.experimental.do_not_convert
         def pull_unless_paused(_: tf.Tensor) -> Any:
-            return tf.cond(self._paused | pull.failed, nothing, pull)
+            return tf.cond(paused | pull.failed, nothing, pull)
 
         blocks = tf.data.Dataset.range(tf.int64.max).map(pull_unless_paused)
-        self._blocks = iter(blocks.prefetch(1).with_options(dataset_options))
+        self._blocks = [iter(blocks.prefetch(1).with_options(dataset_options))]
+        # What the iterator refers to must not refer to `self`, or this would never happen.
+        weakref.finalize(self, _abandon, self._blocks, pull.kept).atexit = False
 
     def next(self) -> PulledBlock:
         """Waits for the next block.
@@ -71,7 +76,7 @@ class ReadAhead:
           tf.errors.OpError: The iterator failed. Nothing more is read. `salvage` returns the
             batches before the error.
         """
-        block, remainder, flags = next(self._blocks)
+        block, remainder, flags = next(self._blocks[0])
         count, has_remainder, ended = flags.numpy().tolist()
         return PulledBlock(block, count, remainder if has_remainder else None, bool(ended))
 
@@ -90,3 +95,22 @@ class ReadAhead:
           A block, and the number of batches in it.
         """
         return self._pull.take_kept()
+
+
+def _abandon(blocks: list[Any], kept: StagingArea) -> None:
+    """Ends the iterator, which waits for its thread, and notes that it may have left batches.
+
+    It may be called anywhere, such as in the middle of a trace, so it must not run an op.
+    """
+    blocks.clear()
+    _abandoned.append(kept)
+
+
+def _free_abandoned() -> None:
+    """Frees what readers that ended in the middle of a block have left."""
+    with tf.init_scope():
+        while _abandoned:
+            _abandoned.pop().clear()
+
+
+_abandoned: list[StagingArea] = []
