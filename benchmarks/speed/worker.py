@@ -23,6 +23,10 @@ def contender(workload: str, name: str) -> Any:
         from jax_contenders import JAX_CONTENDERS
 
         return JAX_CONTENDERS[name](workload)
+    if name.startswith("tfloss"):
+        import tfloss
+
+        tfloss.quiet()  # as the guide recommends; it makes the import shorter
     import keras
     from contenders import CONTENDERS
     from workloads import WORKLOADS
