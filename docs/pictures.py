@@ -125,7 +125,7 @@ def inspect() -> None:
         text = text.replace(f"{folder}/", "")
     page.write_text(text)
     with Browser() as browser:
-        browser.open(page.as_uri(), width=WIDTH, height=720, scale=SCALE)
+        browser.open(page.as_uri(), width=900, height=830, scale=1.3)
         browser.photograph(PICTURES / "inspection.png")
 
 
