@@ -18,6 +18,32 @@ def test_dimensions_that_differ_are_open():
     assert one.packed([1, 2]) == {"x": 1, "y": 2}
 
 
+@pytest.mark.parametrize("open_rows", [True, False])
+def test_numpy_values_are_checked_without_their_paths(monkeypatch, open_rows):
+    """Regression: for each example of a loader, paths and shapes took longer than to read it."""
+    item = {"b": (np.zeros([2, 3], np.float32), np.int64(4)), "a": np.ones([2], bool), "s": b"x\0"}
+    one = ItemStructure.of([item], open_rows=open_rows)
+    right = [item["b"][0].tolist(), 4, [True, True], b"x\0"]
+    other = {**item, "a": np.ones([5 if open_rows else 2], bool)}
+    monkeypatch.setattr("tfloss.data.item_structure.batches.named_leaves", None)
+    found = one.arrays("It", item)
+    assert [x.tolist() for x in found] == right and all(type(x) is np.ndarray for x in found)
+    assert [x.dtype for x in found] == [np.float32, np.int64, bool, object]
+    assert one.arrays("It", other)[2].tolist() == other["a"].tolist()
+    for unusual in (
+        {**item, "a": [True, True]},
+        {**item, "a": np.ones([2, 1], bool)},
+        {**item, "a": np.ones([2], int)},
+        {**item, "c": 1},
+        {**item, "s": np.array(b"x")},
+        {"a": item["a"], "b": item["b"], "s": item["s"]},
+        {**item, "b": item["b"][:1]},
+        item["b"],
+    ):
+        with pytest.raises(TypeError, match="NoneType"):  # it takes the path that names the fault
+            one.arrays("It", unusual)
+
+
 @pytest.mark.parametrize(
     ("item", "says"),
     [

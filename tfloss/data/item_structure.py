@@ -36,6 +36,11 @@ class ItemStructure:
         self._leaves = batches.named_leaves(spec)
         self.specs: list[tf.TensorSpec] = [one for _, one in self._leaves]
         self.is_static = all(one.shape.is_fully_defined() for one in self.specs)
+        shapes: list[Any] = [one.shape for one in self.specs]
+        self._usual = [
+            (one.dtype.as_numpy_dtype, None if shape.rank is None else tuple(shape))
+            for one, shape in zip(self.specs, shapes, strict=True)
+        ]
 
     @classmethod
     def of(
@@ -72,6 +77,9 @@ class ItemStructure:
         Raises:
           DataError: They don't match the spec.
         """
+        usual = self._usual_arrays(item)
+        if usual is not None:
+            return usual
         found = batches.named_leaves(map_leaves(item, _array))
         if [path for path, _ in found] != [path for path, _ in self._leaves]:
             raise DataError(
@@ -85,6 +93,27 @@ class ItemStructure:
                     f"be {spec.dtype.name} {spec.shape}. If shapes differ: {self._cure}"
                 )
         return [value for _, value in found]
+
+    def _usual_arrays(self, item: Any) -> list[np.ndarray] | None:
+        """Returns the leaves of an item of numpy values and bytes that match the spec, or None.
+
+        For small items, to compare paths and TensorFlow's shapes takes longer than to read them.
+        """
+        found: list[Any] = []
+        if not _matched(item, self.spec, found):
+            return None
+        arrays: list[np.ndarray] = []
+        for value, (dtype, shape) in zip(found, self._usual, strict=True):
+            # numpy would remove trailing zero bytes
+            arrays.append(np.asarray(value, dtype=object if type(value) is bytes else None))
+            there = arrays[-1].shape
+            if arrays[-1].dtype != dtype or shape is None or len(there) != len(shape):
+                return None
+            if there != shape and any(
+                n not in (None, m) for n, m in zip(shape, there, strict=True)
+            ):
+                return None
+        return arrays
 
     def packed(self, values: Sequence[Any]) -> Any:
         """Returns a nest of this structure with other leaves, in the order of `specs`."""
@@ -100,6 +129,26 @@ def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
         found = [map_leaves(one, function) for one in value]
         return type(value)(*found) if hasattr(value, "_fields") else tuple(found)
     return function(value)
+
+
+def _matched(item: Any, spec: Any, found: list[Any]) -> bool:
+    """Adds the leaves of an item, in the order of `batches.named_leaves`.
+
+    Returns:
+      Whether it consists of numpy values and bytes, in plain dicts and tuples as the spec does.
+    """
+    kind: Any = type(item)
+    if kind is dict:
+        if type(spec) is not dict or list(item) != list(spec):
+            return False
+        return all(_matched(one, spec[key], found) for key, one in item.items())
+    if kind is tuple:
+        if type(spec) is not tuple or len(item) != len(spec):
+            return False
+        return all(_matched(one, each, found) for one, each in zip(item, spec, strict=True))
+    found.append(item)
+    usual = kind is np.ndarray or kind is bytes or isinstance(item, np.generic)
+    return usual and isinstance(spec, tf.TensorSpec)
 
 
 def named_arrays(nest: Any) -> list[tuple[str, Any]]:
