@@ -2,7 +2,7 @@
 
     python examples/penguins/train.py --config=configs/penguins.py --workdir=runs/penguins
 
-Result: species 100 %, sex 85 %, mass within 276 g (mean absolute error) on the test penguins (means
+Result: species 100 %, sex 83 %, mass within 275 g (mean absolute error) on the test penguins (means
 of seeds 0 to 2).
 Time: 9 s on 2 CPU cores.
 """

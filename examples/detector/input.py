@@ -11,7 +11,9 @@ import tfloss.datasets.tree_crowns  # noqa: F401
 from tfloss.data.tfds_prepare import prepared
 
 
-def batches(config: Any, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset, list[str]]:
+def batches(
+    config: Any, seed: int
+) -> tuple[tf.data.Dataset, tf.data.Dataset, tf.data.Dataset, list[str]]:
     """Makes the data sets.
 
     Images keep their aspect ratio: they are resized to fit `config.model.image_size` and padded
@@ -22,23 +24,25 @@ def batches(config: Any, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset, l
       seed: The seed of the training order and of the augmentation.
 
     Returns:
-      Endless training batches and the test batches once, as `Detector` describes them; and the
-      names of the classes, in label order.
+      Endless training batches of the first 90 % of the training images; the batches of the others
+      once, which choose the weights to export; and the test batches once, which choose nothing, as
+      `Detector` describes them. Then the names of the classes, in label order. If a data set has
+      labels for its split "validation" only, as COCO has, these are the test batches.
     """
     tfds.disable_progress_bar()
     builder = prepared(
         lambda: tfds.builder(config.dataset, data_dir=config.data_dir), download=False
     )
     held_out = "validation" if "validation" in builder.info.splits else "test"
-    train, test = (
+    train, val, test = (
         builder.as_dataset(split=split).map(
             lambda example: _fit(example, tuple(config.model.image_size), config.max_boxes),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        for split in ("train", held_out)
+        for split in ("train[:90%]", "train[90%:]", held_out)
     )
     if config.cache:
-        train, test = train.cache(), test.cache()
+        train, val, test = train.cache(), val.cache(), test.cache()
     train = train.shuffle(2_000, seed=seed).repeat()
     seeds = tf.data.Dataset.random(seed=seed).batch(2, drop_remainder=True)
     train = tf.data.Dataset.zip(train, seeds).map(
@@ -47,7 +51,8 @@ def batches(config: Any, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset, l
         deterministic=True,
     )
     train = train.batch(config.batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-    return train, test.batch(config.batch_size), builder.info.features["objects"]["label"].names
+    val, test = val.batch(config.batch_size), test.batch(config.batch_size)
+    return train, val, test, builder.info.features["objects"]["label"].names
 
 
 def _fit(example: dict[str, Any], size: tuple[int, int], max_boxes: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def main(run: app.Run) -> None:
     from tfloss.hooks import LogPredictions
 
     config = run.config
-    train, test, names = batches(config, run.seed)
+    train, val, test, names = batches(config, run.seed)
     with run.strategy.scope():
         model = Detector(len(names), **config.model)
         rate = keras.optimizers.schedules.CosineDecay(
@@ -45,13 +45,14 @@ def main(run: app.Run) -> None:
     run.train_and_evaluate(
         run.trainer(model, optimizer, clip_norm=config.optimizer.clip_norm),
         train,
-        test,
+        val,
         {"coco": CocoMetric(names, masks=config.model.masks)},
         steps=config.steps,
         every=every,
         best="val/coco/box/AP50",
         export=export,
-        hooks=[LogPredictions("val/found", test, draw, every=every)] if run.evaluates else [],
+        test_data=test,
+        hooks=[LogPredictions("val/found", val, draw, every=every)] if run.evaluates else [],
     )
 
 

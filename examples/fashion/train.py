@@ -18,7 +18,7 @@ def main(run: app.Run) -> None:
     from model import Classifier, application, small_net
 
     config = run.config
-    train, test = batches(config.data_dir, config.batch_size, run.seed)
+    train, val, test = batches(config.data_dir, config.batch_size, run.seed)
     with run.strategy.scope():
         net = application(**config.application) if config.application else small_net(**config.net)
         model = Classifier(net, representation=config.representation)
@@ -37,12 +37,13 @@ def main(run: app.Run) -> None:
     run.train_and_evaluate(
         run.trainer(model, optimizer),
         train,
-        test,
+        val,
         {"accuracy": accuracy},
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
         best="val/accuracy",
         export=export,
+        test_data=test,
     )
 
 

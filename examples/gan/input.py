@@ -1,4 +1,4 @@
-"""Fashion-MNIST in [-1, 1], without labels. Each test image comes with a latent vector."""
+"""Fashion-MNIST in [-1, 1], without labels. Images of an evaluation come with latent vectors."""
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -8,7 +8,7 @@ from tfloss.data.tfds_prepare import prepared
 
 def batches(
     data_dir: str, batch_size: int, latent: int, seed: int
-) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+) -> tuple[tf.data.Dataset, tf.data.Dataset, tf.data.Dataset]:
     """Makes the data sets. TFDS downloads 30 MB on first use.
 
     Args:
@@ -18,18 +18,25 @@ def batches(
       seed: The seed of the training order.
 
     Returns:
-      Endless training batches `{"image": float32 [n, 28, 28, 1]}`; and 5,000 test images once, with
-      the same latent vectors each time: `{"image": ..., "latent": float32 [n, latent]}`.
+      Endless training batches `{"image": float32 [n, 28, 28, 1]}` of 54,000 images; 6,000
+      validation images once, which choose the generator to export; and 5,000 test images once,
+      which choose nothing. Both come with the same latent vectors each time:
+      `{"image": ..., "latent": float32 [n, latent]}`.
     """
     tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
-    train, test = builder.as_dataset(split=["train", "test[:50%]"])
-    train = train.map(_scaled).cache().shuffle(10_000, seed=seed).repeat()
+    splits = builder.as_dataset(split=["train[:90%]", "train[90%:]", "test[:50%]"])
+    train, val, test = (split.map(_scaled) for split in splits)
+    train = train.cache().shuffle(10_000, seed=seed).repeat()
     train = train.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-    numbers = tf.data.Dataset.range(test.cardinality())
+    return train, _with_latents(val, latent), _with_latents(test, latent)
+
+
+def _with_latents(images: tf.data.Dataset, latent: int) -> tf.data.Dataset:
+    numbers = tf.data.Dataset.range(images.cardinality())
     draw = numbers.map(lambda i: tf.random.stateless_normal([latent], [0, i]))
-    test = tf.data.Dataset.zip(test.map(_scaled), draw)
-    return train, test.map(lambda one, z: {**one, "latent": z}).batch(250).cache()
+    pairs = tf.data.Dataset.zip(images, draw)
+    return pairs.map(lambda one, z: {**one, "latent": z}).batch(250).cache()
 
 
 def _scaled(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

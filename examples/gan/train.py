@@ -19,7 +19,7 @@ def main(run: app.Run) -> None:
     from score import Frechet, classifier
 
     config = run.config
-    train, test = batches(config.data_dir, config.batch_size, config.model.latent, run.seed)
+    train, val, test = batches(config.data_dir, config.batch_size, config.model.latent, run.seed)
     with run.strategy.scope():
         model = Gan(**config.model)
         adam = {"beta_1": 0.0, "beta_2": 0.99}
@@ -36,7 +36,7 @@ def main(run: app.Run) -> None:
     run.train_and_evaluate(
         run.trainer(model, optimizer, train_step=step, ema=config.ema),
         train,
-        test,
+        val,
         metrics,
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
@@ -44,6 +44,7 @@ def main(run: app.Run) -> None:
         best="val/frechet",
         best_mode="min",
         export=export,
+        test_data=test,
     )
 
 

@@ -6,7 +6,9 @@ import tensorflow_datasets as tfds
 from tfloss.data.tfds_prepare import prepared
 
 
-def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+def batches(
+    data_dir: str, batch_size: int, seed: int
+) -> tuple[tf.data.Dataset, tf.data.Dataset, tf.data.Dataset]:
     """Makes the data sets. TFDS downloads 30 MB on first use.
 
     Args:
@@ -15,13 +17,17 @@ def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset,
       seed: The seed of the training order and of the views.
 
     Returns:
-      Endless training batches without labels, `{"query": float32 [n, 28, 28, 1], "key": the same}`;
-      and the batches of the linear probe, `{"image": float32 [n, 28, 28, 1], "label": int64 [n],
-      "tests": bool [n]}`: 10,000 training images and all 10,000 test images.
+      Endless training batches without labels, `{"query": float32 [n, 28, 28, 1], "key": the same}`,
+      of 54,000 images; and two times the batches of a linear probe, `{"image": float32
+      [n, 28, 28, 1], "label": int64 [n], "tests": bool [n]}`. Both fit it to 10,000 training
+      images. One tests it on the 6,000 validation images, which choose the weights to export, the
+      other one on the 10,000 test images, which choose nothing.
     """
     tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
-    train, some, test = builder.as_dataset(split=["train", "train[:17%]", "test"])
+    train, some, val, test = builder.as_dataset(
+        split=["train[:90%]", "train[:17%]", "train[90%:]", "test"]
+    )
     train = train.map(lambda one: tf.cast(one["image"], tf.float32) / 255.0)
     train = train.cache().shuffle(10_000, seed=seed).repeat().batch(batch_size, drop_remainder=True)
     seeds = tf.data.Dataset.random(seed=seed).batch(2, drop_remainder=True).batch(2)
@@ -30,8 +36,11 @@ def batches(data_dir: str, batch_size: int, seed: int) -> tuple[tf.data.Dataset,
         num_parallel_calls=2,
         deterministic=True,
     )
-    probe = _probe(some, tests=False).concatenate(_probe(test, tests=True))
-    return train.prefetch(tf.data.AUTOTUNE), probe.batch(500).cache()
+    probes = (
+        _probe(some, tests=False).concatenate(_probe(one, tests=True)).batch(500).cache()
+        for one in (val, test)
+    )
+    return train.prefetch(tf.data.AUTOTUNE), *probes
 
 
 def _probe(examples: tf.data.Dataset, tests: bool) -> tf.data.Dataset:

@@ -11,8 +11,8 @@ from sklearn.preprocessing import StandardScaler
 class LinearProbe:
     """A metric: the test accuracy of a logistic regression on the features.
 
-    A batch has `"label"` [n] and `"tests"`, bool [n], which is true for test images. The
-    predictions have `"features"` [n, k].
+    A batch has `"label"` [n] and `"tests"`, bool [n], which is true for the images that the
+    regression is tested on, and not fitted to. The predictions have `"features"` [n, k].
     """
 
     mode = "max"

@@ -19,7 +19,7 @@ def main(run: app.Run) -> None:
     from probe import LinearProbe
 
     config = run.config
-    train, probe = batches(config.data_dir, config.batch_size, run.seed)
+    train, val, test = batches(config.data_dir, config.batch_size, run.seed)
     with run.strategy.scope():
         model = Moco(**config.model)
         rate = keras.optimizers.schedules.CosineDecay(
@@ -33,12 +33,13 @@ def main(run: app.Run) -> None:
     run.train_and_evaluate(
         run.trainer(model, optimizer),
         train,
-        probe,
+        val,
         {"probe": LinearProbe()},
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
         best="val/probe",
         export=export,
+        test_data=test,
     )
 
 

@@ -19,7 +19,7 @@ def main(run: app.Run) -> None:
     from model import Penguins
 
     config = run.config
-    train, test, statistics = batches(config.data_dir, config.batch_size, run.seed)
+    train, val, test, statistics = batches(config.data_dir, config.batch_size, run.seed)
     with run.strategy.scope():
         model = Penguins(statistics, **config.model)
         rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.steps)
@@ -37,11 +37,12 @@ def main(run: app.Run) -> None:
     run.train_and_evaluate(
         run.trainer(model, optimizer, loss_weights=weights),
         train,
-        test,
+        val,
         metrics,
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
         export=export,
+        test_data=test,
     )
 
 

@@ -18,7 +18,7 @@ def main(run: app.Run) -> None:
     from model import Autoencoder, Gaussian, Quantizer
 
     config = run.config
-    train, test = batches(config.data_dir, config.batch_size, run.seed)
+    train, val, test = batches(config.data_dir, config.batch_size, run.seed)
     with run.strategy.scope():
         kind = {"quantizer": Quantizer, "gaussian": Gaussian}[config.bottleneck]
         model = Autoencoder(kind(**config[config.bottleneck]), config.width)
@@ -35,13 +35,14 @@ def main(run: app.Run) -> None:
     run.train_and_evaluate(
         run.trainer(model, optimizer),
         train,
-        test,
+        val,
         {"squared_error": error},
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
         best="val/squared_error",
         best_mode="min",
         export=export,
+        test_data=test,
     )
 
 

@@ -1,5 +1,9 @@
 """What can only be read in order is read pass after pass, with one order for each pass."""
 
+import contextlib
+import multiprocessing
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -44,6 +48,29 @@ def test_a_batch_that_differs_and_an_empty_pass_are_named():
 
     with pytest.raises(DataError, match="nothing yields no batch"):
         iterated(nothing, training=False, seed=0)
+
+
+class DataLoader:
+    """Stands in for that of torch, which may not be installed."""
+
+    __module__ = "torch.utils.data.dataloader"
+
+    def __init__(self, num_workers, method):
+        self.num_workers = num_workers
+        self.multiprocessing_context = method and multiprocessing.get_context(method)
+
+
+@pytest.mark.parametrize(
+    ("workers", "method", "warns"),
+    [(2, "fork", True), (2, "forkserver", False), (2, "spawn", False), (0, "fork", False)],
+)
+def test_workers_that_are_forks_are_warned_of(workers, method, warns):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        with contextlib.suppress(KeyError, TypeError):  # the stand-in has no batches
+            iterated(DataLoader(workers, method), training=False, seed=0)
+    texts = [str(one.message) for one in found]
+    assert any("num_workers=2) forks this process" in text for text in texts) == warns
 
 
 def test_a_loader_draws_from_a_state_of_its_own():

@@ -249,7 +249,7 @@ def test_coco_is_resized_padded_and_cut(tmp_path):
             "model": {"image_size": (32, 32)},
         }
     )
-    train, test, names = load("detector/input.py").batches(config, seed=0)
+    train, _, test, names = load("detector/input.py").batches(config, seed=0)
     batch = {key: value.numpy() for key, value in next(iter(test)).items()}
 
     assert len(names) == 80
@@ -286,7 +286,7 @@ def test_from_start_to_saved_model(tmp_path):
 
 def _assert_complete(found, path):
     """Results have boxes and masks, and the SavedModel at `path` runs on three images."""
-    assert {"val/coco/box/AP50", "val/coco/mask/AP50"} < set(found)
+    assert {"test/coco/box/AP50", "test/coco/mask/AP50"} < set(found)
     shapes = load_without_tfloss(path, {"image": ([3, 64, 64, 1], "float32")})
     assert shapes["boxes"] == [3, 20, 4] and shapes["masks"] == [3, 20, 14, 14]
 
@@ -299,7 +299,7 @@ def test_coco_trains(tmp_path):
     small += ["--config.model.image_size=(64, 64)", "--config.model.width=16"]
     small += ["--config.batch_size=2", "--config.model.masks=False", "--max_steps=2"]
     found = results(run("detector/train.py", "detector", tmp_path / "run", *small))
-    assert 0 <= found["val/coco/box/AP"] <= 1
+    assert 0 <= found["test/coco/box/AP"] <= 1
 
 
 def test_coco_that_is_not_there_says_what_to_do(tmp_path):
@@ -312,5 +312,5 @@ def test_coco_that_is_not_there_says_what_to_do(tmp_path):
 def test_it_reaches_90_percent(tmp_path):
     flags = [f"--config.data_dir={tmp_path / 'data'}"]
     found = results(run("detector/train.py", "detector", tmp_path / "run", *flags))
-    assert found["val/coco/box/AP50"] >= 0.9
-    assert found["val/coco/mask/AP50"] >= 0.85
+    assert found["test/coco/box/AP50"] >= 0.9
+    assert found["test/coco/mask/AP50"] >= 0.85

@@ -89,7 +89,7 @@ def test_from_start_to_saved_model(tmp_path):
 
     path, found = train_resume_and_export("fashion/train.py", "fashion", tmp_path, small)
 
-    assert set(found) == {"val/accuracy"}
+    assert set(found) == {"test/accuracy"}
     shapes = load_without_tfloss(path, {"image": ([3, 28, 28, 1], "uint8")})
     assert shapes == {"probabilities": [3, 10]}
 
@@ -100,4 +100,4 @@ def test_a_model_of_keras_applications_trains_unchanged(tmp_path):
     small = [f"--config.data_dir={tmp_path / 'data'}", "--config.application.side=32"]
     small += ["--config.batch_size=16", "--max_steps=2"]
     found = results(run("fashion/train.py", "fashion_mobilenet", tmp_path / "run", *small))
-    assert 0 <= found["val/accuracy"] <= 1
+    assert 0 <= found["test/accuracy"] <= 1

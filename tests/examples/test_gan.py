@@ -113,7 +113,7 @@ def test_from_start_to_saved_model(tmp_path):
 
     path, found = train_resume_and_export("gan/train.py", "gan", tmp_path, small)
 
-    assert found["val/frechet"] > 0
+    assert found["test/frechet"] > 0
     shapes = load_without_tfloss(path, {"latent": ([3, 64], "float32")})
     assert shapes == {"image": [3, 28, 28, 1]}
 
@@ -124,4 +124,4 @@ def test_what_is_drawn_comes_nearer_to_what_is_real(tmp_path):
     flags = [f"--config.data_dir={tmp_path / 'data'}", "--config.model.width=8"]
     begun = results(run("gan/train.py", "gan", tmp_path / "run", *flags, "--max_steps=1"))
     ended = results(run("gan/train.py", "gan", tmp_path / "run", *flags, "--max_steps=800"))
-    assert ended["val/frechet"] < 0.1 * begun["val/frechet"]
+    assert ended["test/frechet"] < 0.1 * begun["test/frechet"]

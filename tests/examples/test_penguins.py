@@ -122,7 +122,7 @@ def test_from_start_to_saved_model(tmp_path):
     path, found = train_resume_and_export("penguins/train.py", "penguins", tmp_path, small)
 
     assert set(found) == {
-        "val/species_accuracy", "val/sex_accuracy", "val/mass_error", "val/isotopes_error",
+        "test/species_accuracy", "test/sex_accuracy", "test/mass_error", "test/isotopes_error",
     }  # fmt: skip
     inputs = {"measurements": ([5, 3], "float32"), "island": ([5], "int64")}
     shapes = load_without_tfloss(path, inputs)
@@ -133,9 +133,9 @@ def test_from_start_to_saved_model(tmp_path):
 def test_it_learns_and_a_task_can_be_left_out(tmp_path):
     flags = [f"--config.data_dir={tmp_path / 'data'}"]
     found = results(run("penguins/train.py", "penguins", tmp_path / "all", *flags))
-    assert found["val/species_accuracy"] >= 0.97
-    assert found["val/sex_accuracy"] >= 0.78
-    assert found["val/mass_error"] <= 320
+    assert found["test/species_accuracy"] >= 0.97
+    assert found["test/sex_accuracy"] >= 0.78
+    assert found["test/mass_error"] <= 320
     flags += ["--config.model.tasks=('species',)"]
     found = results(run("penguins/train.py", "penguins", tmp_path / "one", *flags))
-    assert set(found) == {"val/species_accuracy"} and found["val/species_accuracy"] >= 0.97
+    assert set(found) == {"test/species_accuracy"} and found["test/species_accuracy"] >= 0.97

@@ -105,7 +105,7 @@ def test_from_start_to_saved_model(tmp_path):
 
     path, found = train_resume_and_export("vqvae/train.py", "vqvae", tmp_path, small)
 
-    assert found["val/squared_error"] > 0
+    assert found["test/squared_error"] > 0
     shapes = load_without_tfloss(path, {"image": ([3, 28, 28, 1], "float32")})
     assert shapes == {"reconstruction": [3, 28, 28, 1], "codes": [3, 7, 7]}
 
@@ -117,4 +117,4 @@ def test_it_reconstructs(bottleneck, tmp_path):
     small = [f"--config.data_dir={tmp_path / 'data'}", "--config.width=16", "--max_steps=300"]
     small += [f"--config.bottleneck={bottleneck}"]
     found = results(run("vqvae/train.py", "vqvae", tmp_path / "run", *small))
-    assert found["val/squared_error"] < 0.01
+    assert found["test/squared_error"] < 0.01

@@ -6,8 +6,10 @@ A resumed run reads them again, up to its position.
 import contextlib
 import inspect
 import itertools
+import multiprocessing
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -65,6 +67,7 @@ def iterated(data: Any, *, training: bool, seed: int) -> Dataset:
     Raises:
       DataError: There is no batch.
     """
+    _warn_of_forks(data)
     name = getattr(data, "__name__", type(data).__name__)
     with contextlib.closing(_one_pass(data, seed, 0)) as one_pass:
         first = list(itertools.islice(one_pass, 2))
@@ -91,6 +94,23 @@ def iterated(data: Any, *, training: bool, seed: int) -> Dataset:
             tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         )
     return dataset
+
+
+def _warn_of_forks(data: Any) -> None:
+    """Warns of a loader whose workers are forks of this process, which has TensorFlow's threads."""
+    workers: int = getattr(data, "num_workers", 0)
+    if not is_loader(data) or not workers:
+        return
+    context = data.multiprocessing_context
+    method = multiprocessing.get_start_method(allow_none=True) if context is None else None
+    method = method or (context or multiprocessing.get_context()).get_start_method()
+    if method == "fork":
+        warnings.warn(
+            f"{type(data).__name__}(num_workers={workers}) forks this process. TensorFlow has "
+            "threads in it, and what they lock stays locked in a fork, so a worker may hang. Give "
+            "the loader multiprocessing_context='forkserver' and persistent_workers=True.",
+            stacklevel=2,
+        )
 
 
 def _one_pass(data: Any, seed: int, number: int) -> Generator[Any, None, None]:
