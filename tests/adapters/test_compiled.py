@@ -137,6 +137,43 @@ def test_own_methods_run_outside_of_the_calls_of_layers_as_in_fit(kind):
         assert trainer.evaluate(data) == pytest.approx(expected, rel=1e-6)
 
 
+class _Ctc(keras.Layer):
+    """An endpoint that adds a loss [n, 1], as Keras's ctc_batch_cost, and returns predictions."""
+
+    def call(self, text, logits):
+        length, frames = (
+            keras.ops.sum(keras.ops.cast(text > 0, "int32"), 1),
+            keras.ops.shape(logits),
+        )
+        sizes = keras.ops.full([frames[0]], frames[1])
+        self.add_loss(keras.ops.ctc_loss(text, logits, length, sizes)[:, None])
+        return keras.ops.softmax(logits)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_ctc_endpoint_trains_unchanged_and_its_sum_is_that_of_the_global_batch(count, replicas):
+    models = []
+    for strategy in (replicas(1), replicas(count)):
+        keras.utils.set_random_seed(1)
+        with strategy.scope():
+            image, text = keras.Input([6, 3], name="image"), keras.Input([2], name="label")
+            models.append(keras.Model([image, text], _Ctc()(text, keras.layers.Dense(4)(image))))
+            models[-1].compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    fitted, trained = models
+    arrays = {"image": np.random.rand(4, 6, 3).astype("float32")}
+    arrays["label"] = np.float32([[1, 2], [3, 0], [2, 0], [3, 1]])
+    data = tf.data.Dataset.from_tensors(arrays).repeat(2)
+    fitted.fit(data, verbose=0)
+    trainer = _trainer(trained, strategy=strategy)
+    trainer.train(data, steps=2)
+    atol = 0 if count == 1 else 1e-7
+    for a, b in zip(fitted.weights, trained.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=atol)
+    if count == 1:
+        expected = fitted.evaluate(data, verbose=0)
+        assert trainer.evaluate(data) == {"loss": pytest.approx(expected, rel=1e-6)}
+
+
 @pytest.mark.parametrize("kind", [_OwnStep, _OwnStepByHelper])
 def test_a_train_step_that_computes_the_update_is_refused_with_the_lines_to_change(kind):
     model = _compiled(kind())

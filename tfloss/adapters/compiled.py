@@ -6,6 +6,7 @@ trainer.train(data, steps=1_000)
 trainer.evaluate(test_set)             # {"loss": ..., "box_loss": ..., "class_accuracy": ...}
 """
 
+import dataclasses
 import functools
 import inspect
 from typing import Any, cast
@@ -20,6 +21,7 @@ from tfloss.adapters.supervised import inputs_of, split_batch
 from tfloss.errors import ModelError
 from tfloss.evaluation.metrics import BoundMetric
 from tfloss.forward.context import as_in_fit, current_context
+from tfloss.forward.global_batch import global_sum
 from tfloss.inspect.python_values import names_read
 
 
@@ -28,11 +30,14 @@ def from_compiled(model: keras.Model) -> keras.Model:
 
     Batches are what `fit` takes: `(x, y)` or `(x, y, sample_weight)`, or `x` alone for a model
     compiled without a loss. Losses are named and weighted as by `supervised`, with the
-    `loss_weights` of `compile`. A model with its own `compute_loss` reports what that returns, as
-    "loss". As in `fit`, regularizers and added losses then count only if it uses them. A
-    `train_step` that only changes the batch and calls `super().train_step(batch)` is called. Both
-    run outside of the calls of all layers, as in `fit`: a layer that they call without `training=`
-    is in inference mode. Runs on the host.
+    `loss_weights` of `compile`. An added loss that isn't a scalar is summed, as in `fit`, and over
+    the global batch.
+
+    A model with its own `compute_loss` reports what that returns, as "loss". As in `fit`,
+    regularizers and added losses then count only if it uses them. A `train_step` that only changes
+    the batch and calls `super().train_step(batch)` is called. Both run outside of the calls of all
+    layers, as in `fit`: a layer that they call without `training=` is in inference mode. Runs on
+    the host.
 
     `Trainer.evaluate(data)` then gives the compiled metrics and losses by Keras's names, computed
     by the inference forward: `loss` with regularizers and added losses, `<output>_loss` without
@@ -80,10 +85,13 @@ class _Compiled(keras.Model):
     def call(self, batch: Any, training: bool = False) -> Any:
         if not training:
             return self.predictor(inputs_of(batch), training=False)
-        if not self._own_step and not self._own_loss:
-            return self._training_losses(batch)
-        with as_in_fit():
-            return self._losses_by_own_methods(batch)
+        if self._own_step or self._own_loss:
+            with as_in_fit():
+                losses = self._losses_by_own_methods(batch)
+        else:
+            losses = self._training_losses(batch)
+        _sum_added_losses()
+        return losses
 
     def _losses_by_own_methods(self, batch: Any) -> Any:
         """Returns the losses of a batch by the model's `train_step` and `compute_loss`. Traced."""
@@ -176,6 +184,15 @@ class _Compiled(keras.Model):
 def _labels_and_predictions(batch: Any, predictions: Any) -> tuple[Any, ...]:
     _, y, weight = _unpacked(batch)
     return (y, predictions) if weight is None else (y, predictions, weight)
+
+
+def _sum_added_losses() -> None:
+    """Adds up each added loss that isn't a scalar, as fit does: over the global batch. Traced."""
+    if (context := current_context()) is None:
+        return
+    for i, added in enumerate(context.losses):
+        if tf.convert_to_tensor(added.value).shape.rank != 0:
+            context.losses[i] = dataclasses.replace(added, value=global_sum(added.value))
 
 
 def _constant(value: Any) -> Any:
