@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import signal
 import subprocess
@@ -280,3 +281,12 @@ def test_tensorflow_workers_start_again_when_one_is_killed(start, tmp_path):
     assert (
         "tfloss: worker 1 was killed by SIGKILL; restarting all 2 workers (restart 1 of 1)" in error
     )
+
+
+def test_programs_with_the_same_seed_get_other_ports():
+    """Two of them would choose the same ports between the search and the start."""
+    found = []
+    for _ in range(2):
+        random.seed(0)
+        found.append(launch.free_ports(5))
+    assert found[0] != found[1]

@@ -14,7 +14,6 @@ and a restart starts all of them. Without TensorFlow.
 import dataclasses
 import logging
 import os
-import random
 import secrets
 import signal
 import socket
@@ -247,7 +246,8 @@ def free_ports(count: int) -> list[int]:
       OSError: There are not enough free ports.
     """
     ports: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
+    # Not from `random`, which two processes may have seeded alike: they would take the same ports.
+    for port in secrets.SystemRandom().sample(_PORTS, len(_PORTS)):
         if len(ports) == count:
             return ports
         with socket.socket() as probe:
