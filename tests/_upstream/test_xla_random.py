@@ -112,3 +112,26 @@ def test_outside_nothing_has_changed():
     with _xla_random.as_in_a_graph():
         assert tf.random.stateless_uniform is not before[0]
     assert (tf.random.stateless_uniform, tf.random.stateless_normal) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ops_of_a_copied_graph_are_those_of_a_trace_for_xla(dtype):
+    def draw():
+        shape = tf.constant([3, 5], tf.int64)
+        one = tf.random.stateless_uniform(shape, [3, 4], -1, 2, dtype)
+        return one + tf.random.stateless_normal([3, 5], [5, 6], 1.0, 2.0, dtype)
+
+    original = tf.function(draw, autograph=False).get_concrete_function()
+    ops = original.graph.as_graph_def()
+    assert [_xla_random.draw_as_in_a_graph(node, ops.library) for node in ops.node].count(True) == 2
+    result = original.outputs[0].name
+
+    def copied():
+        return tf.graph_util.import_graph_def(ops, {}, [result])[0]
+
+    def traced():
+        with _xla_random.as_in_a_graph():
+            return draw()
+
+    one, other = (tf.function(f, jit_compile=True, autograph=False)() for f in (copied, traced))
+    np.testing.assert_array_equal(one.numpy(), other.numpy())

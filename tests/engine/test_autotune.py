@@ -3,15 +3,25 @@
 import pytest
 import tensorflow as tf
 
-from tfloss.engine.autotune import Tuner, load_choice, save_choice
+from tfloss.engine.autotune import Tuner, time_saved
+from tfloss.engine.mode_choice import Choice
 from tfloss.errors import ModelError, NonFiniteLossError
 
 
-def _tuned(rates, compiling, steps, modes=("loop", "step"), tracing=0.5, errors=None, per_call=0.0):
+def _tuned(
+    rates,
+    compiling,
+    steps,
+    modes=("loop", "step"),
+    tracing=0.5,
+    errors=None,
+    per_call=0.0,
+    known=None,
+):
     """Plays a run: rates in steps/s and seconds to compile, by mode; seconds for each call of a
     loop besides. Returns tuner, seconds, what was asked for."""
     now, left, seen = [0.0], [steps], set()
-    tuner = Tuner(list(modes), lambda: left[0], lambda: now[0])
+    tuner = Tuner(list(modes), lambda: left[0], lambda: now[0], known=known)
     asked = []
     while tuner.request is not None:
         mode, most = tuner.request
@@ -77,13 +87,13 @@ def test_a_short_run_tries_nothing(steps):
 @pytest.mark.parametrize(
     ("modes", "seconds", "tracing", "tried"),
     [
-        # Compiling takes 2.3 times the tracing and 0.5 s. The loop saves 40 % of what is left then.
-        (["loop", "step"], 95.0, 11.0, True),  # 0.4 * (95 - 25.8) = 27.7 > 25.8
-        (["loop", "step"], 85.0, 11.0, False),  # 0.4 * (85 - 25.8) = 23.7
-        (["loop", "step"], 20.0, 1.85, True),  # 0.4 * (20 - 4.8) = 6.1 > 4.8
-        (["loop", "step"], 15.0, 1.85, False),  # 0.4 * (15 - 4.8) = 4.1
-        (["step"], 300.0, 11.0, True),  # 0.1 * (300 - 25.8) = 27.4 > 25.8
-        (["step"], 260.0, 11.0, False),  # 0.1 * (260 - 25.8) = 23.4
+        # Compiling takes 2.3 times the tracing and 0.5 s. The loop saves 40 % of what is left.
+        (["loop", "step"], 70.0, 11.0, True),  # 0.4 * 69.7 = 27.9 > 25.8
+        (["loop", "step"], 60.0, 11.0, False),  # 0.4 * 59.7 = 23.9
+        (["loop", "step"], 14.0, 1.85, True),  # 0.4 * 13.7 = 5.5 > 4.8
+        (["loop", "step"], 11.0, 1.85, False),  # 0.4 * 10.7 = 4.3
+        (["step"], 280.0, 11.0, True),  # 0.1 * 279.7 = 28.0 > 25.8
+        (["step"], 240.0, 11.0, False),  # 0.1 * 239.7 = 24.0
     ],
 )
 def test_a_mode_is_compiled_if_that_is_expected_to_save_time(modes, seconds, tracing, tried):
@@ -132,18 +142,44 @@ def test_a_nan_is_not_taken_for_a_failure_of_the_compiler():
         _tuned({"graph": 100.0}, {}, 10**6, errors={"loop": error})
 
 
-def test_a_choice_is_kept_for_the_same_circumstances(tmp_path):
-    tuner, _, _ = _tuned({"graph": 1_000.0, "loop": 5_000.0}, {"loop": 1.0}, 10**6, modes=["loop"])
-    path, here = tmp_path / "engine.json", {"replicas": 1, "devices": ["CPU"]}
-    assert load_choice(path, here) is None
-    save_choice(path, tuner, here)
-    assert load_choice(path, here) == "loop"
-    assert load_choice(path, {**here, "replicas": 2}) is None
-    path.write_text("{")
-    assert load_choice(path, here) is None
-    assert list(tmp_path.iterdir()) == [path]
-    for replicas in (1, 2):  # the second one replaces the first
-        save_choice(path, tuner, {"replicas": replicas})
-    assert load_choice(path, {"replicas": 2}) == "loop"
-    aside = tmp_path / "superseded.engine.json"  # not written by tfloss
-    assert sorted(tmp_path.iterdir()) == [path, aside] and aside.read_text() == "{"
+@pytest.mark.parametrize(
+    ("left", "saving", "beside", "cores", "saved"),
+    [
+        (100.0, 0.4, False, 2, 10.0),  # 0.4 * 100 - 30
+        (70.0, 0.4, False, 2, -2.0),
+        (100.0, 0.4, True, 2, 19.0),  # half of the 30 s is training: 0.4 * 85 - 15
+        (100.0, 0.4, True, 4, 23.5),  # three quarters of it are: 0.4 * 77.5 - 7.5
+        (100.0, 0.4, True, 1, 10.0),  # the compiler has the only core
+        (10.0, 0.9, True, 2, -20.0),  # all is done before
+        (300.0, 1 - 104 / 631, True, 2, 223.0),
+    ],
+)
+def test_the_time_that_compiling_for_30_s_saves(left, saving, beside, cores, saved):
+    found = time_saved(left, saving, 30.0, beside=beside, cores=cores)
+    assert found == pytest.approx(saved, abs=0.1)
+
+
+KNOWN = Choice("loop", {"graph": 100.0, "loop": 500.0}, {"loop": 5.0})
+
+
+def test_a_known_winner_is_compiled_at_once_and_not_compared():
+    tuner, _, asked = _tuned({"graph": 90.0, "loop": 450.0}, {"loop": 5.0}, 10**4, known=KNOWN)
+    assert asked == [("graph", 1), ("loop", 1)]
+    assert tuner.mode == "loop" and tuner.known
+    assert tuner.why == (" (chosen by an earlier run, for 500 against 100 as a graph)")
+
+
+@pytest.mark.parametrize(("seconds", "compiled"), [(7.0, True), (5.5, False)])
+def test_a_known_winner_is_not_compiled_for_a_few_steps(seconds, compiled):
+    """It saves 80 % of what is left, and 5 s are spent."""
+    tuner, _, asked = _tuned(
+        {"graph": 100.0, "loop": 500.0}, {"loop": 5.0}, int(100 * seconds), known=KNOWN
+    )
+    assert (tuner.mode == "loop") == compiled == (len(asked) == 2)
+    assert ("compiling takes about 5 s, too long for the 5 s left" in tuner.why) != compiled
+
+
+def test_a_known_winner_that_fails_leaves_the_graph():
+    error = tf.errors.InternalError(None, None, "no memory")
+    tuner, _, _ = _tuned({"graph": 100.0}, {}, 10**6, errors={"loop": error}, known=KNOWN)
+    assert tuner.mode == "graph" and "XLA can't compile it: no memory" in tuner.why

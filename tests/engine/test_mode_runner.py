@@ -126,16 +126,57 @@ def test_a_long_compilation_is_announced(patient, capsys, monkeypatch):
     assert text.index("XLA compiles") < text.index("runs with")
 
 
-def test_a_resumed_run_does_not_measure_again(patient, tmp_path, capsys, monkeypatch):
+def resumed(tmp_path, steps, **changes):
+    """Continues a run of 600 steps whose loop won: 300 steps/s against 100, and 1 s to compile."""
     trainer, _ = run("auto", workdir=tmp_path)
     trainer.save_checkpoint()
+    file = tmp_path / modes.FILE
+    kept = json.loads(file.read_text())
+    assert kept["mode"] == "loop" and kept["steps_per_second"] == {"graph": 100.0, "loop": 300.0}
+    assert kept["seconds_to_compile"]["loop"] > 0.05
+    assert kept["circumstances"]["cores"] > 0 and kept["circumstances"]["processor"]
+    kept["seconds_to_compile"] = {"loop": 1.0}
+    kept["circumstances"] |= changes
+    file.write_text(json.dumps(kept))
+    return run("auto", steps, workdir=tmp_path)[0]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_resumed_run_compiles_its_winner_and_does_not_measure_again(
+    beside, patient, tmp_path, messages, monkeypatch
+):
+    measured = []
+    rate = tuning.Tuner._rate
+    monkeypatch.setattr(
+        tuning.Tuner, "_rate", lambda self, mode: measured.append(mode) or rate(self, mode)
+    )
+    if not beside:
+
+        class Never(background_compilation.BackgroundCompiler):
+            possible = property(lambda self: False, lambda self, value: None)
+
+        monkeypatch.setattr(modes, "BackgroundCompiler", Never)
+    trainer = resumed(tmp_path, 3000)
+    assert trainer.step == 3000 and trainer.mode == "loop"
+    assert measured == ["graph", "loop"]  # by the first run
+    assert ("graph" in trainer._modes._engines) == beside  # which trains meanwhile
+    (line,) = [one for one in messages if "chosen by an earlier run" in one]
+    assert "runs with the whole loop compiled by XLA" in line and " steps/s (chosen by" in line
+    assert "for 300 against 100 as a graph" in line
+
+
+def test_a_resumed_run_of_few_steps_compiles_nothing(patient, tmp_path, messages):
+    trainer = resumed(tmp_path, 650)  # half a second
+    assert trainer.mode == "graph" and list(trainer._modes._engines) == ["graph"]
+    assert any("compiling takes about 1 s, too long for the 0 s left" in one for one in messages)
+
+
+def test_on_another_machine_the_modes_are_measured_again(patient, tmp_path, messages):
+    trainer = resumed(tmp_path, 900, cores=1000)
+    assert trainer.mode == "loop"
+    assert not any("chosen by an earlier run" in one for one in messages)
     kept = json.loads((tmp_path / modes.FILE).read_text())
-    assert kept["mode"] == "loop" and kept["steps_per_second"]["loop"] > 0
-    capsys.readouterr()
-    monkeypatch.setattr(modes, "Tuner", None)  # would fail
-    again, _ = run("auto", 700, workdir=tmp_path)
-    assert again.step == 700
-    assert again.mode == "loop"
+    assert kept["circumstances"]["cores"] < 1000
 
 
 def test_what_was_chosen_elsewhere_is_not_taken_over(patient, tmp_path):
@@ -245,6 +286,7 @@ def test_deterministic_is_a_graph_and_says_nothing(patient, tmp_path, capsys):
         made[-1].prepare(trainer._feed.reader, True, lambda: 10**9)
         made[-1].run(trainer._feed, 1, False)
     assert [list(one._engines) for one in made] == [["graph"], ["loop"]]
+    assert not made[0]._compiler.used
     assert capsys.readouterr().err == "" and not list(tmp_path.iterdir())
 
 

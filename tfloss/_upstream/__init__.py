@@ -23,6 +23,15 @@ from tfloss._upstream.error_messages import (
 )
 from tfloss._upstream.extension_types import open_extension_type
 from tfloss._upstream.gradient_ops import ForwardOps
+from tfloss._upstream.graph_defs import (
+    called_names,
+    captured_values,
+    change_functions,
+    drop_functions,
+    import_ops,
+    read_variables,
+    used_variables,
+)
 from tfloss._upstream.input_pipelines import (
     cache_files,
     dataset_graphs,
@@ -191,6 +200,13 @@ __all__ = [
     "captured_resource",
     "captured_handles",
     "captured_here",
+    "called_names",
+    "captured_values",
+    "change_functions",
+    "drop_functions",
+    "import_ops",
+    "read_variables",
+    "used_variables",
     "caused_by_collectives_of_another_strategy",
     "caused_by_merge_call",
     "caused_by_missing_deterministic_kernel",

@@ -9,9 +9,11 @@ draws one by one, nor float64.
 
 There is no public switch, so both functions are replaced while a compiled part is traced.
 `tests/_upstream/test_xla_random.py` fails when the numbers agree without it, or no longer with it.
+In a copy of a graph, which was traced without that, the ops themselves are replaced.
 """
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Generator
@@ -48,6 +50,60 @@ def as_in_a_graph() -> Generator[None]:
             yield
         finally:
             _thread.depth = depth
+
+
+def draw_as_in_a_graph(node: Any, library: Any) -> bool:
+    """Makes a node of a copied graph draw the random numbers of a graph under XLA.
+
+    Args:
+      node: `NodeDef`. If it draws floats, it becomes a call of a function.
+      library: `FunctionDefLibrary` that gets the function.
+
+    Returns:
+      Whether the node was changed.
+    """
+    kind, dtype = _DRAWS.get(node.op), node.attr["dtype"].type if "dtype" in node.attr else 0
+    if kind is None or tf.as_dtype(dtype) not in _FORMATS:
+        return False
+    shape = node.attr["Tshape"].type if "Tshape" in node.attr else tf.int32.as_datatype_enum
+    call, _ = _draw_call(kind, tf.as_dtype(dtype), tf.as_dtype(shape))
+    known = {one.signature.name for one in library.function}
+    library.function.extend(one for one in call.library.function if one.signature.name not in known)
+    drawn = next(one for one in call.node if one.op.endswith("PartitionedCall"))
+    node.op = drawn.op
+    node.attr.clear()
+    for name, value in drawn.attr.items():
+        node.attr[name].CopyFrom(value)
+    return True
+
+
+@functools.cache
+def _draw_call(kind: str, dtype: tf.DType, shape_dtype: tf.DType) -> tuple[Any, Any]:
+    """A `GraphDef` that calls a function which draws floats from a shape, key, counter and alg.
+
+    And the function, which TensorFlow forgets when nothing refers to it any more.
+    """
+
+    def bits(shape: Any, key: Any, counter: Any, alg: Any) -> tf.Tensor:
+        return tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=shape, key=key, counter=counter, alg=alg, dtype=tf.uint32
+        )
+
+    def draw(shape: Any, *rest: Any) -> tf.Tensor:
+        if kind == "uniform":
+            return unit(bits(shape, *rest), dtype)
+        return tf.cast(_normal(tf.cast(shape, tf.int32), lambda pairs: bits(pairs, *rest)), dtype)
+
+    key, counter = tf.TensorSpec([1], tf.uint64), tf.TensorSpec([None], tf.uint64)
+    specs = tf.TensorSpec([None], shape_dtype), key, counter, tf.TensorSpec([], tf.int32)
+    with tf.Graph().as_default() as graph:
+        given = [tf.compat.v1.placeholder(one.dtype, one.shape) for one in specs]
+        function = tf.function(draw, autograph=False)
+        function(*given)
+    return graph.as_graph_def(), function
+
+
+_DRAWS = {"StatelessRandomUniformV2": "uniform", "StatelessRandomNormalV2": "normal"}
 
 
 def _applies(dtype: Any) -> bool:
@@ -89,18 +145,22 @@ def _make_normal(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(shape, seed, mean, stddev, dtype, name, alg)
         with tf.name_scope(name or "stateless_random_normal"):
             shape = tf.cast(tf.convert_to_tensor(shape), tf.int32)
-            size = tf.reduce_prod(shape)
-            pairs = [(size + 1) // 2, 2]
-            bits = _bits(pairs, seed, alg)
-            # Box-Muller, as in tensorflow/core/lib/random/random_distributions.h.
-            first = tf.maximum(unit(bits[:, 0], tf.float32), 1e-7)
-            angle = 2 * math.pi * unit(bits[:, 1], tf.float32)
-            radius = tf.sqrt(-2 * tf.math.log(first))
-            values = tf.stack([tf.sin(angle) * radius, tf.cos(angle) * radius], 1)
-            values = tf.cast(tf.reshape(tf.reshape(values, [-1])[:size], shape), dtype)
+            values = tf.cast(_normal(shape, lambda pairs: _bits(pairs, seed, alg)), dtype)
             return values * tf.cast(stddev, dtype) + tf.cast(mean, dtype)
 
     return stateless_random_normal
+
+
+def _normal(shape: tf.Tensor, draw_bits: Callable[[Any], tf.Tensor]) -> tf.Tensor:
+    """Normal numbers of a shape, float32, from bits. Traced."""
+    size = tf.reduce_prod(shape)
+    bits = draw_bits([(size + 1) // 2, 2])
+    # Box-Muller, as in tensorflow/core/lib/random/random_distributions.h.
+    first = tf.maximum(unit(bits[:, 0], tf.float32), 1e-7)
+    angle = 2 * math.pi * unit(bits[:, 1], tf.float32)
+    radius = tf.sqrt(-2 * tf.math.log(first))
+    values = tf.stack([tf.sin(angle) * radius, tf.cos(angle) * radius], 1)
+    return tf.reshape(tf.reshape(values, [-1])[:size], shape)
 
 
 def _bits(shape: Any, seed: Any, alg: Any) -> tf.Tensor:

@@ -1,20 +1,15 @@
 """`jit="auto"`: measures which mode of the engine is the fastest, on the run's own first steps.
 
 The steps that are measured train like any others. A mode is compiled if that is expected to save
-more time over the remaining steps than it takes. Host code.
+time over the remaining steps (`time_saved`). Host code.
 """
 
-import json
-import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Callable, Generator, Sequence
 
 import tensorflow as tf
 
-from tfloss.common.reading import read_json
-from tfloss.common.replacement import replace_file
+from tfloss.engine.mode_choice import TITLES, Choice, available_cores, rate_text
 from tfloss.errors import NonFiniteLossError
 from tfloss.step.trace_options import Mode
 
@@ -32,11 +27,6 @@ MARGIN = 1.03  # how much faster than the graph another mode must be
 # more: in all 7.1 to 7.8 s for 160 variables, 4.5 for 50 tasks, 4.4 for a transformer and 0.7 for
 # an MLP, whose first steps took 3.2, 1.9, 2.2 and 0.2 s.
 COMPILING, COMPILING_SECONDS = 2.3, 0.5
-_TITLES: dict[Mode, str] = {
-    "graph": "as a graph",
-    "step": "with each step compiled by XLA",
-    "loop": "with the whole loop compiled by XLA",
-}
 
 Request = tuple[Mode, int]
 """A mode, and the most steps to run in it."""
@@ -55,16 +45,20 @@ class Tuner:
         tuner.mode
 
     Args:
-      modes: Modes to try after "graph", in this order.
+      modes: Modes to try after "graph", in this order. With `known`, that one.
       steps_left: Returns the number of updates that are still to be made.
       clock: Returns seconds.
       tracing: Seconds that the first step took to trace, if it was traced before.
-      beside: Whether training continues while a loop is compiled, after it was traced.
+      beside: Whether training continues while a loop is compiled.
+      known: What an earlier run has chosen. Nothing is compared again: its mode is compiled if that
+        saves time, and used.
 
     Attributes:
       mode: The mode to use, as far as is known.
       request: The steps to run next, or None when the mode is decided.
       rates: `{mode: steps per second}`.
+      compiling: `{mode: seconds that compiling it took}`.
+      known: Whether an earlier run has chosen.
       failure: Why a mode doesn't work, or "".
       why: What the decision is based on, in words.
       tracing: Seconds that the first step took to trace.
@@ -79,16 +73,23 @@ class Tuner:
         tracing: float = 0.0,
         *,
         beside: bool = False,
+        known: Choice | None = None,
     ):
         self._modes, self._steps_left, self._clock = modes, steps_left, clock
-        self._beside = beside
+        self._beside, self.known = beside, known is not None
         self.tracing = tracing
         self.mode: Mode = "graph"
         self.rates: dict[Mode, float] = {}
+        self.compiling: dict[Mode, float] = {}
         self.failure = self.why = ""
         self.cost = 0.0
-        self._plan = self._decide()
+        self._plan = self._decide() if known is None else self._take(known)
         self.request: Request | None = next(self._plan)
+
+    @property
+    def choice(self) -> Choice:
+        """What was decided, as far as is known."""
+        return Choice(self.mode, dict(self.rates), dict(self.compiling))
 
     def answer(self, steps: int, seconds: float) -> None:
         """Reports the steps that were requested.
@@ -116,7 +117,7 @@ class Tuner:
     @property
     def title(self) -> str:
         """The mode to use, in words."""
-        return _TITLES[self.mode]
+        return TITLES[self.mode]
 
     def _decide(self) -> Generator[Request, Answer, None]:
         began = self._clock()
@@ -127,31 +128,21 @@ class Tuner:
         for mode in self._modes:
             left = self._steps_left() / self.rates["graph"]
             cost = COMPILING * self.tracing + COMPILING_SECONDS
-            price = cost
-            if mode == "loop" and self._beside:  # the compiler takes one core's time
-                price = self.tracing + (cost - self.tracing) / _cores()
-            if EXPECTED_SAVING[mode] * (left - cost) <= price:
-                notes.append(
-                    f"not tried {_TITLES[mode]}: compiling takes about {cost:.0f} s, too long for "
-                    f"the {left:.0f} s left"
-                )
+            if note := self._refused(mode, left, EXPECTED_SAVING[mode], cost):
+                notes.append(note)
                 break
-            self.cost = cost
             try:
-                yield mode, 1  # compiles
+                yield from self._compile(mode)
                 self.rates[mode] = yield from self._rate(mode)
             except Exception as error:  # noqa: BLE001 - of a trace too
-                if isinstance(error, NonFiniteLossError):
-                    raise
-                self.failure = f"XLA can't compile it: {_first_line(error)}"
-                notes.append(self.failure)
+                notes.append(self._failed(error))
                 break
             if self.rates[mode] > MARGIN * self.rates["graph"]:
                 break
         best = max(self.rates, key=lambda mode: self.rates[mode])
         if self.rates[best] > MARGIN * self.rates["graph"]:
             self.mode = best
-        others = [f"{rate_text(v)} {_TITLES[k]}" for k, v in self.rates.items() if k != self.mode]
+        others = [f"{rate_text(v)} {TITLES[k]}" for k, v in self.rates.items() if k != self.mode]
         if others:
             took = self._clock() - began
             self.why = (
@@ -160,6 +151,42 @@ class Tuner:
             )
         if notes:
             self.why += "; " + "; ".join(notes)
+
+    def _take(self, known: Choice) -> Generator[Request, Answer, None]:
+        """Compiles the mode that an earlier run has chosen."""
+        _, took = yield "graph", 1
+        self.tracing = max(self.tracing, took)
+        left = self._steps_left() / known.rates["graph"]
+        note = self._refused(known.mode, left, known.saving, known.seconds_to_compile)
+        if not note:
+            try:
+                yield from self._compile(known.mode)
+                self.mode, self.rates, self.why = known.mode, dict(known.rates), known.why
+                return
+            except Exception as error:  # noqa: BLE001 - of a trace too
+                note = self._failed(error)
+        self.why = f"; {note}"
+
+    def _refused(self, mode: Mode, left: float, saving: float, cost: float) -> str:
+        """Why a mode is not compiled, or ""."""
+        beside = mode == "loop" and self._beside
+        if time_saved(left, saving, cost, beside=beside) > 0:
+            self.cost = cost
+            return ""
+        return (
+            f"not tried {TITLES[mode]}: compiling takes about {cost:.0f} s, too long for the "
+            f"{left:.0f} s left"
+        )
+
+    def _compile(self, mode: Mode) -> Generator[Request, Answer, None]:
+        _, took = yield mode, 1
+        self.compiling.setdefault(mode, took)
+
+    def _failed(self, error: Exception) -> str:
+        if isinstance(error, NonFiniteLossError):
+            raise error
+        self.failure = f"XLA can't compile it: {_first_line(error)}"
+        return self.failure
 
     def _rate(self, mode: Mode) -> Generator[Request, Answer, float]:
         """Measures the steps per second of a mode, in calls that get longer."""
@@ -176,14 +203,24 @@ class Tuner:
         return best
 
 
-def _cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def time_saved(
+    left: float, saving: float, compiling: float, *, beside: bool, cores: int | None = None
+) -> float:
+    """Returns the seconds that a run is expected to save if it compiles a mode.
 
+    While a mode is compiled beside the training, the compiler takes one core of it. Otherwise
+    training stops. What is left then takes less time by the saving.
 
-def rate_text(value: float) -> str:
-    """Returns steps per second as a short text."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    Args:
+      left: Seconds that the remaining steps take as a graph.
+      saving: The fraction of a graph's time that the mode saves.
+      compiling: Seconds that compiling takes.
+      beside: Whether training continues meanwhile.
+      cores: Number of cores. None: those of this process.
+    """
+    speed = 1.0 - 1.0 / (cores or available_cores()) if beside else 0.0
+    meanwhile = min(left, speed * compiling)  # seconds of a graph's work that are done
+    return saving * (left - meanwhile) - (compiling - meanwhile)
 
 
 def _first_line(error: Exception) -> str:
@@ -191,43 +228,3 @@ def _first_line(error: Exception) -> str:
     notes = getattr(error, "__notes__", []) if isinstance(error, tf.errors.OpError) else []
     text = notes[0] if notes else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0][:300]
-
-
-def load_choice(path: Path, circumstances: Mapping[str, Any]) -> Mode | None:
-    """Reads the mode that an earlier run chose.
-
-    Args:
-      path: File that `save_choice` wrote; it may be missing or damaged.
-      circumstances: Everything that the choice depends on.
-
-    Returns:
-      The mode, or None if none was chosen in the same circumstances.
-    """
-    try:
-        found = read_json(path)
-        if found["circumstances"] != dict(circumstances):
-            return None
-        return next((mode for mode in get_args(Mode) if mode == found["mode"]), None)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def save_choice(path: Path, tuner: Tuner, circumstances: Mapping[str, Any]) -> None:
-    """Writes a choice to a file, so that a resumed run need not measure again.
-
-    Args:
-      path: The file.
-      tuner: A tuner that has decided.
-      circumstances: Everything that the choice depends on; JSON values.
-    """
-    rates = {mode: round(rate, 2) for mode, rate in tuner.rates.items()}
-    text = {"mode": tuner.mode, "steps_per_second": rates, "circumstances": dict(circumstances)}
-    replace_file(path, json.dumps(text, indent=1) + "\n", is_own=_is_choice)
-
-
-def _is_choice(content: bytes) -> bool:
-    """Whether `save_choice` wrote this."""
-    try:
-        return set(json.loads(content)) == {"mode", "steps_per_second", "circumstances"}
-    except (ValueError, TypeError, RecursionError):
-        return False

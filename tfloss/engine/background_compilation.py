@@ -4,13 +4,15 @@
     while not compiler.ready(engine, feed): ...       # train as a graph
     engine.run(...)                                   # compiles nothing, but for rare shapes
 
-The loop is traced in the calling thread, since a model may keep what it likes while it is traced,
-and hooks may call it. XLA's own code runs beside the training, without Python's lock. It can't be
+The loop is made in the calling thread, of a copy of the step that runs as a graph
+(`tfloss.engine.step_traces`): a model may keep what it likes while it is traced, and hooks may call
+it. XLA's own code runs beside the training, without Python's lock. It can't be
 interrupted. So the thread is a daemon, and a process that ends meanwhile doesn't wait for it.
 """
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,11 @@ class BackgroundCompiler:
     def used(self) -> bool:
         """Whether it has begun to compile a program."""
         return self._current is not None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that the latest program took to compile; None if there is none."""
+        return None if self._current is None else self._current.seconds
 
     def ready(self, engine: Engine, feed: Feed) -> bool:
         """Returns whether the loop of an engine may run. The first call traces and begins.
@@ -89,11 +96,13 @@ class _Compilation:
     Attributes:
       engine: The engine whose program it is.
       error: What the compiler raised, with advice, once it is done; or None.
+      seconds: Seconds that it took, once it is done.
     """
 
     def __init__(self, engine: Engine, compile_now: Callable[[], None]):
         self.engine = engine
         self.error: Exception | None = None
+        self.seconds = 0.0
         self._compile = compile_now
         self._thread = threading.Thread(target=self._run, name="tfloss-compiler", daemon=True)
         self._thread.start()
@@ -104,8 +113,10 @@ class _Compilation:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        began = time.monotonic()
         try:
             self._compile()
+            self.seconds = time.monotonic() - began
         except COMPILER_ERRORS as error:
             self.error = self.engine.with_advice(error)
         except Exception as error:  # noqa: BLE001 - such as a lack of memory

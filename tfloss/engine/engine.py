@@ -28,7 +28,7 @@ from tfloss import _upstream
 from tfloss.common import activity
 from tfloss.data.batch_queue import StepInputs
 from tfloss.data.stacked_batches import BatchStacker, raised_by_data
-from tfloss.engine.finite_guard import FiniteGuard
+from tfloss.engine.step_traces import SILENT, Kind, StepCall, StepTraces
 from tfloss.engine.xla_loop import XlaLoop
 from tfloss.errors import LossError, NonFiniteLossError, TflossError
 from tfloss.forward.recorded_summaries import Summary, summaries_on_host
@@ -47,12 +47,6 @@ COMPILER_ERRORS = (
     tf.errors.UnimplementedError,
     tf.errors.InternalError,
 )
-
-
-Kind = tuple[bool, WatchRequest | None]
-"""Of a trace: whether it records the model's summaries, and what it watches."""
-SILENT: Kind = (False, None)
-"""The kind of most steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +90,7 @@ class Engine:
       log_every_step: Whether the model's scalar summaries are computed on every step.
       guard: Whether to stop before an update that is not finite.
       check_gradients: Whether the guard checks gradients, too, and not only losses.
-      check: Is given the graph of each step when it is traced, before it runs; it may raise.
-      compare: Is given the same graph and the output of the step, to compare them with those of
-        the other workers; it may raise.
+      traces: Of all engines of the step with these options, and with `guard`. None: it has its own.
 
     Attributes:
       mode: How steps run.
@@ -113,13 +105,12 @@ class Engine:
         log_every_step: bool = False,
         guard: bool = True,
         check_gradients: bool = True,
-        check: Callable[[Any], None] = lambda graph: None,
-        compare: Callable[[Any, StepOutput], None] = lambda graph, output: None,
+        traces: StepTraces | None = None,
     ):
         self.mode: Mode = mode
         self._step = train_step
-        self._check, self._compare = check, compare
-        self._guard = FiniteGuard(train_step) if guard else None
+        self._traces = traces or StepTraces(train_step, guard=guard)
+        self._guard = self._traces.guard
         check_gradients &= guard
         # The loop compiles whole blocks itself; single steps beside them run as a graph.
         single: Mode = "graph" if mode == "loop" else mode
@@ -139,7 +130,7 @@ class Engine:
         self._programs: dict[tuple[Any, ...], Any] = {}
         self._compiled = XlaLoop(
             train_step,
-            lambda output: self._row(output, SILENT),
+            lambda *call: self._kept(SILENT, self._traces.compiled(*call)),
             recording=log_every_step,
             guard=guard,
             check_gradients=check_gradients,
@@ -320,8 +311,8 @@ class Engine:
         def body(i: tf.Tensor, rows: tf.TensorArray, waited: tf.Tensor) -> Any:
             batch, seconds = self._taken(iterator)
             with tf.control_dependencies([seconds]):  # see `_taken`
-                output = self._step(batch, self._options(SILENT))
-            return i + 1, rows.write(i, self._row(output, SILENT)), waited + seconds
+                call = self._kept(SILENT, self._traces(SILENT, batch, self._options(SILENT)))
+            return i + 1, rows.write(i, call.row), waited + seconds
 
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[None])
         start = [0, rows, tf.constant(0.0, tf.float64)]
@@ -360,19 +351,16 @@ class Engine:
           Its row. Unless the step is silent: a tuple of the row; the summaries, if it records; what
           it watches.
         """
-        output = self._step(batch, self._options(kind))
-        row = self._row(output, kind)[tf.newaxis]
+        call = self._kept(kind, self._traces(kind, batch, self._options(kind)))
+        row = call.row[tf.newaxis]
         self.traces += 1
         if kind == SILENT:
             return row
-        summaries = [one.value for one in output.summaries] if kind[0] else []
-        return row, summaries, [one.tensors() for one in output.watched]
+        return row, call.summaries if kind[0] else [], call.watched
 
-    def _row(self, output: StepOutput, kind: Kind) -> tf.Tensor:
-        """The row of a step that has just been traced. Traced."""
-        graph = tf.compat.v1.get_default_graph()
-        self._check(graph)
-        self._compare(graph, output)
+    def _kept(self, kind: Kind, call: StepCall) -> StepCall:
+        """Keeps the output of a call that is traced, after a look at its names."""
+        output = call.output
         names = tuple(output.scalars)
         before = tuple(self._outputs.setdefault(kind, output).scalars)
         if before != names:
@@ -382,7 +370,7 @@ class Engine:
                 "losses for every shape."
             )
         self._outputs[kind] = output
-        return output.row()
+        return call
 
     def has_summaries(self) -> bool:
         """Whether a recording step returns more than a silent one; True before one was traced."""

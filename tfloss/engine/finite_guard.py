@@ -22,6 +22,7 @@ from tfloss.step.train_step import TrainStep
 from tfloss.step.update import read_states
 from tfloss.step.variables import forward_state
 
+SCOPE = "tfloss_finite_guard"  # begins the names of its ops
 _SECONDS_FOR_OTHER_WORKERS = 1.0
 
 
@@ -197,14 +198,17 @@ class FiniteGuard:
             return np.bool_(False)
 
         inputs = [check.values, self._step.counter, *check.gradients, *states, *there]
-        kept = tf.cond(
-            check.passed,
-            lambda: tf.constant(True),
-            # Declared as stateless: a stateful function would be reported as state that no
-            # checkpoint holds. It is called once, and the assertion needs its result.
-            lambda: tf.ensure_shape(tf.numpy_function(keep, inputs, tf.bool, stateful=False), []),
-        )
-        return tf.debugging.Assert(kept, ["A loss or a gradient is not finite."])
+        with tf.name_scope(SCOPE):
+            kept = tf.cond(
+                check.passed,
+                lambda: tf.constant(True),
+                # Declared as stateless: a stateful function would be reported as state that no
+                # checkpoint holds. It is called once, and the assertion needs its result.
+                lambda: tf.ensure_shape(
+                    tf.numpy_function(keep, inputs, tf.bool, stateful=False), []
+                ),
+            )
+            return tf.debugging.Assert(kept, ["A loss or a gradient is not finite."])
 
 
 def _restore(values: list[tuple[Any, np.ndarray]]) -> None:

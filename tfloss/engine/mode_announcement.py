@@ -1,6 +1,6 @@
 """The line that names the chosen mode, with the speed that the run then has. Host code.
 
-    announcement = ModeAnnouncement(tuner, logger, clock)
+    announcement = ModeAnnouncement(chosen, logger, clock)
     logs = announcement.run(lambda: engine.run(...))     # logs the line after a few seconds
     announcement.log()                                   # or at the end of the run
 
@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 
 from tfloss.common.logger import ChiefLogger
-from tfloss.engine.autotune import Tuner, rate_text
+from tfloss.engine.autotune import Tuner
 from tfloss.engine.engine import StepLogs
+from tfloss.engine.mode_choice import Choice, rate_text
 
 SECONDS = 3.0  # in a shorter time, most batches may have been read while the step was compiled
 # A call of so many seconds that is so many times slower than the fastest one has compiled.
@@ -25,15 +26,18 @@ class ModeAnnouncement:
     """Measures calls of steps, then logs the line. Host.
 
     Args:
-      tuner: The tuner, which has decided.
+      chosen: The tuner, which has decided, or what an earlier run chose.
       logger: Receives the line, once.
       clock: A function that returns the time in seconds.
     """
 
     def __init__(
-        self, tuner: Tuner, logger: ChiefLogger, clock: Callable[[], float] = time.monotonic
+        self,
+        chosen: Tuner | Choice,
+        logger: ChiefLogger,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self._tuner, self._logger, self._clock = tuner, logger, clock
+        self._chosen, self._logger, self._clock = chosen, logger, clock
         self._calls: list[tuple[int, float]] = []  # steps and seconds, with the pause before
         self._ended: float | None = None  # the last call
         self._logged = False
@@ -64,7 +68,7 @@ class ModeAnnouncement:
         self._logged = True
         steps, seconds = self._measured()
         speed = f", {rate_text(steps / max(seconds, 1e-9))} steps/s" if steps else ""
-        self._logger.info(f"runs {self._tuner.title}{speed}{self._tuner.why}.")
+        self._logger.info(f"runs {self._chosen.title}{speed}{self._chosen.why}.")
 
     def _measured(self) -> tuple[int, float]:
         """Returns steps and seconds of the calls that have not compiled for new shapes."""

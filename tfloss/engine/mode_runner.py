@@ -23,10 +23,12 @@ from tfloss.data.block_size import (
 )
 from tfloss.data.feed import Feed
 from tfloss.distribute.agreement import Agreement
-from tfloss.engine.autotune import Tuner, load_choice, save_choice
+from tfloss.engine.autotune import Tuner
 from tfloss.engine.background_compilation import BackgroundCompiler
-from tfloss.engine.engine import SILENT, Engine, Kind, StepLogs
+from tfloss.engine.engine import Engine, StepLogs
 from tfloss.engine.mode_announcement import ModeAnnouncement
+from tfloss.engine.mode_choice import circumstances, load_choice, save_choice
+from tfloss.engine.step_traces import SILENT, Kind, StepTraces
 from tfloss.engine.trace_comparison import compare_hyperparameters, compare_traces
 from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
 from tfloss.inspect.python_values import PythonValues
@@ -87,6 +89,7 @@ class ModeRunner:
         self._file = workdir / FILE if workdir is not None and agreement.chief else None
         self._agreement, self._logger, self._clock = agreement, logger, clock
         self._engines: dict[str, Engine] = {}
+        self._traces: StepTraces | None = None  # of all engines
         self._compiled: set[str] = set()  # modes that have run, and so do compile
         self._signature: tuple[Any, ...] | None = None
         self._prepared = False  # whether `prepare` has run and no step after it
@@ -131,7 +134,7 @@ class ModeRunner:
         if self._tuner is not None:  # the last run ended before the mode was decided
             self._tracing = max(self._tracing, self._tuner.tracing)
         self._guard, self._tuner, self._prepared = guard, None, True
-        self._found = self._circumstances()  # before a hook freezes anything
+        self._found = circumstances(self._step)  # before a hook freezes anything
         if self._jit == "loop":
             _check_loop(self._step, reader)
         if self._jit is True and (reason := reason_not_to_compile(reader.element_spec)):
@@ -144,17 +147,26 @@ class ModeRunner:
             self._mode = _FIXED[self._jit]
         elif not self._settled:  # the last run may have been too short to measure anything
             self._mode = None
-            if self._file is not None:
-                self._mode = load_choice(self._file, self._found)
-            if self._mode not in (None, "graph", *candidates):
-                self._mode = None
-            self._settled = self._mode is not None
-        if self._mode is None and candidates:
-            self._tuner = Tuner(
-                candidates, steps_left, self._clock, self._tracing, beside=self._compiler.possible
-            )
-        elif self._mode is None:
-            self._mode = "graph"
+            self._tuner = self._begin_to_tune(candidates, steps_left)
+            if self._tuner is None and self._mode is None:
+                self._mode = "graph"
+
+    def _begin_to_tune(self, candidates: list[Mode], steps_left: Callable[[], int]) -> Tuner | None:
+        """What measures the modes, or compiles that of an earlier run. None: it is settled."""
+        known = None if self._file is None else load_choice(self._file, self._found)
+        if known is not None and known.mode not in ("graph", *candidates):
+            known = None
+        beside = self._compiler.possible
+        tuner = functools.partial(
+            Tuner, steps_left=steps_left, clock=self._clock, tracing=self._tracing, beside=beside
+        )
+        if known is None:
+            return tuner(candidates) if candidates else None
+        if known.mode == "loop" and beside:  # training doesn't wait for it
+            return tuner(["loop"], known=known)
+        self._mode, self._settled = known.mode, True
+        self._announcement = ModeAnnouncement(known, self._logger, self._clock)
+        return None
 
     def run(
         self, feed: Feed, count: int, recording: bool, watch: WatchRequest | None = None
@@ -216,6 +228,8 @@ class ModeRunner:
         self._compiled.add(mode)
         logs.rows()  # waits for the device
         seconds = self._clock() - began - float(logs.waited)
+        if untried and beside and self._compiler.seconds is not None:
+            self._tuner.compiling[mode] = self._compiler.seconds
         self._tuner.answer(len(logs.rows()), seconds)
         self._end_if_decided()
         return logs
@@ -311,6 +325,13 @@ class ModeRunner:
 
     def _engine(self, mode: Mode) -> Engine:
         """The engine of a mode."""
+        if not self._engines:
+            self._traces = StepTraces(
+                self._step,
+                guard=self._guard != "nothing",
+                check=self._check,
+                compare=functools.partial(compare_traces, self._agreement),
+            )
         if mode not in self._engines:
             self._engines[mode] = Engine(
                 self._step,
@@ -318,8 +339,7 @@ class ModeRunner:
                 log_every_step=self._every_step,
                 guard=self._guard != "nothing",
                 check_gradients=self._guard == "losses and gradients",
-                check=self._check,
-                compare=functools.partial(compare_traces, self._agreement),
+                traces=self._traces,
             )
         return self._engines[mode]
 
@@ -334,9 +354,9 @@ class ModeRunner:
         self._engines = {k: v for k, v in self._engines.items() if k in ("graph", tuner.mode)}
         if len(tuner.rates) > 1 or tuner.failure or self._file is not None:
             self._announcement = ModeAnnouncement(tuner, self._logger, self._clock)
-        if self._file is not None and len(tuner.rates) > 1:
+        if self._file is not None and len(tuner.rates) > 1 and not tuner.known:
             try:
-                save_choice(self._file, tuner, self._found)
+                save_choice(self._file, tuner.choice, self._found)
             except OSError as error:  # a full disk
                 self._logger.info(
                     f"{self._file} can't be written ({error.strerror}): a resumed run will measure "
@@ -358,19 +378,6 @@ class ModeRunner:
         block = reader.batch_bytes() * self._step.accumulate * MIN_BLOCK_STEPS
         fits = state <= MAX_STATE_BYTES and block <= MAX_BLOCK_BYTES
         return ["loop", "step"] if fits else ["step"]
-
-    def _circumstances(self) -> dict[str, Any]:
-        """What a choice depends on, as far as it is known. JSON values."""
-        gpus = tf.config.list_physical_devices("GPU")
-        details = [tf.config.experimental.get_device_details(one) for one in gpus]
-        weights = self._step.model.trainable_variables
-        return {
-            "tensorflow": tf.__version__,
-            "devices": [one.get("device_name", "GPU") for one in details] or ["CPU"],
-            "replicas": self._step.strategy.num_replicas_in_sync,
-            "accumulate": self._step.accumulate,
-            "weights": sum(v.shape.num_elements() for v in weights),
-        }
 
 
 def _check_loop(train_step: TrainStep, reader: BatchReader) -> None:

@@ -15,17 +15,17 @@ after the last step, and the host finds the bad step by bisection. With other op
 checks its gradients, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss._upstream import xla_random
 from tfloss.checkpoint import nonfinite_variables
 from tfloss.common import activity
 from tfloss.data.batch_queue import StepInputs, batch_at
+from tfloss.engine.step_traces import StepCall
 from tfloss.errors import NonFiniteLossError
 from tfloss.inspect.xla_compile_errors import refuse_strings
 from tfloss.optimizers.nonfinite_updates import weights_tell
@@ -40,29 +40,30 @@ class XlaLoop:
 
     Args:
       train_step: A built step, of a single replica.
-      row: Traced code; makes float32 [names] of the output of a step.
+      call: Traced code; calls the step on a batch, with options if it is traced.
       recording: Whether the model's scalar summaries are computed.
       guard: Whether to stop before an update that is not finite.
       check_gradients: Whether gradients are checked, too.
 
     Attributes:
-      graph: The compiled graph, once it is traced.
+      graph: The ops of a step with their source lines, once it is traced.
     """
 
     def __init__(
         self,
         train_step: TrainStep,
-        row: Callable[[StepOutput], tf.Tensor],
+        call: Callable[[Any, TraceOptions], StepCall],
         *,
         recording: bool,
         guard: bool,
         check_gradients: bool,
     ):
-        self._step, self._row, self._guard = train_step, row, guard
+        self._step, self._call, self._guard = train_step, call, guard
         self._recording, self._check_gradients = recording, check_gradients
         self._checked: list[Any] = []  # weights that show a bad gradient
         self._output: StepOutput | None = None  # of the last trace
-        self.graph: tf.Graph | None = None
+        self.graph: Any = None
+        self._copied: Sequence[tf.Variable] = ()  # variables of a copied step
         self._run = tf.function(self._loop, jit_compile=True, autograph=False)
         self._known: list[Any] = []  # variables whose values before are an output
         self._others: list[Any] | None = None  # the program's other variables: raw ones
@@ -125,7 +126,7 @@ class XlaLoop:
         """
         bounds = tf.constant(0), tf.constant(0)
         program = self._program(block, *bounds)
-        variables = self._step.state()
+        variables = [*self._step.state(), *self._copied]
         if not _upstream.can_compile_on_copies(program, variables):
             return None
         return lambda: _upstream.compile_on_copies(program, variables, block, *bounds)
@@ -148,8 +149,9 @@ class XlaLoop:
                 self._programs[kind] = self._run.get_concrete_function(block, *bounds)
             if self._others is None:  # once, as `_read` is traced once
                 known = {id(one) for one in self._known}
-                variables = self._programs[kind].graph.variables
-                self._others = [one for one in variables if id(one) not in known]
+                variables = [*self._programs[kind].graph.variables, *self._copied]
+                others = {id(one): one for one in variables if id(one) not in known}
+                self._others = list(others.values())
         return self._programs[kind]
 
     def _loop(
@@ -164,7 +166,7 @@ class XlaLoop:
         """
         self._known = self._step.state() if self._guard else []
         before = {
-            dtype: tf.concat([tf.reshape(one.read_value(), [-1]) for one in ones], 0)
+            dtype: _upstream.read_variables(ones, joined=True)[0]
             for dtype, ones in _by_dtype(self._known).items()
         }
         many = self._step.accumulate
@@ -172,22 +174,21 @@ class XlaLoop:
         options = TraceOptions(
             self._recording, "loop", check_gradients=self._check_gradients and not self._checked
         )
-        self.graph = tf.compat.v1.get_default_graph()
 
         def body(i: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             batches = [batch_at(block, start + i * many + k) for k in range(many)]
-            with xla_random.as_in_a_graph():
-                output = self._step(self._step.gathered(batches), options)
-            self._output = output
-            row = self._row(output)
+            call = self._call(self._step.gathered(batches), options)
+            self._output, self.graph, self._copied = call.output, call.graph, call.variables
+            row = call.row
             if self._guard:
-                row = tf.concat([row, [tf.where(output.passed, 0.0, 1.0)]], 0)
+                passed = call.passed if options.check_gradients else call.losses_passed
+                row = tf.concat([row, [tf.where(passed, 0.0, 1.0)]], 0)
             return i + 1, rows.write(i, row)
 
         rows = tf.TensorArray(tf.float32, size=most, element_shape=[None])
         _, rows = tf.while_loop(lambda i, rows: i < steps, body, [0, rows], parallel_iterations=1)
-        refuse_strings(self.graph)
-        weights = [one.value.read_value() for one in self._checked]
+        refuse_strings(tf.compat.v1.get_default_graph(), self.graph)
+        weights = _upstream.read_variables([one.value for one in self._checked])
         return rows.stack(), before, tf.math.is_finite(element_sum(weights))
 
     def _choose_check(self) -> None:

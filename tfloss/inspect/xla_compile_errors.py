@@ -32,7 +32,7 @@ def uncompilable_ops(graph: Any) -> list[str]:
     return list(dict.fromkeys(f"{op.type} ({op_line(op)})" for op in missing))
 
 
-def refuse_strings(graph: Any) -> None:
+def refuse_strings(graph: Any, ops: Any = None) -> None:
     """Refuses strings and variants that enter a function which XLA compiles.
 
     XLA has no such types. It mostly says so in terms of its own, and in some cases it aborts the
@@ -40,6 +40,7 @@ def refuse_strings(graph: Any) -> None:
 
     Args:
       graph: `tf.Graph` of the function, whose tracing is about to end.
+      ops: The graph that has the source lines of its ops. None: the same.
 
     Raises:
       ModelError: There are such inputs. The message has the lines that use them.
@@ -51,7 +52,7 @@ def refuse_strings(graph: Any) -> None:
     # What calls a function, such as a loop, only passes them on.
     users = [
         op
-        for op, _ in operations(graph)
+        for op, _ in operations(graph if ops is None else ops)
         if any(one.dtype.name in kinds for one in op.inputs)
         and not op.type.endswith(("While", "If", "Case", "Call"))
     ]

@@ -27,6 +27,7 @@ class FiniteCheck:
       finite: bool scalar, whether all of them are finite.
       passed: bool scalar, whether the step is no failure: all are finite, or those that are not
         may be skipped.
+      losses_passed: The same of the losses alone.
       notes: What to say if one of `losses` is not finite, by its name.
     """
 
@@ -36,6 +37,7 @@ class FiniteCheck:
     gradients: list[tf.Tensor]
     finite: tf.Tensor
     passed: tf.Tensor
+    losses_passed: tf.Tensor
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

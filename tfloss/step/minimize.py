@@ -109,7 +109,7 @@ class Minimize:
             index = tf.gather(turn, tf.math.floormod(step, len(period)))
             calls = [functools.partial(update_due, due) for due in branches]
             outputs = tf.switch_case(index, calls)
-        vector, norms, logged, applied, passed, token, summaries, watched = outputs
+        vector, norms, logged, applied, passes, token, summaries, watched = outputs
         traces, names = [one for one, _ in traces], [one for _, one in traces]
         spec = traces[0].spec
         if names[0] is not None:
@@ -122,7 +122,8 @@ class Minimize:
         if self.skipping.active:
             self._add_skipped(output, applied)
         output.updates.append(token)
-        output.passed.append(passed)
+        output.passed.append(passes[0])
+        output.losses_passed.append(passes[1])
         output.graphs += [one.graph for one in traces if one.graph is not None]
         return losses, traces
 
@@ -137,9 +138,9 @@ class Minimize:
 
         Returns:
           The reduced vector, the groups' gradient norms, those of a logged step, whether the update
-          was applied, whether the check of losses and gradients passed, a tensor that comes after
-          it, the summaries of each replica and micro-batch, and what is watched; what the trace of
-          the passes found out, and the names of what is watched.
+          was applied, whether the check of losses and gradients passed and that of losses, a tensor
+          that comes after it, the summaries of each replica and micro-batch, and what is watched;
+          what the trace of the passes found out, and the names of what is watched.
         """
         strategy, guard, skipping = self.strategy, self.options.guard, self.skipping
         guarded = None if guard is None else guard.snapshot()
@@ -198,7 +199,8 @@ class Minimize:
             watched, names = watching.watched(found.trace, reduced, due)
         summaries = list(found.summaries.values())
         known, logged = self._norms(reduced, due), self._logged_norms(reduced, reached, due, step)
-        outputs = [reduced.vector, known, logged, applied, check.passed, token, summaries, watched]
+        passed = [check.passed, check.losses_passed]
+        outputs = [reduced.vector, known, logged, applied, passed, token, summaries, watched]
         return outputs, (found.trace, names)
 
     def _norms(self, reduced: update.Reduced, due: tuple[str, ...]) -> list[tf.Tensor]:
@@ -317,6 +319,7 @@ class Minimize:
             gradients=gradients,
             finite=functools.reduce(tf.logical_and, [one for one, _ in parts]),
             passed=functools.reduce(tf.logical_and, passed),
+            losses_passed=passed[0],
             notes={name: note for name, (_, note) in more.items()},
         )
 

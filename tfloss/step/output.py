@@ -38,6 +38,7 @@ class StepOutput:
       graphs: The graphs that XLA compiles, in the mode "step".
       vectors: The vectors that scalars were taken out of.
       passed: bool scalar: losses and gradients are finite, or may be skipped.
+      losses_passed: The same of losses alone.
       watched: What was watched, of each `minimize` call.
     """
 
@@ -48,6 +49,7 @@ class StepOutput:
     graphs: list[tf.Graph] = dataclasses.field(default_factory=list)
     vectors: Vectors = dataclasses.field(default_factory=list)
     passed: tf.Tensor | bool = True
+    losses_passed: tf.Tensor | bool = True
     watched: tuple[Watched, ...] = ()
 
     def row(self) -> tf.Tensor:
@@ -183,6 +185,7 @@ class OutputBuilder:
       applied: bool scalars, whether each update was applied; empty if none can be skipped.
       graphs: The graphs that XLA compiles.
       passed: bool scalars, whether the check of each update passed.
+      losses_passed: The same of its losses alone.
       watched: What was watched, of each `minimize` call.
     """
 
@@ -193,6 +196,7 @@ class OutputBuilder:
         self.applied: list[tf.Tensor] = []
         self.graphs: list[tf.Graph] = []
         self.passed: list[tf.Tensor] = []
+        self.losses_passed: list[tf.Tensor] = []
         self.watched: list[Watched] = []
         self._weighted: dict[str, tf.Tensor] = {}
         self._totals: list[tf.Tensor] = []
@@ -307,7 +311,8 @@ class OutputBuilder:
             losses={f"losses/{name}": name for name in (*shown, TOTAL)},
             graphs=self.graphs,
             vectors=self._vectors,
-            passed=tf.reduce_all(self.passed) if len(self.passed) > 1 else self.passed[0],
+            passed=_all(self.passed),
+            losses_passed=_all(self.losses_passed),
             watched=tuple(self.watched),
         )
 
@@ -342,6 +347,10 @@ class OutputBuilder:
         if name not in self.losses:
             return name
         return unique_name(name, {*self.losses, *spec.losses, *taken})
+
+
+def _all(passed: list[tf.Tensor]) -> tf.Tensor:
+    return tf.reduce_all(passed) if len(passed) > 1 else passed[0]
 
 
 def _add_summary(into: dict[str, Any], name: str, value: Any) -> None:

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from tfloss.data.batch_division import data_error
 from tfloss.data.feed import Feed
-from tfloss.engine.engine import SILENT, Kind, StepLogs
+from tfloss.engine.engine import StepLogs
 from tfloss.engine.mode_runner import ModeRunner
+from tfloss.engine.step_traces import SILENT, Kind
 from tfloss.errors import Preempted, WorkdirError, WorkdirInUseError, WorkerError
 from tfloss.hooks.watch import watch_of
 from tfloss.step.watched import WatchRequest
