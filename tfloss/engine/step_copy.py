@@ -99,8 +99,10 @@ def _make_compilable(ops: Any) -> bool:
     ops.node.extend(kept)
     _upstream.drop_functions(ops)
     scopes = [ops.node, *(one.node_def for one in ops.library.function)]
-    if not all(_is_alike(node, {n.name: n for n in nodes}) for nodes in scopes for node in nodes):
-        return False
+    for nodes in scopes:
+        by_name = {node.name: node for node in nodes}
+        if not all(_is_alike(node, by_name) for node in nodes):
+            return False
     helpers = tf.compat.v1.GraphDef().library
 
     def change(node: Any) -> bool:
