@@ -70,6 +70,15 @@ def test_a_loop_of_slow_steps_is_measured_in_calls_of_many():
     assert seconds < 0.5 + 4.0 + 3.0
 
 
+def test_one_call_that_something_else_delays_is_not_the_rate():
+    tuner = Tuner(["loop"], lambda: 10**5, lambda: 0.0)
+    tuner.answer(1, 3.0)  # traces
+    tuner.answer(1, 0.31)  # a garbage collection
+    while tuner.request is not None and tuner.request[0] == "graph":
+        tuner.answer(tuner.request[1], tuner.request[1] / 100)
+    assert tuner.rates["graph"] == pytest.approx(100)
+
+
 def test_a_small_gain_is_not_worth_the_change():
     tuner, _, _ = _tuned(
         {"graph": 600.0, "loop": 610.0, "step": 605.0}, {"loop": 1.0, "step": 1.0}, 10**6

@@ -18,6 +18,7 @@ from tfloss.step.trace_options import Mode
 # tried where a loop doesn't win or can't run, and saves less there.
 EXPECTED_SAVING: dict[Mode, float] = {"loop": 0.4, "step": 0.1}
 MEASURED_SECONDS = 0.3  # of steps, in each mode
+MEASURED_CALLS = 3  # at least: Python's garbage collector may take as long as a whole measurement
 # Of a compiled loop that may win: what each call costs, a copy of the state above all, has to be
 # spread over as many steps as in training, where calls take up to a second too.
 LOOP_SECONDS = 1.0
@@ -190,12 +191,13 @@ class Tuner:
 
     def _rate(self, mode: Mode) -> Generator[Request, Answer, float]:
         """Measures the steps per second of a mode, in calls that get longer."""
-        steps, spent, best = 1, 0.0, 0.0
+        steps, spent, best, calls = 1, 0.0, 0.0, 0
         enough, longest = MEASURED_SECONDS, MEASURED_SECONDS / 2
-        while spent < enough:
+        while spent < enough or calls < MEASURED_CALLS:
             done, took = yield mode, steps
             best = max(best, done / took)
             spent += took
+            calls += 1
             if mode == "loop" and best > NEAR * self.rates["graph"]:
                 enough = longest = LOOP_SECONDS
             # A mode that is far slower than the graph is not measured for long.
