@@ -50,6 +50,19 @@ def test_a_copy_captures_the_same_variables_and_keeps_the_order():
 
 
 @pytest.mark.upstream
+def test_ops_are_copied_beside_control_dependencies():
+    original = traced(lambda x: tf.sin(x) + 1.0, tf.TensorSpec([], tf.float32))
+    (x,), (result,) = original.inputs, original.outputs
+
+    def copied(value):
+        with tf.control_dependencies([tf.cos(value)]):
+            given = {x.name: tf.identity(value)}
+            return _upstream.import_ops(part(original.graph, ()), given, [result.name])[0]
+
+    assert tf.function(copied, autograph=False)(tf.constant(0.0)).numpy() == 1.0
+
+
+@pytest.mark.upstream
 def test_nested_functions_are_changed_under_another_name():
     inner = tf.function(lambda x: tf.sin(x), autograph=False)
     outer = tf.function(lambda x: inner(x) + tf.cond(x > 0.0, lambda: inner(x), lambda: x))

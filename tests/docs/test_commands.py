@@ -137,12 +137,13 @@ def test_a_wrong_command_is_found(command: str, monkeypatch: pytest.MonkeyPatch)
         check(words)
 
 
-def _known_flags() -> set[str]:
-    """The flags of training scripts, of the command `tfloss`, and of the repository's scripts."""
+def _known_flags(page: str) -> set[str]:
+    """The flags of training scripts, of `tfloss`, and of the scripts that a page names."""
     values = absl_flags.FlagValues()
     parse_flags(["x", "--config=configs/digits.py", "--workdir=x"], values=values)
     known = {f"--{name}" for name in values} | {"--nojit", "--deterministic"}
     sources = [ROOT / "tfloss" / "cli.py", *(ROOT / "tests" / "faults").glob("*.py")]
+    sources += [ROOT / name for name in re.findall(r"python (benchmarks/\S+\.py)", PAGES[page])]
     for source in sources:
         known |= set(re.findall(r'"(--[a-z][a-z_-]*)"', source.read_text()))
     return known
@@ -166,4 +167,4 @@ def test_flags_in_the_text_exist(page: str, monkeypatch: pytest.MonkeyPatch):
     prose = re.sub(r"^ *```.*?^ *```", "", PAGES[page], flags=re.M | re.S)
     named = set(re.findall(r"`(--[a-z][a-z_-]*)[^`]*`", prose))
     named = {name for name in named if not name.startswith("--config")}
-    assert named <= _known_flags() | OTHER_FLAGS
+    assert named <= _known_flags(page) | OTHER_FLAGS

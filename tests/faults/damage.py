@@ -143,7 +143,7 @@ def results(workdir: Path) -> dict[str, Any]:
                 events += [
                     [event.step, v.tag, v.SerializeToString().hex()]
                     for v in event.summary.value
-                    if not v.tag.removeprefix("training/").startswith(TIMES)
+                    if not v.tag.removeprefix("Training/").startswith(TIMES)
                     and v.tag not in ("recipe", "command")  # of each call of `train`
                 ]
     lines = []

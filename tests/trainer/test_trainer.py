@@ -1051,8 +1051,8 @@ def test_logs_of_every_step_stand_once_after_a_kill(tmp_path):
         for event in tf.compat.v1.train.summary_iterator(str(path))
         for value in event.summary.value
     ]
-    assert sorted(step for step, tag in events if tag == "train/losses/total") == list(range(1, 10))
-    assert sorted(step for step, tag in events if tag == "val/losses/total") == [5, 6, 9]
+    assert sorted(step for step, tag in events if tag == "train/Losses/total") == list(range(1, 10))
+    assert sorted(step for step, tag in events if tag == "val/Losses/total") == [5, 6, 9]
 
 
 # Python values that traced code reads

@@ -105,6 +105,9 @@ def import_ops(
 ) -> list[tf.Tensor]:
     """Copies ops into the function that is being traced.
 
+    Control dependencies of the caller don't apply to the copies: TensorFlow's importer compares
+    tensors with ops there, and fails. Tensors of `given` may have them.
+
     Args:
       graph_def: The ops, without those of `given`.
       given: `{tensor name: tensor}` of the tensors that they use; eager ones are captured.
@@ -122,7 +125,8 @@ def import_ops(
     here = {
         name: graph.capture(one) if isinstance(one, eager) else one for name, one in given.items()
     }
-    return tf.graph_util.import_graph_def(graph_def, here, list(wanted), name="step")
+    with graph.control_dependencies(None):
+        return tf.graph_util.import_graph_def(graph_def, here, list(wanted), name="step")
 
 
 def read_variables(variables: Sequence[tf.Variable], *, joined: bool = False) -> list[tf.Tensor]:

@@ -113,9 +113,17 @@ class StepTraces:
             return self._trace(batch, options)
         if call := self._copied(kind, batch, leaves, xla=False):
             return call
-        before = _ops_here()
-        call = self._trace(batch, options)
-        self._traced.setdefault(kind, []).append(_TracedStep(batch, leaves, call, before))
+        before, created = _ops_here(), []
+
+        def create(following: Callable[..., Any], **kwargs: Any) -> Any:
+            created.append(kwargs.get("name"))
+            return following(**kwargs)
+
+        with tf.variable_creator_scope(create):
+            call = self._trace(batch, options)
+        # `tf.function` traces again what has made variables, and refuses what makes more.
+        if not created:
+            self._traced.setdefault(kind, []).append(_TracedStep(batch, leaves, call, before))
         return call
 
     def compiled(self, batch: Any, options: TraceOptions) -> StepCall:
@@ -186,7 +194,8 @@ class _TracedStep:
             return None
         nest = self._call.tensors()
         wanted = [one.name for one in tf.nest.flatten(nest) if isinstance(one, tf.Tensor)]
-        given = copy.captured | {mine.name: its for mine, its in pairs}
+        # By `identity`, the batch keeps the control dependencies, which copied ops can't have.
+        given = copy.captured | {mine.name: tf.identity(its) for mine, its in pairs}
         given = {name: one for name, one in given.items() if name in copy.inputs}
         found = iter(_upstream.import_ops(copy.ops, given, wanted))
         tensors: Any = tf.nest.map_structure(
