@@ -9,7 +9,6 @@ from tfloss.evaluation.metrics import Mode
 from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.monitored_metric import known_mode
-from tfloss.step.logged_norms import TAG
 
 _LOSSES, _WEIGHTED = "losses/", "weighted_losses/"
 _SET_BY_CALLBACKS = "learning_rate"  # the current one; Keras's own callbacks add it
@@ -23,12 +22,12 @@ def epoch_logs(means: Mapping[str, float]) -> dict[str, float]:
 
     Returns:
       `loss` for the total, each loss by its name, and all other scalars by their tags. Weighted
-      losses, the learning rate and norms that not every epoch has are left out.
+      losses and the learning rate are left out.
     """
     found = {
         tag.removeprefix(_LOSSES): value
         for tag, value in means.items()
-        if not tag.startswith((_WEIGHTED, TAG)) and tag != _SET_BY_CALLBACKS
+        if not tag.startswith(_WEIGHTED) and tag != _SET_BY_CALLBACKS
     }
     total = found.pop("total", None)
     return ({} if total is None else {"loss": total}) | {

@@ -19,7 +19,6 @@ TRAIN = "train"
 BOOKKEEPING = (
     "examples_per_second",
     "gradient_norm",
-    "gradient_norm_of_step",
     "input",
     "learning_rate",
     "loss_scale",

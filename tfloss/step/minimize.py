@@ -17,7 +17,7 @@ from tfloss.data.batches import MicroBatches
 from tfloss.distribute.strategy import is_chief
 from tfloss.forward.losses import LossWeights
 from tfloss.optimizers.groups import Group, due_sets
-from tfloss.optimizers.sparse_gradients import Form, in_form, sparse_form
+from tfloss.optimizers.sparse_gradients import Form, sparse_form
 from tfloss.step import update
 from tfloss.step.backward import Backward, BackwardTrace
 from tfloss.step.balance import Balance
@@ -25,7 +25,6 @@ from tfloss.step.example_weights import example_weights
 from tfloss.step.finite_check import FiniteCheck, all_finite
 from tfloss.step.gradients import StepGradients, accumulate
 from tfloss.step.gradients_by_loss import LossGradientRequest
-from tfloss.step.logged_norms import add_norms, norms_if_logged
 from tfloss.step.normalisers import NormaliserPass
 from tfloss.step.output import TOTAL, OutputBuilder, ReplicaSpec
 from tfloss.step.skipping import Skipping
@@ -53,7 +52,6 @@ class Minimize:
       options: Options of the trace.
       start: What the guard read before the step, or None.
       layout: What counts as an example.
-      log_every: Steps between logs, at which the norms of gradients are reported, or None.
     """
 
     strategy: tf.distribute.Strategy
@@ -68,7 +66,6 @@ class Minimize:
     options: TraceOptions
     start: Any
     layout: BatchLayout = ROWS_ARE_EXAMPLES
-    log_every: int | None = None
 
     def __call__(
         self,
@@ -109,7 +106,7 @@ class Minimize:
             index = tf.gather(turn, tf.math.floormod(step, len(period)))
             calls = [functools.partial(update_due, due) for due in branches]
             outputs = tf.switch_case(index, calls)
-        vector, norms, logged, applied, passes, token, summaries, watched = outputs
+        vector, norms, applied, passes, token, summaries, watched = outputs
         traces, names = [one for one, _ in traces], [one for _, one in traces]
         spec = traces[0].spec
         if names[0] is not None:
@@ -118,7 +115,6 @@ class Minimize:
         losses = output.add(spec, vector, by_name, self.groups)
         for name, norm in zip(self.groups, norms, strict=False):
             output.add_scalar(f"gradient_norm{self.tags[name]}", norm)
-        add_norms(output, self.tags, logged)
         if self.skipping.active:
             self._add_skipped(output, applied)
         output.updates.append(token)
@@ -137,10 +133,10 @@ class Minimize:
         """Updates the groups that are due; perhaps in a branch.
 
         Returns:
-          The reduced vector, the groups' gradient norms, those of a logged step, whether the update
-          was applied, whether the check of losses and gradients passed and that of losses, a tensor
-          that comes after it, the summaries of each replica and micro-batch, and what is watched;
-          what the trace of the passes found out, and the names of what is watched.
+          The reduced vector, the groups' gradient norms, whether the update was applied, whether
+          the check of losses and gradients passed and that of losses, a tensor that comes after it,
+          the summaries of each replica and micro-batch, and what is watched; what the trace of the
+          passes found out, and the names of what is watched.
         """
         strategy, guard, skipping = self.strategy, self.options.guard, self.skipping
         guarded = None if guard is None else guard.snapshot()
@@ -198,9 +194,8 @@ class Minimize:
         if watching is not None:
             watched, names = watching.watched(found.trace, reduced, due)
         summaries = list(found.summaries.values())
-        known, logged = self._norms(reduced, due), self._logged_norms(reduced, reached, due, step)
-        passed = [check.passed, check.losses_passed]
-        outputs = [reduced.vector, known, logged, applied, passed, token, summaries, watched]
+        known, passed = self._norms(reduced, due), [check.passed, check.losses_passed]
+        outputs = [reduced.vector, known, applied, passed, token, summaries, watched]
         return outputs, (found.trace, names)
 
     def _norms(self, reduced: update.Reduced, due: tuple[str, ...]) -> list[tf.Tensor]:
@@ -209,29 +204,6 @@ class Minimize:
             return []
         norms = dict(zip(due, reduced.norms, strict=False))
         return [norms.get(name, tf.constant(0.0)) for name in self.groups]
-
-    def _logged_norms(
-        self,
-        reduced: update.Reduced,
-        variables: Sequence[Sequence[Any]],
-        due: tuple[str, ...],
-        step: tf.Tensor,
-    ) -> list[list[tf.Tensor]]:
-        """The norm of the gradient of each group at a logged step, and its weight."""
-        if self.log_every is None or self.skipping.active or self.clip_norm is not None:
-            return []
-        local, static = self.strategy.experimental_local_results, self.options.mode == "loop"
-
-        def gradients(group: str, each: Sequence[Any], mine: Sequence[Any]) -> list[Any]:
-            form = sparse_form(self.groups[group].optimizer, norm=True, static=static)
-            return [in_form(local(g)[0], v, form) for g, v in zip(each, mine, strict=True)]
-
-        parts = zip(due, reduced.gradients.weights, variables, strict=True)
-        found = norms_if_logged(
-            step, self.log_every, {part[0]: functools.partial(gradients, *part) for part in parts}
-        )
-        nothing = [tf.constant(0.0), tf.constant(0.0)]
-        return [found.get(name, nothing) for name in self.groups]
 
     def _watching(self) -> Watching | None:
         """What is watched, if this step is."""

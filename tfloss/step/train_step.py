@@ -73,8 +73,6 @@ class TrainStep:
       averages: Averages of the weights, with `ema`, after `build`.
       skipping: Decides whether an update is applied, and counts those that are not.
       freezing: What is frozen for a part of the run.
-      log_every: Steps between logs, which a trainer sets. At them the norm of the gradient is
-        reported as `gradient_norm_of_step`, unless it is computed at each step.
 
     Raises:
       ModelError: The model or optimizer was created outside of the strategy's scope.
@@ -114,7 +112,6 @@ class TrainStep:
         self.counter = counter("step")
         self.averages: Averages | None = None
         self.freezing = Freezing(model)
-        self.log_every: int | None = None
         self._precision = precision
         if precision is not None:
             set_precision(model, precision)
@@ -211,7 +208,6 @@ class TrainStep:
             options=options,
             start=start,
             layout=self.batch_layout,
-            log_every=self.log_every,
         )
         micro_batches = batch if isinstance(batch, MicroBatches) else MicroBatches([batch])
         losses, traces = minimize(forward, micro_batches, tf.identity(self.counter), output)

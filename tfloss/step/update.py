@@ -100,7 +100,7 @@ def reduce(
         ]
         found = []
         if norms:
-            found = [global_norm(each) for each in weights]
+            found = [_norm(each) for each in weights]
         elif sums:
             found = [
                 element_sum([*each, *over]) for each, over in zip(weights, overwriting, strict=True)
@@ -124,15 +124,8 @@ def _nested(flat: list[Any], like: list[list[Any]]) -> list[list[Any]]:
     return [[next(rest) for _ in each] for each in like]
 
 
-def global_norm(gradients: list[Any]) -> tf.Tensor:
-    """Returns the global norm. TensorFlow refuses gradients of several dtypes.
-
-    Args:
-      gradients: Tensors, or IndexedSlices without repeated rows.
-
-    Returns:
-      float32 scalar.
-    """
+def _norm(gradients: list[Any]) -> tf.Tensor:
+    """The global norm, float32. TensorFlow refuses gradients of several dtypes."""
     by_dtype: dict[Any, list[Any]] = {tf.float32: []}
     for one in gradients:
         value = one.values if isinstance(one, tf.IndexedSlices) else one

@@ -162,7 +162,7 @@ class Trainer:
         self.checkpoints = self.workdir and CheckpointDirectory(self.workdir / "checkpoints")
         self.model = self.train_step.model
         self.optimizer = optimizer_of(self.train_step) if optimizer is None else optimizer
-        self.state, self.train_step.log_every = CheckpointedVariables(self.train_step), log_every
+        self.state = CheckpointedVariables(self.train_step)
         self._run = RunState(
             self.train_step.counter,
             self.agreement,
