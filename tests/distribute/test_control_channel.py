@@ -88,7 +88,7 @@ def test_errors_are_forgiven_once_all_go_on():
         made[1].tell("error", "KeyboardInterrupt()")
         on_all(made, lambda one: one.gather("the end", 0))
         assert "KeyboardInterrupt" in made[0].failure()
-        on_all(made, lambda one: one.gather("train again", 0, anew=True))
+        on_all(made, lambda one: one.gather("train again", 0, forget_errors=True))
         assert made[0].failure() == ""
         made[1].tell("error", "ValueError: mine")  # maybe before the first one goes on
         assert "ValueError" in made[0].failure(5.0)

@@ -30,8 +30,8 @@ class Recorder:
 
     workers, index = 2, 0
 
-    def gather(self, place, value, *, anew):
-        self.anew = anew
+    def gather(self, place, value, *, forget_errors):
+        self.forget_errors = forget_errors
         return [value, value]
 
     def require_equal(self, values, advice, place):
@@ -44,7 +44,7 @@ def settings(step=None, hooks=(), data=None, **options):
     recorder = Recorder()
     trainer = SimpleNamespace(agreement=recorder, train_step=step, hooks=list(hooks))
     compare_workers(trainer, BatchReader(data or rows([1.0, 2.0], 2), STRATEGY), options)
-    assert recorder.anew
+    assert recorder.forget_errors
     return recorder.values
 
 
@@ -124,7 +124,7 @@ def test_the_source_of_the_users_modules_is_compared(tmp_path, monkeypatch):
 
 def test_modules_that_one_worker_does_not_load_do_not_count(monkeypatch):
     class Other(Recorder):
-        def gather(self, place, value, *, anew):
+        def gather(self, place, value, *, forget_errors):
             return [value, {"tfloss": value["tfloss"]}]
 
     recorder = Other()

@@ -56,13 +56,14 @@ class Agreement:
         signature = [tf.TensorSpec([None], tf.float64)]
         self._total = tf.function(total, input_signature=signature, autograph=False)
 
-    def gather(self, place: str, value: Any, *, anew: bool = False) -> list[Any]:
+    def gather(self, place: str, value: Any, *, forget_errors: bool = False) -> list[Any]:
         """Returns what each worker gave. All workers must call it.
 
         Args:
           place: What the program does here, for messages: "save a checkpoint".
           value: A JSON value.
-          anew: Whether errors that the workers reported before are forgotten, since they go on.
+          forget_errors: Whether errors that the workers reported before no longer count, since the
+            workers continue.
 
         Returns:
           The values by worker.
@@ -73,7 +74,7 @@ class Agreement:
         if self.workers == 1:
             return [value]
         if self._channel is not None:
-            return self._channel.gather(place, value, anew=anew)
+            return self._channel.gather(place, value, forget_errors=forget_errors)
         content = np.frombuffer(json.dumps([place, value]).encode(), np.uint8)
         lengths = np.zeros(self.workers)
         lengths[self.index] = len(content)

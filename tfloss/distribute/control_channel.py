@@ -109,14 +109,15 @@ class ControlChannel:
         self._failed |= kind == "error"
         self._links.send({"tell": kind, "text": text})
 
-    def gather(self, place: str, value: Any, *, anew: bool = False) -> list[Any]:
+    def gather(self, place: str, value: Any, *, forget_errors: bool = False) -> list[Any]:
         """Waits until all workers have called it, and returns what each one gave.
 
         Args:
           place: What the program does here, for messages: "save a checkpoint". Workers that are at
             different places don't do the same.
           value: A JSON value.
-          anew: Whether errors that the workers reported before are forgotten, since they go on.
+          forget_errors: Whether errors that the workers reported before no longer count, since the
+            workers continue.
 
         Returns:
           The values of all workers, by rank.
@@ -130,8 +131,10 @@ class ControlChannel:
         with self._gathering:
             self._count += 1
             count = self._count
-            self._failed &= not anew
-            self._links.send({"count": count, "place": place, "value": value, "anew": anew})
+            self._failed &= not forget_errors
+            self._links.send(
+                {"count": count, "place": place, "value": value, "forget_errors": forget_errors}
+            )
             found = self._wait(count, place)
         found[self.rank] = {"place": place, "value": value}
         if any(one["place"] != place for one in found.values()):
@@ -240,7 +243,7 @@ class ControlChannel:
                     "place": str(message["place"]),
                     "value": message["value"],
                 }
-                if message["anew"]:  # what it reports from now on counts, however late this one is
+                if message["forget_errors"]:  # later reports count, however late this message is
                     self._errors.pop(rank, None)
                 self._changed.notify_all()
         elif "bye" in message:

@@ -71,7 +71,7 @@ def compare_workers(
     if agreement.workers == 1:
         return
     place = "the comparison of the settings, before training"
-    code = agreement.gather(place, _code(), anew=True)
+    code = agreement.gather(place, _code(), forget_errors=True)
     common = set.intersection(*(set(one) for one in code))
     settings = {
         "libraries": versions(),
