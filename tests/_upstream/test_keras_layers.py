@@ -116,6 +116,32 @@ def test_masks_are_attached_to_tensors():
     assert float(error(tf.zeros_like(plain), masked)) == 1.0
 
 
+def test_keras_computes_cross_entropies_of_the_logits_that_are_attached():
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    certain = keras.activations.softmax(tf.constant([[50.0, 0.0]]))
+    attached = _upstream.attached_to(certain)
+    assert float(loss(tf.constant([1]), certain)) == 50.0 and list(attached) == ["logits"]
+    copied = tf.identity(certain)
+    assert float(loss(tf.constant([1]), copied)) < 17.0
+    assert float(loss(tf.constant([1]), _upstream.attach(copied, attached))) == 50.0
+    assert _upstream.attached_to(3.0) == {} == _upstream.attached_to(tf.constant(1.0))
+
+    @tf.function
+    def of_operation():
+        return _upstream.attached_to(tf.nn.softmax([[50.0, 0.0]]))
+
+    @tf.function
+    def losses(attached):
+        probabilities = tf.constant([[1.0, 0.0]])
+        return loss(tf.constant([1]), probabilities), loss(
+            tf.constant([1]), _upstream.attach(probabilities, attached)
+        )
+
+    assert list(of_operation()) == ["Softmax"]
+    clipped, exact = losses(of_operation())
+    assert float(clipped) < 17.0 and float(exact) == 50.0
+
+
 def test_paths_by_parents_do_not_depend_on_the_first_call():
     layer = keras.layers.Dense(1, name="d")
     layer.build((None, 1))

@@ -239,6 +239,46 @@ def test_masked_words_do_not_count(count, replicas):
     assert evaluator.run(data)["mae"] == pytest.approx(13 / 7)
 
 
+class _Certain(keras.Model):
+    """Gives probabilities that are rounded to 0 and 1: their logits are far apart."""
+
+    def __init__(self, activation, shape):
+        super().__init__(name="certain")
+        self.activation, self.shape = activation, shape
+
+    def call(self, batch, training=False):
+        return {"p": self.activation(tf.reshape(batch["x"], self.shape))}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("activation", "shape", "cross_entropy"),
+    [
+        (keras.activations.softmax, [-1, 2], keras.metrics.SparseCategoricalCrossentropy),
+        (tf.nn.softmax, [-1, 2], keras.metrics.SparseCategoricalCrossentropy),
+        (keras.activations.sigmoid, [-1, 1], keras.metrics.BinaryCrossentropy),
+        (keras.activations.sigmoid, [-1], keras.metrics.BinaryCrossentropy),
+        (tf.nn.sigmoid, [-1], keras.metrics.BinaryCrossentropy),
+    ],
+)
+def test_a_cross_entropy_is_computed_of_the_logits(
+    activation, shape, cross_entropy, count, replicas
+):
+    """As in `keras.Model.evaluate`. Of float32 probabilities it would end at 16."""
+    logits = np.float32([50, 30, -20, -40, 60])
+    rows = np.stack([np.zeros_like(logits), logits], 1) if shape[-1] == 2 else logits[:, None]
+    labels = np.int32([0, 0, 0, 1, 1])
+    data = tf.data.Dataset.from_tensor_slices({"x": rows, "y": labels}).batch(4)
+    bound = metric(
+        cross_entropy(),
+        lambda b, p: (b["y"] if len(shape) == 1 or shape[-1] == 2 else b["y"][:, None], p["p"]),
+    )
+    with replicas(count).scope():
+        evaluator = Evaluator(_Certain(activation, shape), {"loss": bound})
+    # log(1 + exp(50)), 30, exp(-20), 40 and exp(-60)
+    assert evaluator.run(data)["loss"] == pytest.approx((50 + 30 + 40) / 5, abs=1e-6)
+
+
 # Each forward runs only for who needs it
 
 

@@ -234,6 +234,30 @@ def test_circle_loss_compares_the_examples_of_all_replicas(replicas):
     np.testing.assert_allclose(values[1][1], values[0][1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("activation", [keras.activations.softmax, tf.nn.softmax])
+def test_a_cross_entropy_of_the_whole_batch_is_computed_of_the_logits(activation, replicas):
+    """The probabilities are rounded to 0 and 1, so that they have no gradient."""
+    logits, labels = np.float32([[0, 50], [20, 0], [0, 0]]), np.float32([[1, 0], [0, 1], [0, 1]])
+    kernel = np.eye(2, dtype=np.float32)
+    probabilities = np.float32([[0, 1], [1, 0], [0.5, 0.5]])
+    for count in (1, 2):
+        with (strategy := replicas(count)).scope():
+            dense = keras.layers.Dense(2, activation, False, kernel_initializer="identity")
+            loss = lambda y, p: tf.reduce_mean(keras.losses.categorical_crossentropy(y, p))  # noqa: E731
+            model, optimizer = (
+                supervised(keras.Sequential([dense]), loss),
+                keras.optimizers.SGD(1.0),
+            )
+        trainer = tfloss.Trainer(
+            model, optimizer, strategy=strategy, default_hooks=False, jit=False
+        )
+        data = tf.data.Dataset.from_tensors((logits, labels))
+        total = trainer.train(data, steps=1).losses["total"]
+        assert total == pytest.approx((50 + 20 + np.log(2)) / 3)
+        expected = kernel - logits.T @ (probabilities - labels) / 3
+        np.testing.assert_allclose(dense.kernel, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("count", "options"), [(1, {"accumulate": 2}), (2, {"jit": True})])
 def test_a_loss_of_the_whole_batch_is_refused_where_there_is_none(count, options, replicas):
     with pytest.raises(LossError, match="'dice' is one value for the whole batch.*accumulate"):

@@ -61,6 +61,8 @@ from tfloss._upstream.keras_compile import (
     wraps_function,
 )
 from tfloss._upstream.keras_layers import (
+    attach,
+    attached_to,
     automatic_name,
     has_own_build,
     in_scratch_graph,
@@ -152,6 +154,8 @@ __all__ = [
     "automatic_name",
     "OutputLoss",
     "adds_losses",
+    "attach",
+    "attached_to",
     "base_train_step_replaced",
     "compiled_loss_replaced",
     "compiled_losses",

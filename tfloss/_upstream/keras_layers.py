@@ -217,6 +217,48 @@ def with_mask(tensor: Any, mask: Any) -> Any:
     return tensor
 
 
+def attached_to(tensor: Any) -> dict[str, tf.Tensor]:
+    """Returns what Keras's losses and metrics know of a tensor besides its values.
+
+    This is its mask, and the logits that a softmax or sigmoid was computed of. Keras computes a
+    cross-entropy of the logits if it finds them, and otherwise of the probabilities, which it clips
+    at 1e-7. It finds the logits in an attribute or by the operation. Both are lost when a tensor
+    leaves a `tf.function` or is concatenated.
+
+    Returns:
+      "mask", "logits" (of the attribute), "Softmax" or "Sigmoid" (logits of this operation), as far
+      as the tensor has them.
+    """
+    if not tf.is_tensor(tensor):
+        return {}
+    logits = getattr(tensor, "_keras_logits", None)
+    found = {"mask": mask_of(tensor), "logits": logits}
+    if logits is None and tf.is_symbolic_tensor(tensor) and tensor.op.type in _PROBABILITIES:
+        found[tensor.op.type] = tensor.op.inputs[0]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def attach(tensor: Any, attached: dict[str, tf.Tensor]) -> Any:
+    """Makes what `attached_to` has returned known to Keras's losses and metrics again.
+
+    Returns:
+      The tensor, or one of the same values if Keras looks for the operation. Outside of a
+      `tf.function` Keras doesn't look for it.
+    """
+    for name in _PROBABILITIES.keys() & attached.keys():
+        if not tf.executing_eagerly():
+            tensor = _PROBABILITIES[name](attached[name])
+    if "logits" in attached:
+        tensor._keras_logits = attached["logits"]
+    return with_mask(tensor, attached.get("mask"))
+
+
+_PROBABILITIES: dict[str, Callable[[Any], Any]] = {
+    "Softmax": tf.nn.softmax,
+    "Sigmoid": tf.nn.sigmoid,
+}
+
+
 def weights_with_mask(sample_weight: Any, mask: Any, dtype: str) -> Any:
     """Merges sample weights and a mask as `keras.losses.Loss` does before it reduces its values.
 

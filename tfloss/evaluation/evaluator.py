@@ -197,23 +197,23 @@ class Evaluator:
             self._needs_predictions = any(map(takes_predictions, self._host.values())) or any(
                 update.needs_predictions(batch) for update in self._keras.values()
             )
-        predictions, masks, losses = None, list[Any](), list[Any]()
+        predictions, attached, losses = None, list[Any](), list[Any]()
         if self._needs_predictions or self.losses:
-            predictions, masks, losses = self._forwards_explained(parts, step)
+            predictions, attached, losses = self._forwards_explained(parts, step)
         if self._keras:
-            predictions = _with_masks(predictions, masks)
+            predictions = _with_attached(predictions, attached)
             for update in self._keras.values():
                 update.choose(batch, predictions)
             try:
-                self._update(batch, predictions, masks)
+                self._update(batch, predictions, attached)
             except MetricError as error:
                 raise error from error.__context__  # TensorFlow has dropped the cause
         self._update_host_metrics(batch, predictions)
         return predictions, losses
 
-    def _update_keras_metrics(self, batch: Any, predictions: Any, masks: list[Any]) -> None:
+    def _update_keras_metrics(self, batch: Any, predictions: Any, attached: list[Any]) -> None:
         """Adds a batch to the Keras metrics. Traced, cross-replica."""
-        predictions = _with_masks(predictions, masks)
+        predictions = _with_attached(predictions, attached)
         for update in self._keras.values():
             update(batch, predictions)
 
@@ -239,8 +239,8 @@ class Evaluator:
         try:
             if not (predict and losses and run[True, True].changes_state(*arguments)):
                 return run[predict, losses](*arguments)
-            predictions, masks, _ = run[True, False](*arguments)
-            return predictions, masks, run[False, True](*arguments)[2]
+            predictions, attached, _ = run[True, False](*arguments)
+            return predictions, attached, run[False, True](*arguments)[2]
         except tf.errors.InvalidArgumentError as error:
             if not _upstream.caused_by_unequal_shapes_in_concat(error):
                 raise
@@ -256,8 +256,8 @@ class Evaluator:
         """Runs the forwards that are needed. Traced, cross-replica.
 
         Returns:
-          The predictions of all parts, or None; the mask of each tensor among them, or None; the
-          losses of each part, or [].
+          The predictions of all parts, or None; for each tensor among them, what Keras has attached
+          to it; the losses of each part, or [].
         """
         sizes = [self.batch_layout.count(part) for part in parts]
 
@@ -272,11 +272,11 @@ class Evaluator:
                 return predicted, self._training_losses(parts[index], step, example_weight)
 
         if len(parts) == 1:
-            (predictions, masks), one = replica(0)
+            (predictions, attached), one = replica(0)
             found = [one]
         else:
-            (predictions, masks), found = self._run_replicas(replica)
-        return predictions, masks, found if losses else []
+            (predictions, attached), found = self._run_replicas(replica)
+        return predictions, attached, found if losses else []
 
     def _run_replicas(self, replica: Callable[[int], Any]) -> tuple[Any, list[tf.Tensor]]:
         def run_part() -> Any:
@@ -290,11 +290,13 @@ class Evaluator:
         return tf.nest.pack_sequence_as(predicted, joined), list(local(losses))
 
     def _predictions(self, part: Any, step: tf.Tensor) -> tuple[Any, list[Any]]:
-        """Returns the predictions, and their masks. Replica code."""
+        """Returns the predictions, and what Keras has attached to them. Replica code."""
         with forward_context(step, recording=False) as context, context.silent():
             predictions = self.model(part, training=False)
         _check_predictions(predictions)
-        return predictions, [_upstream.mask_of(x) for x in tf.nest.flatten(predictions)]
+        if not self._keras:
+            return predictions, []
+        return predictions, [_upstream.attached_to(x) for x in tf.nest.flatten(predictions)]
 
     def _training_losses(self, part: Any, step: tf.Tensor, example_weight: Any) -> tf.Tensor:
         """Returns the losses of the training forward, without changing state. Replica code."""
@@ -331,12 +333,12 @@ class _FirstAndOther:
             self.other = batch
 
 
-def _with_masks(predictions: Any, masks: list[Any]) -> Any:
-    """Attaches to tensors the masks that Keras had attached to them in the model."""
-    if not any(mask is not None for mask in masks):
+def _with_attached(predictions: Any, attached: list[Any]) -> Any:
+    """Attaches to tensors the masks and logits that Keras had attached to them in the model."""
+    if not any(attached):
         return predictions
-    leaves = zip(tf.nest.flatten(predictions), masks, strict=True)
-    return tf.nest.pack_sequence_as(predictions, [_upstream.with_mask(*one) for one in leaves])
+    leaves = zip(tf.nest.flatten(predictions), attached, strict=True)
+    return tf.nest.pack_sequence_as(predictions, [_upstream.attach(*one) for one in leaves])
 
 
 def _check_predictions(predictions: Any) -> None:

@@ -247,16 +247,19 @@ def _to_tensor(leaf: Any) -> Any:
 
 
 def _expand(leaf: Any) -> Any:
-    return _upstream.with_mask(tf.expand_dims(leaf, -1), _upstream.mask_of(leaf))
+    attached = _upstream.attached_to(leaf)
+    attached.pop("Softmax", None)  # over the examples
+    expanded = {k: v if k == "mask" else tf.expand_dims(v, -1) for k, v in attached.items()}
+    return _upstream.attach(tf.expand_dims(leaf, -1), expanded)
 
 
 def _slice(nest: Any, start: int, stop: int) -> Any:
-    """Cuts the examples of a nest, and of the masks that Keras has attached to its tensors."""
+    """Cuts the examples of a nest, and of what Keras has attached to its tensors."""
     sliced = slice_examples(nest, start, stop)
 
     def attach(part: Any, leaf: Any) -> Any:
-        mask = _upstream.mask_of(leaf)
-        return part if mask is None else _upstream.with_mask(part, mask[start:stop])
+        attached = _upstream.attached_to(leaf)
+        return _upstream.attach(part, {k: v[start:stop] for k, v in attached.items()})
 
     return tf.nest.map_structure(attach, sliced, nest)
 

@@ -99,11 +99,10 @@ def _of_whole_batch(
 
     def gather(x: Any) -> Any:
         x = tf.convert_to_tensor(x)
-        mask = _upstream.mask_of(x)
         if x.dtype == tf.bool:  # only numbers can be gathered
             return tf.cast(cross_replica_concat(tf.cast(x, tf.int32)), tf.bool)
-        gathered = cross_replica_concat(x)
-        return gathered if mask is None else _upstream.with_mask(gathered, gather(mask))
+        attached = {name: gather(value) for name, value in _upstream.attached_to(x).items()}
+        return _upstream.attach(cross_replica_concat(x), attached)
 
     arguments = [y_true, y_pred] if sample_weight is None else [y_true, y_pred, sample_weight]
     value: Any = loss(*(tf.nest.map_structure(gather, one) for one in arguments))
