@@ -1,6 +1,7 @@
 """A small conv net for 8x8 digits that owns its loss."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -35,6 +36,14 @@ class Classifier(keras.Model):
             tfloss.summary.image("inputs", batch["image"], max_outputs=4)
             return {"cross_entropy": cross_entropy(batch["label"], logits)}
         return {"probabilities": tf.nn.softmax(logits)}
+
+    def evaluation_metrics(self) -> dict[str, Any]:
+        """Returns the metrics of an evaluation, by name."""
+        accuracy = tfloss.metric(
+            keras.metrics.SparseCategoricalAccuracy(),
+            lambda batch, predictions: (batch["label"], predictions["probabilities"]),
+        )
+        return {"accuracy": accuracy}
 
 
 def cross_entropy(label: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

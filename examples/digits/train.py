@@ -3,14 +3,11 @@
 python examples/digits/train.py --config=configs/digits.py --workdir=runs/digits
 """
 
-from pathlib import Path
-
 import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    """Trains, evaluates or exports, as `--mode` says."""
     # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
@@ -25,25 +22,16 @@ def main(run: app.Run) -> None:
             0.0, config.steps, warmup_target=config.optimizer.learning_rate, warmup_steps=50
         )
         optimizer = keras.optimizers.AdamW(rate, config.optimizer.weight_decay)
-        accuracy = tfloss.metric(
-            keras.metrics.SparseCategoricalAccuracy(),
-            lambda batch, predictions: (batch["label"], predictions["probabilities"]),
-        )
-
-    def export(model: keras.Model, path: Path) -> None:
-        tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 8, 8, 1])})
-
     run.train_and_evaluate(
         run.trainer(model, optimizer),
         train,
         val,
-        {"accuracy": accuracy},
+        test_data=test,
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
         losses=True,
         best="val/accuracy",
-        export=export,
-        test_data=test,
+        export={"image": tf.TensorSpec([None, 8, 8, 1])},
     )
 
 

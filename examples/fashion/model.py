@@ -54,6 +54,14 @@ class Classifier(keras.Model):
         tfloss.summary.scalar("accuracy", tf.reduce_mean(tf.cast(right, tf.float32)))
         return {"cross_entropy": tf.reduce_mean(each)}
 
+    def evaluation_metrics(self) -> dict[str, Any]:
+        """Returns the metrics of an evaluation, by name."""
+        accuracy = tfloss.metric(
+            keras.metrics.SparseCategoricalAccuracy(),
+            lambda batch, predictions: (batch["label"], predictions["probabilities"]),
+        )
+        return {"accuracy": accuracy}
+
     def mixed(self, image: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Mixes three in ten images with up to half of their neighbour in the batch (mixup).
 

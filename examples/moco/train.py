@@ -3,14 +3,11 @@
 python examples/moco/train.py --config=configs/moco.py --workdir=runs/moco
 """
 
-from pathlib import Path
-
 import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    """Trains, evaluates or exports, as `--mode` says."""
     # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
@@ -26,20 +23,16 @@ def main(run: app.Run) -> None:
             0.0, config.steps, warmup_target=config.optimizer.learning_rate, warmup_steps=100
         )
         optimizer = keras.optimizers.AdamW(rate, config.optimizer.weight_decay)
-
-    def export(model: keras.Model, path: Path) -> None:
-        tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 28, 28, 1])})
-
     run.train_and_evaluate(
         run.trainer(model, optimizer),
         train,
         val,
         {"probe": LinearProbe()},
+        test_data=test,
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
         best="val/probe",
-        export=export,
-        test_data=test,
+        export={"image": tf.TensorSpec([None, 28, 28, 1])},
     )
 
 

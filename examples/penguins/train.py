@@ -3,14 +3,11 @@
 python examples/penguins/train.py --config=configs/penguins.py --workdir=runs/penguins
 """
 
-from pathlib import Path
-
 import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    """Trains, evaluates or exports, as `--mode` says."""
     # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
@@ -24,25 +21,21 @@ def main(run: app.Run) -> None:
         model = Penguins(statistics, **config.model)
         rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.steps)
         optimizer = keras.optimizers.AdamW(rate, config.weight_decay)
-        metrics = metrics_of(model.tasks)
     # The reconstruction task shapes the trunk early on, then its weight decays to 0.
     fade = keras.optimizers.schedules.PolynomialDecay(1.0, config.steps // 2, 0.0)
     weights = {"reconstruction": fade} if "reconstruction" in model.tasks else None
-
-    def export(model: keras.Model, path: Path) -> None:
-        island = tf.TensorSpec([None], tf.int64)
-        inputs = {"measurements": tf.TensorSpec([None, 3]), "island": island}
-        tfloss.export(model, path, inputs=inputs)
-
     run.train_and_evaluate(
         run.trainer(model, optimizer, loss_weights=weights),
         train,
         val,
-        metrics,
+        metrics_of(model.tasks),
+        test_data=test,
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
-        export=export,
-        test_data=test,
+        export={
+            "measurements": tf.TensorSpec([None, 3]),
+            "island": tf.TensorSpec([None], tf.int64),
+        },
     )
 
 

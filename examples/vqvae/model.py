@@ -65,6 +65,14 @@ class Autoencoder(keras.Model):
         tfloss.summary.draw("reconstructed", _draw_pairs, image[:8], found[:8])
         return {"reconstruction": tf.reduce_mean((found - image) ** 2)}
 
+    def evaluation_metrics(self) -> dict[str, Any]:
+        """Returns the metrics of an evaluation, by name."""
+        error = tfloss.metric(
+            keras.metrics.MeanSquaredError(),
+            lambda batch, predictions: (batch["image"], predictions["reconstruction"]),
+        )
+        return {"squared_error": error}
+
 
 class Quantizer(layers.Layer):
     """Replaces each vector by the nearest of k codes.

@@ -3,14 +3,11 @@
 python examples/vqvae/train.py --config=configs/vqvae.py --workdir=runs/vqvae
 """
 
-from pathlib import Path
-
 import tfloss
 from tfloss import app
 
 
 def main(run: app.Run) -> None:
-    """Trains, evaluates or exports, as `--mode` says."""
     # Keras and TensorFlow start here, so that a typo in a flag fails before.
     import keras
     import tensorflow as tf
@@ -24,25 +21,15 @@ def main(run: app.Run) -> None:
         model = Autoencoder(kind(**config[config.bottleneck]), config.width)
         rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.steps)
         optimizer = keras.optimizers.Adam(rate)
-        error = tfloss.metric(
-            keras.metrics.MeanSquaredError(),
-            lambda batch, predictions: (batch["image"], predictions["reconstruction"]),
-        )
-
-    def export(model: keras.Model, path: Path) -> None:
-        tfloss.export(model, path, inputs={"image": tf.TensorSpec([None, 28, 28, 1])})
-
     run.train_and_evaluate(
         run.trainer(model, optimizer),
         train,
         val,
-        {"squared_error": error},
+        test_data=test,
         steps=config.steps,
         every=tfloss.Every(steps=config.eval_every),
         best="val/squared_error",
-        best_mode="min",
-        export=export,
-        test_data=test,
+        export={"image": tf.TensorSpec([None, 28, 28, 1])},
     )
 
 

@@ -303,7 +303,7 @@ def test_a_model_with_its_own_evaluation_is_refused_there():
     trainer = _trainer(_compiled(OwnTest()))
     with pytest.raises(ModelError, match="'line' has its own test_step.*losses=True"):
         trainer.evaluate(_DATA)
-    assert trainer.evaluate(_DATA, losses=True)["losses/total"] == pytest.approx(11 / 3)
+    assert trainer.evaluate(_DATA, {}, losses=True)["losses/total"] == pytest.approx(11 / 3)
 
 
 def test_an_own_loss_divides_by_the_count_of_the_global_batch(replicas):

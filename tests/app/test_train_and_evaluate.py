@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tfloss
 from tfloss import app
-from tfloss.errors import CheckpointError
+from tfloss.errors import CheckpointError, ExportError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -209,6 +209,39 @@ def test_export_exports_the_newest_checkpoint(start, capsys):
     assert results == {}
     assert (run.workdir / "export_step_6" / "w.txt").read_text() == str(1 - 0.5**6)
     assert capsys.readouterr().out == run.where() + "\n"
+
+
+def test_the_inputs_of_a_savedmodel_are_an_export(start):
+    specs = {"x": tf.TensorSpec([None])}
+    run, _ = start(export=specs)
+    start("--mode=export", export=specs)
+
+    for folder in ("export", "export_step_6"):
+        served = tf.saved_model.load(run.workdir / folder).signatures["serving_default"]
+        assert served(x=tf.constant([2.0]))["y"].numpy() == [2 * (1 - 0.5**6)]
+    with pytest.raises(ExportError, match="Input 'x' .* must be a tf.TensorSpec"):
+        start(export={"x": [None]})
+
+
+def test_a_model_s_own_metrics_are_used_if_none_are_given(parse):
+    made = []
+
+    class Owner(Slope):
+        def evaluation_metrics(self):
+            made.append(LastValue())
+            return {"last": made[-1]}
+
+    def script(*flags):
+        run = app.prepare(parse("--nojit", *flags))
+        trainer = run.trainer(Owner(), keras.optimizers.SGD(0.25))
+        options = {"steps": 6, "every": EVERY, "best": "val/last", "losses": True}
+        return run, run.train_and_evaluate(trainer, *_data(), **options)
+
+    run, results = script()
+    assert results["last"] == 1 - 0.5**6 and results["losses/total"] == pytest.approx(0.25**6)
+    assert set(_values(run, "val/last")) == {2, 4, 6}
+    assert script("--mode=eval", "--follow")[1] == results
+    assert len(made) == 2  # once for each script, so that an evaluation is traced only once
 
 
 def test_export_needs_an_export_function(start):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfloss.detection.drawing import draw_boxes, draw_rows
+from tfloss.detection.drawing import draw_boxes, draw_predictions, draw_rows
 
 RED = [255, 0, 0]
 
@@ -59,6 +59,19 @@ def test_a_caption_stands_on_the_color_of_its_box_and_within_the_image():
         label = drawn[top : top + 12, left : left + 20]
         assert _red(label).mean() > 0.3  # the ground
         assert (label.min(-1) > 128).any()  # white text
+
+
+def test_predictions_are_drawn_as_their_boxes_are():
+    image = np.zeros([3, 300, 300, 3])
+    found = {
+        "boxes": np.tile([[[20.0, 20, 60, 60], [100, 100, 150, 150]]], [3, 1, 1]),
+        "scores": np.tile([[0.9, 0.2]], [3, 1]),
+        "labels": np.tile([[1, 0]], [3, 1]),
+    }
+    drawn = draw_predictions({"image": image, "id": np.arange(3)}, found, max_images=2)
+    shown = [found[name][:2] for name in ("boxes", "scores", "labels")]
+    np.testing.assert_array_equal(drawn, draw_boxes(image[:2], *shown, score_threshold=0.3))
+    assert drawn[:, :90].any() and not drawn[:, 90:].any()  # a score of 0.2 is too low
 
 
 def test_rows_are_enlarged_and_named():

@@ -3,6 +3,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.toys import Accuracy
 from tfloss.common.checksums import tree_checksums
@@ -202,3 +203,15 @@ def test_names_of_temporary_files_that_somebody_else_has_are_left_alone(make_tra
     assert trainer.error is None and (tmp_path / "export").read_text() == "export"
     for name in ("export.partial", "export.old"):
         assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
+def test_the_inputs_of_a_savedmodel_are_an_export(make_trainer, tmp_path):
+    model = keras.Sequential([keras.Input([2], name="x"), keras.layers.Dense(1)])
+    hook = ExportBest("val/accuracy", export=tf.TensorSpec([None, 2], name="x"))
+    trainer_of(make_trainer, tmp_path, [0.5], hook, model=model).train(1)
+    served = tf.saved_model.load(tmp_path / "export").signatures["serving_default"]
+    x = tf.constant([[1.0, 2.0]])
+    np.testing.assert_allclose(served(x=x)["output"], model(x), rtol=1e-6)
+
+    with pytest.raises(ExportError, match="must be a tf.TensorSpec.*got str"):
+        ExportBest("val/accuracy", export="export")

@@ -122,7 +122,8 @@ class _Compiled(keras.Model):
                 raise ModelError(
                     f"Model {self.predictor.name!r} has its own {method}, so its compiled metrics "
                     "are not what its evaluate returns. Give them to the Trainer: "
-                    "evaluate(data, {'accuracy': tfloss.metric(...)}), or losses=True."
+                    "evaluate(data, {'accuracy': tfloss.metric(...)}), or "
+                    "evaluate(data, {}, losses=True)."
                 )
         if self._evaluation is None:
             names = [f"{name}_loss" for name in _upstream.compiled_output_names(self.predictor)]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tfloss.data.distributed import Data
     from tfloss.evaluation.metrics import BoundMetric, HostMetric
     from tfloss.hooks import Every, Hook, OnSteps
+    from tfloss.saved_model.signature import Inputs
     from tfloss.step.trace_options import Jit
     from tfloss.trainer.trainer import Trainer
 
@@ -96,7 +97,7 @@ class Run:
         ema: bool = False,
         best: str | None = None,
         best_mode: Literal["min", "max"] | None = None,
-        export: "Callable[[keras.Model, Path], Any] | None" = None,
+        export: "Callable[[keras.Model, Path], Any] | Inputs | None" = None,
         test_data: "Data | None" = None,
         hooks: "Sequence[Hook]" = (),
         batch_size: int | None = None,
@@ -124,7 +125,8 @@ class Run:
           train_data: Training batches. `--overfit_batches` applies to them.
           eval_data: A finite data set of evaluation batches. What selects a checkpoint or an export
             is measured on them, so it is the validation set if there is a test set, too.
-          metrics: Metrics by name, as `Trainer.evaluate` takes them.
+          metrics: Metrics by name, as `Trainer.evaluate` takes them. None: those of the model's
+            method `evaluation_metrics()`.
           steps: The number of training steps. `--max_steps` may lower it.
           every: How often to evaluate and to save a checkpoint.
           losses: Whether evaluations also report the losses of the training forward.
@@ -133,8 +135,8 @@ class Run:
             model is exported to `workdir/export`. None turns this off.
           best_mode: "max" or "min". None: what is known of the metric; see
             `tfloss.hooks.ExportBest`.
-          export: Function `(model, path)` that exports the model to `path`. Without it `best` saves
-            weights only, and `--mode=export` is an error.
+          export: The `inputs` of `tfloss.export`, or a function `(model, path)` that exports the
+            model to `path`. Without it `best` saves weights only, and `--mode=export` is an error.
           test_data: A finite data set that selects nothing. It is evaluated at the end, with the
             weights of the last step, and by `--mode=eval`; not by `--follow`.
           hooks: Further hooks. They run after evaluations and before checkpoints.
@@ -148,18 +150,24 @@ class Run:
           ValueError: The mode is "export", and there is no `export`. Or nobody knows the direction
             of `best`, and there is no `best_mode`. Or `--restore=best`, and there is no `best`.
           CheckpointError: The mode doesn't train, and the workdir has no usable checkpoint.
+          ExportError: `export` is neither a function nor the inputs of a SavedModel.
         """
         from tfloss.app.continuous_evaluation import follow
         from tfloss.data.adapted import has_examples
+        from tfloss.evaluation.metrics import own_metrics
         from tfloss.hooks import Evaluate, ExportBest, SaveCheckpoint
+        from tfloss.hooks.export_best import export_function
 
         def size(data: Any) -> dict[str, Any]:
             return {"batch_size": batch_size} if has_examples(data) else {}
 
         if self.mode == "export" and export is None:
             raise ValueError("--mode=export: give train_and_evaluate an `export` function.")
+        write = None if export is None else export_function(export)
         beside = [*hooks, SaveCheckpoint(every), *self.hooks()]
         options: dict[str, Any] = {"losses": losses, "ema": ema}
+        if metrics is None and self.evaluates:
+            metrics = own_metrics(trainer.model)
         evaluate = last = Evaluate(
             eval_data, metrics or {}, every=every, **options, **size(eval_data)
         )
@@ -167,9 +175,9 @@ class Run:
             last = Evaluate(test_data, metrics or {}, name="test", **options, **size(test_data))
         evaluation = functools.partial(trainer.evaluate, last.data, metrics, **options)
         if self.evaluates and best is not None:
-            beside = [ExportBest(best, best_mode, export=export, ema=ema), *beside]
-        elif export is not None and INSPECT_VARIABLE in os.environ:  # a dry run tries it
-            beside = [ExportBest("losses/total", export=export, ema=ema), *beside]
+            beside = [ExportBest(best, best_mode, export=write, ema=ema), *beside]
+        elif write is not None and INSPECT_VARIABLE in os.environ:  # a dry run tries it
+            beside = [ExportBest("losses/total", export=write, ema=ema), *beside]
         if self.evaluates:
             beside = [evaluate, *([] if last is evaluate else [last]), *beside]
         results: dict[str, float] = {}
@@ -184,9 +192,9 @@ class Run:
         if self.evaluates:
             results = results or last.results_at(trainer.step) or evaluation()
             self.report(results, last.name)
-        if self.mode == "export" and export is not None:
+        if self.mode == "export" and write is not None:
             with trainer.averaged() if ema else contextlib.nullcontext():
-                export(trainer.model, self.workdir / f"export_step_{trainer.step}")
+                write(trainer.model, self.workdir / f"export_step_{trainer.step}")
         print(self.where())
         return results
 

@@ -5,7 +5,7 @@
 Host code, for `tfloss.summary.draw` and for notebooks. Needs `pip install 'tfloss[detection]'`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,41 @@ def draw_boxes(
                 _write(pen, font, caption, place, canvas.width, _color(color, label))
         drawn.append(np.asarray(canvas))
     return np.stack(drawn)
+
+
+def draw_predictions(
+    batch: Mapping[str, Any],
+    predictions: Mapping[str, Any],
+    *,
+    class_names: Sequence[str] | None = None,
+    score_threshold: float = 0.3,
+    max_images: int = 4,
+) -> np.ndarray:
+    """Draws what a detector found in the first images of a batch. Runs on the host.
+
+        draw = functools.partial(drawing.draw_predictions, class_names=names)
+        tfloss.hooks.LogPredictions("val/found", val_set, draw, every=every)
+
+    Args:
+      batch: A batch with `"image"`, see `CocoMetric`.
+      predictions: Its predictions, see `CocoMetric`, with or without masks.
+      class_names: See `draw_boxes`.
+      score_threshold: See `draw_boxes`.
+      max_images: The number of images, at most.
+
+    Returns:
+      See `draw_boxes`.
+
+    Raises:
+      ImportError: Pillow is not installed.
+    """
+    found = {
+        name: predictions[name][:max_images]
+        for name in ("boxes", "scores", "labels", "masks")
+        if name in predictions
+    }
+    images = batch["image"][:max_images]
+    return draw_boxes(images, **found, class_names=class_names, score_threshold=score_threshold)
 
 
 def draw_rows(names: Sequence[str], *rows: Any) -> np.ndarray:

@@ -32,8 +32,8 @@ class Evaluate(Hook):
 
     Args:
       data: Batches, in any form that `Trainer.evaluate` accepts. Finite.
-      metrics: Metrics by name, as for `Trainer.evaluate`. Without them and without `losses`: those
-        that the model owns, as a model of `tfloss.adapters.from_compiled` does.
+      metrics: Metrics by name, as for `Trainer.evaluate`. None: those of the model's method
+        `evaluation_metrics()`, as a model of `tfloss.adapters.from_compiled` has it.
       every: When to evaluate. None: only at the end.
       name: Prefix of the logged names. Two Evaluate hooks need different ones.
       losses: Whether to log validation losses too, as `<name>/losses/<loss>`.
@@ -62,7 +62,7 @@ class Evaluate(Hook):
         if not name or name.endswith("/"):
             raise ValueError(f"Evaluate(name={name!r}): name must be like 'val', without a '/'.")
         self.data = adapted(data, batch_size)
-        self.metrics = check_metrics({} if metrics is None else metrics)
+        self.metrics = None if metrics is None else check_metrics(metrics)
         self.every = every
         self.name = name
         self.losses = losses
@@ -130,8 +130,8 @@ class Evaluate(Hook):
     def _metrics(self) -> Mapping[str, BoundMetric | HostMetric]:
         """The metrics: those given, or those of the model, once there is a trainer."""
         trainer = getattr(self, "trainer", None)
-        if self.metrics or self.losses or trainer is None:
-            return self.metrics
+        if self.metrics is not None or trainer is None:
+            return self.metrics or {}
         if self._owned is None or self._owned[0] is not trainer.model:
             self._owned = trainer.model, own_metrics(trainer.model)
         return self._owned[1]

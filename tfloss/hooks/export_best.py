@@ -1,6 +1,6 @@
 """Exports the model whenever a metric reaches its best value.
 
-    ExportBest("val/accuracy", export=lambda model, path: tfloss.export(model, path, inputs))
+    ExportBest("val/accuracy", export={"image": tf.TensorSpec([None, 28, 28, 1])})
     ExportBest("val/losses/total")                 # weights only: best.weights.h5
 
 Put Evaluate, or whatever else logs the metric, before it in the list of hooks.
@@ -11,7 +11,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
@@ -25,7 +25,12 @@ from tfloss.hooks.described_export import DescribedExport, description_file
 from tfloss.hooks.monitored_metric import MonitoredMetric
 from tfloss.hooks.output_path import output_path
 from tfloss.hooks.write_errors import WriteErrors
+from tfloss.saved_model import export as saved_model
+from tfloss.saved_model.signature import Inputs, parse
 from tfloss.summary import Summary
+
+# Writes the model to a path.
+ExportFunction: TypeAlias = Callable[[keras.Model, Path], Any]
 
 
 class ExportBest(Hook):
@@ -46,16 +51,16 @@ class ExportBest(Hook):
       mode: "max" if higher values are better, "min" if lower ones are. None: "min" for losses
         (`losses/total`, `val/losses/kl`), and what the metric says of itself for a metric that an
         Evaluate hook computes: Keras's own metrics know it.
-      export: Function `(model, path)` that writes a file or directory at `path`. By default it
-        saves the weights as `path/best.weights.h5`.
+      export: The `inputs` of `tfloss.export`, or a function `(model, path)` that writes a file or
+        directory at `path`. None: the weights are saved as `path/best.weights.h5`.
       path: Path of the export, instead of `workdir/export`.
       ema: Whether to export the moving averages of the weights (`Trainer(ema=...)`).
 
     Raises:
       ValueError: `mode` is another value. Before the first step: no `mode` was given, and nobody
         knows the direction of the metric.
-      ExportError: Before the first step: there is something else at the path than what tfloss
-        wrote there.
+      ExportError: `export` is neither. Before the first step: there is something else at the path
+        than what tfloss wrote there.
     """
 
     def __init__(
@@ -63,13 +68,13 @@ class ExportBest(Hook):
         metric: str,
         mode: Mode | None = None,
         *,
-        export: Callable[[keras.Model, Path], Any] | None = None,
+        export: "ExportFunction | Inputs | None" = None,
         path: str | Path | None = None,
         ema: bool = False,
     ):
         self._ema = ema
         self._metric = MonitoredMetric("ExportBest", metric, mode)
-        self._export = export or _save_weights
+        self._export = export_function(export)
         self._missing: int | None = None  # the step of the best model, if it was not exported
         self._errors = WriteErrors(
             self, "The export of the best model", "The next better model is exported again."
@@ -181,6 +186,23 @@ class ExportBest(Hook):
     def _write(self, found: dict[str, Any]) -> None:
         write = functools.partial(self._export, self.trainer.model)
         DescribedExport(self.path).replace(write, found)
+
+
+def export_function(export: "ExportFunction | Inputs | None") -> ExportFunction:
+    """Returns the function that exports a model.
+
+    Args:
+      export: See `ExportBest`.
+
+    Raises:
+      ExportError: `export` is neither a function nor the inputs of a SavedModel.
+    """
+    if export is None:
+        return _save_weights
+    if callable(export):
+        return export
+    parse("serving_default", export)  # refuses what can't be a signature before training
+    return lambda model, path: saved_model.export(model, path, export)
 
 
 def _save_weights(model: keras.Model, path: Path) -> None:

@@ -371,7 +371,7 @@ class Trainer:
           ValueError: There is nothing to do, or there are no averages.
           MetricError: A metric failed, or does not count every example once.
         """
-        metrics = check_metrics(metrics or {}) if metrics or losses else own_metrics(self.model)
+        metrics = own_metrics(self.model) if metrics is None else check_metrics(metrics)
         if not metrics and not losses:
             raise ValueError("evaluate() has nothing to do: give metrics, or losses=True.")
         data = adapted(data, batch_size)
