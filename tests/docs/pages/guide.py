@@ -14,6 +14,7 @@ __all__ = ["Every"]
 rng = np.random.default_rng(0)
 images, labels = rng.random([8, 28, 28, 1], np.float32), np.arange(8)
 test_set = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}).batch(4)
+val_set = test_set
 dataset = test_set.repeat()
 
 
