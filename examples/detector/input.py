@@ -29,7 +29,6 @@ def batches(
       `Detector` describes them. Then the names of the classes, in label order. If a data set has
       labels for its split "validation" only, as COCO has, these are the test batches.
     """
-    tfds.disable_progress_bar()
     builder = prepared(
         lambda: tfds.builder(config.dataset, data_dir=config.data_dir), download=False
     )

@@ -1,7 +1,6 @@
 """The digits in batches: shuffled and augmented for training, unchanged for evaluation."""
 
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from tfloss.data import Source
 from tfloss.data.tfds_prepare import prepared
@@ -22,7 +21,6 @@ def batches(
       Endless training batches of 1,150 digits; the 287 validation digits once, which choose the
       weights to export; and the 360 test digits once, which choose nothing.
     """
-    tfds.disable_progress_bar()
     builder = prepared(lambda: Digits(data_dir=data_dir))
     train = Source.from_tfds(
         builder, "train[:80%]", batch_size=batch_size, seed=seed, batch_map=move

@@ -21,7 +21,6 @@ def batches(
       weights to export; and the 10,000 test images once, which choose nothing. A batch is
       `{"image": uint8 [n, 28, 28, 1], "label": int64 [n]}`.
     """
-    tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
     train, val, test = builder.as_dataset(split=["train[:90%]", "train[90%:]", "test"])
     train = train.cache().shuffle(10_000, seed=seed).repeat()

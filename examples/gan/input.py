@@ -23,7 +23,6 @@ def batches(
       which choose nothing. Both come with the same latent vectors each time:
       `{"image": ..., "latent": float32 [n, latent]}`.
     """
-    tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
     splits = builder.as_dataset(split=["train[:90%]", "train[90%:]", "test[:50%]"])
     train, val, test = (split.map(_scaled) for split in splits)

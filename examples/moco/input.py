@@ -23,7 +23,6 @@ def batches(
       images. One tests it on the 6,000 validation images, which choose the weights to export, the
       other one on the 10,000 test images, which choose nothing.
     """
-    tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
     train, some, val, test = builder.as_dataset(
         split=["train[:90%]", "train[:17%]", "train[90%:]", "test"]

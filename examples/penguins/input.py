@@ -2,7 +2,6 @@
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from tfloss.data.tfds_prepare import prepared
 from tfloss.datasets.penguins import PenguinsPalmer
@@ -28,7 +27,6 @@ def batches(
       penguins once; and the means and standard deviations of the training penguins,
       `{"mass": ([4200.0], [800.0]), ...}`.
     """
-    tfds.disable_progress_bar()
     builder = prepared(lambda: PenguinsPalmer(data_dir=data_dir))
     train, val, test = builder.as_dataset(split=["train[:80%]", "train[80%:]", "test"])
     penguins = list(train.as_numpy_iterator())

@@ -21,7 +21,6 @@ def batches(
       weights to export; and the 10,000 test images once, which choose nothing. A batch is
       `{"image": float32 [n, 28, 28, 1]}`.
     """
-    tfds.disable_progress_bar()
     builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir=data_dir))
     splits = builder.as_dataset(split=["train[:90%]", "train[90%:]", "test"])
     train, val, test = (split.map(_scaled) for split in splits)

@@ -23,7 +23,7 @@ def prepared(
 
     Two workers that prepare the same data set overwrite each other's files, and both fail. Here the
     first one prepares it, and the others wait. (On a remote file system such as gs:// no worker
-    waits: prepare the data set beforehand.)
+    waits: prepare the data set beforehand.) TFDS's own progress bars are turned off.
 
         builder = prepared(lambda: tfds.builder("fashion_mnist", data_dir="data"))
         train = builder.as_dataset(split="train")
@@ -46,7 +46,10 @@ def prepared(
             f"with: tfds build {full.rpartition('/')[0]} --data_dir={root}"
         )
     with _locked(str(builder.data_dir)):
+        import tensorflow_datasets as tfds
+
         builder = make()
+        tfds.disable_progress_bar()  # it would write over the progress line
         with _random_states_kept():
             builder.download_and_prepare()
     return builder
