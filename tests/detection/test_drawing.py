@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfloss.detection.drawing import draw_boxes, draw_predictions, draw_rows
+from tfloss.detection.drawing import COLORS, draw_boxes, draw_predictions, draw_rows
 
 RED = [255, 0, 0]
 
@@ -72,6 +72,21 @@ def test_predictions_are_drawn_as_their_boxes_are():
     shown = [found[name][:2] for name in ("boxes", "scores", "labels")]
     np.testing.assert_array_equal(drawn, draw_boxes(image[:2], *shown, score_threshold=0.3))
     assert drawn[:, :90].any() and not drawn[:, 90:].any()  # a score of 0.2 is too low
+
+
+def test_captions_do_not_cover_each_other():
+    boxes = np.tile([100, 100, 160, 200], [1, 6, 1])
+    drawn = draw_boxes(np.zeros([1, 300, 300, 3]), boxes, [[0.5] * 6], [range(6)])[0]
+    one = draw_boxes(np.zeros([1, 300, 300, 3]), boxes[:, :1], [[0.5]], [[0]])[0]
+    area = _rgb(drawn, 0)  # of the first, which stands where it would stand alone
+    assert (drawn[85:99] == one[85:99])[:, 100:130].all()
+    for label in range(6):
+        assert _rgb(drawn, label) >= 0.8 * area - 2 * 260  # its outline is covered by others
+
+
+def _rgb(image, label):
+    color = np.array([int(COLORS[label][i : i + 2], 16) for i in (1, 3, 5)])
+    return (image == color).all(-1).sum()
 
 
 def test_rows_are_enlarged_and_named():

@@ -76,10 +76,16 @@ def draw_boxes(
             y0, x0, y1, x1 = (round(zoom * side) for side in box)
             ink = _color(color, label)
             pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=ink)
-        for _, box, label, score in reversed(visible):  # the best one comes last, and on top
+        captions: list[tuple[tuple[int, int, int, int], str, str]] = []
+        for _, box, label, score in visible:
             if caption := _caption(label, score, class_names):
-                place = (round(zoom * box[1]), round(zoom * box[0]))
-                _write(pen, font, caption, place, canvas.width, _color(color, label))
+                size = int(pen.textlength(caption, font)) + 4, _TEXT_SIZE + 2
+                taken = [area for area, _, _ in captions]
+                area = _free_place(np.multiply(box, zoom), size, canvas.size, taken)
+                captions.append((area, caption, _color(color, label)))
+        for area, caption, ground in reversed(captions):  # the best one comes last, and on top
+            pen.rectangle(area, fill=ground)
+            pen.text((area[0] + 2, area[1]), caption, fill=_ink_on(ground), font=font)
         drawn.append(np.asarray(canvas))
     return np.stack(drawn)
 
@@ -183,13 +189,28 @@ def _ink_on(color: str) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
 
 
-def _write(pen: Any, font: Any, text: str, place: tuple[int, int], width: int, ground: str) -> None:
-    """Writes the caption of a box on its color: above it, or inside of it at the top."""
-    size = int(pen.textlength(text, font)) + 4
-    left = max(min(place[0], width - size), 0)
-    top = max(place[1] - _TEXT_SIZE - 3, 0)
-    pen.rectangle((left, top, left + size, top + _TEXT_SIZE + 2), fill=ground)
-    pen.text((left + 2, top), text, fill=_ink_on(ground), font=font)
+def _free_place(
+    box: Any, size: tuple[int, int], canvas: tuple[int, int], taken: list[tuple[int, int, int, int]]
+) -> tuple[int, int, int, int]:
+    """Returns where to write a caption of a box: left, top, right, bottom.
+
+    The places are above the box, inside of it at the top, inside at the bottom, and below it, each
+    on the left and on the right. The first one that covers no other caption is chosen.
+    """
+    width, height = size
+    y0, x0, y1, x1 = (round(side) for side in box)
+    found: list[tuple[int, int, int, int]] = []
+    for top in (y0 - height - 1, y0, y1 - height - 1, y1):
+        for left in (x0, x1 - width - 1):
+            left = max(min(left, canvas[0] - width - 1), 0)
+            top = max(min(top, canvas[1] - height - 1), 0)
+            found.append((left, top, left + width, top + height))
+    free = (a for a in found if not any(_overlap(a, other) for other in taken))
+    return next(free, found[0])
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
 def _caption(label: int | None, score: float | None, class_names: Sequence[str] | None) -> str:
