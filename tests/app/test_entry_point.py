@@ -198,7 +198,8 @@ def test_a_script_runs_quietly(recipe, tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     done = _script(tmp_path, f"--config={recipe}", workdir, "--strategy=mirrored", "--replicas=2")
 
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "2 100 1.0\nTrue\n")
+    noise = re.sub(r"importing TensorFlow \d:\d\d\n", "", done.stderr)  # on a busy machine
+    assert (done.returncode, noise, done.stdout) == (0, "", "2 100 1.0\nTrue\n")
 
 
 INTERRUPTED = """

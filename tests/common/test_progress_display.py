@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 
 from rich.console import Console
 
@@ -50,3 +52,28 @@ def test_a_live_display_draws_nothing_before_the_first_update():
     display.start(0, 4)
     assert out.getvalue() == ""
     display.stop()
+
+
+LONG = """
+import sys, time
+from tfloss.common import activity, long_activities
+from tfloss.common.progress_display import activity_line
+
+long_activities._FIRST = 0.1
+assert "tensorflow" not in sys.modules
+with activity_line(sys.stderr):
+    with activity.during("importing TensorFlow"):
+        time.sleep(float(sys.argv[1]))
+    time.sleep(0.3)  # of the script itself
+"""
+
+
+def test_a_pipe_has_a_line_for_what_takes_long_and_none_for_what_is_short():
+    for seconds, lines in (("0.35", 2), ("0", 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", LONG, seconds], stderr=subprocess.PIPE, check=True
+        )
+        assert b"\r" not in done.stderr and b"\x1b" not in done.stderr
+        # After 0.1 s and 0.2 s; on a busy machine the thread may be late.
+        assert done.stderr.count(b"importing TensorFlow\n") == len(done.stderr.splitlines())
+        assert (len(done.stderr.splitlines()) > 0) == (lines > 0)

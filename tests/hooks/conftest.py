@@ -56,7 +56,9 @@ class FakeTrainer:
     writer: Any = None
     strategy: Any = dataclasses.field(default_factory=tf.distribute.get_strategy)
     train_step: Any = dataclasses.field(
-        default_factory=lambda: types.SimpleNamespace(optimizers={}, settings=dict)
+        default_factory=lambda: types.SimpleNamespace(
+            optimizers={}, settings=dict, groups={}, weighted_losses={}
+        )
     )
     saves: list[int] = dataclasses.field(default_factory=list)
     logger: ChiefLogger = dataclasses.field(default_factory=lambda: ChiefLogger(chief=True))

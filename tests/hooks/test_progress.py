@@ -330,3 +330,44 @@ def test_nothing_of_a_call_without_steps_stays_on_the_terminal(make_trainer, clo
     with shown([hook]), activity.during("restoring the checkpoint"):
         pass
     assert _drawn(out) == ""
+
+
+def test_a_log_file_has_a_line_for_what_takes_long(make_trainer, clock):
+    out = io.StringIO()
+    hook = Progress(seconds=100.0, stream=out, clock=clock)
+    trainer = make_trainer([hook], on_step=ticking(clock, 0.5), batch_size=None)
+    hook.trainer = trainer
+
+    def passes(*times):
+        for seconds in times:
+            clock.now += seconds
+            hook._display.poll()  # as its thread does
+
+    with shown([hook]):
+        with activity.during("building the model"):
+            passes(4.0, 2.0, 3.0, 2.0)
+        passes(60.0)
+        trainer.begin(100)
+        trainer.log(1, {"losses/total": 0.5})
+        trainer.step = 1
+        with activity.during("evaluating"):
+            passes(4.0)
+            with activity.during("tracing"):
+                passes(2.0)
+            passes(15.0, 30.0)
+        for _ in range(20):  # saved again and again, each time quickly
+            with activity.during("saving a checkpoint"):
+                passes(1.0)
+        trainer.end()
+        with activity.during("exporting the best model"):
+            passes(5.0)
+    text = out.getvalue()
+    head = "step 1/100  total 0.5  |  "
+    assert [line for line in text.splitlines() if "took" not in line] == [
+        "building the model 0:06",
+        "building the model 0:11",
+        f"{head}evaluating 0:21",
+        f"{head}evaluating 0:51",
+        "exporting the best model 0:05",
+    ]
+    assert "\r" not in text and "\x1b" not in text

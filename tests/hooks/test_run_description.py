@@ -7,7 +7,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import tfloss
 from tests.toys import Line, rows
-from tfloss.hooks import Evaluate, TensorBoard
+from tfloss.hooks import Evaluate, Hook, TensorBoard
 from tfloss.hooks.run_description import recipe
 
 
@@ -47,6 +47,52 @@ def test_a_run_has_its_recipe_its_command_and_its_hyperparameters(tmp_path, monk
     assert values["optimizer.momentum"].number_value == 0.5
     assert values["optimizer.learning_rate.class"].string_value == "PiecewiseConstantDecay"
     assert values["step.clip_norm"].number_value == 2.0
+
+
+def test_a_run_has_a_page_of_its_losses_and_variables(tmp_path):
+    """It is read back from the event file, and is there once after a resume at the same step."""
+
+    class Two(Line):
+        def call(self, batch, training=False):
+            found = super().call(batch, training=training)
+            return {"fit": found["mean"], "size": found["mean"] ** 2} if training else found
+
+    class Before(Hook):  # logs before the losses are known
+        def before_train(self):
+            self.trainer.log(self.trainer.step, {"own": 1.0})
+
+    for _ in range(2):
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay([10], [0.5, 0.25])
+        group = tfloss.Group(keras.optimizers.SGD(0.5), rate_multipliers={"*": 0.25})
+        trainer = tfloss.Trainer(
+            Two(), {"line": group}, workdir=tmp_path, loss_weights={"size": rate, "fit": 0.5},
+            hooks=[TensorBoard(), Before()], default_hooks=False, jit=False,
+        )  # fmt: skip
+        trainer.train(rows([1.0, 2.0], 2), steps=2)
+    pages = [
+        tf.make_ndarray(value.tensor).item().decode()
+        for _, value in _events(tmp_path / "train")
+        if value.tag == "inspect"
+    ]
+    assert pages == ["\n".join(f"    {line}" for line in PAGE.format(tmp_path).splitlines())]
+
+
+PAGE = """\
+  model       line
+  parameters  1 (1 trained)
+  losses      fit, size
+  optimizer   SGD
+  batch       2 examples, on 1 replica
+  workdir     {}
+
+Losses
+  loss  weight
+  fit   0.5
+  size  PiecewiseConstantDecay
+
+Variables
+  variable  shape   dtype    group  trainable  rate
+  line/w    scalar  float32  line   yes        0.25"""
 
 
 def _sessions(path):

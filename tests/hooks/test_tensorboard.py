@@ -35,7 +35,7 @@ def test_scalars_keep_their_tags_steps_and_values(make_trainer, tmp_path):
     trainer.log(20, {"losses/total": 0.25, "val/losses/total": 4.0})
     trainer.end()
     events = read(tmp_path / "train")
-    texts = ["_hparams_/session_start_info", "recipe", "command"]
+    texts = ["_hparams_/session_start_info", "recipe", "command", "inspect"]
     assert events.Tags()["tensors"] == [*texts, "Losses/total", "rpn/é", "val/losses/total"]
     assert scalars(events, "Losses/total") == [(10, 0.5), (20, 0.25)]
     assert scalars(events, "rpn/é") == [(10, 2.0)]

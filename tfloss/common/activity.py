@@ -59,6 +59,30 @@ def current() -> Activity | None:
     return _activities[-1] if _activities else None
 
 
+class Timer:
+    """Tells how long the innermost activity has taken, the ones inside of it included.
+
+    Args:
+      clock: Function that returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
+        self._began: dict[Activity, float] = {}
+
+    def current(self) -> tuple[Activity, Callable[[], float]] | None:
+        """Returns the innermost activity and a function that returns its seconds, or None.
+
+        Call it at each change: an activity is timed from the first call on that meets it.
+        """
+        now = self._clock()
+        self._began = {one: self._began.get(one, now) for one in _activities}
+        if not self._began:
+            return None
+        found, began = list(self._began.items())[-1]
+        return found, lambda: self._clock() - began
+
+
 @contextlib.contextmanager
 def watched(changed: Callable[[], None]) -> Generator[None]:
     """Calls a function at each change of the activity, in place of earlier watchers.

@@ -4,7 +4,7 @@ The cell has one output, which is replaced. Standard error would be red boxes th
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfloss.common.progress_display import Text
@@ -38,7 +38,7 @@ class NotebookDisplay:
         self._step = step
         self.activity(text)
 
-    def activity(self, text: Text) -> None:
+    def activity(self, text: Text, seconds: Callable[[], float] | None = None) -> None:
         """Replaces the output, with the line for something that takes time."""
         if not self._ended:  # else the last line stays
             self._line = text(None)

@@ -6,16 +6,20 @@
     display.print_line("step 137  val/accuracy 0.981")
     display.stop()
 
-A thread redraws the live line once a second, since the line says how long something takes. Host
-code.
+A thread redraws the live line once a second, since the line says how long something takes. In a
+stream, what takes long has a line after 5 seconds, and again after 10, 20, 40, ... Host code.
 """
 
 import contextlib
+import math
+import os
 import sys
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 from tfloss.common import activity
+from tfloss.common.long_activities import LongActivities
 
 _BAR_WIDTH = 16
 _MIN_WIDTH_FOR_BAR = 100  # columns; a narrower terminal needs them for names and numbers
@@ -46,11 +50,13 @@ class ProgressDisplay(Protocol):
         """
         ...
 
-    def activity(self, text: Text) -> None:
-        """Shows the line for something that takes time, if the display is live.
+    def activity(self, text: Text, seconds: Callable[[], float] | None = None) -> None:
+        """Shows the line for something that takes time; in a stream only if it takes long.
 
         Args:
           text: As for `update`.
+          seconds: Function that returns how long it has taken. None: nothing takes time any more,
+            and the line is the progress line again.
         """
         ...
 
@@ -89,10 +95,14 @@ class PlainDisplay:
 
     Args:
       stream: The stream to print to.
+      thread: Whether a thread prints the lines of what takes long. Otherwise `poll` prints them.
     """
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO, *, thread: bool = True):
         self._stream = stream
+        self._text: Text = lambda width: ""
+        self._long = LongActivities(lambda: self.print_line(self._text(None)), thread=thread)
+        self.poll = self._long.poll
 
     def start(self, step: int, total: int | None) -> None:
         """Does nothing."""
@@ -101,8 +111,10 @@ class PlainDisplay:
         """Prints the progress line in full length."""
         self.print_line(text(None))
 
-    def activity(self, text: Text) -> None:
-        """Does nothing: a log would have a line for everything."""
+    def activity(self, text: Text, seconds: Callable[[], float] | None = None) -> None:
+        """Prints a line if it takes long: a log would have a line for everything."""
+        self._text = text
+        self._long.changed(seconds)
 
     def losses(self, step: int, values: Mapping[str, float]) -> None:
         """Does nothing: the line has them."""
@@ -116,7 +128,8 @@ class PlainDisplay:
         print(text, file=self._stream, flush=True)
 
     def stop(self) -> None:
-        """Does nothing."""
+        """Ends the thread. It prints nothing."""
+        self._long.stop()
 
 
 class LiveDisplay:
@@ -149,7 +162,7 @@ class LiveDisplay:
         self._progress.update(self._task, completed=step)
         self.activity(text)
 
-    def activity(self, text: Text) -> None:
+    def activity(self, text: Text, seconds: Callable[[], float] | None = None) -> None:
         """Redraws the line for something that takes time."""
         self._text = text
         if not self._progress.live.is_started:
@@ -213,31 +226,61 @@ class _Line:
 
 @contextlib.contextmanager
 def activity_line(stream: TextIO) -> Generator[None]:
-    """Shows on a terminal what takes time inside of the `with`, while nobody else shows it. Host.
+    """Shows what takes time inside of the `with`, while nobody else shows it. Host.
 
     Args:
-      stream: The terminal. On another stream nothing is shown.
+      stream: The terminal. Another stream has lines of what takes long.
 
     Yields:
       None.
     """
-    if not stream.isatty():
-        yield
-        return
-    from rich.console import Console
+    timer = activity.Timer(time.monotonic)
+    with contextlib.ExitStack() as stack:
+        if stream.isatty():
+            from rich.console import Console
 
-    display = LiveDisplay(Console(file=stream), thread=False)
-
-    def changed() -> None:
-        current = activity.current()
-        if current is None:
-            display.stop()
+            display: ProgressDisplay = LiveDisplay(Console(file=stream), thread=False)
         else:
-            display.start(0, None)
-            display.activity(lambda width: current.text)
+            display = PlainDisplay(stack.enter_context(_not_held_back(stream)))
 
-    with activity.watched(changed):
-        try:
-            yield
-        finally:
-            display.stop()
+        def changed() -> None:
+            if (found := timer.current()) is None:
+                display.stop()
+            else:
+                display.start(0, None)
+                display.activity(activity_text(*found), found[1])
+
+        stack.callback(display.stop)
+        stack.enter_context(activity.watched(changed))
+        yield
+
+
+def _not_held_back(stream: TextIO) -> contextlib.AbstractContextManager[TextIO]:
+    """Opens the file of a stream once more: `tfloss.quiet` holds standard error back meanwhile."""
+    try:
+        return open(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="replace")
+    except (OSError, ValueError):  # no file, or a closed one
+        return contextlib.nullcontext(stream)
+
+
+def activity_text(current: activity.Activity, seconds: Callable[[], float]) -> Text:
+    """Returns the line for something that takes time: what it is, and how long from 1 s on.
+
+    Args:
+      current: The activity.
+      seconds: Function that returns how long it has taken.
+    """
+    return lambda width: (
+        f"{current.text} {duration(took)}" if (took := seconds()) >= 1 else current.text
+    )
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as text, such as `1:02:03` or `0:07`.
+
+    Args:
+      seconds: The time.
+    """
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

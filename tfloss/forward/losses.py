@@ -248,12 +248,7 @@ class LossWeights:
 
     def described(self) -> dict[str, Any]:
         """Returns the weights as JSON values: what is no number, by the name of its class."""
-        return {
-            name: weight
-            if isinstance(weight, int | float)
-            else getattr(weight, "__qualname__", type(weight).__qualname__)
-            for name, weight in self._patterns.items()
-        }
+        return {name: described_weight(weight) for name, weight in self._patterns.items()}
 
     def of(self, name: str) -> Weight:
         """Returns the weight of a loss, or 1.0 if no pattern matches.
@@ -333,6 +328,17 @@ class LossWeights:
             else:
                 weighted[name] = value if weight == 1.0 else float(weight) * value
         return weighted
+
+
+def described_weight(weight: Weight) -> float | str:
+    """Returns a weight as a JSON value: what is no number, by the name of its class.
+
+    Args:
+      weight: The weight of a loss.
+    """
+    if isinstance(weight, int | float):
+        return weight
+    return getattr(weight, "__qualname__", type(weight).__qualname__)
 
 
 def _changes(value: Any, step: tf.Tensor) -> bool:

@@ -12,7 +12,6 @@ also has the time of hooks and checkpoints. Evaluation results have a line of th
 """
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -21,7 +20,13 @@ from typing import Any, TextIO
 from tfloss.common import activity
 from tfloss.common.logger import in_notebook
 from tfloss.common.notebook_display import NotebookDisplay
-from tfloss.common.progress_display import LiveDisplay, PlainDisplay, ProgressDisplay
+from tfloss.common.progress_display import (
+    LiveDisplay,
+    PlainDisplay,
+    ProgressDisplay,
+    activity_text,
+    duration,
+)
 from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import Every
@@ -45,7 +50,8 @@ class Progress(Hook):
     the last seconds. The remaining time includes evaluations and checkpoints, as often as so far.
 
     While something else takes time, such as building, compiling, reading past or evaluating, the
-    live line says so in place of the remaining time. It does the same if no step ends.
+    live line says so in place of the remaining time. It does the same if no step ends. In a log
+    file or a pipe, what takes long has a line of its own after 5, 10, 20, 40, ... seconds.
 
     The cell of a notebook has one output that is replaced: a bar, the line, and a table of losses.
 
@@ -77,7 +83,7 @@ class Progress(Hook):
         if stream is console is None and in_notebook():
             live, self._display = True, NotebookDisplay()
         self.every = Every(seconds=0.2 if live else seconds, clock=clock)
-        self._clock = clock
+        self._clock, self._timer = clock, activity.Timer(clock)
         self._errors = WriteErrors(self, "The progress line", "Lines are left out.")
         self._speed = StepSpeed(clock, _RATE_WINDOW)
         self._free = 0.0  # when the last activity ended
@@ -147,7 +153,7 @@ class Progress(Hook):
         step, now = self.trainer.step, self._clock()
         self._running = False
         if step > self._start[1]:
-            took = f"took {_duration(now - self._start[0])}{self._time_fractions()}"
+            took = f"took {duration(now - self._start[0])}{self._time_fractions()}"
             if self.trainer.error is not None:
                 took += f"  ended by {type(self.trainer.error).__name__}"
             seconds = now - self._start[0]
@@ -157,27 +163,28 @@ class Progress(Hook):
 
     def _activity_changed(self) -> None:
         """Shows what takes time now, or the progress line again."""
-        current = activity.current()
-        self._speed.activity(current)
-        head, began = self._line if self._running else lambda width: "", self._clock()
-        if current is None:
-            self._free = began
+        found = self._timer.current()
+        self._speed.activity(found and found[0])
+        head = self._line if self._running else lambda width: ""
+        if found is None:
+            self._free = self._clock()
+            self._errors.survive(lambda: self._show_activity(head, None))
+            return
+        shown, seconds = activity_text(*found), found[1]
 
         def text(width: int | None) -> str:
-            if current is None:
-                return head(width)
-            took = self._clock() - began
-            shown = current.text + (f" {_duration(took)}" if took >= 1 else "")
             if not self._running:
-                return shown
-            return _fitted_line(self._head(), self._shown_losses(), [], shown, width)
+                return shown(width)
+            return _fitted_line(self._head(), self._shown_losses(), [], shown(width), width)
 
-        self._errors.survive(lambda: self._show_activity(text))
+        self._errors.survive(lambda: self._show_activity(text, seconds))
 
-    def _show_activity(self, text: Callable[[int | None], str]) -> None:
+    def _show_activity(
+        self, text: Callable[[int | None], str], seconds: Callable[[], float] | None
+    ) -> None:
         if not self._running:
             self._display.start(0, None)
-        self._display.activity(text)
+        self._display.activity(text, seconds)
 
     def _remaining(self, step: int) -> Callable[[], str]:
         """Returns a function that returns the time that remains when it is called, as text."""
@@ -190,8 +197,8 @@ class Progress(Hook):
         def text() -> str:
             idle = self._clock() - max(now, self._free)
             if idle > max(_STALL, 3 * usual):
-                return f"no step for {_duration(idle)}"
-            return f"ETA {_duration(max(seconds - idle, 0.0))}"
+                return f"no step for {duration(idle)}"
+            return f"ETA {duration(max(seconds - idle, 0.0))}"
 
         return text
 
@@ -276,9 +283,3 @@ def _number(value: float) -> str:
 
 def _speed(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

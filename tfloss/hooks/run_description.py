@@ -1,4 +1,4 @@
-"""What a run is, for TensorBoard: its recipe, its command and its hyperparameters. Host code.
+"""What a run is, for TensorBoard: its recipe, command, hyperparameters and variables. Host code.
 
 The recipe is what decides the result, as far as the trainer knows it: `config.json` of a script,
 the optimizers, the options of the step, and the size of a batch.
@@ -8,7 +8,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,19 @@ import tensorflow as tf
 
 from tfloss.common.nested_diff import flatten
 from tfloss.common.reading import read_json
+from tfloss.forward.losses import TOTAL, described_weight
 from tfloss.hooks.event_protos import summary_event
+from tfloss.hooks.run_headline import run_headline
 from tfloss.hooks.trainer_protocol import TrainerProtocol
+from tfloss.inspect.report import InspectedVariable, aligned, number, variables_table
 from tfloss.optimizers import hyperparameters
 from tfloss.summary import Summary
 
 _HPARAMS_TAG = "_hparams_/session_start_info"
 # Of a serialized object of Keras; its class and its arguments say enough.
 _NOT_PLAIN = ("name", "module", "registered_name")
-DESCRIPTION_TAGS = ("recipe", "command", _HPARAMS_TAG)
+INSPECTION_TAG = "inspect"
+DESCRIPTION_TAGS = ("recipe", "command", INSPECTION_TAG, _HPARAMS_TAG)
 
 
 def recipe(trainer: TrainerProtocol) -> dict[str, Any]:
@@ -73,10 +77,60 @@ def description_events(
     text = json.dumps(found, indent=2, default=str)
     command = shlex.join([sys.executable, *sys.orig_argv[1:]])
     pages = {"recipe": _code(text), "command": _code(command)}
-    return events + [
-        summary_event(step, wall_time, Summary(tag, "text", np.array(page.encode(), object)))
-        for tag, page in pages.items()
+    return events + [_text_event(tag, page, step, wall_time) for tag, page in pages.items()]
+
+
+def inspection_event(
+    trainer: TrainerProtocol, losses: Iterable[str], step: int, wall_time: float
+) -> bytes:
+    """Returns what `tfloss inspect` shows and costs no trace: the text `inspect`, serialized.
+
+    It has the short form that each run shows, the losses with their weights, and all variables.
+    What needs a trace of its own is left out: source lines, which loss reaches what, FLOPs, memory.
+
+    Args:
+      trainer: The trainer, in a call of `train`, at or after its first step.
+      losses: Names of the losses of a step.
+      step: Step of the event.
+      wall_time: Seconds since 1970.
+    """
+    model, groups = trainer.model, trainer.train_step.groups
+    losses = [name for name in losses if name != TOTAL]
+    owner = {id(v): name for name, group in groups.items() for v in group.trainable(model)}
+    variables = [
+        InspectedVariable(
+            path=variable.path,
+            shape=tuple(variable.shape),
+            dtype=str(variable.dtype),
+            group=owner.get(id(variable), ""),
+            trainable=variable.trainable,
+            rate_multiplier=(
+                groups[owner[id(variable)]].multiplier(variable, model)
+                if id(variable) in owner
+                else 1.0
+            ),
+            losses=(),
+        )
+        for variable in model.variables
     ]
+    lines = aligned([["model", model.name], *run_headline(trainer, losses)])
+    weights = [[name, _weight(trainer, name)] for name in losses]
+    lines += ["", "Losses", *aligned([["loss", "weight"], *weights])]
+    # The last column is known to a trace only.
+    lines += ["", "Variables", *aligned([row[:-1] for row in variables_table(variables)])]
+    return _text_event(INSPECTION_TAG, _code("\n".join(lines)), step, wall_time)
+
+
+def _weight(trainer: TrainerProtocol, loss: str) -> str:
+    """Returns the weight of a loss, or "-" if `TrainStep.step` chose its name."""
+    name = trainer.train_step.weighted_losses.get(loss)
+    return (
+        "-" if name is None else number(described_weight(trainer.train_step.loss_weights.of(name)))
+    )
+
+
+def _text_event(tag: str, page: str, step: int, wall_time: float) -> bytes:
+    return summary_event(step, wall_time, Summary(tag, "text", np.array(page.encode(), object)))
 
 
 def _hparams(found: Mapping[str, Any], directory: Path, step: int, wall_time: float) -> bytes:

@@ -16,7 +16,11 @@ from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.event_log import MAX_BYTES, EventLog
 from tfloss.hooks.every import Every
 from tfloss.hooks.output_path import output_path
-from tfloss.hooks.run_description import DESCRIPTION_TAGS, description_events
+from tfloss.hooks.run_description import (
+    DESCRIPTION_TAGS,
+    description_events,
+    inspection_event,
+)
 from tfloss.hooks.tensorboard_tags import TRAIN, TensorBoardRuns, may_be_run
 from tfloss.hooks.write_errors import WriteErrors
 from tfloss.summary import Summary
@@ -32,8 +36,10 @@ class TensorBoard(Hook):
     the group `Losses`, scalars without a group in `Metrics`, and learning rates, norms, speeds and
     times in `Training`. `metrics.jsonl`, hooks and trackers have the names as logged.
 
-    The run `train` also has the texts `recipe` and `command`. Each run has the hyperparameters: the
-    tab HPARAMS has a row for each, with the last values of its curves.
+    The run `train` also has the texts `recipe`, `command` and `inspect`. The last one has what each
+    run shows at its start, the weights of the losses, and all variables; `tfloss inspect` tells
+    more. Each run has the hyperparameters: the tab HPARAMS has a row for each, with the last values
+    of its curves.
 
     There is one file for each run and call of `train`, created at the first log. Events reach
     the file within about `flush_seconds`, at the end, and before a checkpoint is written. A
@@ -60,6 +66,7 @@ class TensorBoard(Hook):
         )
         self._ended = False
         self._undescribed: set[str] = set()  # runs that don't have their hyperparameters yet
+        self._uninspected = False  # whether the text of that name is still to come
 
     @property
     def logdir(self) -> Path:
@@ -90,6 +97,7 @@ class TensorBoard(Hook):
             described = {run.start: DESCRIPTION_TAGS}
             self._log(name).truncate(run.start, described, keep=run.rewound)
         self._undescribed = {TRAIN, *self._runs.names}
+        self._uninspected = True
 
     def before_save(self, step: int) -> None:
         """Flushes the files, so that a checkpoint is never newer than the log."""
@@ -103,6 +111,7 @@ class TensorBoard(Hook):
             run, tag = self._runs.place(name)
             # Converted here, so that a value that is no number fails where it is logged.
             by_run.setdefault(run, {})[tag] = float(value)
+        self._inspect(scalars, now)
         for run, values in by_run.items():
             self._described(run, now).add_scalars(step, now, values)
         for summary in summaries:
@@ -157,6 +166,14 @@ class TensorBoard(Hook):
             for event in description_events(self.trainer, log.directory, start, now, texts=texts):
                 log.add_event(event)
         return log
+
+    def _inspect(self, scalars: Mapping[str, float], now: float) -> None:
+        """Adds the text `inspect`, once in a call of `train`, when the losses are known."""
+        losses = [name.removeprefix("losses/") for name in scalars if name.startswith("losses/")]
+        if self._uninspected and losses:
+            self._uninspected = False
+            event = inspection_event(self.trainer, losses, self.trainer.run.start, now)
+            self._described(TRAIN, now).add_event(event)
 
     def _write(self) -> None:
         """Writes the events of all runs. If some can't be written, those of the others are."""

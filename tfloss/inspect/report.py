@@ -6,7 +6,7 @@ report.to_json()                    # dicts, lists, strings and numbers
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 NOT_IN_CODE = "not in your code"
@@ -143,27 +143,12 @@ class Inspection:
     def tables(self) -> dict[str, list[list[str]]]:
         """Returns the tables of the report as texts: by title, the rows, the first is a header."""
         losses = [
-            [one.name, one.layer, _number(one.weight), one.dtype, ", ".join(one.groups), one.line]
+            [one.name, one.layer, number(one.weight), one.dtype, ", ".join(one.groups), one.line]
             for one in self.losses
-        ]
-        variables = [
-            [
-                one.path,
-                "x".join(map(str, one.shape)) or "scalar",
-                one.dtype,
-                one.group or "-",
-                "yes" if one.trainable else "no",
-                f"{one.rate_multiplier:g}" if one.group else "-",
-                ", ".join(one.losses) or "-",
-            ]
-            for one in self.variables
         ]
         return {
             "Losses": [["loss", "layer", "weight", "dtype", "trains", "line"], *losses],
-            "Variables": [
-                ["variable", "shape", "dtype", "group", "trainable", "rate", "reached by"],
-                *variables,
-            ],
+            "Variables": variables_table(self.variables),
         }
 
     def headline(self) -> list[list[str]]:
@@ -199,6 +184,27 @@ class Inspection:
             yield from (f"  {one}" for one in self.findings)
         else:
             yield "Findings: none"
+
+
+def variables_table(variables: Iterable[InspectedVariable]) -> list[list[str]]:
+    """Returns a table of variables as texts: the rows, the first is a header.
+
+    Args:
+      variables: The variables.
+    """
+    rows = [
+        [
+            one.path,
+            "x".join(map(str, one.shape)) or "scalar",
+            one.dtype,
+            one.group or "-",
+            "yes" if one.trainable else "no",
+            f"{one.rate_multiplier:g}" if one.group else "-",
+            ", ".join(one.losses) or "-",
+        ]
+        for one in variables
+    ]
+    return [["variable", "shape", "dtype", "group", "trainable", "rate", "reached by"], *rows]
 
 
 def short_form(
@@ -254,5 +260,6 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _number(value: float | str) -> str:
+def number(value: float | str) -> str:
+    """Returns a weight as text, such as `0.5`; a text as it is."""
     return value if isinstance(value, str) else f"{value:g}"

@@ -73,6 +73,7 @@ class TrainStep:
       averages: Averages of the weights, with `ema`, after `build`.
       skipping: Decides whether an update is applied, and counts those that are not.
       freezing: What is frozen for a part of the run.
+      weighted_losses: `{name of a curve: name by which its loss is weighted}`, of the last trace.
 
     Raises:
       ModelError: The model or optimizer was created outside of the strategy's scope.
@@ -112,6 +113,7 @@ class TrainStep:
         self.counter = counter("step")
         self.averages: Averages | None = None
         self.freezing = Freezing(model)
+        self.weighted_losses: dict[str, str] = {}
         self._precision = precision
         if precision is not None:
             set_precision(model, precision)
@@ -341,6 +343,7 @@ class TrainStep:
         if not output.updates:
             raise LossError(f"{type(self).__name__}.step never called self.minimize(...).")
         self.loss_weights.check_all_used(output.pattern_names)
+        self.weighted_losses = {curve: name for name, curve in output.pattern_names.items()}
         with tf.control_dependencies(output.updates):
             if self.averages is not None:
                 self.averages.update(self.strategy, output.applied)

@@ -15,12 +15,12 @@ from tfloss.engine.engine import StepLogs
 from tfloss.engine.mode_runner import ModeRunner
 from tfloss.engine.step_traces import SILENT, Kind
 from tfloss.errors import Preempted, WorkdirError, WorkdirInUseError, WorkerError
+from tfloss.hooks.run_headline import show_headline
 from tfloss.hooks.watch import watch_of
 from tfloss.step.watched import WatchRequest
 from tfloss.summary import Summary
 from tfloss.trainer.hook_list import HookList
 from tfloss.trainer.result import last_losses
-from tfloss.trainer.run_headline import show_headline
 from tfloss.trainer.run_state import RunState
 from tfloss.trainer.signals import caught
 

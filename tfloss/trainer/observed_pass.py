@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.checkpoint.untracked import untracked, variable_of
 from tfloss.forward.batch_sums import batch_sums
-from tfloss.forward.losses import REGULARIZATION, returned_names
+from tfloss.forward.losses import REGULARIZATION, described_weight, returned_names
 from tfloss.forward.reachability import reached_tensors
 from tfloss.inspect.report import NOT_IN_CODE, Finding, InspectedLoss
 from tfloss.inspect.source_lines import op_line
@@ -125,9 +125,7 @@ class ObservedPasses:
         groups = tuple(group for group, names in seen.assigned.items() if name in names)
         if name in self.losses:  # another branch of the step, or the same call again
             return
-        weight: Any = seen.weights.of(name)
-        if not isinstance(weight, int | float):
-            weight = getattr(weight, "__qualname__", type(weight).__qualname__)
+        weight = described_weight(seen.weights.of(name))
         computed = loss
         while computed.op.type in ("Cast", "EnsureShape") and not self.is_users(
             op_line(computed.op)

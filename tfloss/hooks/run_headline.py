@@ -20,22 +20,22 @@ def show_headline(hooks: Iterable[Hook], losses: Mapping[str, str]) -> None:
     """
     for hook in hooks:
         if isinstance(hook, Progress) and hook.trainer.agreement.chief:
-            hook.headline(run_headline(hook.trainer, losses))
+            hook.headline(run_headline(hook.trainer, losses.values()))
 
 
-def run_headline(trainer: TrainerProtocol, losses: Mapping[str, str]) -> list[list[str]]:
+def run_headline(trainer: TrainerProtocol, losses: Iterable[str]) -> list[list[str]]:
     """Returns the short form of `Trainer.inspect`, as rows of a name and a value.
 
     Args:
       trainer: The trainer, in a call of `train`, whose model is built.
-      losses: `StepLogs.losses` of a step.
+      losses: Names of the losses of a step.
     """
     model, groups = trainer.model, trainer.train_step.groups
     trained = {id(v): v for group in groups.values() for v in group.trainable(model)}
     return short_form(
         parameters=_count(model.weights),
         trained=_count(trained.values()),
-        losses=[name for name in losses.values() if name != TOTAL],
+        losses=[name for name in losses if name != TOTAL],
         groups={name: type(group.optimizer).__name__ for name, group in groups.items()},
         replicas=trainer.strategy.num_replicas_in_sync,
         batch_size=trainer.run.batch_size,
