@@ -22,7 +22,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
 from browser import Browser  # noqa: E402
-from terminal_picture import END, record  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 BUILD = ROOT / "build" / "pictures"
@@ -72,6 +71,8 @@ tfloss.Trainer(Wrong(), keras.optimizers.Adam(3e-3)).train(source, steps=1_000)"
 
 def terminal() -> None:
     """Pictures of the terminal: while the digits example trains, and at the end."""
+    from terminal_picture import END
+
     shutil.rmtree(BUILD / "runs/digits", ignore_errors=True)
     if not (BUILD / "data").exists():  # what is printed when data are prepared is of no interest
         subprocess.run(["python", *DIGITS[:2], "--workdir=runs/x", "--max_steps=1"], cwd=BUILD)
@@ -82,11 +83,20 @@ def terminal() -> None:
 
 def notebook() -> None:
     """Executes a notebook, and photographs two cells of it."""
+    page = executed_notebook(BUILD / "notebook")
+    photograph_cells(page, {1: PICTURES / "notebook.png", 2: PICTURES / "notebook_error.png"})
+
+
+def executed_notebook(place: Path) -> Path:
+    """Executes `CELLS` in an empty directory, and returns the notebook's HTML page in it.
+
+    Args:
+      place: The directory. It is deleted first.
+    """
     import nbclient
     import nbconvert
     import nbformat
 
-    place = BUILD / "notebook"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
@@ -95,12 +105,23 @@ def notebook() -> None:
     nbclient.NotebookClient(book, timeout=600, allow_errors=True, resources=where).execute()
     exporter = nbconvert.HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
     text, _ = exporter.from_notebook_node(book)
-    (place / "notebook.html").write_text(text)
+    page = place / "notebook.html"
+    page.write_text(text)
+    return page
+
+
+def photograph_cells(page: Path, pictures: Mapping[int, Path]) -> None:
+    """Photographs cells of a notebook.
+
+    Args:
+      page: HTML page of the notebook.
+      pictures: `{number of the cell, counted from 0: file}`.
+    """
     with Browser() as browser:
-        browser.open((place / "notebook.html").as_uri(), width=WIDTH, height=600, scale=SCALE)
+        browser.open(page.as_uri(), width=WIDTH, height=600, scale=SCALE)
         browser.resize()
-        for number, name in ((1, "notebook"), (2, "notebook_error")):
-            browser.photograph(PICTURES / f"{name}.png", browser.box(".jp-Cell", number))
+        for number, path in pictures.items():
+            browser.photograph(path, browser.box(".jp-Cell", number))
 
 
 def tensorboard() -> None:
@@ -131,6 +152,8 @@ def inspect() -> None:
 
 def digits(pictures: Mapping[str, Path]) -> None:
     """Runs the digits example, unless it has run."""
+    from terminal_picture import record
+
     if not (BUILD / "runs/digits/export").exists():
         record(["python", *DIGITS], pictures, BUILD)
 

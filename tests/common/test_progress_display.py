@@ -1,9 +1,11 @@
 import io
 import subprocess
 import sys
+import time
 
 from rich.console import Console
 
+from tfloss.common import activity, long_activities, progress_display
 from tfloss.common.progress_display import LiveDisplay, PlainDisplay
 
 
@@ -77,3 +79,13 @@ def test_a_pipe_has_a_line_for_what_takes_long_and_none_for_what_is_short():
         # After 0.1 s and 0.2 s; on a busy machine the thread may be late.
         assert done.stderr.count(b"importing TensorFlow\n") == len(done.stderr.splitlines())
         assert (len(done.stderr.splitlines()) > 0) == (lines > 0)
+
+
+def test_a_notebook_has_no_lines_below_the_cell(monkeypatch):
+    """They would be red boxes, and stay."""
+    monkeypatch.setattr(progress_display, "in_notebook", lambda: True)
+    monkeypatch.setattr(long_activities, "_FIRST", 0.01)
+    out = io.StringIO()
+    with progress_display.activity_line(out), activity.during("importing TensorFlow"):
+        time.sleep(0.05)
+    assert out.getvalue() == ""

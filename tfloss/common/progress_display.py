@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 from tfloss.common import activity
+from tfloss.common.logger import in_notebook
 from tfloss.common.long_activities import LongActivities
 
 _BAR_WIDTH = 16
@@ -229,11 +230,15 @@ def activity_line(stream: TextIO) -> Generator[None]:
     """Shows what takes time inside of the `with`, while nobody else shows it. Host.
 
     Args:
-      stream: The terminal. Another stream has lines of what takes long.
+      stream: The terminal. Another stream has lines of what takes long, but not the red boxes below
+        the cell of a notebook.
 
     Yields:
       None.
     """
+    if in_notebook():
+        yield
+        return
     timer = activity.Timer(time.monotonic)
     with contextlib.ExitStack() as stack:
         if stream.isatty():
