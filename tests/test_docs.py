@@ -30,6 +30,13 @@ def test_the_table_of_statements_is_up_to_date():
     assert held == set(module["STATEMENTS"])
 
 
+def test_the_changelog_has_one_heading_of_each_kind_for_a_version():
+    """A merge may bring old headings back: take main's file, and add your line to its lists."""
+    for version in (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1:]:
+        headings = re.findall(r"^### (.*)$", version, re.M)
+        assert headings == [kind for kind in ("Added", "Changed", "Fixed") if kind in headings]
+
+
 def test_the_picture_of_the_packages_is_up_to_date():
     """`python docs/package_picture.py` draws it again."""
     module = runpy.run_path(str(DOCS / "package_picture.py"))
