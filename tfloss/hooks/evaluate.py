@@ -42,7 +42,7 @@ class Evaluate(Hook):
 
     Raises:
       DataError: `batch_size` is missing, or the data can't be used.
-      TypeError: A metric is none, or can't be reset before each evaluation.
+      TypeError: Something is not a metric, or can't be reset before each evaluation.
       ValueError: `every` is not a trigger, `name` is empty or ends with "/", or two names stand
         for one metric.
     """

@@ -10,17 +10,17 @@ from tfloss.hooks.every import OnSteps
 
 
 class Unfreeze(Hook):
-    """Freezes variables in the first `at` steps of training, and thaws them then. Host.
+    """Freezes variables in the first `at` steps of training. Host.
 
-    The step counts from the beginning of training, so a resumed run thaws them at the same step.
-    Until then, the variables get no gradient, no weight decay and no slots' updates. Layers all of
-    whose variables match have `trainable=False`: BatchNormalization is in inference mode. Layers
-    that the script has frozen stay frozen. The step is traced again once, at the thaw. Several
-    hooks thaw one part after another; what several match is frozen until the last of them. When
-    `train` ends, all trainable flags are the script's again.
+    The step counts from the beginning of training, so a resumed run unfreezes them at the same
+    step. Until then, the variables get no gradient, no weight decay and no slots' updates. Layers
+    all of whose variables match have `trainable=False`: BatchNormalization is in inference mode.
+    Layers that the script has frozen stay frozen. The step is traced again after `at` steps.
+    Several hooks unfreeze one part after another; what several match is frozen until the last of
+    them. When `train` ends, all trainable flags are the script's again.
 
     Args:
-      at: Number of updates that are made before the thaw, at least 1.
+      at: Number of updates with frozen variables, at least 1.
       glob: Glob of the variables' paths, with or without the name of the model: "backbone/*".
 
     Raises:
@@ -40,7 +40,7 @@ class Unfreeze(Hook):
             self.trainer.train_step.freezing.thaw(self.glob)
 
     def after_step(self, step: int) -> None:
-        """Thaws the variables."""
+        """Unfreezes the variables."""
         self.trainer.train_step.freezing.thaw(self.glob)
         self.trainer.logger.info(f"step {step}: {self.glob} is trained from now on")
 

@@ -331,7 +331,7 @@ class Trainer:
 
         Raises:
           CheckpointError: There is no such checkpoint, or it doesn't fit the model.
-          CheckpointDeletedError: The checkpoint of `step` is not there, or no more.
+          CheckpointDeletedError: The checkpoint of `step` doesn't exist, or was deleted.
         """
         restore = self._checkpoint.select(step, best, self._own_hooks)
         self._use(self._defaults.after(self._own_hooks))
@@ -367,7 +367,7 @@ class Trainer:
           `{name: value}`.
 
         Raises:
-          TypeError: A metric is none, or can't be reset.
+          TypeError: Something is not a metric, or can't be reset.
           ValueError: There is nothing to do, or there are no averages.
           MetricError: A metric failed, or does not count every example once.
         """
