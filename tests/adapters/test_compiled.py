@@ -295,6 +295,17 @@ def test_evaluation_forgets_what_fit_left_in_the_metrics():
     assert _trainer(model).evaluate(_DATA)["error"] == pytest.approx((1 + 1 + 3) / 3)
 
 
+def test_compiled_metrics_are_evaluated_beside_validation_losses():
+    trainer = _trainer(_compiled(_Line(), metrics=["mae"]))
+    metrics = trainer.evaluate(_DATA)
+    losses = trainer.evaluate(_DATA, {}, losses=True)
+    assert set(metrics) == {"loss", "mae"} and "losses/total" in losses
+    assert trainer.evaluate(_DATA, losses=True) == metrics | losses
+    hook = Evaluate(_DATA, losses=True)
+    trainer.train(_DATA, steps=1, hooks=[hook])
+    assert set(hook.results_at(1)) == set(metrics | losses)
+
+
 def test_a_model_with_its_own_evaluation_is_refused_there():
     class OwnTest(_Line):
         def test_step(self, data):
