@@ -13,6 +13,8 @@ from tfloss.engine.engine import Engine, StepLogs
 from tfloss.step.trace_options import Mode
 from tfloss.step.train_step import TrainStep
 
+NO_DATA = tf.data.Dataset.range(0)  # for hooks that never read them
+
 
 class Line(keras.Model):
     """y = w x, with w = 1 at the start.

@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from tests.toys import Accuracy
+from tests.toys import NO_DATA, Accuracy
 from tfloss.hooks import Evaluate
 from tfloss.hooks.callback_logs import epoch_logs, known_monitor_mode, result_logs
 
@@ -27,7 +27,7 @@ def test_steps_by_keras_names():
 
 
 def test_results_by_keras_names():
-    hooks = [Evaluate("data", {}, name="val"), Evaluate("data", {}, name="val/far", losses=True)]
+    hooks = [Evaluate(NO_DATA, {}, name="val"), Evaluate(NO_DATA, {}, name="val/far", losses=True)]
     found = result_logs(
         {
             "val/losses/total": 1.0,
@@ -52,7 +52,7 @@ def test_results_by_keras_names():
     [("val_accuracy", "max"), ("val_kl", "min"), ("val_loss", "min"), ("kl", "min"), ("x", None)],
 )
 def test_the_direction_of_a_metric(monitor, mode):
-    hooks = [Evaluate("data", {"accuracy": Accuracy()}, losses=True)]
+    hooks = [Evaluate(NO_DATA, {"accuracy": Accuracy()}, losses=True)]
     callback = keras.callbacks.EarlyStopping(monitor)
     assert known_monitor_mode(callback, hooks, ["losses/kl"]) == mode
     given = keras.callbacks.EarlyStopping(monitor, mode="max")

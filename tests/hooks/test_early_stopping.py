@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.toys import Accuracy
+from tests.toys import NO_DATA, Accuracy
 from tfloss.hooks import EarlyStopping, Evaluate, Every
 
 NAN = float("nan")
@@ -10,7 +10,7 @@ NAN = float("nan")
 
 def trainer_of(make_trainer, values, hook, name="accuracy"):
     results = {step: {name: value} for step, value in enumerate(values, 1)}
-    evaluate = Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=1), losses=True)
+    evaluate = Evaluate(NO_DATA, {"accuracy": Accuracy()}, every=Every(steps=1), losses=True)
     return make_trainer([evaluate, hook], results=results)
 
 

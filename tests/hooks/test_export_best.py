@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.toys import Accuracy
+from tests.toys import NO_DATA, Accuracy
 from tfloss.common.checksums import tree_checksums
 from tfloss.errors import ExportError
 from tfloss.hooks import Evaluate, Every, ExportBest
@@ -13,7 +13,7 @@ from tfloss.hooks import Evaluate, Every, ExportBest
 
 def trainer_of(make_trainer, tmp_path, values, hook, **options):
     results = {step: {"accuracy": value} for step, value in enumerate(values, 1)}
-    hooks = [Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=1)), hook]
+    hooks = [Evaluate(NO_DATA, {"accuracy": Accuracy()}, every=Every(steps=1)), hook]
     return make_trainer(hooks, workdir=tmp_path, results=results, **options)
 
 

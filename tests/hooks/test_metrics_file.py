@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from tests.toys import NO_DATA
 from tfloss.hooks import Evaluate, MetricsFile
 from tfloss.hooks.metrics_file import line_windows
 
@@ -72,7 +73,7 @@ def test_a_run_from_step_0_keeps_the_logs_of_older_ones(make_trainer, tmp_path):
 
 
 def test_logs_of_later_hooks_at_the_end_are_written(make_trainer, tmp_path):
-    hooks = [MetricsFile(), Evaluate("data", {})]
+    hooks = [MetricsFile(), Evaluate(NO_DATA, {})]
     trainer = make_trainer(hooks, workdir=tmp_path, results={2: {"accuracy": 0.5}})
     trainer.train(2)
     assert [record["val/accuracy"] for record in lines(tmp_path / "metrics.jsonl")] == [0.5]

@@ -3,7 +3,7 @@ import warnings
 import keras
 import pytest
 
-from tests.toys import Accuracy
+from tests.toys import NO_DATA, Accuracy
 from tfloss.evaluation.metrics import metric
 from tfloss.hooks import EarlyStopping, Evaluate, ExportBest, Hook, SaveCheckpoint
 from tfloss.hooks.monitored_metric import MonitoredMetric, known_mode
@@ -21,7 +21,7 @@ def _bound(keras_metric):
 
 
 EVALUATE = Evaluate(
-    "data",
+    NO_DATA,
     {
         "mae": _bound(keras.metrics.MeanAbsoluteError()),
         "accuracy": _bound(keras.metrics.BinaryAccuracy()),
@@ -35,7 +35,7 @@ EVALUATE = Evaluate(
     },
     losses=True,
 )
-OTHER = Evaluate("data", {"accuracy": _bound(keras.metrics.BinaryAccuracy())}, name="losses")
+OTHER = Evaluate(NO_DATA, {"accuracy": _bound(keras.metrics.BinaryAccuracy())}, name="losses")
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_the_direction_is_that_of_the_metric_and_not_of_its_name(name, mode):
 
 
 def test_validation_losses_are_minimised():
-    assert known_mode("val/losses/total", [Evaluate("data", {}, losses=True)]) == "min"
-    assert known_mode("val/losses/total", [Evaluate("data", {})]) is None
+    assert known_mode("val/losses/total", [Evaluate(NO_DATA, {}, losses=True)]) == "min"
+    assert known_mode("val/losses/total", [Evaluate(NO_DATA, {})]) is None
 
 
 def test_two_evaluations_that_disagree_know_nothing():
     hooks = [
-        Evaluate("data", {"a/x": _bound(keras.metrics.MeanAbsoluteError())}),
-        Evaluate("data", {"x": _bound(keras.metrics.BinaryAccuracy())}, name="val/a"),
+        Evaluate(NO_DATA, {"a/x": _bound(keras.metrics.MeanAbsoluteError())}),
+        Evaluate(NO_DATA, {"x": _bound(keras.metrics.BinaryAccuracy())}, name="val/a"),
     ]
     assert known_mode("val/a/x", hooks[:1]) == "min" and known_mode("val/a/x", hooks) is None
 
@@ -112,7 +112,7 @@ def test_a_name_that_no_evaluation_logs_is_refused_before_training(make_trainer)
         message = "'val/acuracy', which no Evaluate hook logs. Did you mean 'val/accuracy'"
         with pytest.raises(ValueError, match=message):
             make_trainer([EVALUATE, EarlyStopping("val/acuracy", patience=1, mode=mode)]).begin(1)
-    without = Evaluate("data", {"accuracy": _bound(keras.metrics.BinaryAccuracy())})
+    without = Evaluate(NO_DATA, {"accuracy": _bound(keras.metrics.BinaryAccuracy())})
     with pytest.raises(ValueError, match=r"losses need Evaluate\(..., losses=True\)"):
         make_trainer([without, EarlyStopping("val/losses/total", patience=1, mode="min")]).begin(1)
     for hooks in (

@@ -4,6 +4,7 @@ import io
 import pytest
 from rich.console import Console
 
+from tests.toys import NO_DATA
 from tfloss.common import activity
 from tfloss.hooks import Evaluate, Progress
 from tfloss.hooks.progress import shown
@@ -79,7 +80,7 @@ def test_the_first_call_does_not_count_in_the_speed(make_trainer, clock):
 
 def test_evaluation_results_have_a_line_of_their_own(make_trainer, clock):
     out = io.StringIO()
-    hooks = [Evaluate("data", {}, name="test"), Progress(stream=out, clock=clock)]
+    hooks = [Evaluate(NO_DATA, {}, name="test"), Progress(stream=out, clock=clock)]
     trainer = make_trainer(hooks, results={2: {"accuracy": 0.98125}})
     trainer.begin(2)
     trainer.log(1, {"val/accuracy": 0.5, "val/losses/total": 2.0, "valid": 1.0, "lr": 0.1})

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import tensorflow as tf
 
-from tests.toys import Accuracy
+from tests.toys import NO_DATA, Accuracy
 from tfloss.checkpoint import BackgroundWriter, CheckpointDirectory, manifest
 from tfloss.errors import CheckpointWriteError, DataError, NonFiniteLossError, Preempted
 from tfloss.hooks import EarlyStopping, Evaluate, Every, SaveCheckpoint
@@ -14,7 +14,7 @@ from tfloss.hooks import EarlyStopping, Evaluate, Every, SaveCheckpoint
 def trainer_of(make_trainer, tmp_path, hook, values=(), evaluate_every=1):
     results = {step: {"accuracy": value} for step, value in enumerate(values, 1)}
     evaluate = (
-        [Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=evaluate_every))]
+        [Evaluate(NO_DATA, {"accuracy": Accuracy()}, every=Every(steps=evaluate_every))]
         if values
         else []
     )
@@ -113,7 +113,7 @@ def test_a_best_checkpoint_that_was_deleted_is_replaced_in_the_ranking(make_trai
 
 
 def test_the_last_checkpoint_holds_a_final_evaluation_by_a_later_hook(make_trainer, tmp_path):
-    evaluate = Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=3))
+    evaluate = Evaluate(NO_DATA, {"accuracy": Accuracy()}, every=Every(steps=3))
     stopping = EarlyStopping("val/accuracy", patience=9)
     save = SaveCheckpoint(Every(steps=2), keep_best=1, metric="val/accuracy")
     results = {3: {"accuracy": 0.5}, 4: {"accuracy": 0.75}}
@@ -130,7 +130,7 @@ def test_the_last_checkpoint_holds_a_final_evaluation_by_a_later_hook(make_train
 def test_a_warning_tells_if_no_checkpoint_has_the_metric(make_trainer, tmp_path):
     hook = SaveCheckpoint(Every(steps=2), keep_best=1, metric="val/accuracy")
     results = {3: {"accuracy": 0.5}}
-    evaluate = Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=3))
+    evaluate = Evaluate(NO_DATA, {"accuracy": Accuracy()}, every=Every(steps=3))
 
     class Fails(Exception):
         pass
@@ -208,7 +208,7 @@ def make_run(request, make_trainer, tmp_path):
         directory = CheckpointDirectory(tmp_path / "c")
         results = {step: {"accuracy": value} for step, value in enumerate(values, 1)}
         evaluate = (
-            [Evaluate("data", {"accuracy": Accuracy()}, every=Every(steps=1))] if values else []
+            [Evaluate(NO_DATA, {"accuracy": Accuracy()}, every=Every(steps=1))] if values else []
         )
         hooks = [*evaluate, hook]
         trainer = Run(hooks, workdir=tmp_path, results=results, checkpoints=directory, **options)

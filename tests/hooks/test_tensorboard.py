@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
+from tests.toys import NO_DATA
 from tfloss.hooks import Evaluate, RunInfo, TensorBoard
 from tfloss.hooks.event_log import EventLog
 from tfloss.hooks.run_description import DESCRIPTION_TAGS
@@ -113,7 +114,7 @@ def test_events_are_in_the_file_after_a_due_call(make_trainer, tmp_path):
 
 
 def test_a_run_has_one_file_and_later_hooks_may_log_at_the_end(make_trainer, tmp_path):
-    hooks = [TensorBoard(), Evaluate("data", {})]
+    hooks = [TensorBoard(), Evaluate(NO_DATA, {})]
     trainer = make_trainer(hooks, workdir=tmp_path, results={2: {"accuracy": 0.5}})
     trainer.train(2)
     assert scalars(read(tmp_path / "val"), "Metrics/accuracy") == [(2, 0.5)]
@@ -290,7 +291,7 @@ LOG = {"losses/total": 2.0, "accuracy": 0.25, "learning_rate": 0.5, "time/hooks_
 
 def test_evaluations_are_runs_with_the_tags_of_training(make_trainer, tmp_path):
     results = {2: {"accuracy": 0.5, "losses/total": 1.0}}
-    hooks = [TensorBoard(), *(Evaluate("x", {}, name=n, losses=True) for n in ("val", "test"))]
+    hooks = [TensorBoard(), *(Evaluate(NO_DATA, {}, name=n, losses=True) for n in ("val", "test"))]
     trainer = make_trainer(hooks, workdir=tmp_path, results=results)
     trainer.begin(2)
     trainer.log(2, LOG)
@@ -312,7 +313,7 @@ def test_evaluations_are_runs_with_the_tags_of_training(make_trainer, tmp_path):
 
 
 def test_a_given_directory_holds_those_of_evaluations(make_trainer, tmp_path):
-    hooks = [TensorBoard(tmp_path / "logs"), Evaluate("x", {})]
+    hooks = [TensorBoard(tmp_path / "logs"), Evaluate(NO_DATA, {})]
     trainer = make_trainer(hooks, results={1: {"accuracy": 0.5}})
     trainer.begin(1)
     trainer.log(1, {"losses/total": 2.0})
@@ -326,7 +327,7 @@ def test_a_given_directory_holds_those_of_evaluations(make_trainer, tmp_path):
 
 def _run(make_trainer, workdir, start, stop, kill=False, evaluates=True):
     """Logs each step, and evaluates each second one. A killed run leaves its files open."""
-    hooks = [TensorBoard(), *([Evaluate("x", {}, losses=True)] if evaluates else [])]
+    hooks = [TensorBoard(), *([Evaluate(NO_DATA, {}, losses=True)] if evaluates else [])]
     trainer = make_trainer(hooks, workdir=workdir, step=start)
     trainer.begin(stop)
     for step in range(start + 1, stop + 1):
@@ -368,7 +369,7 @@ def test_the_results_of_a_process_that_follows_the_run_stay(make_trainer, tmp_pa
 
 @pytest.mark.parametrize("name", ["train", "eval", "checkpoints", "..", "a/b"])
 def test_a_name_that_is_no_directory_of_its_own_stays_in_the_tag(make_trainer, tmp_path, name):
-    hooks = [TensorBoard(), Evaluate("x", {}, name=name)]
+    hooks = [TensorBoard(), Evaluate(NO_DATA, {}, name=name)]
     trainer = make_trainer(hooks, workdir=tmp_path / "run", results={1: {"accuracy": 0.5}})
     trainer.begin(1)
     trainer.step = 1
@@ -386,7 +387,7 @@ def test_a_workdir_of_an_earlier_version_goes_on(make_trainer, tmp_path):
         old.add_scalars(step, 0.0, {"val/losses/total": 2.0 * step})
     old.write()
     old.close()
-    hooks = [TensorBoard(), Evaluate("x", {}, losses=True)]
+    hooks = [TensorBoard(), Evaluate(NO_DATA, {}, losses=True)]
     trainer = make_trainer(hooks, workdir=tmp_path, step=20)
     pending = {20: frozenset({"losses/total", "accuracy", "learning_rate"})}
     begin = RunInfo(20, 30, pending=pending)

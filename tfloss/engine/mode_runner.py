@@ -7,7 +7,7 @@ the choice into the workdir.
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from tfloss.errors import DataError, ModelError, NonFiniteLossError, TflossError
 from tfloss.inspect.python_values import PythonValues
 from tfloss.inspect.unsaveable_random_ops import UnsaveableOpCheck
 from tfloss.optimizers import hyperparameters
+from tfloss.step.output import StepOutput
 from tfloss.step.trace_options import Guarded, Jit, Mode
 from tfloss.step.train_step import TrainStep
 from tfloss.step.watched import WatchRequest
@@ -58,6 +59,8 @@ class ModeRunner:
       deterministic: Whether "auto" means the graph, since a choice by the clock may differ the next
         time. Then a step with state that no checkpoint holds is refused.
       saved: A function that returns the variables that a checkpoint holds, once a step was traced.
+      on_trace: Is given the tags of the step's scalars and summaries when it is traced, before it
+        runs; it may raise.
       clock: A function that returns the time in seconds.
 
     Attributes:
@@ -79,6 +82,7 @@ class ModeRunner:
         logger: ChiefLogger,
         deterministic: bool = False,
         saved: Callable[[], Iterable[Any]] | None = None,
+        on_trace: Callable[[Sequence[str]], None] = lambda tags: None,
         clock: Callable[[], float] = time.monotonic,
     ):
         if not (isinstance(jit, bool) or jit in ("loop", "auto")):
@@ -88,6 +92,7 @@ class ModeRunner:
         self._check = UnsaveableOpCheck(deterministic, saved)
         self._file = workdir / FILE if workdir is not None and agreement.chief else None
         self._agreement, self._logger, self._clock = agreement, logger, clock
+        self._on_trace = on_trace
         self._engines: dict[str, Engine] = {}
         self._traces: StepTraces | None = None  # of all engines
         self._compiled: set[str] = set()  # modes that have run, and so do compile
@@ -325,12 +330,17 @@ class ModeRunner:
 
     def _engine(self, mode: Mode) -> Engine:
         """The engine of a mode."""
+
+        def compare(graph: Any, output: StepOutput) -> None:
+            compare_traces(self._agreement, graph, output)
+            self._on_trace(output.tags())
+
         if not self._engines:
             self._traces = StepTraces(
                 self._step,
                 guard=self._guard != "nothing",
                 check=self._check,
-                compare=functools.partial(compare_traces, self._agreement),
+                compare=compare,
             )
         if mode not in self._engines:
             self._engines[mode] = Engine(

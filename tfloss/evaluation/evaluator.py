@@ -48,6 +48,27 @@ from tfloss.forward.context import forward_context
 from tfloss.forward.losses import LossWeights, collect
 
 
+def finite_dataset(data: Data, strategy: tf.distribute.Strategy) -> "tf.data.Dataset[Any]":
+    """Returns the `tf.data.Dataset` of an evaluation. Host code.
+
+    Args:
+      data: Data set of batches, or a function that returns one.
+      strategy: Strategy whose workers read it.
+
+    Raises:
+      DataError: `data` is no data set, or known to be infinite.
+    """
+    dataset = as_dataset(data, strategy)
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        cure = (
+            "Make the Source with epochs=1, and shuffle=False."
+            if isinstance(data, Seekable)
+            else "Leave .repeat() out, or limit it with .take(n)."
+        )
+        raise DataError(f"Can't evaluate on an infinite data set. {cure}")
+    return dataset
+
+
 class Evaluator:
     """Evaluates one model with one set of metrics. It is traced once and can run many times.
 
@@ -132,14 +153,7 @@ class Evaluator:
           MetricError: A metric failed on a batch. The message describes batch and predictions.
           ModelError: The predictions of the replicas can't be concatenated.
         """
-        dataset = as_dataset(data, self.strategy)
-        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-            cure = (
-                "Make the Source with epochs=1, and shuffle=False."
-                if isinstance(data, Seekable)
-                else "Leave .repeat() out, or limit it with .take(n)."
-            )
-            raise DataError(f"Can't evaluate on an infinite data set. {cure}")
+        dataset = finite_dataset(data, self.strategy)
         options = tf.data.Options()
         options.autotune.enabled = False  # closing the iterator would wait for its thread
         self._reset_metrics()

@@ -6,11 +6,10 @@ from typing import Any
 import keras
 
 from tfloss.evaluation.metrics import Mode
-from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
+from tfloss.hooks.logged_names import LOSSES, TOTAL, WEIGHTED, LoggedNames, keras_name
 from tfloss.hooks.monitored_metric import known_mode
 
-_LOSSES, _WEIGHTED = "losses/", "weighted_losses/"
 _SET_BY_CALLBACKS = "learning_rate"  # the current one; Keras's own callbacks add it
 
 
@@ -25,9 +24,9 @@ def epoch_logs(means: Mapping[str, float]) -> dict[str, float]:
       losses and the learning rate are left out.
     """
     found = {
-        tag.removeprefix(_LOSSES): value
+        tag.removeprefix(LOSSES): value
         for tag, value in means.items()
-        if not tag.startswith(_WEIGHTED) and tag != _SET_BY_CALLBACKS
+        if not tag.startswith(WEIGHTED) and tag != _SET_BY_CALLBACKS
     }
     total = found.pop("total", None)
     return ({} if total is None else {"loss": total}) | {
@@ -43,15 +42,10 @@ def result_logs(scalars: Mapping[str, float], hooks: Sequence[Any]) -> dict[str,
       hooks: All hooks of the run.
     """
     evaluations = [hook.name for hook in hooks if isinstance(hook, Evaluate)]
-    found: dict[str, float] = {}
-    for tag, value in scalars.items():
-        names = [name for name in evaluations if tag.startswith(f"{name}/")]
-        prefix = max(names, key=len, default=tag.split("/")[0])
-        rest = tag.removeprefix(prefix).removeprefix("/")
-        if rest.startswith(_LOSSES):
-            rest = "loss" if rest == f"{_LOSSES}total" else rest.removeprefix(_LOSSES)
-        found[f"{prefix}_{rest}" if rest else prefix] = float(value)
-    return found
+    return {
+        keras_name(tag, [*evaluations, tag.split("/")[0]]): float(value)
+        for tag, value in scalars.items()
+    }
 
 
 def known_monitor_mode(
@@ -76,18 +70,13 @@ def known_monitor_mode(
     if monitored.get("mode") != "auto" or monitored.get("monitor_op", True) is not None:
         return None
     monitor = str(monitored.get("monitor"))
-    if f"{_LOSSES}{monitor}" in losses:
+    if f"{LOSSES}{monitor}" in losses:
         return "min"
-    evaluations: list[Hook] = [hook for hook in hooks if isinstance(hook, Evaluate)]
+    evaluations = [hook for hook in hooks if isinstance(hook, Evaluate)]
     for hook in evaluations:
-        assert isinstance(hook, Evaluate)
-        rest = monitor.removeprefix(f"{hook.name}_")
-        if rest == monitor:
-            continue
-        tag = f"{hook.name}/{rest}"
-        if not hook.logs(tag):
-            tag = f"{hook.name}/{_LOSSES}{'total' if rest == 'loss' else rest}"
-        if hook.logs(tag):
+        for tag in _tags(monitor, hook.name):
+            if not hook.logs(tag):
+                continue
             if mode := known_mode(tag, evaluations):
                 return mode
             kind = type(callback).__name__
@@ -96,3 +85,33 @@ def known_monitor_mode(
                 f"it are better. Give {kind}(..., mode='min') or mode='max'."
             )
     return None
+
+
+def check_monitor(callback: keras.callbacks.Callback, names: LoggedNames) -> None:
+    """Refuses a callback of Keras that monitors a value that will not be in its logs.
+
+    Args:
+      callback: Any callback.
+      names: The names that the run logs, once the step was traced.
+
+    Raises:
+      ValueError: The message has the nearest name.
+    """
+    follows = keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau
+    if not isinstance(callback, follows):
+        return
+    monitor = str(callback.monitor)
+    tags = [f"{LOSSES}{monitor}", *([TOTAL] if monitor == "loss" else [])]
+    if keras_name(monitor, [hook.name for hook in names.evaluations]) == monitor:
+        tags.append(monitor)
+    tags += [tag for hook in names.evaluations for tag in _tags(monitor, hook.name)]
+    if all(map(names.lacks, tags)):
+        names.refuse(type(callback).__name__, monitor, keras=True)
+
+
+def _tags(monitor: str, evaluation: str) -> list[str]:
+    """The names that an evaluation may log what a callback monitors under."""
+    rest = monitor.removeprefix(f"{evaluation}_")
+    if rest == monitor:
+        return []
+    return [f"{evaluation}/{rest}", f"{evaluation}/{LOSSES}{'total' if rest == 'loss' else rest}"]

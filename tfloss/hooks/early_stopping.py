@@ -9,12 +9,11 @@ Patience is a number of evaluations, that is, of logs of the metric.
 from collections.abc import Mapping, Sequence
 
 from tfloss.evaluation.metrics import Mode
-from tfloss.hooks.base import Hook
-from tfloss.hooks.monitored_metric import MonitoredMetric
+from tfloss.hooks.monitored_metric import MonitoredMetric, MonitoringHook
 from tfloss.summary import Summary
 
 
-class EarlyStopping(Hook):
+class EarlyStopping(MonitoringHook):
     """Stops after `patience` consecutive evaluations without an improvement. Host.
 
     A value that is not finite is no improvement. Checkpoints hold the best value, its step and the

@@ -11,7 +11,8 @@ from pathlib import Path
 import keras
 
 from tfloss.data.adapted import adapted
-from tfloss.data.distributed import Data, as_dataset
+from tfloss.data.distributed import Data
+from tfloss.evaluation.evaluator import finite_dataset
 from tfloss.evaluation.metrics import (
     BoundMetric,
     HostMetric,
@@ -71,11 +72,13 @@ class Evaluate(Hook):
         self._results: tuple[int, dict[str, float]] | None = None  # step, values
 
     def before_train(self) -> None:
-        """Checks that no other Evaluate hook logs under the same name.
+        """Checks the data, and that no other Evaluate hook logs under the same name.
 
         Raises:
-          ValueError: Another one does.
+          DataError: The data are no data set, or known to be infinite.
+          ValueError: Another hook has the name.
         """
+        finite_dataset(self.data, self.trainer.strategy)
         for other in self.trainer.hooks:
             if isinstance(other, Evaluate) and other is not self and other.name == self.name:
                 raise ValueError(
@@ -89,8 +92,8 @@ class Evaluate(Hook):
         Args:
           name: Name as logged, such as "val/accuracy".
         """
-        known = self._is_loss(name) or self._metric_of(name) is not None
-        return known or (self._names_itself and name.startswith(f"{self.name}/"))
+        known = self.is_loss(name) or self._metric_of(name) is not None
+        return known or (self.names_itself and name.startswith(f"{self.name}/"))
 
     def mode_of(self, name: str) -> Mode | None:
         """Returns whether lower or higher values of a curve are better; None if nobody knows.
@@ -101,7 +104,7 @@ class Evaluate(Hook):
         key = self._metric_of(name)
         if key is not None:
             return metric_mode(self._metrics[key])
-        if self._is_loss(name):
+        if self.is_loss(name):
             return "min"
         return self._own_names.get(name.removeprefix(f"{self.name}/"))
 
@@ -122,7 +125,7 @@ class Evaluate(Hook):
         return self._results[1]
 
     @property
-    def _names_itself(self) -> bool:
+    def names_itself(self) -> bool:
         """Whether a metric names its results itself, so that any curve may be one of them."""
         return any(own_names(metric) is not None for metric in self._metrics.values())
 
@@ -144,7 +147,8 @@ class Evaluate(Hook):
             found |= own_names(metric) or {}
         return found
 
-    def _is_loss(self, name: str) -> bool:
+    def is_loss(self, name: str) -> bool:
+        """Returns whether a name is that of a validation loss, if the losses are evaluated."""
         return self.losses and name.startswith(f"{self.name}/losses/")
 
     def _metric_of(self, name: str) -> str | None:
@@ -162,7 +166,7 @@ class Evaluate(Hook):
 
     def dry_run(self, directory: Path) -> Sequence[str]:
         """Evaluates the first batch."""
-        batch = as_dataset(self.data, self.trainer.strategy).take(1)
+        batch = finite_dataset(self.data, self.trainer.strategy).take(1)
         results = self.trainer.evaluate(batch, self._metrics, losses=self.losses, ema=self.ema)
         lines = [f"  {self.name}/{name} {value:.5g}" for name, value in results.items()]
         return [f"One batch of {self.name!r} was evaluated", *lines]

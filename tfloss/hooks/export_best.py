@@ -20,9 +20,8 @@ from tfloss.common import activity
 from tfloss.common.reading import check_directory, check_file
 from tfloss.errors import ExportError
 from tfloss.evaluation.metrics import Mode, accepts
-from tfloss.hooks.base import Hook
 from tfloss.hooks.described_export import DescribedExport, description_file
-from tfloss.hooks.monitored_metric import MonitoredMetric
+from tfloss.hooks.monitored_metric import MonitoredMetric, MonitoringHook
 from tfloss.hooks.output_path import output_path
 from tfloss.hooks.write_errors import WriteErrors
 from tfloss.saved_model import export as saved_model
@@ -33,7 +32,7 @@ from tfloss.summary import Summary
 ExportFunction: TypeAlias = Callable[[keras.Model, Path], Any]
 
 
-class ExportBest(Hook):
+class ExportBest(MonitoringHook):
     """Writes `workdir/export` each time the metric improves. Host.
 
     The export is written to a temporary directory and renamed when it is complete, so readers never

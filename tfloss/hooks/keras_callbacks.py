@@ -12,7 +12,6 @@ from typing import Any
 
 import keras
 
-from tfloss.hooks.base import Hook
 from tfloss.hooks.callback_checks import (
     check_callback,
     check_rate,
@@ -20,15 +19,22 @@ from tfloss.hooks.callback_checks import (
     only_writes,
 )
 from tfloss.hooks.callback_files import continue_files
-from tfloss.hooks.callback_logs import epoch_logs, known_monitor_mode, result_logs
+from tfloss.hooks.callback_logs import (
+    check_monitor,
+    epoch_logs,
+    known_monitor_mode,
+    result_logs,
+)
 from tfloss.hooks.callback_model import callback_attributes
 from tfloss.hooks.callback_state import CallbackState
 from tfloss.hooks.every import Every, started_copy
+from tfloss.hooks.logged_names import LoggedNames
+from tfloss.hooks.monitored_metric import MonitoringHook
 from tfloss.hooks.trainer_protocol import MeansProtocol
 from tfloss.summary import Summary
 
 
-class KerasCallbacks(Hook):
+class KerasCallbacks(MonitoringHook):
     """Calls Keras callbacks at the beginning and the end of training, epochs and batches. Host.
 
     Bare callbacks in a list of hooks are wrapped by this class. The logs of an epoch are means over
@@ -54,8 +60,8 @@ class KerasCallbacks(Hook):
       TypeError: A callback does what a hook of tfloss does, such as ModelCheckpoint and
         BackupAndRestore. The message names the hook.
       ValueError: `epoch` is not such a trigger. Before the first step: the length of an epoch is
-        unknown, a callback sets a learning rate that follows a schedule, or nobody knows the
-        direction of the metric that a callback monitors.
+        unknown, a callback sets a learning rate that follows a schedule, or nothing logs the metric
+        that a callback monitors, or nobody knows its direction.
     """
 
     async_logs = True
@@ -108,6 +114,11 @@ class KerasCallbacks(Hook):
         if self.state.get("epoch") != self._epoch.progress(start)[0]:
             self._begin_epoch(start)
         self._begin_batch(start)
+
+    def check_names(self, names: LoggedNames) -> None:
+        """Refuses a callback of Keras that monitors what no epoch logs."""
+        for callback in self.callbacks:
+            check_monitor(callback, names)
 
     def on_log(self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary]) -> None:
         """Keeps the results of evaluations for the end of the epoch."""

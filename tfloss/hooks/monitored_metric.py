@@ -12,15 +12,16 @@ import difflib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tfloss.common.logger import ChiefLogger
 from tfloss.evaluation.metrics import Mode
 from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
+from tfloss.hooks.logged_names import TOTAL, LoggedNames
 
 _LOSS_GROUPS = ("losses", "weighted_losses")
-_TOTAL = "losses/total"  # in each log of training
 
 
 class MonitoredMetric:
@@ -69,40 +70,34 @@ class MonitoredMetric:
           hooks: All hooks of the run.
 
         Raises:
-          ValueError: No mode was given, and nobody knows it; or an evaluation of this prefix
-            doesn't log the name.
+          ValueError: No mode was given, and nobody knows it; or nothing logs the name.
         """
         self._other_names, self._seen, self._warned = set(), False, False
         self._mode = self._given or known_mode(self.name, hooks)
-        self._check_logged(hooks)
+        names = LoggedNames(hooks)
+        self.check_names(names)
         if self._mode is None:
-            names = [n for hook in hooks if isinstance(hook, Evaluate) for n in hook.known_names()]
             raise ValueError(
                 f"{self._owner} monitors {self.name!r}, and nobody knows whether lower or higher "
-                f"values of it are better.{_suggestion(self.name, names)} Give "
+                f"values of it are better.{names.suggestion(self.name)} Give "
                 f"{self._owner}(..., mode='min') or mode='max'. Only losses and metrics of Keras "
                 "itself have a known direction. A metric in plain Python can have the attribute "
                 "mode = 'min' or 'max'."
             )
 
-    def _check_logged(self, hooks: Sequence[Hook]) -> None:
-        """Raises ValueError if an evaluation logs names like this one, but not this one."""
-        evaluations = [hook for hook in hooks if isinstance(hook, Evaluate)]
-        self._owned = any(hook.logs(self.name) for hook in evaluations)
-        # A hook of the user may log any name.
-        self._only_own = all(type(hook).__module__.split(".")[0] == "tfloss" for hook in hooks)
-        alike = [hook for hook in evaluations if self.name.startswith(f"{hook.name}/")]
-        trained = self.name.split("/")[0] in _LOSS_GROUPS
-        if self._owned or trained or not alike or not self._only_own:
-            return
-        names = [name for hook in alike for name in hook.known_names()]
-        losses = " Its losses need Evaluate(..., losses=True)." * (
-            _loss_group(self.name) is not None and not any(hook.losses for hook in alike)
-        )
-        raise ValueError(
-            f"{self._owner} monitors {self.name!r}, which no Evaluate hook logs."
-            f"{_suggestion(self.name, names)} They log: {', '.join(names) or 'nothing'}.{losses}"
-        )
+    def check_names(self, names: LoggedNames) -> None:
+        """Refuses a name that nothing logs. Warns if it can't be known, and a name is near.
+
+        Args:
+          names: The names that the run logs, as far as they are known.
+
+        Raises:
+          ValueError: Nothing logs the name, and all hooks are known. The message has the nearest.
+        """
+        self._owned, self._only_own = names.evaluated(self.name), names.complete
+        lacks = names.lacks(self.name)
+        if not self._warned and (lacks or names.doubts(self.name)):
+            self._warned = names.refuse(self._owner, self.name, sure=lacks)
 
     def restored(self, state: dict[str, Any], logger: ChiefLogger) -> dict[str, Any]:
         """Returns a hook's state without what belongs to another metric.
@@ -145,7 +140,7 @@ class MonitoredMetric:
         self._other_names.update(scalars)
         neighbors = sorted(name for name in scalars if name.startswith(self._prefix))
         if not self._prefix:
-            trained = self._only_own and not self._owned and _TOTAL in scalars
+            trained = self._only_own and not self._owned and TOTAL in scalars
             neighbors = sorted(scalars) if trained else []
         if neighbors and not (self._seen or self._warned):
             self._warned = True
@@ -187,6 +182,35 @@ class MonitoredMetric:
             f"{_suggestion(self.name, others)} Logged names: {', '.join(others)}.",
             stacklevel=3,
         )
+
+
+class MonitoringHook(Hook):
+    """A hook that follows a logged metric, `_metric`, or None. Host."""
+
+    def check_names(self, names: LoggedNames) -> None:
+        """Refuses the name of a metric that nothing logs, once the step was traced.
+
+        Args:
+          names: The names that the run logs.
+
+        Raises:
+          ValueError: The message has the nearest name.
+        """
+        if (metric := self._followed()) is not None:
+            metric.check_names(names)
+
+    def dry_run(self, directory: Path) -> Sequence[str]:
+        """Looks for the mode of the metric, as before training.
+
+        Raises:
+          ValueError: Nobody knows the mode.
+        """
+        if (metric := self._followed()) is not None:
+            metric.start(self.trainer.hooks)
+        return ()
+
+    def _followed(self) -> MonitoredMetric | None:
+        return getattr(self, "_metric", None)
 
 
 def known_mode(name: str, hooks: Sequence[Hook]) -> Mode | None:

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from tfloss.evaluation.metrics import Mode
-from tfloss.hooks.base import Hook
 from tfloss.hooks.callback_checks import check_constant_rates
-from tfloss.hooks.monitored_metric import MonitoredMetric
+from tfloss.hooks.monitored_metric import MonitoredMetric, MonitoringHook
 from tfloss.summary import Summary
 
 
-class ReduceOnPlateau(Hook):
+class ReduceOnPlateau(MonitoringHook):
     """Multiplies the learning rate after `patience` evaluations without an improvement. Host.
 
     A value that is not finite is no improvement. Checkpoints hold the learning rate, the best value

@@ -26,13 +26,12 @@ from tfloss.errors import (
     WorkerError,
 )
 from tfloss.evaluation.metrics import Mode
-from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
-from tfloss.hooks.monitored_metric import MonitoredMetric
+from tfloss.hooks.monitored_metric import MonitoredMetric, MonitoringHook
 from tfloss.summary import Summary
 
 
-class SaveCheckpoint(Hook):
+class SaveCheckpoint(MonitoringHook):
     """Saves when due and at a clean end, then deletes old checkpoints. Host.
 
     At each step and at the end of training, it is called after all other hooks, wherever it stands

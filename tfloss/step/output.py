@@ -52,6 +52,10 @@ class StepOutput:
     losses_passed: tf.Tensor | bool = True
     watched: tuple[Watched, ...] = ()
 
+    def tags(self) -> list[str]:
+        """All names that such steps log: scalars, and summaries, whether they are due or not."""
+        return [*self.scalars, *(one.name for one in self.summaries), *self.dropped]
+
     def row(self) -> tf.Tensor:
         """All scalars in one vector. Traced.
 

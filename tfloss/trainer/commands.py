@@ -21,6 +21,7 @@ from tfloss.engine.engine import Engine
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.inspect.report_page import page
 from tfloss.step.train_step import TrainStep
+from tfloss.trainer.hook_list import check_monitored_names
 from tfloss.trainer.lr_range import range_test_and_exit
 
 
@@ -83,9 +84,9 @@ def _inspect(
 def _try_out(trainer: Any, data: Any) -> None:
     """Makes one training step, then has each hook do once what it does, and prints what it was."""
     show = print if is_chief(trainer.strategy) else lambda *lines, sep: None
-    losses = _train_one_step(
-        trainer.train_step, Feed(data, trainer.strategy, trainer.train_step.accumulate)
-    )
+    step = trainer.train_step
+    losses, tags = _train_one_step(step, Feed(data, trainer.strategy, step.accumulate))
+    check_monitored_names(trainer.hooks, tags, step)
     lines = [f"  {name} {value:.5g}" for name, value in losses.items()]
     show("\nOne training step was made", *lines, sep="\n")
     for hook in trainer.hooks:
@@ -97,12 +98,13 @@ def _try_out(trainer: Any, data: Any) -> None:
         show("\nNo batch is evaluated: train() has no Evaluate hook.", sep="\n")
 
 
-def _train_one_step(step: TrainStep, feed: Feed) -> dict[str, float]:
-    """Makes one step as a graph, with its summaries. Returns its losses."""
+def _train_one_step(step: TrainStep, feed: Feed) -> tuple[dict[str, float], list[str]]:
+    """Makes one step as a graph, with its summaries. Returns its losses, and what it logs."""
     try:
         logs = Engine(step).run(feed.input.source("graph"), 1, recording=True)
     except (tf.errors.OutOfRangeError, StopIteration):
         feed.after_end(0, 1)
         raise
     columns = dict(zip(logs.names, logs.rows()[0].tolist(), strict=True))
-    return {name: columns[tag] for tag, name in logs.losses.items()}
+    tags = [*logs.names, *(one.name for one in logs.summaries)]
+    return {name: columns[tag] for tag, name in logs.losses.items()}, tags

@@ -1,7 +1,7 @@
 """Calls the hooks of a run: in order, at their steps, on the right workers. Host code."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from tfloss.errors import Aborted, Preempted
 from tfloss.hooks.base import Hook
 from tfloss.hooks.evaluate import Evaluate
 from tfloss.hooks.every import started_copy
-from tfloss.hooks.monitored_metric import known_mode
+from tfloss.hooks.logged_names import LoggedNames
+from tfloss.hooks.monitored_metric import MonitoringHook, known_mode
 from tfloss.hooks.trainer_protocol import TrainerProtocol
 from tfloss.hooks.write_errors import survives
+from tfloss.step.train_step import TrainStep
 from tfloss.summary import Summary
 from tfloss.trainer.curves import Curves
 from tfloss.trainer.hook_states import (
@@ -191,6 +193,26 @@ class HookList:
     def _called_here(self, hook: Hook) -> bool:
         """Whether a hook is called on this worker: writers are called on the first one only."""
         return self._run.agreement.chief or not hook.chief_only
+
+
+def check_monitored_names(hooks: Sequence[Hook], traced: Iterable[str], step: TrainStep) -> None:
+    """Refuses names that hooks follow and nothing logs. Host code, before the first step.
+
+    Args:
+      hooks: All hooks of the run.
+      traced: Tags of the scalars and summaries of the training step, which was traced.
+      step: The training step.
+
+    Raises:
+      ValueError: The message has the hook, the name and the nearest name.
+    """
+    own = [
+        getattr(type(step), name) is not getattr(TrainStep, name) for name in ("step", "forward")
+    ]
+    names = LoggedNames(hooks, traced, other_losses=any(own))
+    for hook in hooks:
+        if isinstance(hook, MonitoringHook):
+            hook.check_names(names)
 
 
 def _in_order(hooks: Sequence[Hook]) -> list[Hook]:

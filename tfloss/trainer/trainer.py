@@ -52,7 +52,7 @@ from tfloss.trainer.checkpointed_variables import CheckpointedVariables, warn_if
 from tfloss.trainer.commands import obey_command
 from tfloss.trainer.default_hooks import DefaultHooks
 from tfloss.trainer.epochs import Epochs
-from tfloss.trainer.hook_list import HookList
+from tfloss.trainer.hook_list import HookList, check_monitored_names
 from tfloss.trainer.inspection import inspect
 from tfloss.trainer.loop import Loop
 from tfloss.trainer.result import TrainResult
@@ -182,6 +182,7 @@ class Trainer:
             logger=self.logger,
             deterministic=deterministic,
             saved=lambda: [*self.state.variables().values(), *process_variables(self.strategy)],
+            on_trace=lambda tags: check_monitored_names(self.hooks, tags, self.train_step),
             clock=clock,
         )
         self._feed: Feed | None = None
@@ -191,8 +192,7 @@ class Trainer:
         )
         self.writer = self._checkpoint.writer
         self._own_hooks = checked_hooks(hooks)
-        workers = self.agreement.workers
-        self._defaults = DefaultHooks(default_hooks, self.workdir is not None, workers)
+        self._defaults = DefaultHooks(default_hooks, workdir is not None, self.agreement.workers)
         self._use(self._own_hooks)
         self._evaluators = EvaluatorCache(self.train_step)
 
