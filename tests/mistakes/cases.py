@@ -541,4 +541,68 @@ make_trainer(train_step=Step).train(data, 3)
 """,
         ("minimize(group='critic')", "Leave group out"),
     ),
+    "the name of a metric as in Keras": Mistake(
+        """
+hooks = [
+    tfloss.hooks.Evaluate(data.take(2), losses=True),
+    tfloss.hooks.EarlyStopping("val_loss", patience=3, mode="min"),
+]
+make_trainer(hooks=hooks).train(data, 3)  # here
+""",
+        ("EarlyStopping monitors 'val_loss'", "Did you mean 'val/losses/total'?"),
+    ),
+    "the name of a metric in a callback of Keras": Mistake(
+        """
+hooks = [keras.callbacks.EarlyStopping("val_loss", patience=3)]
+make_trainer(hooks=hooks).train(data, 3, steps_per_epoch=3)  # here
+""",
+        ("EarlyStopping monitors 'val_loss', which nothing logs", "need an Evaluate hook"),
+    ),
+    "data without end in a hook": Mistake(
+        """
+hooks = [tfloss.hooks.Evaluate(data, losses=True, every=tfloss.Every(steps=2))]
+make_trainer(hooks=hooks).train(data, 3)  # here
+""",
+        ("infinite data set", ".take(n)"),
+    ),
+    "validation data as in Keras": Mistake(
+        "make_trainer().train(data, 3, validation_data=data)  # here",
+        ("argument 'validation_data'", "tfloss.hooks.Evaluate(data, metrics"),
+    ),
+    "an option of another trainer": Mistake(
+        "tfloss.Trainer(Net(), keras.optimizers.Adam(), max_epochs=3)  # here",
+        ("no option 'max_epochs'", "train(data, epochs=3)"),
+    ),
+    "a Keras model without a loss": Mistake(
+        """
+model = keras.Sequential([keras.layers.Dense(3)])
+make_trainer(model).train((x, y), epochs=1, batch_size=8)  # here
+""",
+        ("received 2 input tensors", "tfloss.adapters.supervised(model", "from_compiled"),
+    ),
+    "arrays as data and labels": Mistake(
+        "make_trainer().train(x, y, epochs=3)  # here", ("train((x, y), epochs=3, batch_size=32)",)
+    ),
+    "a path as data": Mistake(
+        'make_trainer().train("data/train", 3)  # here',
+        ("got str", "image_dataset_from_directory(path)"),
+    ),
+    "images of integers": Mistake(
+        _forward('return tf.reduce_mean(self.dense(batch["y"][:, None] / 255.0))  # here').replace(
+            "train(data", 'train(data.map(lambda b: {"y": tf.cast(b["y"], tf.uint8)})'
+        ),
+        ("must have the same dtype", "tf.cast(x, tf.float32)"),
+    ),
+    "a trigger without a unit": Mistake("tfloss.Every(100)  # here", ("Every(steps=100)",)),
+    "a trigger of another name": Mistake("tfloss.Every(epoch=1)  # here", ("'epochs'?",)),
+    "metrics by name": Mistake(
+        'tfloss.hooks.Evaluate(data, ["accuracy"])  # here', ("mapping {name: tfloss.metric(",)
+    ),
+    "several optimizers as a list": Mistake(
+        "tfloss.Trainer(Net(), [keras.optimizers.Adam(), keras.optimizers.SGD()])  # here",
+        ("{'body': (optimizer, layers)",),
+    ),
+    "a strategy of another library": Mistake(
+        'tfloss.make_strategy("ddp")  # here', ("Unknown strategy 'ddp'", "mirrored")
+    ),
 }

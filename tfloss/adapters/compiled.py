@@ -23,8 +23,10 @@ from tfloss.evaluation.metrics import BoundMetric
 from tfloss.forward.context import as_in_fit, current_context
 from tfloss.forward.global_batch import global_sum
 from tfloss.inspect.python_values import names_read
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 
 
+@filtered_tracebacks
 def from_compiled(model: keras.Model) -> keras.Model:
     """Makes a model that reports the losses of a compiled Keras model, as they are.
 

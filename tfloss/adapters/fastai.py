@@ -9,8 +9,10 @@ from typing import Any, cast
 import keras
 
 from tfloss.errors import DataError
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 
 
+@filtered_tracebacks
 def fastai_style(
     model: keras.Model, loss_func: Callable[..., Any], *, n_inputs: int = 1
 ) -> keras.Model:

@@ -21,8 +21,10 @@ import tensorflow as tf
 from tfloss import summary
 from tfloss.errors import LossError, ModelError
 from tfloss.forward.global_batch import divides_batch, global_mean
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 
 
+@filtered_tracebacks
 def lingvo_style(task: Any) -> keras.Model:
     """Makes a model that reports the `loss` of a task which is written as for Lingvo.
 

@@ -12,10 +12,12 @@ import keras
 
 from tfloss.adapters.output_losses import OutputLosses
 from tfloss.errors import DataError
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 
 Loss = str | keras.losses.Loss | Callable[..., Any]
 
 
+@filtered_tracebacks
 def supervised(
     model: keras.Model,
     loss: Loss | Mapping[str, Any] | Sequence[Any],

@@ -1,6 +1,7 @@
 """Says why something can't be used as a data set, and what to give instead. Host code."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,7 +29,15 @@ def unusable_data(data: Any) -> DataError:
             "batch_size=32. Or use tfloss.data.Source(arrays, batch_size=...)."
         )
     elif isinstance(data, list):
-        cure = "Arrays belong in a tuple, (x, y), or in a dict."
+        cure = (
+            "Arrays belong in a tuple, (x, y), or in a dict. A list of batches needs a function: "
+            "def batches(): yield from data."
+        )
+    elif isinstance(data, str | os.PathLike):
+        cure = (
+            "A path is read by TensorFlow or Keras: tf.data.TFRecordDataset(path), "
+            "keras.utils.image_dataset_from_directory(path)."
+        )
     elif hasattr(data, "dataset") and hasattr(data, "batch_size"):
         cure = (
             "It looks like a loader of batches. Use tfloss.data.Source(loader.dataset, "

@@ -32,6 +32,7 @@ from tfloss.distribute.rendezvous import wait_for_workers
 from tfloss.distribute.start_sentinel import ended_with_any
 from tfloss.distribute.strategy_names import STRATEGY_NAMES
 from tfloss.errors import ClusterError
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 
 _REFUSED = (
     tf.distribute.ParameterServerStrategy,
@@ -43,6 +44,7 @@ _MIN_START_SECONDS = 60.0  # for TensorFlow to connect, once all workers are the
 _CONTROL: "WeakKeyDictionary[Any, tuple[ControlChannel, LostWorkers]]" = WeakKeyDictionary()
 
 
+@filtered_tracebacks
 def make_strategy(
     name: str = "auto", replicas: int | None = None, connect_timeout: float | None = None
 ) -> tf.distribute.Strategy:

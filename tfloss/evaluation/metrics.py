@@ -119,7 +119,10 @@ def metric(metric: keras.Metric, arguments: Callable[[Any, Any], Any]) -> BoundM
     if isinstance(given, type):
         raise TypeError(f"metric is the class {given.__name__}. Write {given.__name__}().")
     if not isinstance(given, keras.Metric):
-        raise TypeError(f"metric must be a keras.Metric, got {type(metric).__name__}.")
+        raise TypeError(
+            f"metric must be a keras.Metric, got {type(given).__name__}. Write "
+            "keras.metrics.SparseCategoricalAccuracy(), for instance."
+        )
     if not accepts(arguments, 2):
         raise TypeError(
             "arguments must be a function of (batch, predictions) that returns the arguments of "
@@ -175,7 +178,15 @@ def _check_type(name: str, metric: Any) -> None:
     if isinstance(metric, BoundMetric):
         return
     if not isinstance(metric, HostMetric) or isinstance(metric, type):
-        hint = " Bind it with tfloss.metric(...)." if isinstance(metric, keras.Metric) else ""
+        hint = ""
+        if isinstance(metric, keras.Metric):
+            hint = " Bind it with tfloss.metric(...)."
+        elif callable(metric) and not isinstance(metric, type):
+            hint = (
+                " A function (labels, predictions) with a value for each example becomes one: "
+                "tfloss.metric(keras.metrics.MeanMetricWrapper(function), lambda batch, "
+                "predictions: (batch['label'], predictions))."
+            )
         what = f"the class {metric.__name__}" if isinstance(metric, type) else type(metric).__name__
         raise TypeError(
             f"Metric {name!r} must be made by tfloss.metric(...) or have update() and result(), "

@@ -175,7 +175,8 @@ def _checked(name: str, value: Any) -> tf.Tensor:
             f"Loss {name!r} is not a scalar: shape {tensor.shape}. Keras's fit minimises the sum "
             "of such values. Report tf.reduce_mean(x), the mean over examples, or "
             "tfloss.global_sum(x), their sum over the global batch. If these are predictions, "
-            "return them only when `training` is False."
+            "return them only when `training` is False; for a model without losses, use "
+            "tfloss.adapters.supervised(model, loss)."
         )
     if not tensor.dtype.is_floating:
         raise LossError(

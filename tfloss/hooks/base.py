@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from tfloss.hooks.every import Every, OnSteps
 from tfloss.hooks.trainer_protocol import TrainerProtocol
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 from tfloss.summary import Summary
 
 
@@ -54,6 +55,13 @@ class Hook:
     state: dict[str, Any]
     arguments: Mapping[str, str]
     trainer: TrainerProtocol
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Has the hooks of tfloss raise errors of their arguments without lines of tfloss."""
+        super().__init_subclass__(**options)
+        if cls.__module__.startswith("tfloss.") and "__init__" in vars(cls):
+            initializer: Any = filtered_tracebacks(vars(cls)["__init__"])
+            setattr(cls, "__init__", initializer)  # noqa: B010 - a type checker refuses the other
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Gives each hook a state of its own, even if its `__init__` does not call `super()`."""

@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from tfloss.hooks.run_info import RunInfo
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 
 _KINDS = ("steps", "seconds", "epochs", "examples", "percent")
 _INTEGER_KINDS = ("steps", "examples")
@@ -46,6 +47,7 @@ class Every:
       ValueError: Not exactly one unit is given, it isn't given by name, or it isn't positive.
     """
 
+    @filtered_tracebacks
     def __init__(
         self,
         *unnamed: Any,

@@ -100,12 +100,12 @@ class LoggedNames:
           keras: Whether the suggestion is to be a name as Keras writes it.
           cutoff: How alike the names must be, from 0 to 1.
         """
-        shown = {
-            written: as_keras if keras else one
-            for one in self.names()
-            for as_keras in [keras_name(one, [hook.name for hook in self.evaluations])]
-            for written in (one, as_keras)
-        }
+        prefixes = [hook.name for hook in self.evaluations]
+        shown: dict[str, str] = {}
+        for one in self.names():
+            as_keras = keras_name(one, prefixes)
+            for written in (one, as_keras):  # the total comes before a loss named "loss"
+                shown.setdefault(written, as_keras if keras else one)
         close = difflib.get_close_matches(name, shown, 1, cutoff)
         return f" Did you mean {shown[close[0]]!r}?" if close else ""
 
@@ -136,7 +136,7 @@ class LoggedNames:
         )
         text = (
             f"{owner} monitors {name!r}, which {who} logs.{near} {they}: {shown or 'nothing'}."
-            f"{self._advice(name)}"
+            f"{self.advice(name)}"
         )
         if certain:
             raise ValueError(text)
@@ -146,8 +146,8 @@ class LoggedNames:
             )
         return bool(near)
 
-    def _advice(self, name: str) -> str:
-        """What may be missing: an evaluation, or the losses of one."""
+    def advice(self, name: str) -> str:
+        """Returns a sentence on what may be missing: an evaluation, or the losses of one."""
         alike = [h for h in self.evaluations if name.startswith((f"{h.name}/", f"{h.name}_"))]
         if "loss" in name and alike and not any(hook.losses for hook in alike):
             return " Its losses need Evaluate(..., losses=True)."

@@ -76,14 +76,20 @@ class MonitoredMetric:
         self._mode = self._given or known_mode(self.name, hooks)
         names = LoggedNames(hooks)
         self.check_names(names)
-        if self._mode is None:
+        if self._mode is not None:
+            return
+        if not self._owned and (near := names.suggestion(self.name)):
             raise ValueError(
-                f"{self._owner} monitors {self.name!r}, and nobody knows whether lower or higher "
-                f"values of it are better.{names.suggestion(self.name)} Give "
-                f"{self._owner}(..., mode='min') or mode='max'. Only losses and metrics of Keras "
-                "itself have a known direction. A metric in plain Python can have the attribute "
-                "mode = 'min' or 'max'."
+                f"{self._owner} monitors {self.name!r}, which no Evaluate hook logs.{near} If the "
+                f"model logs it, as a summary, give {self._owner}(..., mode='min') or mode='max'."
             )
+        raise ValueError(
+            f"{self._owner} monitors {self.name!r}, and nobody knows whether lower or higher "
+            f"values of it are better. Give {self._owner}(..., mode='min') or mode='max'. Only "
+            "losses and metrics of Keras itself have a known direction. A metric in plain Python "
+            "can have the attribute mode = 'min' or 'max'."
+            + ("" if self._owned else names.advice(self.name))
+        )
 
     def check_names(self, names: LoggedNames) -> None:
         """Refuses a name that nothing logs. Warns if it can't be known, and a name is near.

@@ -9,15 +9,17 @@ frames tell what to change. `keras.config.disable_traceback_filtering()` shows a
 
 import contextlib
 import functools
+import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.common.other_names import ARGUMENTS, hint
 from tfloss.errors import MetricError, TflossError
 from tfloss.inspect.source_lines import is_library, is_tfloss, shown_path
 
@@ -42,9 +44,26 @@ def filtered_tracebacks(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         # In this order: when the error is shortened, Keras's own filtering is on again.
         with _Shortening(), unwrapped_keras_errors():
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except TypeError as error:
+                if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+                    _explain_call(error, function, kwargs)  # no line of the function was reached
+                raise
 
     return entry_point
+
+
+def _explain_call(error: TypeError, function: Any, given: Iterable[str]) -> None:
+    """Says in the error of a call with wrong arguments what to write instead."""
+    known = inspect.signature(function).parameters
+    for name in given:
+        if name not in known and (text := hint(name, known, ARGUMENTS)):
+            error.add_note(text.strip())
+    missing = [n for n, one in known.items() if one.default is one.empty and n != "self"]
+    if not getattr(error, "__notes__", None):
+        taken = [name for name in known if name != "self"]
+        error.add_note(f"It takes: {', '.join(taken)}. Needed: {', '.join(missing) or 'nothing'}.")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import math
 import re
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -66,8 +67,12 @@ class Group:
         """Raises ValueError for an optimizer, a period or a multiplier that can't be used."""
         if not isinstance(self.optimizer, keras.optimizers.Optimizer):
             raise ValueError(
-                f"The optimizer must be a Keras optimizer, got {self.optimizer!r}. Write "
-                "keras.optimizers.Adam(1e-3), for instance."
+                f"The optimizer must be a Keras optimizer, got {reprlib.repr(self.optimizer)}. "
+                + (
+                    "Several optimizers need names: {'body': (optimizer, layers), 'head': ...}."
+                    if isinstance(self.optimizer, list | tuple)
+                    else "Write keras.optimizers.Adam(1e-3), for instance."
+                )
             )
         _check_supported(self.optimizer)
         if self.every < 1 or not 0 <= self.offset < self.every:

@@ -8,6 +8,7 @@ The error itself stays as it is: its type, its message and its traceback.
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,10 @@ from tfloss.data.batches import named_leaves
 from tfloss.errors import LossError, ModelError, TflossError
 
 _SHOWN = 8  # tensors of a batch
+# Messages of Keras and TensorFlow.
+_INPUTS = re.compile(r"expects \d+ (named )?input\(s\).* received \d+ input tensors")
+_DTYPES = re.compile(r"that does not match type|must have the same dtype")
+_RANK = re.compile(r"ndim|rank|[Ss]hape must have the same length")
 
 
 @contextlib.contextmanager
@@ -131,16 +136,22 @@ def _advice(error: Exception, batch: Any) -> list[str]:
         )
     if isinstance(error, ValueError) and "to unpack" in str(error) and named:
         found.append("The batch is a mapping; unpacking it gives its names. Read it by name.")
+    if isinstance(error, ValueError) and not named and _INPUTS.search(str(error)):
+        found.append(
+            "The model takes inputs without labels, as Keras's fit calls it. Add a loss to it: "
+            "tfloss.adapters.supervised(model, 'mse'), or tfloss.adapters.from_compiled(model) "
+            "after compile()."
+        )
     if _upstream.caused_by_symbolic_tensor(error):
         found.append(
             "The model is traced into a graph, where a tensor has no value in Python. Compute "
             "with TensorFlow or keras.ops instead of NumPy, decide with tf.where or tf.cond, and "
             "show values with tfloss.summary or tf.print."
         )
-    if isinstance(error, TypeError) and "that does not match type" in str(error):
+    if isinstance(error, TypeError | ValueError) and _DTYPES.search(str(error)):
         doubles = [path for path, leaf in named_leaves(batch, "batch") if _is_double(leaf)]
-        named = f" {', '.join(doubles)}: float64, as NumPy's arrays are by default."
-        numpy = named if doubles else ""
+        of_numpy = f" {', '.join(doubles)}: float64, as NumPy's arrays are by default."
+        numpy = of_numpy if doubles else ""
         found.append(
             f"TensorFlow converts no dtypes by itself.{numpy} Convert in the data set, or by "
             "tf.cast(x, tf.float32)."
@@ -155,6 +166,12 @@ def _advice(error: Exception, batch: Any) -> list[str]:
             "Sparse losses take one class number for each example, [batch]; categorical ones take "
             "one-hot labels, [batch, classes]. Use the loss that fits the labels."
         )
+    return found + _advice_on_shapes(error, batch)
+
+
+def _advice_on_shapes(error: Exception, batch: Any) -> list[str]:
+    """What to change in the shapes of the batch, as far as the error and the shapes tell it."""
+    found: list[str] = []
     shapes = [(path, getattr(leaf, "shape", None)) for path, leaf in named_leaves(batch, "batch")]
     ranks: dict[str, int | None] = {
         path: shape.rank for path, shape in shapes if isinstance(shape, tf.TensorShape)
@@ -163,6 +180,15 @@ def _advice(error: Exception, batch: Any) -> list[str]:
         found.append(
             f"{', '.join(unknown)} has no static rank, as after tf.numpy_function. Set the shape "
             "in the data set: tensor.set_shape([None, ...]), or tf.ensure_shape."
+        )
+    twice = [
+        path
+        for path, shape in shapes
+        if shape is not None and ranks.get(path) and [*shape[:2]] == [None, None]
+    ]
+    if twice and _RANK.search(str(error)):
+        found.append(
+            f"{', '.join(twice)} has two dimensions of unknown length. Was .batch() called twice?"
         )
     if scalars := [path for path, rank in ranks.items() if rank == 0]:
         found.append(

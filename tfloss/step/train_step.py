@@ -95,7 +95,7 @@ class TrainStep:
         fused_adam: bool = True,
         batch_layout: BatchLayout = ROWS_ARE_EXAMPLES,
     ):
-        if clip_norm is not None and not clip_norm > 0:
+        if clip_norm is not None and (isinstance(clip_norm, bool) or not clip_norm > 0):
             raise ValueError(f"clip_norm must be positive or None, got {clip_norm!r}.")
         _check_accumulate(accumulate)
         self.model = model

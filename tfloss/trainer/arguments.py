@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import reprlib
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.common import activity
+from tfloss.common.other_names import ARGUMENTS, hint
 from tfloss.data.adapted import adapted, has_examples
 from tfloss.data.distributed import Data, as_dataset, replica_spec
 from tfloss.data.feed import Feed
@@ -144,7 +146,34 @@ def checked_hooks(hooks: Any) -> list[Hook]:
                 f"{where} is not a hook but {reprlib.repr(hook)}. Hooks are objects of the "
                 "classes in tfloss.hooks, or of your own subclasses of tfloss.hooks.Hook."
             )
+        _warn_of_unused(hook)
     return found
+
+
+def _warn_of_unused(hook: Hook) -> None:
+    """Warns of methods of a hook that nobody calls: those of other libraries, or misspelt ones."""
+    kind = type(hook)
+    if kind.__module__.split(".")[0] == "tfloss":
+        return
+    called = [n for n in vars(Hook) if callable(getattr(Hook, n)) and not n.startswith("_")]
+    for name in dir(kind):
+        if hasattr(Hook, name) or name.startswith("_") or not callable(getattr(kind, name)):
+            continue
+        near = difflib.get_close_matches(name, called, n=1, cutoff=0.8)
+        if near or name.startswith("on_"):
+            instead = f" Did you mean {near[0]!r}?" if near else ""
+            warnings.warn(
+                f"tfloss never calls {kind.__name__}.{name}.{instead} A hook has the methods "
+                f"{', '.join(called)}. For those of Keras, subclass keras.callbacks.Callback.",
+                stacklevel=3,
+            )
+    timed = kind.after_step is not Hook.after_step
+    if timed and hook.every is None and kind.after_train is Hook.after_train:
+        warnings.warn(
+            f"{kind.__name__}.after_step is never called, because the hook has no `every`. Write "
+            "every = Every(steps=100) in the class.",
+            stacklevel=3,
+        )
 
 
 def _check_options(train_step: type[TrainStep], options: Iterable[str], trainer: type) -> None:
@@ -155,9 +184,7 @@ def _check_options(train_step: type[TrainStep], options: Iterable[str], trainer:
     for name in options:
         if name not in parameters:
             known = {*parameters, *inspect.signature(trainer).parameters}
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"Trainer has no option {name!r}.{hint}")
+            raise TypeError(f"Trainer has no option {name!r}.{hint(name, known, ARGUMENTS)}")
 
 
 def optimizer_of(train_step: TrainStep) -> Any:

@@ -61,7 +61,12 @@ class Epochs:
             return data, steps, steps_per_epoch
         if steps is not None or epochs is None:
             both = "both" if epochs is not None else "neither"
-            raise ValueError(f"train() needs steps=... or epochs=..., and got {both}.")
+            arrays = hasattr(steps, "shape") or isinstance(steps, list | tuple | dict)
+            raise ValueError(
+                f"train() needs steps=... or epochs=..., and got {both}."
+                + " The second argument is `steps`. Labels belong to the data: train((x, y), "
+                "epochs=3, batch_size=32)." * arrays
+            )
         if isinstance(epochs, bool) or not isinstance(epochs, int | float | Fraction):
             raise ValueError(f"epochs must be a number, got {epochs!r}.")
         if not 0 < epochs < math.inf:

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfloss.checkpoint import CheckpointDirectory
+from tfloss.common.other_names import OtherNames
 from tfloss.data.adapted import adapted
 from tfloss.data.distributed import Data
 from tfloss.data.feed import Feed
@@ -62,7 +63,7 @@ from tfloss.trainer.workdir import opened
 from tfloss.trainer.worker_comparison import compare_workers, trainer_settings
 
 
-class Trainer:
+class Trainer(OtherNames):
     """Trains a Keras model that reports its own losses.
 
     Args:
@@ -218,8 +219,6 @@ class Trainer:
         None before the first call of `train`, and while `jit="auto"` still measures.
         """
         return self._modes.mode
-
-    # What a script calls
 
     inspect = inspect
 
@@ -400,8 +399,6 @@ class Trainer:
         self.state.sync_replicas()
         with averages.swapped_in(self.strategy):
             yield
-
-    # What hooks call
 
     def log(
         self, step: int, scalars: Mapping[str, float], summaries: Sequence[Summary] = ()
