@@ -254,6 +254,18 @@ STATEMENTS = {
         "Variables are created eagerly, with the same initial values, bit for bit, on any number "
         "of replicas.",
     ),
+    55: (
+        "On a CPU, if TensorFlow estimates that a step needs over 205 MB, it adds up three "
+        "gradients and more in the order in which they come. The same step gives other bits each "
+        "time, with op determinism, too.",
+        "Gradients are added in the order of the graph. The same step gives the same bits.",
+    ),
+    56: (
+        "Keras computes a cross-entropy of the logits only if it comes directly from softmax or "
+        "sigmoid. After a `tf.function`, a copy or a concatenation, it clips probabilities at "
+        "1e-7. No example's loss is over 16 then, and none there has a gradient.",
+        "Evaluation, and a loss of the whole batch on several replicas, use the logits.",
+    ),
     39: (
         "A rematerialised block with Dropout draws another mask when the backward pass runs it "
         "again, so that the gradient is not that of the loss.",

@@ -116,6 +116,8 @@ def test_masks_are_attached_to_tensors():
     assert float(error(tf.zeros_like(plain), masked)) == 1.0
 
 
+@pytest.mark.promise(56)
+@pytest.mark.upstream
 def test_keras_computes_cross_entropies_of_the_logits_that_are_attached():
     loss = keras.losses.SparseCategoricalCrossentropy()
     certain = keras.activations.softmax(tf.constant([[50.0, 0.0]]))

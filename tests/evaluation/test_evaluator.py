@@ -250,6 +250,7 @@ class _Certain(keras.Model):
         return {"p": self.activation(tf.reshape(batch["x"], self.shape))}
 
 
+@pytest.mark.promise(56)
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(
     ("activation", "shape", "cross_entropy"),

@@ -234,6 +234,7 @@ def test_circle_loss_compares_the_examples_of_all_replicas(replicas):
     np.testing.assert_allclose(values[1][1], values[0][1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.promise(56)
 @pytest.mark.parametrize("activation", [keras.activations.softmax, tf.nn.softmax])
 def test_a_cross_entropy_of_the_whole_batch_is_computed_of_the_logits(activation, replicas):
     """The probabilities are rounded to 0 and 1, so that they have no gradient."""

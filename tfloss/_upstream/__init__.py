@@ -32,6 +32,7 @@ from tfloss._upstream.graph_defs import (
     read_variables,
     used_variables,
 )
+from tfloss._upstream.graph_rewriting import ordered_sums
 from tfloss._upstream.input_pipelines import (
     cache_files,
     dataset_graphs,
@@ -163,6 +164,7 @@ __all__ = [
     "compiled_output_names",
     "copied_metrics",
     "loss_of_batch",
+    "ordered_sums",
     "output_losses",
     "own_method",
     "wraps_function",

@@ -168,7 +168,7 @@ class Engine:
         first = int(self._step.counter.numpy())
         try:
             call = self._run_stacked if isinstance(source, BatchStacker) else self._run_iterator
-            with _starting(self.mode, self._ran, (recording, watch)):
+            with _upstream.ordered_sums(), _starting(self.mode, self._ran, (recording, watch)):
                 values, found, waited = call(source, steps, (recording, watch), expected)
             self._ran.add((recording, watch))
         except tf.errors.OpError as error:
