@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tests.toys import Line, make_step, rows
 from tfloss import summary
+from tfloss.data.stacked_batches import BatchStacker
 from tfloss.engine.engine import Engine
 from tfloss.errors import LossError, NonFiniteLossError
 
@@ -88,6 +89,22 @@ def test_one_trace_for_any_number_of_steps_and_one_for_recording():
         assert len(engine.run(iterator, 1, recording=True).summaries) == 1
     assert engine.traces == 2
     assert engine.run(iterator, 2).first == 115
+
+
+@pytest.mark.parametrize("mode", ["graph", "step", "loop"])
+def test_only_a_step_that_needs_the_norm_of_its_gradient_computes_it(mode):
+    found = []
+    for options in ({}, {"clip_norm": 9.0}):
+        train_step, iterator = make_step(Line, rows([1.0], 1), **options)
+        engine = Engine(train_step, mode=mode)
+        if mode == "loop":
+            engine._compiled.trace(BatchStacker(iterator, 1).take(1))
+            (program,) = engine._compiled._programs.values()
+        else:
+            number = tf.TensorSpec([], tf.int32)
+            program = engine._silent.get_concrete_function(iterator, number)
+        found.append("L2Loss" in str(program.graph.as_graph_def()))
+    assert found == [False, True]
 
 
 def test_a_recording_call_runs_one_step():
