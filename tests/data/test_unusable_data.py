@@ -9,6 +9,18 @@ from tfloss.data.unusable_data import check_input_function, unusable_data
 from tfloss.errors import DataError
 
 
+class Column:
+    """Like a column of pandas."""
+
+    def __init__(self, values):
+        self._values, self.dtype = values, values.dtype
+
+    def isna(self):
+        return np.zeros(len(self._values), bool)
+
+    __array__ = lambda self, *_, **__: self._values  # noqa: E731
+
+
 class Table:
     """Like a data frame of pandas."""
 
@@ -19,6 +31,9 @@ class Table:
 
     def to_numpy(self):
         return self._values
+
+    def __getitem__(self, name):
+        return Column(self._values[:, self.columns.index(name)])
 
     __array__ = lambda self, *_, **__: self._values  # noqa: E731
 

@@ -94,6 +94,9 @@ class DataFrame:  # what pandas gives
     def to_numpy(self):
         return np.array([[1.0, "a"], [2.0, "b"]], dtype=object)
 
+    def __getitem__(self, name):
+        return self.to_numpy()[:, self.columns.index(name)]
+
     __array__ = lambda self, *_, **__: self.to_numpy()
 
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfloss.data import batches
 from tfloss.data.item_structure import SHAPES_CURE, ItemStructure, map_leaves, named_arrays
-from tfloss.data.unusable_data import is_table, unusable_array, unusable_data
+from tfloss.data.table_columns import column_array, is_column, is_table, matrix, not_collected
+from tfloss.data.unusable_data import unusable_array, unusable_data
 from tfloss.errors import DataError
 from tfloss.inspect.python_randomness import RandomStates
 
@@ -211,7 +212,7 @@ def as_examples(examples: Any) -> Examples:
         return examples
     if isinstance(examples, Mapping | tuple | np.ndarray | tf.Tensor):
         return ArrayExamples(examples)
-    if is_table(examples):
+    if is_table(examples) or not_collected(examples):
         raise unusable_data(examples)
     if hasattr(examples, "__len__") and hasattr(examples, "__getitem__"):
         return SequenceExamples(examples)
@@ -227,6 +228,12 @@ def as_examples(examples: Any) -> Examples:
 
 
 def _tensor(path: str, value: Any) -> tf.Tensor:
+    if not_collected(value):
+        raise unusable_data(value)
+    if is_column(value):
+        value = column_array(value, path)
+    elif is_table(value) and (found := matrix(value)) is not None:
+        value = found
     try:
         return tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:

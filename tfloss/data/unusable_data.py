@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfloss.data.hugging_face import is_hugging_face
+from tfloss.data.table_columns import column_names, is_table, not_collected
 from tfloss.errors import DataError
 
 
@@ -18,10 +20,20 @@ def unusable_data(data: Any) -> DataError:
       data: What was given instead of a `tf.data.Dataset`, a `Source` or a function.
     """
     what = type(data).__name__
+    if call := not_collected(data):
+        return DataError(
+            f"A {what} is a query that has no rows yet. Give its result: data.{call}, beside "
+            "batch_size=..."
+        )
     if is_table(data):
         cure = (
             f"A {what} has examples, not batches. Say beside them how many make a "
             f"batch: batch_size=32. Or use {_table(data)}."
+        )
+    elif is_hugging_face(data):
+        cure = (
+            "It has examples, not batches. Say beside it how many make a batch: batch_size=32. Or "
+            "use tfloss.data.Source(data.with_format('numpy'), batch_size=...)."
         )
     elif isinstance(data, np.ndarray | tuple | Mapping) or hasattr(data, "__array__"):
         cure = (
@@ -44,6 +56,11 @@ def unusable_data(data: Any) -> DataError:
             "batch_size=...), which resumes at any batch; or a generator function that yields "
             "its batches."
         )
+    elif hasattr(data, "with_format") and hasattr(data, "batch"):  # datasets.IterableDataset
+        cure = (
+            "It has no random access. Give a generator function: "
+            "def batches(): yield from data.with_format('numpy').batch(32)"
+        )
     elif isinstance(data, Iterator):
         cure = (
             "An iterator or running generator can be read only once, so that no run could resume. "
@@ -52,9 +69,10 @@ def unusable_data(data: Any) -> DataError:
     else:
         cure = "For arrays, use tfloss.data.Source(arrays, batch_size=...)."
     return DataError(
-        "data must be a tf.data.Dataset of batches, a tfloss.data.Source, arrays or a table with "
-        "batch_size=..., a keras.utils.PyDataset, a generator function, a torch DataLoader, or a "
-        f"function of an InputContext that returns a data set; got {what}. {cure}"
+        "data must be a tf.data.Dataset of batches, a tfloss.data.Source; arrays, a table or a "
+        "datasets.Dataset with batch_size=...; a keras.utils.PyDataset, a generator function, a "
+        "torch DataLoader, or a function of an InputContext that returns a data set; got "
+        f"{what}. {cure}"
     )
 
 
@@ -118,15 +136,6 @@ def check_input_function(function: Callable[..., Any]) -> None:
         return
 
 
-def is_table(data: Any) -> bool:
-    """Returns whether an object is a data frame, as of pandas or polars.
-
-    Args:
-      data: Any object.
-    """
-    return hasattr(data, "columns") and hasattr(data, "to_numpy")
-
-
 def unusable_array(path: str, data: Any, error: Exception) -> DataError:
     """Returns the error for something in a `Source` that can't be converted to a tensor.
 
@@ -148,13 +157,13 @@ def unusable_array(path: str, data: Any, error: Exception) -> DataError:
 
 
 def _table(data: Any) -> str:
-    names = list(data.columns)
-    shown = ", ".join(f"{str(name)!r}: df[{name!r}].to_numpy()" for name in names[:2])
+    names = column_names(data)
+    shown = ", ".join(f"{name!r}: df[{name!r}].to_numpy()" for name in names[:2])
     more = ", ..." if len(names) > 2 else ""
     return f"tfloss.data.Source({{{shown}{more}}}, batch_size=...)"
 
 
 def _dtypes(data: Any) -> dict[str, Any]:
-    kinds = data.dtypes
-    pairs = kinds.items() if hasattr(kinds, "items") else zip(data.columns, kinds, strict=True)
-    return {str(name): kind for name, kind in pairs}
+    kinds = data.dtypes if hasattr(data, "dtypes") else data.schema.types  # of Arrow
+    kinds = dict(kinds).values() if hasattr(kinds, "items") else kinds
+    return dict(zip(column_names(data), kinds, strict=True))
