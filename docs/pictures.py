@@ -146,7 +146,7 @@ def inspect() -> None:
         text = text.replace(f"{folder}/", "")
     page.write_text(text)
     with Browser() as browser:
-        browser.open(page.as_uri(), width=900, height=830, scale=1.3)
+        browser.open(page.as_uri(), width=900, height=870, scale=1.3)
         browser.photograph(PICTURES / "inspection.png")
 
 

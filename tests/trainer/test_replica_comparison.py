@@ -77,6 +77,69 @@ def test_each_loss_that_changes_is_named_with_its_line_and_cure(replicas):
         assert cure in by_name[name][1]
 
 
+def _masked_means(y, mask):
+    each = _each(y)
+    number = tf.cast(tf.math.count_nonzero(mask), tf.float32)
+    inverse = tf.math.reciprocal(tf.reduce_sum(mask))  # reciprocal
+    return {
+        "boolean": tf.reduce_mean(tf.boolean_mask(each, mask > 0)),  # boolean
+        "gather": tf.reduce_mean(tf.gather(each, tf.where(mask > 0)[:, 0])),  # gather
+        "reciprocal": tf.reduce_sum(each * mask) * inverse,
+        "power": tf.reduce_sum(each * mask) * tf.reduce_sum(mask) ** -1.0,  # power
+        "weights": tf.reduce_sum(each * (mask / tf.reduce_sum(mask))),  # weights
+        "ops": keras.ops.mean(each * mask) / keras.ops.mean(mask),  # ops
+        "count": tf.reduce_sum(each * mask) / number,  # count
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Loss 'weights' is a sum")
+def test_a_mean_over_a_local_mask_is_known_in_each_spelling(replicas):
+    found = _found(replicas, _masked_means)
+    assert len(found) == 7 and {name for _, name, *_ in found} == set(
+        ("boolean", "gather", "reciprocal", "power", "weights", "ops", "count")
+    )
+    for kind, name, line, cure in found:
+        assert kind == LOSS and "tfloss.global_mean(values, mask)" in cure
+        assert line == f"{__file__}:{_line(f'# {name}')}, in _masked_means", name
+
+
+class Endpoint(keras.layers.Layer):
+    """Adds a loss and returns predictions, as the CTC layer of Keras's example does."""
+
+    def __init__(self, reduce):
+        super().__init__(name="ctc_loss")
+        self.reduce = reduce
+
+    def call(self, labels, predictions):
+        ones = keras.ops.ones_like(labels[:, 0])
+        ctc = keras.ops.ctc_loss(labels, predictions, 2 * ones, 6 * ones)
+        self.add_loss(self.reduce(ctc))  # ctc
+        return predictions
+
+
+@pytest.mark.parametrize("reduce", [keras.ops.sum, keras.ops.mean, tfloss.global_sum])
+def test_the_sum_of_a_ctc_endpoint_is_named(replicas, reduce):
+    strategy = replicas(2)
+    with strategy.scope():
+        text, labels = keras.Input([6, 3]), keras.Input([2], dtype="int32")
+        hidden = keras.layers.LSTM(3, return_sequences=True, dropout=0.25)(text)
+        logits = keras.layers.Dense(4)(hidden)
+        model = keras.Model([text, labels], Endpoint(reduce)(labels, logits))
+        model = tfloss.adapters.outputs_ignored(model)
+        optimizer = keras.optimizers.SGD(0.1)
+    x = np.random.default_rng(0).normal(size=[8, 6, 3]).astype("f")
+    data = tf.data.Dataset.from_tensors((x, np.tile(np.int32([[1, 2]]), [8, 1]))).repeat()
+    trainer = tfloss.Trainer(model, optimizer, strategy=strategy, default_hooks=False, seed=0)
+    report = trainer.inspect(data)
+    # The LSTM reads its seed in inference, too, which is no layer to train.
+    assert not [one for one in report.findings if one.kind == "Layer that only inference uses"]
+    found = compared(trainer, data, report).findings[len(report.findings) :]
+    named = [(one.kind, one.subject.split("'")[1], one.line) for one in found]
+    line = f"{__file__}:{_line('# ctc')}, in call"
+    assert named == ([(LOSS, "ctc_loss", line)] if reduce is keras.ops.sum else [])
+    assert all("tfloss.global_sum" in one.cure for one in found)
+
+
 def test_batch_normalization_is_the_cause_unless_it_is_synchronised(replicas):
     def loss(y, mask):
         return {"cubed": tf.reduce_mean(tf.abs(y) ** 3)}

@@ -68,6 +68,7 @@ def inference_only(
     paths = {
         id(one.handle): variable.path
         for variable in model.variables
+        if keras.backend.is_float_dtype(variable.dtype)  # not the state of a seed, or a table
         for one in getattr(variable.value, "values", (variable.value,))
     }
     found: dict[str, str] = {}

@@ -15,7 +15,8 @@ from tfloss.inspect.source_lines import op_line
 from tfloss.step.observation import Observation
 from tfloss.trainer.inference_layers import variables_used
 
-_DIVISIONS = ("RealDiv", "Div", "DivNoNan")
+# The index of the divisor among the inputs of an op.
+_DIVISIONS = {"RealDiv": 1, "Div": 1, "DivNoNan": 1, "Reciprocal": 0, "Inv": 0, "Pow": 0}
 _SIZES = ("Shape", "Size", "Rank")
 _PRODUCTS = ("MatMul", "BatchMatMulV2", "Einsum")
 _REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod")
@@ -76,15 +77,13 @@ def likely_causes(
     rows = next((x.shape[0] for x in inputs.values() if x.shape.rank), None)
     weight, known = seen.context.example_weight, seen.context.global_sums
     sums = batch_sums({"": loss}, seen.batch, rows, weight, known)
-    if sums:
-        return [Cause.sum(one.line) for one in sums]
     ops = _ancestors(loss)
     found: list[Cause] = []
     for op in ops:
         line = op_line(op)
         if line in outside or _in_global_batch(op):
             continue
-        if op.type in _DIVISIONS and _is_count(op.inputs[1], inputs):
+        if _divides_by_count(op, inputs) or _is_mean_of_chosen_rows(op):
             text = "Likely a mean over a number that differs between replicas, as of a mask. Write "
             found.append(Cause(line, f"{text}tfloss.global_mean(values, mask)."))
         elif rows and rows > 1 and op.type in _PRODUCTS and _is_pairwise(op, rows):
@@ -92,6 +91,8 @@ def likely_causes(
                 "Likely it compares an example with the others of its replica only. Compare with "
             )
             found.append(Cause(line, f"{text}tfloss.cross_replica_concat(x)."))
+    if sums and not found:  # weights that are divided by their own sum make a mean of a sum
+        return [Cause.sum(one.line) for one in sums]
     found += _normalisations(loss, ops, model)
     if not found:
         found = [Cause.unknown(_first_line(ops, outside))]
@@ -108,6 +109,29 @@ def _ancestors(loss: tf.Tensor) -> list[tf.Operation]:
             found[op.name] = op
             todo += [x.op for x in op.inputs]
     return list(found.values())
+
+
+def _divides_by_count(op: tf.Operation, inputs: Collection[str]) -> bool:
+    index = _DIVISIONS.get(op.type)
+    if op.type == "Pow":
+        exponent = tf.get_static_value(op.inputs[1])
+        index = index if exponent is not None and (exponent < 0).all() else None
+    return index is not None and _is_count(op.inputs[index], inputs)
+
+
+def _is_mean_of_chosen_rows(op: tf.Operation) -> bool:
+    """Whether an op is a mean over rows that a mask chose, as `tf.boolean_mask` does."""
+    if op.type != "Mean":
+        return False
+    todo, seen = [op.inputs[0]], set[str]()
+    while todo:
+        one = todo.pop()
+        if one.shape.rank and one.shape[0] is None and one.op.name not in seen:
+            seen.add(one.op.name)
+            if one.op.type == "Where":
+                return True
+            todo += list(one.op.inputs)
+    return False
 
 
 def _is_count(divisor: tf.Tensor, inputs: Collection[str]) -> bool:
