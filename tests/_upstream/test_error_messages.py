@@ -118,3 +118,17 @@ def test_an_op_errors_message_can_be_replaced():
     error = tf.errors.InvalidArgumentError(None, None, "long")
     _upstream.replace_message(error, "short")
     assert error.message == str(error) == "short"
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize("error", [KeyError("label"), ValueError("label")])
+def test_autograph_writes_a_traceback_into_the_message(error):
+    def function(x):
+        if x is not None:
+            raise error
+        return x
+
+    with pytest.raises(type(error), match="in user code:") as e:
+        tf.function(function)(1.0)
+    _upstream.replace_message(e.value, "short")
+    assert str(e.value) == "short"

@@ -1,8 +1,11 @@
 """fit, evaluate, predict and saving. tests/adapters/test_identity.py compares the training."""
 
+import traceback
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfloss
 from tests.adapters.test_identity import _DATA, Good
@@ -72,3 +75,19 @@ def test_what_only_another_trainer_can_do_is_refused(replicas):
             net.fit(_DATA, verbose=0)
     with replicas(2).scope(), pytest.raises(ModelError, match="On several, use tfloss.Trainer"):
         to_keras(Good())
+
+
+def test_an_error_of_the_model_is_short():
+    class Failing(keras.Model):
+        def call(self, batch, training=False):
+            return {"loss": tf.reduce_mean(batch["x"])}["other"]
+
+    wrapped = tfloss.adapters.to_keras(Failing())
+    wrapped.compile("sgd")
+    data = tf.data.Dataset.from_tensors({"x": tf.zeros([4, 1])})
+    for call in (wrapped.fit, wrapped.evaluate):
+        with pytest.raises(KeyError) as e:
+            call(data, verbose=0)
+        text = "".join(traceback.format_exception(e.value))
+        assert "\x1b" not in text and "site-packages" not in text, text
+        assert "KeyError: 'other'" in text and text.count("File ") == 2

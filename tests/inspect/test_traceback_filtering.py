@@ -121,3 +121,74 @@ indices[0] = 100 is not in [0, 8)
 
 def test_a_message_without_stack_traces_stays():
     assert short_message("Out of memory [0, 8)") == "Out of memory [0, 8)"
+
+
+def test_several_errors_of_replicas_are_said_once():
+    message = """Graph execution error:
+
+2 root error(s) found.
+  (0) INVALID_ARGUMENT:  indices = 9 is not in [0, 4)
+\t [[{{node GatherV2}}]]
+\t [[while/body/_1/while/Add_2/_54]]
+  (1) INVALID_ARGUMENT:  indices = 9 is not in [0, 4)
+\t [[{{node GatherV2}}]]
+0 successful operations.
+0 derived errors ignored. [Op:__inference__loop_1046]"""
+    assert short_message(message) == "indices = 9 is not in [0, 4)"
+
+
+class FailingInference(keras.Model):
+    """A model whose inference forward fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, batch, training=False):
+        found = self.dense(batch)
+        return tf.reduce_mean(found) if training else tf.matmul(found, tf.ones([7, 2]))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_error_of_the_inference_forward_is_the_models_own(count, replicas):
+    strategy = replicas(count)
+    with strategy.scope():
+        model, optimizer = FailingInference(), keras.optimizers.SGD()
+    trainer = tfloss.Trainer(model, optimizer, strategy=strategy, default_hooks=False)
+    mean = tfloss.metric(keras.metrics.Mean(), lambda batch, predictions: (predictions,))
+    data = tf.data.Dataset.from_tensors(tf.zeros([4, 2]))
+    with pytest.raises(ValueError, match="Dimensions must be equal") as e:
+        trainer.evaluate(data, {"mean": mean})
+    text = "".join(traceback.format_exception(e.value))
+    assert "\x1b" not in text and "Arguments received by" not in text
+    assert set(files(e.value)) == {__file__}
+    assert f"batch: float32 ({4 // count}, 2)" in text
+
+
+class NestedFunction(keras.Model):
+    """A model with a tf.function of the user, which AutoGraph converts."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.dense, self.kind = keras.layers.Dense(1), kind
+
+    @tf.function
+    def inner(self, x):
+        if self.kind == "shape":
+            return tf.matmul(x, tf.ones([7, 2]))
+        return {"a": x}["label"]
+
+    def call(self, batch, training=False):
+        return tf.reduce_mean(self.inner(self.dense(batch)))
+
+
+@pytest.mark.parametrize(("kind", "said"), [("shape", "Dimensions must be"), ("key", "'label'")])
+def test_an_error_that_autograph_has_rewritten_is_short(kind, said):
+    model = NestedFunction(kind)
+    trainer = tfloss.Trainer(model, keras.optimizers.SGD(), default_hooks=False)
+    with pytest.raises((ValueError, KeyError)) as e:
+        trainer.train(tf.data.Dataset.from_tensors(tf.zeros([4, 2])).repeat(), 1)
+    text = str(e.value)
+    assert said in text and "in user code" not in text
+    assert f"In: {__file__}:" in text and text.rstrip("'\"").endswith("(in inner)")
+    assert len(text.splitlines()) == 2

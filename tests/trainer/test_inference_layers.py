@@ -93,3 +93,5 @@ def test_an_inference_forward_that_fails_is_named():
     (found,), _ = _findings(_Fails)
     assert found.kind == "Inference forward that fails"
     assert found.subject == "ValueError: no labels here"
+    line = _Fails.call.__code__.co_firstlineno + 2
+    assert found.line == f"{__file__}:{line} (in call)"

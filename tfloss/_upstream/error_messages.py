@@ -30,13 +30,19 @@ def find_cause(error: BaseException, kind: type[BaseException]) -> BaseException
     return found
 
 
-def replace_message(error: tf.errors.OpError, message: str) -> None:
+def replace_message(error: BaseException, message: str) -> None:
     """Gives an error another message, in place.
 
     `OpError.message` has no setter, and another error object would lose the traceback and the
-    identity of this one.
+    identity of this one. AutoGraph's `KeyError` has its message beside its key.
     """
-    error._message = message
+    of_key = "_MultilineMessageKeyError__message"
+    if isinstance(error, tf.errors.OpError):
+        setattr(error, "_message", message)  # noqa: B010 - private
+    elif hasattr(error, of_key):
+        setattr(error, of_key, message)
+    else:
+        error.args = (message, *error.args[1:])
 
 
 def caused_by_symbolic_tensor(error: BaseException) -> bool:

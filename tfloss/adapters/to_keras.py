@@ -18,6 +18,7 @@ from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES
 from tfloss.errors import ModelError
 from tfloss.forward.context import forward_context
 from tfloss.forward.losses import LossWeights, collect
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 from tfloss.step.backward import tf_variables
 from tfloss.step.dry_run import dry_run
 
@@ -56,6 +57,10 @@ def to_keras(model: keras.Model, *, loss_weights: Mapping[str, float] | None = N
 @keras.saving.register_keras_serializable(package="tfloss", name="to_keras")
 class _ToKeras(keras.Model):
     """A model whose train step minimises the losses that another model reports."""
+
+    fit = filtered_tracebacks(keras.Model.fit)
+    evaluate = filtered_tracebacks(keras.Model.evaluate)
+    predict = filtered_tracebacks(keras.Model.predict)
 
     def __init__(self, model: keras.Model, loss_weights: Any = None, **options: Any):
         super().__init__(**options)

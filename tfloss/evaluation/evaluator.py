@@ -46,6 +46,8 @@ from tfloss.evaluation.metrics import (
 )
 from tfloss.forward.context import forward_context
 from tfloss.forward.losses import LossWeights, collect
+from tfloss.inspect.traceback_filtering import unwrapped_keras_errors
+from tfloss.step.forward_errors import explained_errors
 
 
 def finite_dataset(data: Data, strategy: tf.distribute.Strategy) -> "tf.data.Dataset[Any]":
@@ -279,11 +281,13 @@ class Evaluator:
             example_weight = 1.0
             if len(parts) > 1:
                 example_weight = sizes[index] / sum(sizes[1:], sizes[0])
-            with _upstream.inputs_untouched(self.model):
-                predicted = self._predictions(parts[index], step) if predict else (None, [])
+            part, untouched = parts[index], _upstream.inputs_untouched(self.model)
+            # Keras wraps errors in each thread that isn't told otherwise.
+            with untouched, unwrapped_keras_errors(), explained_errors(part):
+                predicted = self._predictions(part, step) if predict else (None, [])
                 if not losses:
                     return predicted, tf.zeros([0])
-                return predicted, self._training_losses(parts[index], step, example_weight)
+                return predicted, self._training_losses(part, step, example_weight)
 
         if len(parts) == 1:
             (predictions, attached), one = replica(0)

@@ -8,6 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from tfloss.inspect.source_lines import error_line
+from tfloss.inspect.traceback_filtering import short_message
+
 
 @dataclasses.dataclass(frozen=True)
 class RecordedSummary:
@@ -102,8 +105,8 @@ def draw_images(name: str, function: Callable[..., Any], *values: Any) -> np.nda
             shapes = tf.nest.map_structure(np.shape, values)
             warnings.warn(
                 f"Summary {name!r} can't be drawn: {getattr(function, '__name__', function)} fails "
-                f"for arrays of shapes {shapes}: {type(error).__name__}: {error}. Training "
-                "continues without it.",
+                f"for arrays of shapes {shapes}, at {error_line(error)}: {type(error).__name__}: "
+                f"{short_message(str(error))}. Training continues without it.",
                 stacklevel=2,
             )
         return None

@@ -109,6 +109,7 @@ def shorten(error: BaseException) -> None:
         seen.add(id(following))
         if _explained(following):
             following.__traceback__ = _own_frames(following.__traceback__)
+        _unwrap_autograph(following)
         if isinstance(following, MetricError):  # its message has the lines of its cause
             following.__cause__, following.__suppress_context__ = None, True
         if isinstance(following, tf.errors.OpError):
@@ -157,13 +158,34 @@ def _own_frames(traceback: TracebackType | None) -> TracebackType | None:
     return found
 
 
+_IN_USER_CODE = "in user code:\n"
+
+
+def _unwrap_autograph(error: BaseException) -> None:
+    """Replaces the traceback that AutoGraph writes into a message by the user's last line."""
+    said = str(error)
+    if not said.startswith(_IN_USER_CODE):
+        return
+    frames = [found for line in said.splitlines() if (found := _FRAME.match(line.rstrip(" *")))]
+    own = [one for one in frames if not is_library(one["path"])]
+    # Behind the frames stand the type and the message, indented as they are.
+    last = said.rpartition(f"    {type(error).__name__}: ")[2].strip()
+    text = "\n".join(line.removeprefix("    ") for line in last.splitlines())
+    if own and text:
+        line = own[-1]
+        text += f"\nIn: {shown_path(line['path'])}:{line['line']} (in {line['name']})"
+        _upstream.replace_message(error, text)
+
+
 _FRAME = re.compile(r'\s*File "(?P<path>.*)", line (?P<line>\d+), in (?P<name>\S+)\s*$')
 # Lines that tell nothing to somebody who doesn't debug TensorFlow itself.
 _NOISE = re.compile(
     r"\s*(Graph execution error:|Detected at node .* defined at|<stack traces unavailable>"
+    r"|\d+ (root error\(s\) found|successful operations|derived errors ignored)\."
     r"|Traceback \(most recent call last\):|\[\[.*\]\]|Stack trace for op definition:)"
 )
 _OP = re.compile(r"\s*(\[\[\{\{node .*?\}\}\]\])?\s*\[Op:\w*\]( name:.*)?\s*$")
+_ROOT = re.compile(r"\s*\(\d+\) [A-Z_]+:\s+")
 _FUNCTION = re.compile(r"\{\{function_node [^}]*\}\}\s*")
 _CACHE_LOCK = re.compile(r"cache lockfile already exists \('(?P<path>[^']+)'\)")
 
@@ -203,7 +225,7 @@ def short_message(message: str) -> str:
                 lines.append(innermost)
             innermost, inside = None, False
         elif not skipping:
-            said.append(_FUNCTION.sub("", _OP.sub("", line)))
+            said.append(_FUNCTION.sub("", _ROOT.sub("", _OP.sub("", line))))
     said = list(dict.fromkeys(line for line in said if line.strip()))
     if innermost is not None:
         lines.append(innermost)

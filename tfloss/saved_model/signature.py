@@ -146,7 +146,7 @@ def predict(
             f"The inference forward asked for key {key!r}, which is not among the inputs of "
             f"signature {signature.name!r} ({', '.join(signature.inputs)}), at "
             f"{error_line(cause)}. Use it only if training (a label), or add it to the inputs."
-        ) from error
+        ) from None
     named: dict[str, tf.Tensor] = {}
     _add_outputs("", outputs(predictions) if callable(outputs) else predictions, named)
     if outputs is not None and not callable(outputs):

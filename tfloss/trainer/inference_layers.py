@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfloss import _upstream
 from tfloss.forward.context import plain_forward
 from tfloss.inspect.report import Finding
-from tfloss.inspect.source_lines import op_line
+from tfloss.inspect.source_lines import error_line, op_line
 from tfloss.inspect.traced_ops import operations
 
 _KIND = "Layer that only inference uses"
@@ -62,8 +62,9 @@ def inference_only(
         graph = _inference_graph(model, spec, strategy)
     except Exception as error:
         cure = "Evaluations and exports need an inference forward that takes these batches."
-        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        yield Finding("Inference forward that fails", what, "", cure)
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else ""
+        line = error_line(error)
+        yield Finding("Inference forward that fails", f"{type(error).__name__}: {said}", line, cure)
         return
     paths = {
         id(one.handle): variable.path
