@@ -34,7 +34,8 @@ def get_config():
         "sizes": [1, 2], "shape": (3, 4), "rates": [0.1], "names": ["a"], "on": [True],
         "empty": [], "nested": [[1], [2, 3]], "layers": [{"units": 3}, {"units": 4}],
         "loss_weights": {"heads/age": 1.0, "heads/sex": 2.0, "class-1": 3.0, "lambda": 4.0},
-        "at": {1000: 0.1}, "speed": Speed.SLOW, "noise": Noise(), "path": pathlib.Path("x"),
+        "at": {1000: 0.1}, "table": config_dict.placeholder(dict), "pairs": [(1, 2), (3, 4)],
+        "speed": Speed.SLOW, "noise": Noise(), "path": pathlib.Path("x"),
     })
 """
 
@@ -65,11 +66,14 @@ def overridden(tmp_path_factory):
         ("sizes", {"1,2,3": [1, 2, 3], "[4]": [4], "(5, 6)": [5, 6], "7": [7], "[]": [], "": []}),
         ("shape", {"7,8,9": (7, 8, 9), "[5]": (5,), "none": None}),
         ("rates", {"1,0.5": [1.0, 0.5]}),
-        ("names", {"a,b": ["a", "b"], "[x, y]": ["x", "y"], "['p', 'q']": ["p", "q"],
+        ("names", {"a,b": ["a", "b"], "a,": ["a"], "'a,b','c'": ["a,b", "c"], "-1,x": ["-1", "x"],
+                   "[x, y]": ["x", "y"], "['p', 'q']": ["p", "q"],
                    "1e3,2": ["1e3", "2"]}),
         ("on", {"true,False": [True, False]}),
         ("empty", {"1,a,0.5": [1, "a", 0.5]}),
-        ("nested", {"[[1], [2]]": [[1], [2]]}),
+        ("nested", {"[[1], [2]]": [[1], [2]], "(1, 2),[]": [[1, 2], []]}),
+        ("pairs", {"(5, 6),(7, 8)": [(5, 6), (7, 8)], "[[5, 6]]": [(5, 6)], "none": None}),
+        ("table", {"{'heads/age': -1}": {"heads/age": -1}, "none": None}),
         ("speed", {"fast": 2}),
     ],
 )  # fmt: skip
@@ -135,6 +139,13 @@ def test_a_mapping_is_replaced_as_a_whole(overridden):
             "replaces all of it. To change one value, give --config.KEY.NAME, where NAME is one "
             "of: class-1, heads/age, heads/sex, lambda.",
         ),
+        (
+            "--config.table=3",
+            "--config.table=3: expected a mapping (dict), such as \"{'name': 1}\", which replaces "
+            "all of it.",
+        ),
+        ("--config.pairs=5,6", "--config.pairs=5,6: expected a list of tuple, such as (1, 2),(3,"),
+        ("--config.=3", "Unknown config key --config.."),
         ("--config.layers[5].units=1", "Unknown config key --config.layers[5].units."),
     ],
 )

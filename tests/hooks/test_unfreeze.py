@@ -170,6 +170,41 @@ def test_a_whole_group_is_frozen_until_the_thaw():
     assert [int(o.iterations.numpy()) for o in one.train_step.optimizers.values()] == [1, 3]
 
 
+@pytest.mark.parametrize("groups", [False, True])
+def test_losses_of_the_frozen_part_count_from_the_thaw(groups):
+    """An activity regularizer and a loss of its own reach only what is frozen: that is no mistake.
+
+    The trunk's kernel has the gradients 2 of its own loss, 1 of the regularizer and 3 of the head's
+    loss: 1 - (2 + 1 + 3) / 8 = 0.25 after the thaw, if the head stays.
+    """
+
+    class Squares(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            ones = {"use_bias": False, "kernel_initializer": "ones"}
+            self.trunk = keras.layers.Dense(
+                1, activity_regularizer=tf.reduce_sum, name="trunk", **ones
+            )
+            self.head = keras.layers.Dense(1, name="head", **ones)
+
+        def call(self, batch, training=False):
+            y = self.trunk(batch["x"][:, None])
+            return {"own": tf.reduce_mean(y**2), "mean": tf.reduce_mean(3.0 * self.head(y))}
+
+    sgd = keras.optimizers.SGD
+    model = Squares()
+    optimizer = (
+        {"t": (sgd(0.125), model.trunk), "h": (sgd(0.0), model.head)} if groups else sgd(0.125)
+    )
+    hooks = [Unfreeze(AT, "trunk/*")]
+    one = tfloss.Trainer(model, optimizer, hooks=hooks, default_hooks=False, jit=False)
+    one.train(rows([1.0], 1), AT)
+    assert model.trunk.kernel.numpy() == 1.0
+    one.train(rows([1.0], 1), AT + 1)
+    head = 1.0 if groups else 1.0 - AT * 0.375
+    assert model.trunk.kernel.numpy() == 1.0 - (2.0 + 1.0 + 3.0 * head) / 8
+
+
 class Repeated(tfloss.TrainStep):
     """Two calls for the trunk, then one for the head."""
 
@@ -211,6 +246,7 @@ def test_flags_are_the_scripts_between_two_calls_and_traces_are_kept(messages):
     [
         (lambda: Unfreeze(2, "trnk/*"), r"Unfreeze\(2, 'trnk/\*'\) matches no .*'net/trunk/"),
         (lambda: Unfreeze(2, "*"), "would freeze every trainable variable"),
+        (lambda: Unfreeze(2, ["trunk/*", "head/*"]), "must be a text such as .*several hooks"),
         (lambda: Unfreeze(0, "*"), "at least 1"),
         (lambda: Unfreeze(2.5, "*"), "must be an integer"),
     ],

@@ -291,6 +291,20 @@ def test_optimizers_that_make_no_sense_are_refused(optimizer, message):
         make_groups(optimizer() if callable(optimizer) else optimizer)
 
 
+@pytest.mark.parametrize("wrong", ["pair/a", ["a"], [None], 3, lambda m: [m.a, tf.zeros([])]])
+def test_what_is_no_variables_is_refused(wrong):
+    optimizer = {"a": (SGD(), wrong), "b": (SGD(), lambda m: [m.b])}
+    with pytest.raises(ValueError, match="of an optimizer group can't be .*Give a layer"):
+        make_step(Pair, DATA, optimizer=lambda: optimizer)
+
+
+def test_variables_may_be_a_dict_of_layers():
+    model = keras.Sequential([keras.layers.Dense(1, name="one"), keras.layers.Dense(1)])
+    model.build([None, 1])
+    group = Group(SGD(), {"parts": {"first": model.layers[0]}})
+    assert [v.path for v in group.trainable(model)] == [v.path for v in model.layers[0].weights]
+
+
 def test_due_sets():
     found = make_groups(groups(a={"every": 2}, b={"every": 3, "offset": 1}))
     assert due_sets(found) == [("a",), ("b",), ("a",), (), ("a", "b"), ()]

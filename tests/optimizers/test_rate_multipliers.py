@@ -112,8 +112,11 @@ OPTIMIZERS = {
     "nadam": keras.optimizers.Nadam,
     "amsgrad": lambda rate: keras.optimizers.Adam(rate, amsgrad=True, global_clipnorm=0.1),
     "lion": lambda rate: keras.optimizers.Lion(rate, weight_decay=0.1),
-    "adafactor": keras.optimizers.Adafactor,
-    "lamb": keras.optimizers.Lamb,
+    "adafactor": lambda rate: keras.optimizers.Adafactor(rate, weight_decay=0.1),
+    "lamb": lambda rate: keras.optimizers.Lamb(rate, weight_decay=0.1),
+    "ftrl": lambda rate: keras.optimizers.Ftrl(rate, l1_regularization_strength=0.1),
+    "schedule-free": lambda rate: keras.optimizers.ScheduleFreeAdamW(rate, weight_decay=0.1),
+    "muon": lambda rate: keras.optimizers.Muon(rate, weight_decay=0.1, adam_weight_decay=0.2),
 }
 
 

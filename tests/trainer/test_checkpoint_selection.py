@@ -296,7 +296,9 @@ class TwoParts(keras.Model):
 
 
 @pytest.mark.parametrize(("count", "trainable_only"), [(1, False), (2, True)])
-def test_groups_statistics_and_frozen_parts_on_replicas(tmp_path, replicas, count, trainable_only):
+def test_groups_statistics_and_frozen_parts_on_replicas(
+    tmp_path, replicas, count, trainable_only, recwarn
+):
     strategy = replicas(2)
     with strategy.scope():
         model = TwoParts()
@@ -312,6 +314,7 @@ def test_groups_statistics_and_frozen_parts_on_replicas(tmp_path, replicas, coun
     with strategy.scope():
         one = only_evaluates(tmp_path, TwoParts())
     assert one.restore(TEST) == 5
+    assert not [one for one in recwarn if "No optimizer group" in str(one.message)]
     for average in (False, True):
         wanted = trainer.evaluate(TEST, PREDICTED, ema=average)
         found = one.evaluate(TEST, PREDICTED, ema=average)

@@ -4,7 +4,8 @@
 # pyright: reportPrivateUsage=false
 
 import contextlib
-from collections.abc import Callable, Generator
+import functools
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import keras
@@ -35,46 +36,58 @@ def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Generato
         yield
 
 
+# Their weights are computed from slots, which the learning rate is in: half of such an update is
+# not an update at half of the rate.
+_RATE_IN_SLOTS = (keras.optimizers.Ftrl, keras.optimizers.ScheduleFreeAdamW)
+# Without `weight_decay` it does nothing.
+_APPLY_WEIGHT_DECAY = keras.optimizers.Optimizer._apply_weight_decay
+
+
 @contextlib.contextmanager
 def scaled_updates(
     optimizer: keras.optimizers.Optimizer, factor: Callable[[Any], float]
 ) -> Generator[None]:
     """Multiplies what one `optimizer.apply` in the `with` block changes in each variable.
 
-    The result is `old + factor * (new - old)`, after weight decay and before constraints. For this
-    place between the two there is nothing public. A learning rate scaled for each variable would be
-    another way, but decay reads it elsewhere, and an optimizer need not use its argument.
+    Weight decay and then the update become `old + factor * (new - old)`, before constraints. For
+    these places there is nothing public. A learning rate scaled for each variable would be another
+    way, but decay reads it elsewhere, and an optimizer need not use its argument. Only for Keras's
+    optimizers with the rate in slots it is the right way.
 
     Args:
       optimizer: The optimizer, which is applied in replica code, traced.
       factor: Returns the factor of a Keras variable. A variable with factor 1 costs nothing.
 
     Raises:
-      ModelError: The optimizer has an `apply` of its own, which skips this place.
+      ModelError: The optimizer has an `apply` of its own, which skips these places.
     """
     reached: list[None] = []
 
-    def make(original: Callable[..., None]) -> Callable[..., None]:
-        def apply_and_scale(gradients: Any, variables: Any) -> None:
+    def make_decay(original: Callable[..., None]) -> Callable[..., None]:
+        def decay(variables: Any) -> None:
+            if has_weight_decay(optimizer):
+                _scaled(functools.partial(original, variables), variables, factor)
+
+        return decay
+
+    def make_update(original: Callable[..., None]) -> Callable[..., None]:
+        def update(gradients: Any, variables: Any, rate: Any) -> None:
             reached.append(None)
-            scaled = [(v, factor(v)) for v in variables]
-            scaled = [(v.value if isinstance(v, keras.Variable) else v, f) for v, f in scaled]
-            scaled = [(v, f) for v, f in scaled if f != 1.0]
-            before = [tf.identity(v) for v, _ in scaled]
-            original(gradients, variables)
+            if not isinstance(optimizer, _RATE_IN_SLOTS):
+                change = functools.partial(original, gradients, variables, rate)
+                return _scaled(change, variables, factor)
+            pairs = list(zip(gradients, variables, strict=True))
+            # With a rate of 0, which these divide by, there is no update.
+            for each in dict.fromkeys(found for _, v in pairs if (found := factor(v)) > 0.0):
+                mine = [(g, v) for g, v in pairs if factor(v) == each]
+                original([g for g, _ in mine], [v for _, v in mine], rate * each)
 
-            def scale(strategy: tf.distribute.Strategy, before: Any) -> None:
-                for (variable, each), old in zip(scaled, before, strict=True):
-                    strategy.extended.update(variable, _interpolate, (old, each), group=False)
+        return update
 
-            if scaled:  # the same way as Keras updates each replica's copy of a variable
-                strategy = tf.distribute.get_strategy()
-                merge = tf.__internal__.distribute.interim.maybe_merge_call
-                merge(scale, strategy, before)
-
-        return apply_and_scale
-
-    with replaced(optimizer, "_backend_apply_gradients", make):
+    with (
+        replaced(optimizer, "_apply_weight_decay", make_decay),
+        replaced(optimizer, "_backend_update_step", make_update),
+    ):
         yield
     if not reached:
         raise ModelError(
@@ -84,9 +97,37 @@ def scaled_updates(
         )
 
 
+def _scaled(
+    change: Callable[[], None], variables: Sequence[Any], factor: Callable[[Any], float]
+) -> None:
+    """Changes variables, each by a factor of what `change` would change."""
+    pairs = [(v.value if isinstance(v, keras.Variable) else v, factor(v)) for v in variables]
+    pairs = [(v, f) for v, f in pairs if f != 1.0]
+    before = [tf.identity(v) for v, _ in pairs]
+    change()
+
+    def scale(strategy: tf.distribute.Strategy, before: Any) -> None:
+        for (variable, each), old in zip(pairs, before, strict=True):
+            strategy.extended.update(variable, _interpolate, (old, each), group=False)
+
+    if pairs:  # the same way as Keras updates each replica's copy of a variable
+        merge = tf.__internal__.distribute.interim.maybe_merge_call
+        merge(scale, tf.distribute.get_strategy(), before)
+
+
 def _interpolate(variable: tf.Variable, old: tf.Tensor, factor: float) -> None:
     new = tf.convert_to_tensor(variable)
     variable.assign(old + tf.cast(factor, new.dtype) * (new - old))
+
+
+def has_weight_decay(optimizer: Any) -> bool:
+    """Whether an optimizer may decay weights. Some, such as Muon, do it in a way of their own.
+
+    Args:
+      optimizer: A Keras optimizer.
+    """
+    own = type(optimizer)._apply_weight_decay
+    return optimizer.weight_decay is not None or own is not _APPLY_WEIGHT_DECAY
 
 
 def exclude_from_weight_decay(optimizer: Any, variables: list[Any]) -> None:

@@ -14,7 +14,7 @@ from absl import flags
 
 from tfloss.app.flag_errors import FlagError, unknown_key
 
-_OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]+)(=(?P<text>.*))?", re.DOTALL)
+_OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]*)(=(?P<text>.*))?", re.DOTALL)
 _NEGATIVE = re.compile(r"-\.?\d.*")  # a value, not a flag
 
 
@@ -143,8 +143,8 @@ def _parse(text: str | None, kind: type, present: Any) -> Any:
         return None
     if issubclass(kind, enum.Enum):
         return flags.EnumClassParser(kind, case_sensitive=False).parse(text)
-    if hasattr(present, "keys"):
-        return _mapping(text, present)
+    if hasattr(present, "keys") or issubclass(kind, dict):
+        return _mapping(text, {} if present is None else present)
     for one, read in _READERS:
         if issubclass(kind, one):
             return read(text, present)
@@ -178,10 +178,12 @@ def _float(text: str, present: Any) -> float:
 def _mapping(text: str, present: Any) -> Any:
     value = _literal(text)
     if not isinstance(value, dict):
-        names = ", ".join(map(str, present))
+        expected = "expected a mapping (dict), such as \"{'name': 1}\", which replaces all of it"
+        if not present:
+            raise ValueError(expected)
         raise ValueError(
-            f"expected a mapping (dict), such as \"{{'name': 1}}\", which replaces all of it. To "
-            f"change one value, give --config.KEY.NAME, where NAME is one of: {names}"
+            f"{expected}. To change one value, give --config.KEY.NAME, where NAME is one of: "
+            f"{', '.join(map(str, present))}"
         )
     return type(present)(value)
 
@@ -191,7 +193,9 @@ def _list(text: str, present: Any) -> list[Any]:
     value, inner = _literal(text), text.strip()
     if inner[:1] + inner[-1:] in ("[]", "()"):
         inner = inner[1:-1]
-    written = [one.strip() for one in inner.split(",")] if inner.strip() else []
+    written = [one.strip() for one in inner.split(",")]
+    if not written[-1]:  # of no text, or after a comma at the end
+        written.pop()
     if isinstance(value, list | tuple):
         found = list(value)
     else:
@@ -202,7 +206,9 @@ def _list(text: str, present: Any) -> list[Any]:
         found = written  # `1e3,2` are two texts
     if kind is float:
         found = [float(one) if type(one) is int else one for one in found]
-    if kind in (bool, int, float, str) and any(type(one) is not kind for one in found):
+    if kind in (list, tuple):
+        found = [kind(one) if isinstance(one, list | tuple) else one for one in found]
+    if kind in (bool, int, float, str, list, tuple) and any(type(one) is not kind for one in found):
         raise ValueError(
             f"expected a {type(present).__name__} of {kind.__name__}, such as {_example(present)}"
         )

@@ -385,6 +385,7 @@ def check_reaches_groups(
     assigned: Mapping[str, Sequence[str]],
     returned: Any,
     variables: Mapping[str, Sequence[Any]],
+    frozen: Sequence[Any] = (),
 ) -> None:
     """Checks that each loss reaches a variable that it trains, and that a loss reaches each group.
 
@@ -398,6 +399,7 @@ def check_reaches_groups(
       assigned: `{group: names of the losses that train it}`.
       returned: Value that the training forward returned.
       variables: `{group: its trained variables}`.
+      frozen: Variables that are frozen for a part of the run. A loss may reach only these.
 
     Raises:
       LossError: The gradient of a loss reaches no variable that it trains, or no loss reaches a
@@ -416,7 +418,7 @@ def check_reaches_groups(
         found = [g for g in groups if (name in constants and len(groups) == 1) or reaches[g](value)]
         for group in found:
             reached[group].add(name)
-        if not found and name not in constants:
+        if not (found or name in constants or gradient_reaches(frozen)(value)):
             raise LossError(
                 f"The gradient of loss {name!r} reaches no trainable variable. Is its input "
                 "behind tf.stop_gradient, an integer cast or argmax, or are all layers that "

@@ -5,6 +5,8 @@
 It is for fine-tuning: first the new head, then all of the model.
 """
 
+from typing import Any, cast
+
 from tfloss.hooks.base import Hook
 from tfloss.hooks.every import OnSteps
 
@@ -24,11 +26,16 @@ class Unfreeze(Hook):
       glob: Glob of the variables' paths, with or without the name of the model: "backbone/*".
 
     Raises:
-      ValueError: `at` is not an integer of at least 1. Before the first step: the glob matches no
-        variable, none that could be trained, or all of them.
+      ValueError: `at` is not an integer of at least 1, or `glob` is no text. Before the first step:
+        the glob matches no variable, none that could be trained, or all of them.
     """
 
     def __init__(self, at: int, glob: str):
+        if not isinstance(cast(Any, glob), str):
+            raise ValueError(
+                f"Unfreeze({at!r}, {glob!r}): the glob must be a text such as 'backbone/*', which "
+                "is compared with the paths of variables. For several globs give several hooks."
+            )
         self.every = OnSteps(at)
         self.at, self.glob = at, glob
 

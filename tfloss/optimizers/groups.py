@@ -24,6 +24,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.errors import LossError, ModelError
 from tfloss.forward.losses import REGULARIZATION
 from tfloss.optimizers.variable_globs import matches, matching
@@ -131,7 +132,7 @@ class Group:
         weights = self.weights(model)
         for glob in self.rate_multipliers:
             matching(glob, weights, model, f"{group}rate_multipliers[{glob!r}]", what)
-        if self.no_weight_decay and self.optimizer.weight_decay is None:
+        if self.no_weight_decay and not _upstream.has_weight_decay(self.optimizer):
             raise ValueError(
                 f"{group}no_weight_decay has no effect, since "
                 f"{type(self.optimizer).__name__} has no weight_decay. Give the optimizer "
@@ -376,6 +377,14 @@ def _variables(found: Any, of_layer: str = "trainable_variables") -> list[Any]:
         return list(getattr(found, of_layer))
     if isinstance(found, keras.Variable | tf.Variable):
         return [found]
+    if isinstance(found, Mapping):
+        found = found.values()
+    if isinstance(found, str | tf.Tensor) or not isinstance(found, Iterable):
+        raise ValueError(
+            f"The variables of an optimizer group can't be {found!r}, a {type(found).__name__}. "
+            "Give a layer (model.trunk), variables, a list or dict of these, or a function of the "
+            "model that returns them: lambda model: model.layers[:-1]."
+        )
     unique = {id(v): v for each in found for v in _variables(each, of_layer)}
     return list(unique.values())
 

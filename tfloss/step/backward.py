@@ -91,6 +91,7 @@ class Backward:
       layout: What counts as an example.
       requests: Who needs the gradients of single losses.
       observe: Is given what each pass computes, or None.
+      frozen: Variables that are frozen for a part of the run.
     """
 
     model: keras.Model
@@ -103,6 +104,7 @@ class Backward:
     layout: BatchLayout = ROWS_ARE_EXAMPLES
     requests: Sequence[LossGradientRequest] = ()
     observe: Callable[[Observation], None] | None = None
+    frozen: Sequence[Any] = ()
 
     def __call__(
         self,
@@ -161,7 +163,7 @@ class Backward:
                 returned = self.forward(batch)
             losses = collect(returned, context, everything)
             mine = split_losses(losses, self.variables)
-            check_reaches_groups(losses, mine, returned, self.variables)
+            check_reaches_groups(losses, mine, returned, self.variables, self.frozen)
             check_regularizers_are_trained(context, mine, self.variables)
             weighted = self.loss_weights.apply(losses, context.step)
             objectives = [

@@ -5,7 +5,6 @@ Keras has it: BatchNormalization is then in inference mode. Optimizers are built
 variables too, so that a checkpoint holds the same slots before and after the thaw.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -70,13 +69,9 @@ class Freezing:
             self._globs.remove(glob)
             self._apply()
 
-    def holds(self, variables: Iterable[Any]) -> bool:
-        """Whether one of these variables is frozen.
-
-        Args:
-          variables: Keras variables of the model.
-        """
-        return any(self._frozen(variable) for variable in variables)
+    def variables(self) -> list[Any]:
+        """Returns the Keras variables that are frozen now."""
+        return list(filter(self._frozen, self._model.weights))
 
     def _frozen(self, variable: Any) -> bool:
         return any(matches(glob, variable, self._model) for glob in self._globs)
@@ -105,7 +100,7 @@ class Freezing:
         ]
         parts = [part for layer in layers for _, part in _upstream.layers_by_path(layer)]
         variables = [v for part in parts for v in part.weights]
-        variables += filter(self._frozen, self._model.weights)
+        variables += self.variables()
         for one in (*parts, *variables):
             self._flags.setdefault(id(one), (one, one.trainable))
         for one in (*layers, *variables):

@@ -52,6 +52,7 @@ class Minimize:
       options: Options of the trace.
       start: What the guard read before the step, or None.
       layout: What counts as an example.
+      frozen: Variables that are frozen for a part of the run.
     """
 
     strategy: tf.distribute.Strategy
@@ -66,6 +67,7 @@ class Minimize:
     options: TraceOptions
     start: Any
     layout: BatchLayout = ROWS_ARE_EXAMPLES
+    frozen: Sequence[Any] = ()
 
     def __call__(
         self,
@@ -235,6 +237,7 @@ class Minimize:
             layout=self.layout,
             requests=requests,
             observe=self.options.observe,
+            frozen=self.frozen,
         )
 
     def _gradients(

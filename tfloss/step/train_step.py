@@ -193,10 +193,14 @@ class TrainStep:
             )
         groups = self.groups if group is None else {group: self.groups[group]}
         variables = {name: one.trainable(self.model) for name, one in groups.items()}
-        frozen = [
-            name for name, one in groups.items() if self.freezing.holds(one.weights(self.model))
+        frozen = self.freezing.variables()
+        ids = {id(one) for one in frozen}
+        may_be_empty = [
+            name
+            for name, one in groups.items()
+            if ids.intersection(map(id, one.weights(self.model)))
         ]
-        check_disjoint(variables, frozen)
+        check_disjoint(variables, may_be_empty)
         minimize = Minimize(
             self.strategy,
             self.model,
@@ -210,6 +214,7 @@ class TrainStep:
             options=options,
             start=start,
             layout=self.batch_layout,
+            frozen=frozen,
         )
         micro_batches = batch if isinstance(batch, MicroBatches) else MicroBatches([batch])
         losses, traces = minimize(forward, micro_batches, tf.identity(self.counter), output)

@@ -63,7 +63,7 @@ class Variables:
         with self._strategy.scope():
             variables = {name: one.trainable(self._model) for name, one in self._groups.items()}
             check_disjoint(variables)
-            if not self._known:
+            if not self._known and self._groups:
                 warn_of_ungrouped(self._model, variables)
             for name, group in self._groups.items():
                 _check_clips_one_dtype(name, group.optimizer, variables[name])
