@@ -228,6 +228,85 @@ def test_a_step_of_its_own_may_minimize_a_frozen_group():
     assert [int(o.iterations.numpy()) for o in one.train_step.optimizers.values()] == [4, 4]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("jit", "count"), [(False, 2), (True, 2), ("loop", 1)])
+def test_repeated_calls_with_a_thaw_in_between_are_resumed_to_the_bit(
+    jit, count, tmp_path, replicas
+):
+    """Gradients are constant: two updates of the trunk a step after the thaw, one of the head."""
+
+    def optimizer():
+        sgd = keras.optimizers.SGD
+        group = tfloss.Group(sgd(1.0), lambda m: m.trunk, rate_multipliers={"*/beta": 0.5})
+        return {"trunk": group, "head": (sgd(1.0), lambda m: m.head)}
+
+    strategy = replicas(count)
+
+    def make(where, *hooks):
+        options = {"precision": "mixed_float16", "accumulate": 2, "ema": 0.75, "clip_norm": 100.0}
+        hooks = [SaveCheckpoint(OnSteps(AT)), *hooks]
+        return trainer(
+            strategy,
+            tmp_path / where,
+            hooks,
+            optimizer,
+            jit=jit,
+            train_step=Repeated,
+            **options,
+        )
+
+    whole = make("whole")
+    whole.train(data(count), AT + 2)
+    assert [np.ravel(w.numpy())[0] for w in weights(whole.model)] == [0.0, -2.0, -1.0, -2.0]
+    with pytest.raises(RuntimeError, match="killed"):
+        make("killed", Kill(AT + 1)).train(data(count), AT + 2)
+    again = make("killed")
+    again.train(data(count), AT + 2)
+    expected, found = whole.state.variables(), again.state.variables()
+    assert expected.keys() == found.keys()
+    for name, variable in expected.items():
+        np.testing.assert_array_equal(found[name].numpy(), variable.numpy(), err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_part_of_a_compiled_model_is_thawed_as_by_hand():
+    """The reference sets `trainable`, and applies the gradients that there are."""
+    x = np.random.RandomState(0).randn(12, 3).astype(np.float32)
+    batches = tf.data.Dataset.from_tensor_slices((x, x[:, :1] ** 2)).batch(4)
+
+    def make():
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([3])
+        layers = [keras.layers.Dense(4, use_bias=False), keras.layers.BatchNormalization()]
+        backbone = keras.Sequential(layers, name="backbone")
+        model = keras.Model(inputs, keras.layers.Dense(1, name="head")(backbone(inputs)))
+        model.compile(keras.optimizers.Adam(0.1), "mse")
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    model = make()
+    one = tfloss.Trainer(
+        tfloss.adapters.from_compiled(model),
+        model.optimizer,
+        hooks=[Unfreeze(1, "backbone/*")],
+        default_hooks=False,
+        jit=False,
+        fused_adam=False,
+    )
+    one.train(batches, 3)
+    reference = make()
+    for step, (features, labels) in enumerate(batches):
+        reference.get_layer("backbone").trainable = step > 0
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((reference(features, training=True) - labels) ** 2)
+        trained = reference.trainable_variables
+        reference.optimizer.apply(tape.gradient(loss, trained), trained)
+    for ours, theirs in zip(model.weights, reference.weights, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-6, err_msg=ours.path)
+    assert model.get_layer("backbone").trainable
+
+
 def test_flags_are_the_scripts_between_two_calls_and_traces_are_kept(messages):
     one = trainer(jit=False)
     one.train(data(), 1)
