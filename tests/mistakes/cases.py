@@ -568,6 +568,10 @@ make_trainer(hooks=hooks).train(data, 3)  # here
 """,
         ("infinite data set", ".take(n)"),
     ),
+    "a method of another trainer": Mistake(
+        "make_trainer().fit(data, epochs=3)  # here",
+        ("no attribute 'fit'", "Write trainer.train(data, epochs=3)"),
+    ),
     "validation data as in Keras": Mistake(
         "make_trainer().train(data, 3, validation_data=data)  # here",
         ("argument 'validation_data'", "tfloss.hooks.Evaluate(data, metrics"),

@@ -6,7 +6,6 @@ error says what to write instead.
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 _TRAIN = "Write trainer.train(data, epochs=3), or steps=1_000."
 _EVALUATE = (
@@ -89,17 +88,3 @@ def hint(name: str, known: Iterable[str], cures: dict[str, str]) -> str:
     if name in cures and not sure:
         return f" {cures[name]}"
     return f" Did you mean {near[0]!r}?" if near else ""
-
-
-class OtherNames:
-    """Says in the error of an attribute that doesn't exist what it is called here."""
-
-    if not TYPE_CHECKING:  # a type checker must not take every attribute for one that exists
-
-        def __getattr__(self, name: str) -> Any:
-            """Raises AttributeError, with what to write instead."""
-            known = [one for one in dir(type(self)) if not one.startswith("_")]
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {name!r}."
-                f"{'' if name.startswith('_') else hint(name, known, METHODS)}"
-            )

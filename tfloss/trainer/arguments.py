@@ -5,7 +5,7 @@ import inspect
 import reprlib
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 from tfloss.common import activity
-from tfloss.common.other_names import ARGUMENTS, hint
+from tfloss.common.other_names import ARGUMENTS, METHODS, hint
 from tfloss.data.adapted import adapted, has_examples
 from tfloss.data.distributed import Data, as_dataset, replica_spec
 from tfloss.data.feed import Feed
@@ -22,6 +22,7 @@ from tfloss.errors import ModelError
 from tfloss.hooks.base import Hook
 from tfloss.hooks.keras_callbacks import KerasCallbacks
 from tfloss.hooks.run_info import RunInfo
+from tfloss.inspect.traceback_filtering import filtered_tracebacks
 from tfloss.step.step_options import StepOptions
 from tfloss.step.train_step import TrainStep
 from tfloss.trainer.run_state import RunState
@@ -185,6 +186,22 @@ def _check_options(train_step: type[TrainStep], options: Iterable[str], trainer:
         if name not in parameters:
             known = {*parameters, *inspect.signature(trainer).parameters}
             raise TypeError(f"Trainer has no option {name!r}.{hint(name, known, ARGUMENTS)}")
+
+
+class OtherNames:
+    """Says in the error of an attribute that doesn't exist what it is called here."""
+
+    if not TYPE_CHECKING:  # a type checker must not take every attribute for one that exists
+
+        @filtered_tracebacks
+        def __getattr__(self, name: str) -> Any:
+            """Raises AttributeError, with what to write instead."""
+            kind = type(self)
+            error = AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
+            known = [one for one in dir(kind) if not one.startswith("_")]
+            if not name.startswith("_") and (text := hint(name, known, METHODS)):
+                error.add_note(text.strip())
+            raise error
 
 
 def optimizer_of(train_step: TrainStep) -> Any:

@@ -17,7 +17,6 @@ import keras
 import tensorflow as tf
 
 from tfloss.checkpoint import CheckpointDirectory
-from tfloss.common.other_names import OtherNames
 from tfloss.data.adapted import adapted
 from tfloss.data.distributed import Data
 from tfloss.data.feed import Feed
@@ -39,6 +38,7 @@ from tfloss.step.trace_options import Jit, Mode
 from tfloss.step.train_step import TrainStep
 from tfloss.summary import Summary
 from tfloss.trainer.arguments import (
+    OtherNames,
     build,
     build_by_training_forward,
     check_positive,
