@@ -52,6 +52,24 @@ def test_a_variable_that_only_raw_ops_use_is_given():
     assert weight.numpy().tolist() == [1.0]
 
 
+def test_a_mirrored_variable_of_one_replica_is_given():
+    """In the scope of the strategy, it has no handle."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        weight = tf.Variable([1.0])
+
+    def add(x):
+        strategy.run(lambda: weight.assign_add(x))
+
+    program = tf.function(add, jit_compile=True, autograph=False).get_concrete_function(
+        tf.TensorSpec([1])
+    )
+    with strategy.scope():
+        assert _upstream.can_compile_on_copies(program, [weight])
+    _upstream.compile_on_copies(program, [weight], tf.ones([1]))
+    assert weight.numpy().tolist() == [1.0]
+
+
 def test_a_function_that_captures_another_resource_is_not():
     table = tf.lookup.experimental.DenseHashTable(tf.int64, tf.int64, -1, -1, -2)
     function = tf.function(lambda x: table.lookup(x), autograph=False)

@@ -1,8 +1,11 @@
 """Ops of a traced function are copied into another one, in order, with what they captured."""
 
+import gc
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tfloss import _upstream
 
@@ -39,7 +42,10 @@ def test_a_copy_captures_the_same_variables_and_keeps_the_order():
     def loop(times):
         def body(i, last):
             given = {x.name: tf.cast(i, tf.float32), **captured}
-            return i + 1, _upstream.import_ops(part(original.graph, ()), given, [result])[0]
+            ops, always = part(original.graph, ()), original.graph.control_outputs
+            (last,) = _upstream.call_ops(ops, given, [result], [op.name for op in always])
+            last.set_shape([])
+            return i + 1, last
 
         return tf.while_loop(lambda i, _: i < times, body, [0, 0.0])[1]
 
@@ -57,7 +63,7 @@ def test_ops_are_copied_beside_control_dependencies():
     def copied(value):
         with tf.control_dependencies([tf.cos(value)]):
             given = {x.name: tf.identity(value)}
-            return _upstream.import_ops(part(original.graph, ()), given, [result.name])[0]
+            return _upstream.call_ops(part(original.graph, ()), given, [result.name])[0]
 
     assert tf.function(copied, autograph=False)(tf.constant(0.0)).numpy() == 1.0
 
@@ -83,7 +89,7 @@ def test_nested_functions_are_changed_under_another_name():
     (x,) = original.inputs
 
     def copy(value):
-        return _upstream.import_ops(ops, {x.name: value}, [original.outputs[0].name])[0]
+        return _upstream.call_ops(ops, {x.name: value}, [original.outputs[0].name])[0]
 
     copied = tf.function(copy, autograph=False)
     assert copied(tf.constant(1.0)).numpy() == pytest.approx(2 * np.cos(1.0))
@@ -108,3 +114,26 @@ def test_variables_are_read_at_this_point(jit):
     before, after, number = tf.function(read, jit_compile=jit, autograph=False)()
     assert before.numpy().tolist() == [1.0, 2.0, 3.0, 4.0] and number.numpy().tolist() == [7]
     assert [one.numpy().tolist() for one in after] == [[[2.0, 3.0]], 4.0, [5.0]]
+
+
+@pytest.mark.upstream
+def test_a_called_function_lives_as_long_as_its_caller():
+    original = traced(lambda x: tf.sin(x) + 1.0, tf.TensorSpec([], tf.float32))
+    (x,), (result,) = original.inputs, original.outputs
+
+    def copied(value):
+        given = {x.name: value}
+        return _upstream.call_ops(part(original.graph, ()), given, [result.name])[0]
+
+    program = traced(copied, tf.TensorSpec([], tf.float32))
+    ops = [op for op in program.graph.get_operations() if op.type == "StatefulPartitionedCall"]
+    name = ops[0].get_attr("f").name
+    assert len(ops) == 1 and context.context().has_function(name)
+    assert program(tf.constant(0.0)).numpy() == 1.0
+    del program, ops
+    gc.collect()
+    assert not context.context().has_function(name)
+
+
+def test_an_op_is_no_function():
+    assert _upstream.is_op("MatMul") and not _upstream.is_op("__inference_step_12")

@@ -45,8 +45,9 @@ def train(steps=300, model=Deep, data=None, hooks=(), **options):
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     options = {"default_hooks": False, "steps_per_call": 10} | options
-    trainer = tfloss.Trainer(model(), keras.optimizers.Adam(0.01), hooks=hooks, **options)
-    trainer.train(rows(X, 8) if data is None else data, steps)
+    with (options.get("strategy") or tf.distribute.get_strategy()).scope():
+        trainer = tfloss.Trainer(model(), keras.optimizers.Adam(0.01), hooks=hooks, **options)
+        trainer.train(rows(X, 8) if data is None else data, steps)
     return trainer
 
 
@@ -88,6 +89,19 @@ def test_the_loop_that_was_compiled_is_the_one_that_runs(drop, eager_tuner, monk
     trainer = train(data=data)
     assert trainer.mode == "loop"
     assert len(trainer._modes._engines["loop"]._compiled._programs) == 1
+
+
+def test_a_strategy_of_one_mirrored_replica_compiles_beside(eager_tuner, monkeypatch):
+    """In the scope of the strategy, where a mirrored variable has no handle."""
+    waits = property(lambda self: self._thread.join() is None)
+    monkeypatch.setattr(background_compilation._Compilation, "done", waits)
+    found = []
+    for strategy in (None, tf.distribute.MirroredStrategy(["CPU:0"])):
+        trainer = train(60, strategy=strategy)
+        assert trainer.mode == "loop" and trainer._modes._compiler.used
+        found.append(state(trainer))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 class Picky(Deep):

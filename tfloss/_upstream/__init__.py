@@ -24,11 +24,12 @@ from tfloss._upstream.error_messages import (
 from tfloss._upstream.extension_types import open_extension_type
 from tfloss._upstream.gradient_ops import ForwardOps
 from tfloss._upstream.graph_defs import (
+    call_ops,
     called_names,
     captured_values,
     change_functions,
     drop_functions,
-    import_ops,
+    is_op,
     read_variables,
     used_variables,
 )
@@ -211,7 +212,7 @@ __all__ = [
     "captured_values",
     "change_functions",
     "drop_functions",
-    "import_ops",
+    "call_ops",
     "read_variables",
     "used_variables",
     "caused_by_collectives_of_another_strategy",
@@ -241,6 +242,7 @@ __all__ = [
     "inputs_untouched",
     "intercept_losses",
     "is_autograph_file",
+    "is_op",
     "layer_modes",
     "keras_generator",
     "keras_generator_of_strategy",

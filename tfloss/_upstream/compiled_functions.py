@@ -52,4 +52,6 @@ def compile_on_copies(function: Any, variables: Iterable[tf.Variable], *argument
 
 def _by_handle(function: Any, variables: Iterable[tf.Variable]) -> dict[int, tf.Variable]:
     found = (*function.graph.variables, *variables)
-    return {id(one.handle): one for one in found if one.shape.is_fully_defined()}
+    # Outside of a replica, a mirrored variable has no handle; with one replica, it has one part.
+    parts = [part for one in found for part in getattr(one, "values", (one,))]
+    return {id(one.handle): one for one in parts if one.shape.is_fully_defined()}

@@ -1,16 +1,22 @@
 """Copies ops of a traced function into another one.
 
-`tf.graph_util.import_graph_def` is public. It is not documented that it maps tensors of nodes that
-the `GraphDef` lacks, and that a function which is being traced orders imported ops like its own.
-What a placeholder of a traced function stands for is known to `FuncGraph.captures` only, and
-functions of a `GraphDef` are run from eager code only if they are added to the private context.
+`tf.graph_util.import_graph_def` is public, but Python makes an object of each op. So the ops become
+a `FunctionDef`, which needs the private context to be known to the runtime, and the registry of ops
+to name their results. What a placeholder of a traced function stands for is known to
+`FuncGraph.captures` only, and which ops run without a result that is used to
+`FuncGraph.control_outputs`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import context
+from tensorflow.python.framework import op_def_registry
+
+_numbers = itertools.count()
 
 
 def captured_values(graph: Any) -> dict[str, tf.Tensor]:
@@ -100,33 +106,97 @@ def change_functions(
     return rename
 
 
-def import_ops(
-    graph_def: Any, given: Mapping[str, tf.Tensor], wanted: Sequence[str]
-) -> list[tf.Tensor]:
-    """Copies ops into the function that is being traced.
+def is_op(name: str) -> bool:
+    """Returns whether a `NodeDef.op` is an op, and not the name of a function."""
+    return op_def_registry.get(name) is not None
 
-    Control dependencies of the caller don't apply to the copies: TensorFlow's importer compares
-    tensors with ops there, and fails. Tensors of `given` may have them.
+
+def call_ops(
+    graph_def: Any,
+    given: Mapping[str, tf.Tensor],
+    wanted: Sequence[str],
+    always: Collection[str] = (),
+) -> list[tf.Tensor]:
+    """Calls ops as one function, in the function that is being traced.
+
+    Python spends no time on the single ops, as it does if they are imported.
 
     Args:
       graph_def: The ops, without those of `given`.
       given: `{tensor name: tensor}` of the tensors that they use; eager ones are captured.
       wanted: Names of tensors.
+      always: Names of ops that run even if no wanted tensor needs them. Ops that aren't there are
+        ignored.
 
     Returns:
-      The tensors.
+      The tensors, of unknown shapes.
     """
-    process: Any = context.context()
-    for one in graph_def.library.function:  # a graph's own library doesn't reach the runtime
+    function = graph_def.library.function.add()
+    function.signature.name = f"tfloss_ops_{next(_numbers)}"
+    function.signature.is_stateful = True
+    function.node_def.extend(graph_def.node)
+    made = {node.name: _results(node) for node in function.node_def}
+    known: dict[str, tuple[str, int]] = {}
+    for number, (name, one) in enumerate(given.items()):
+        argument = function.signature.input_arg.add(name=f"x{number}")
+        argument.type = one.dtype.as_datatype_enum
+        known[name] = argument.name, argument.type
+
+    def found(name: str) -> tuple[str, int]:
+        node, _, number = name.partition(":")
+        number = int(number or 0)
+        return known.get(f"{node}:{number}") or made[node][number]
+
+    for node in function.node_def:
+        node.input[:] = [name if name[0] == "^" else found(name)[0] for name in node.input]
+    for number, name in enumerate(wanted):
+        result = function.signature.output_arg.add(name=f"y{number}")
+        function.ret[result.name], result.type = found(name)
+    for number, name in enumerate(name for name in sorted(always) if name in made):
+        function.signature.control_output.append(f"z{number}")
+        function.control_ret[f"z{number}"] = name
+    _add_functions(graph_def.library)
+    # A function stays in the process until it is removed.
+    name, process = function.signature.name, _process()
+    weakref.finalize(_outermost_graph(), process.remove_function, name).atexit = False
+    types = [one.type for one in function.signature.output_arg]
+    options = _process().function_call_options.config_proto_serialized  # as of all calls
+    return tf.raw_ops.StatefulPartitionedCall(
+        args=list(given.values()), Tout=types, f=name, config_proto=options
+    )
+
+
+def _results(node: Any) -> list[tuple[str, int]]:
+    """Name in a `FunctionDef`, and dtype, of each result of a node."""
+    found: list[tuple[str, int]] = []
+    definition: Any = op_def_registry.get(node.op)
+    for one in definition.output_arg:
+        if one.type_list_attr:
+            types = node.attr[one.type_list_attr].list.type
+        else:
+            count = node.attr[one.number_attr].i if one.number_attr else 1
+            types = [one.type or node.attr[one.type_attr].type] * count
+        found += [(f"{node.name}:{one.name}:{i}", dtype) for i, dtype in enumerate(types)]
+    return found
+
+
+def _add_functions(library: Any) -> None:
+    """Makes the process know functions; a graph's own library doesn't reach the runtime."""
+    process = _process()
+    for one in library.function:
         if not process.has_function(one.signature.name):
             process.add_function_def(one)
+
+
+def _process() -> Any:
+    return context.context()
+
+
+def _outermost_graph() -> Any:
     graph: Any = tf.compat.v1.get_default_graph()
-    eager = tf.__internal__.EagerTensor
-    here = {
-        name: graph.capture(one) if isinstance(one, eager) else one for name, one in given.items()
-    }
-    with graph.control_dependencies(None):
-        return tf.graph_util.import_graph_def(graph_def, here, list(wanted), name="step")
+    while getattr(graph, "outer_graph", None) is not None and graph.outer_graph.building_function:
+        graph = graph.outer_graph
+    return graph
 
 
 def read_variables(variables: Sequence[tf.Variable], *, joined: bool = False) -> list[tf.Tensor]:
@@ -141,6 +211,8 @@ def read_variables(variables: Sequence[tf.Variable], *, joined: bool = False) ->
     Returns:
       The values; or a list of the vector.
     """
+    if not variables:
+        return []
     ops = tf.compat.v1.GraphDef()
     given: dict[str, tf.Tensor] = {}
     for i, variable in enumerate(variables):
@@ -151,17 +223,24 @@ def read_variables(variables: Sequence[tf.Variable], *, joined: bool = False) ->
         if joined:
             flat = ops.node.add(name=f"flat{i}", op="Reshape", input=[f"read{i}", "any"])
             flat.attr["T"].type = variable.dtype.as_datatype_enum
-    if not joined:
-        return import_ops(ops, given, [f"read{i}:0" for i in range(len(variables))])
-    given["any:0"] = tf.constant([-1])
-    names = [f"flat{i}" for i in range(len(variables))]
-    if len(names) == 1:
-        return import_ops(ops, given, ["flat0:0"])
-    given["axis:0"] = tf.constant(0)
-    joint = ops.node.add(name="joint", op="ConcatV2", input=[*names, "axis"])
-    joint.attr["T"].type = variables[0].dtype.as_datatype_enum
-    joint.attr["N"].i = len(variables)
-    return import_ops(ops, given, ["joint:0"])
+            flat.attr["Tshape"].type = tf.int32.as_datatype_enum
+    names = [f"flat{i}" if joined else f"read{i}" for i in range(len(variables))]
+    shapes = [one.shape for one in variables]
+    if joined:
+        given["any:0"] = tf.constant([-1])
+        shapes = [[sum(one.num_elements() for one in shapes)]]
+        if len(names) > 1:
+            given["axis:0"] = tf.constant(0)
+            joint = ops.node.add(name="joint", op="ConcatV2", input=[*names, "axis"])
+            joint.attr["T"].type = variables[0].dtype.as_datatype_enum
+            joint.attr["Tidx"].type = tf.int32.as_datatype_enum
+            joint.attr["N"].i = len(variables)
+            names = ["joint"]
+    # What follows the call follows all reads, and not only the results.
+    values = call_ops(ops, given, names, [f"read{i}" for i in range(len(variables))])
+    for value, shape in zip(values, shapes, strict=True):
+        value.set_shape(shape)
+    return values
 
 
 def _functions(node: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The ops of a traced step, as a `GraphDef` to be copied into another function.
+"""The ops of a traced step, as a `GraphDef` to be called by another function.
 
 A copy that XLA compiles differs from the step of a graph:
 
@@ -43,12 +43,14 @@ class StepCopy:
       ops: `GraphDef`.
       inputs: Names of the tensors that they use.
       captured: Those of them that were captured.
+      always: Names of those that run even if no result needs them.
       variables: The variables that they use.
     """
 
     ops: Any
     inputs: set[str]
     captured: dict[str, tf.Tensor]
+    always: list[str]
     variables: list[tf.Variable]
 
     @classmethod
@@ -78,11 +80,14 @@ class StepCopy:
         ops.node.extend(node for node in whole.node if node.name in chosen)
         if xla and not _make_compilable(ops):
             return None
+        if not all(map(_upstream.is_op, {node.op for node in ops.node})):
+            return None
         inputs = _cut(ops)
         captured = _upstream.captured_values(graph)
         if inputs - set(captured) - {one.name for one in leaves}:
             return None
-        return cls(ops, inputs, captured, _upstream.used_variables(graph))
+        always = [op.name for op in graph.control_outputs]
+        return cls(ops, inputs, captured, always, _upstream.used_variables(graph))
 
 
 def _make_compilable(ops: Any) -> bool:

@@ -193,11 +193,13 @@ class _TracedStep:
         if copy is None:
             return None
         nest = self._call.tensors()
-        wanted = [one.name for one in tf.nest.flatten(nest) if isinstance(one, tf.Tensor)]
-        # By `identity`, the batch keeps the control dependencies, which copied ops can't have.
-        given = copy.captured | {mine.name: tf.identity(its) for mine, its in pairs}
+        wanted = [one for one in tf.nest.flatten(nest) if isinstance(one, tf.Tensor)]
+        given = copy.captured | {mine.name: its for mine, its in pairs}
         given = {name: one for name, one in given.items() if name in copy.inputs}
-        found = iter(_upstream.import_ops(copy.ops, given, wanted))
+        results = _upstream.call_ops(copy.ops, given, [one.name for one in wanted], copy.always)
+        for one, result in zip(wanted, results, strict=True):
+            result.set_shape(one.shape)
+        found = iter(results)
         tensors: Any = tf.nest.map_structure(
             lambda one: next(found) if isinstance(one, tf.Tensor) else one, nest
         )
