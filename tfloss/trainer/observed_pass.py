@@ -25,6 +25,10 @@ from tfloss.inspect.xla_compile_errors import uncompilable_ops
 from tfloss.step.observation import Observation
 from tfloss.trainer.inference_layers import variables_used
 
+# Types of ops by which tfloss makes a loss of what the model reported.
+_SCALED = ("Cast", "Identity", "EnsureShape", "Mul", "AddN", "AddV2")
+_SUMMED = ("Sum", "DivNoNan")  # over the global batch, if it is no scalar
+
 
 class ObservedPasses:
     """Collects what the passes of one step report.
@@ -85,7 +89,7 @@ class ObservedPasses:
             line = op_line(tensor.op)
             if self.is_users(line):
                 return line
-            if tensor.op.type not in ("Cast", "Identity", "EnsureShape", "Mul", "AddN", "AddV2"):
+            if tensor.op.type not in _SCALED + _SUMMED:
                 break
             tensor = tensor.op.inputs[0]
         return NOT_IN_CODE
