@@ -22,15 +22,13 @@ from tfloss._upstream.error_messages import (
     replace_message,
 )
 from tfloss._upstream.extension_types import open_extension_type
+from tfloss._upstream.function_calls import call_lifted, call_ops, is_op, read_variables
 from tfloss._upstream.gradient_ops import ForwardOps
 from tfloss._upstream.graph_defs import (
-    call_ops,
     called_names,
     captured_values,
     change_functions,
     drop_functions,
-    is_op,
-    read_variables,
     used_variables,
 )
 from tfloss._upstream.graph_rewriting import ordered_sums
@@ -212,6 +210,7 @@ __all__ = [
     "captured_values",
     "change_functions",
     "drop_functions",
+    "call_lifted",
     "call_ops",
     "read_variables",
     "used_variables",

@@ -62,8 +62,11 @@ def draw_as_in_a_graph(node: Any, library: Any) -> bool:
     Returns:
       Whether the node was changed.
     """
-    kind, dtype = _DRAWS.get(node.op), node.attr["dtype"].type if "dtype" in node.attr else 0
-    if kind is None or tf.as_dtype(dtype) not in _FORMATS:
+    kind = _DRAWS.get(node.op)
+    if kind is None:
+        return False
+    dtype = node.attr["dtype"].type if "dtype" in node.attr else 0
+    if tf.as_dtype(dtype) not in _FORMATS:
         return False
     shape = node.attr["Tshape"].type if "Tshape" in node.attr else tf.int32.as_datatype_enum
     call, _ = _draw_call(kind, tf.as_dtype(dtype), tf.as_dtype(shape))

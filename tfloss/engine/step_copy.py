@@ -32,7 +32,7 @@ def in_guard(name: str) -> bool:
     Args:
       name: Name of the op.
     """
-    return _IN_GUARD.search(name) is not None
+    return SCOPE in name and _IN_GUARD.search(name) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _make_compilable(ops: Any) -> bool:
 
 def _is_alike(node: Any, scope: Mapping[str, Any]) -> bool:
     """Whether a trace for XLA has the same op."""
-    if in_guard(node.name) and node.op == "Assert":  # of a branch of the step
+    if node.op == "Assert" and in_guard(node.name):  # of a branch of the step
         return False
     if node.op.startswith("Optional") or node.op in ("DeviceIndex", "Unique"):
         return False

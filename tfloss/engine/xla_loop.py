@@ -154,7 +154,13 @@ class XlaLoop:
                 self._others = list(others.values())
         return self._programs[kind]
 
-    def _loop(
+    def _loop(self, block: Any, *bounds: tf.Tensor) -> Any:
+        """Runs `_steps`. Traced."""
+        results = _upstream.call_lifted(self._steps, block, *bounds)
+        refuse_strings(tf.compat.v1.get_default_graph(), self.graph)
+        return results
+
+    def _steps(
         self, block: Any, start: tf.Tensor, steps: tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
         """Runs `steps` steps, from batch `start` of a block on. Traced.
@@ -187,7 +193,6 @@ class XlaLoop:
 
         rows = tf.TensorArray(tf.float32, size=most, element_shape=[None])
         _, rows = tf.while_loop(lambda i, rows: i < steps, body, [0, rows], parallel_iterations=1)
-        refuse_strings(tf.compat.v1.get_default_graph(), self.graph)
         weights = _upstream.read_variables([one.value for one in self._checked])
         return rows.stack(), before, tf.math.is_finite(element_sum(weights))
 
