@@ -78,7 +78,8 @@ class MonitoredMetric:
         self.check_names(names)
         if self._mode is not None:
             return
-        if not self._owned and (near := names.suggestion(self.name)):
+        uncertain = not self._owned or names.doubts(self.name)
+        if uncertain and (near := names.suggestion(self.name)):
             raise ValueError(
                 f"{self._owner} monitors {self.name!r}, which no Evaluate hook logs.{near} If the "
                 f"model logs it, as a summary, give {self._owner}(..., mode='min') or mode='max'."
