@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import keras
@@ -45,7 +46,11 @@ def test_signature_has_the_given_names_no_label_and_a_dynamic_batch(tmp_path):
 
 def test_a_model_that_was_never_called_can_be_exported(tmp_path):
     model = Net()
-    path = export(model, tmp_path / "export", IMAGE)
+    with pytest.warns(UserWarning, match=r"have their initial values: .*kernel.*Train the model"):
+        path = export(model, tmp_path / "export", IMAGE)
+    with warnings.catch_warnings():  # now they are there
+        warnings.simplefilter("error")
+        export(model, tmp_path / "export", IMAGE)
     expected = model({"image": images()}, training=False)["logits"]
     np.testing.assert_allclose(serve(path, image=images())["logits"], expected, atol=1e-6)
 

@@ -17,6 +17,7 @@ import concurrent.futures
 import contextlib
 import gc
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from tfloss.saved_model.unchanged_state import check_no_random_outputs, unchange
 from tfloss.saved_model.verify import verify_signature
 
 _TOLERANCE, _HALF_PRECISION_TOLERANCE = 1e-4, 2e-2
+_SHOWN = 4  # names of weights in a warning
 
 
 @filtered_tracebacks
@@ -67,7 +69,8 @@ def export(
     single tensor is `output`; those of a tuple are `output_0`, `output_1`, ... Half precision
     becomes float32. Statistics that differ between replicas (BatchNormalization's moving averages)
     are exported as their mean; the model itself doesn't change. With several workers, call it on
-    all of them; the first one writes.
+    all of them; the first one writes. A warning names weights that didn't exist before, since they
+    are neither trained nor loaded.
 
     Args:
       model: A `keras.Model`, created under a strategy or not.
@@ -121,7 +124,9 @@ def export(
             return target
 
     def write() -> None:
+        known = {id(weight) for weight in model.weights}
         traced = {signature.name: _trace(signature, forward) for signature in parsed}
+        _warn_of_initial(model, known)
         for signature in parsed:
             check_no_random_outputs(model, signature.name, traced[signature.name].graph)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -236,6 +241,19 @@ def _tables(functions: Iterable[Any]) -> list[Any]:
     kind = tf.saved_model.experimental.TrackableResource
     objects = [one for one in gc.get_objects() if issubclass(type(one), kind)]
     return [one for one in objects if id(one.resource_handle) in handles]
+
+
+def _warn_of_initial(model: keras.Model, known: set[int]) -> None:
+    """Warns of weights that were not there before the export's forward pass."""
+    made = [weight.path for weight in model.weights if id(weight) not in known]
+    if made:
+        rest = f" and {len(made) - _SHOWN} more" if len(made) > _SHOWN else ""
+        warnings.warn(
+            f"The export has made these weights of {model.name!r}, so they have their initial "
+            f"values: {', '.join(made[:_SHOWN])}{rest}. Train the model, or load its weights, "
+            "before the export.",
+            stacklevel=2,
+        )
 
 
 def _check_finite(functions: Iterable[Any]) -> None:
