@@ -19,7 +19,7 @@ from tfloss import _upstream
 from tfloss.engine import autotune, background_compilation
 from tfloss.engine.background_compilation import available_bytes
 from tfloss.errors import DataError, NonFiniteLossError
-from tfloss.hooks import Every, Hook, NaNGuard
+from tfloss.hooks import Every, Hook, NaNGuard, Unfreeze
 
 compile_on_copies = _upstream.compile_on_copies
 
@@ -102,6 +102,40 @@ def test_a_strategy_of_one_mirrored_replica_compiles_beside(eager_tuner, monkeyp
         found.append(state(trainer))
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+class Kept(Hook):
+    """Keeps the kernel of the first layer after each tenth step."""
+
+    every = Every(steps=10)
+
+    def __init__(self):
+        self.kernels = []
+
+    def after_step(self, step):
+        self.kernels.append(self.trainer.model.net.layers[0].kernel.numpy())
+
+
+@pytest.mark.parametrize("at", [20, 60])
+def test_variables_can_be_unfrozen_while_the_loop_compiles(at, eager_tuner, monkeypatch):
+    """What was compiled for the frozen step is not run any more. Compiling ends after step 80."""
+    asked, frozen = [], at // 10
+
+    def done(self):
+        asked.append(self)
+        return len(asked) > 8 and self._thread.join() is None
+
+    monkeypatch.setattr(background_compilation._Compilation, "done", property(done))
+    found = []
+    for jit in ("auto", False):
+        kept = Kept()
+        trainer = train(hooks=[Unfreeze(at, "*/dense/*"), kept], jit=jit)
+        changed = [not np.array_equal(one, kept.kernels[0]) for one in kept.kernels]
+        assert changed == [False] * frozen + [True] * (30 - frozen)
+        found.append((trainer.mode, state(trainer)))
+    assert found[0][0] == "loop" and len(asked) > 8
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 class Picky(Deep):
