@@ -132,3 +132,10 @@ def test_autograph_writes_a_traceback_into_the_message(error):
         tf.function(function)(1.0)
     _upstream.replace_message(e.value, "short")
     assert str(e.value) == "short"
+
+
+def test_numbers_of_strings():
+    with pytest.raises(tf.errors.UnimplementedError) as caught:
+        tf.function(lambda x: tf.cast(x, tf.int64))(tf.constant(["1"]))
+    assert _upstream.caused_by_strings(caught.value)
+    assert not _upstream.caused_by_strings(tf.errors.InternalError(None, None, "lost"))

@@ -449,6 +449,22 @@ make_trainer().train(data, 3)  # here
 """,
         ("target.shape=(None, 3)", "one-hot labels, [batch, classes]"),
     ),
+    "labels that are strings": Mistake(
+        """
+names = np.array(["cat", "dog", "cow"])[y]
+data = tf.data.Dataset.from_tensor_slices({"x": x, "y": names}).batch(8).repeat()
+
+
+class Model(Net):
+    def call(self, batch, training=False):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return loss(batch["y"], self.dense(batch["x"]))  # here
+
+
+make_trainer(Model()).train(data, 3)
+""",
+        ("A tensor holds strings", "keras.layers.StringLookup"),
+    ),
     "labels of float64": Mistake(
         """
 class Model(Net):

@@ -85,6 +85,11 @@ def caused_by_missing_deterministic_kernel(error: tf.errors.OpError) -> bool:
     return "determinis" in error.message.lower()
 
 
+def caused_by_strings(error: tf.errors.OpError) -> bool:
+    """Returns whether an op was to make numbers of strings. `tf.cast` can't be refused earlier."""
+    return "Cast string to" in error.message
+
+
 def raised_by_iterator(error: Exception) -> bool:
     """Returns whether a `tf.data` iterator raised an error of a graph, rather than another op.
 

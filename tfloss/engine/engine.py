@@ -381,6 +381,11 @@ class Engine:
     def with_advice(self, error: tf.errors.OpError) -> tf.errors.OpError:
         """Adds what is known of the error's cause to it."""
         add_determinism_advice(error)
+        if _upstream.caused_by_strings(error):
+            error.add_note(
+                "A tensor holds strings. Map them to numbers in the data set, as by "
+                "keras.layers.StringLookup(vocabulary=[...], num_oov_indices=0)."
+            )
         if _upstream.caused_by_collectives_of_another_strategy(error):
             error.add_note(
                 "TensorFlow's collectives serve one strategy object in a process, and this one has "
