@@ -18,6 +18,7 @@ from tests.toys import rows
 from tfloss import _upstream
 from tfloss.engine import autotune, background_compilation
 from tfloss.engine.background_compilation import available_bytes
+from tfloss.engine.xla_loop import XlaLoop
 from tfloss.errors import DataError, NonFiniteLossError
 from tfloss.hooks import Every, Hook, NaNGuard, Unfreeze
 
@@ -89,6 +90,27 @@ def test_the_loop_that_was_compiled_is_the_one_that_runs(drop, eager_tuner, monk
     trainer = train(data=data)
     assert trainer.mode == "loop"
     assert len(trainer._modes._engines["loop"]._compiled._programs) == 1
+
+
+def test_the_loop_is_not_compiled_again(eager_tuner, monkeypatch):
+    """TensorFlow compiles a program again if it is called with other options."""
+    compiling, calls = [], []
+
+    def timed(function, spent):
+        def call(*arguments):
+            began = time.process_time()
+            result = function(*arguments)
+            spent.append(time.process_time() - began)
+            return result
+
+        return call
+
+    waits = property(lambda self: self._thread.join() is None)
+    monkeypatch.setattr(background_compilation._Compilation, "done", waits)
+    monkeypatch.setattr(_upstream, "compile_on_copies", timed(compile_on_copies, compiling))
+    monkeypatch.setattr(XlaLoop, "run", timed(XlaLoop.run, calls))
+    train()
+    assert calls[0] < compiling[0] / 3, (calls[0], compiling)
 
 
 def test_a_strategy_of_one_mirrored_replica_compiles_beside(eager_tuner, monkeypatch):

@@ -129,7 +129,13 @@ class XlaLoop:
         variables = [*self._step.state(), *self._copied]
         if not _upstream.can_compile_on_copies(program, variables):
             return None
-        return lambda: _upstream.compile_on_copies(program, variables, block, *bounds)
+
+        def compile_now() -> None:
+            # With other options than those of a run, it would be compiled again.
+            with _upstream.ordered_sums():
+                _upstream.compile_on_copies(program, variables, block, *bounds)
+
+        return compile_now
 
     def first_batches(self, inputs: StepInputs) -> tuple[Any, ...]:
         """Returns the batches of the first step of a block."""
