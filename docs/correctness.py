@@ -258,7 +258,8 @@ STATEMENTS = {
         "On a CPU, if TensorFlow estimates that a step needs over 205 MB, it adds up three "
         "gradients and more in the order in which they come. The same step gives other bits each "
         "time, with op determinism, too.",
-        "Gradients are added in the order of the graph. The same step gives the same bits.",
+        "The trainer's steps add gradients in the order of the graph. The same step gives the same "
+        "bits.",
     ),
     56: (
         "Keras computes a cross-entropy of the logits only if it comes directly from softmax or "

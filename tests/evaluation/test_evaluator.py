@@ -280,6 +280,15 @@ def test_a_cross_entropy_is_computed_of_the_logits(
     assert evaluator.run(data)["loss"] == pytest.approx((50 + 30 + 40) / 5, abs=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_softmax_over_the_examples_keeps_its_values(count, replicas):
+    data = tf.data.Dataset.from_tensor_slices({"x": np.zeros(4, np.float32)}).batch(4)
+    bound = metric(keras.metrics.Mean(), lambda b, p: p["p"])
+    with replicas(count).scope():
+        evaluator = Evaluator(_Certain(tf.nn.softmax, [-1]), {"mean": bound})
+    assert evaluator.run(data)["mean"] == pytest.approx(count / 4)  # of the part's examples
+
+
 # Each forward runs only for who needs it
 
 

@@ -234,7 +234,9 @@ def attached_to(tensor: Any) -> dict[str, tf.Tensor]:
     logits = getattr(tensor, "_keras_logits", None)
     found = {"mask": mask_of(tensor), "logits": logits}
     if logits is None and tf.is_symbolic_tensor(tensor) and tensor.op.type in _PROBABILITIES:
-        found[tensor.op.type] = tensor.op.inputs[0]
+        # A softmax of a vector is over the examples: that of a part or of all parts is another.
+        if tensor.op.type == "Sigmoid" or (tensor.shape.rank or 0) > 1:
+            found[tensor.op.type] = tensor.op.inputs[0]
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -162,7 +162,9 @@ class Run:
             return {"batch_size": batch_size} if has_examples(data) else {}
 
         if self.mode == "export" and export is None:
-            raise ValueError("--mode=export: give train_and_evaluate an `export` function.")
+            raise ValueError(
+                "--mode=export: give train_and_evaluate an `export`: inputs or a function."
+            )
         write = None if export is None else export_function(export)
         beside = [*hooks, SaveCheckpoint(every), *self.hooks()]
         options: dict[str, Any] = {"losses": losses, "ema": ema}

@@ -248,7 +248,6 @@ def _to_tensor(leaf: Any) -> Any:
 
 def _expand(leaf: Any) -> Any:
     attached = _upstream.attached_to(leaf)
-    attached.pop("Softmax", None)  # over the examples
     expanded = {k: v if k == "mask" else tf.expand_dims(v, -1) for k, v in attached.items()}
     return _upstream.attach(tf.expand_dims(leaf, -1), expanded)
 
