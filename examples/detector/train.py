@@ -24,8 +24,12 @@ def main(run: app.Run) -> None:
     train, val, test, names = batches(config, run.seed)
     with run.strategy.scope():
         model = Detector(len(names), **config.model)
+        warmup = min(100, config.steps // 10)
         rate = keras.optimizers.schedules.CosineDecay(
-            0.0, config.steps, warmup_target=config.optimizer.learning_rate, warmup_steps=100
+            0.0,
+            decay_steps=config.steps - warmup,
+            warmup_target=config.optimizer.learning_rate,
+            warmup_steps=warmup,
         )
         optimizer = keras.optimizers.AdamW(rate, config.optimizer.weight_decay)
     every = tfloss.Every(steps=config.eval_every)

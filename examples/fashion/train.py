@@ -19,8 +19,12 @@ def main(run: app.Run) -> None:
     with run.strategy.scope():
         net = application(**config.application) if config.application else small_net(**config.net)
         model = Classifier(net, representation=config.representation)
+        warmup = min(100, config.steps // 10)
         rate = keras.optimizers.schedules.CosineDecay(
-            0.0, config.steps, warmup_target=config.optimizer.learning_rate, warmup_steps=100
+            0.0,
+            decay_steps=config.steps - warmup,
+            warmup_target=config.optimizer.learning_rate,
+            warmup_steps=warmup,
         )
         optimizer = keras.optimizers.AdamW(rate, config.optimizer.weight_decay)
     run.train_and_evaluate(
