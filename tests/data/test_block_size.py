@@ -32,6 +32,12 @@ def test_what_can_not_be_stacked(spec, reason):
         assert re.search(reason, found)
 
 
+def _repeated(size, batch):
+    """Whether the shape of a single batch should be stacked, now that it comes."""
+    size.count_single(batch)
+    return size.repeated is not None
+
+
 def _adopted(batch, batches_per_step=1, alignment=1):
     size = BlockSize(batches_per_step, alignment)
     size.adopt(batch)
@@ -43,12 +49,22 @@ def test_before_the_first_batch_nothing_is_known():
     assert size.template is None and size.steps == size.batches == 0
 
 
-@pytest.mark.parametrize(("batches_per_step", "steps"), [(1, 6), (3, 2), (7, 1)])
-def test_a_block_is_bounded_in_bytes(batches_per_step, steps):
-    batch = tf.zeros([2**20])  # 4 MiB
+@pytest.mark.parametrize(
+    ("megabytes", "batches_per_step", "steps"),
+    [
+        (0.25, 1, 48),  # of 12 MB
+        (1, 1, 12),
+        (2, 1, 8),  # so few steps may take up to 24 MB
+        (4, 1, 6),
+        (4, 3, 2),
+        (4, 7, 1),
+    ],
+)
+def test_a_block_is_bounded_in_bytes(megabytes, batches_per_step, steps):
+    batch = tf.zeros([int(megabytes * 2**18)])
     size = _adopted(batch, batches_per_step)
     assert size.steps == steps and size.batches == steps * batches_per_step
-    assert steps == 1 or size.batches * 4 * 2**20 <= MAX_BLOCK_BYTES
+    assert steps == 1 or size.batches * batch.dtype.size * len(batch) <= MAX_BLOCK_BYTES
 
 
 @pytest.mark.parametrize(
@@ -65,7 +81,7 @@ def test_a_shape_that_repeats_is_adopted_and_the_next_one_later():
 
     def needed(batch):
         count = 1
-        while not size.should_change(batch):
+        while not _repeated(size, batch):
             count += 1
         size.adopt(batch)
         return count
@@ -77,17 +93,17 @@ def test_a_shape_that_repeats_is_adopted_and_the_next_one_later():
 
 def test_the_stacked_shape_need_not_change():
     size = _adopted(tf.zeros([3]))
-    assert not any(size.should_change(tf.zeros([3])) for _ in range(10))
+    assert not any(_repeated(size, tf.zeros([3])) for _ in range(10))
 
 
 def test_only_consecutive_batches_count():
     size = _adopted(tf.zeros([3]))
     for _ in range(5):
-        assert not size.should_change(tf.zeros([2]))
-        assert not size.should_change(tf.zeros([2]))
+        assert not _repeated(size, tf.zeros([2]))
+        assert not _repeated(size, tf.zeros([2]))
         size.count_block()
-        assert not size.should_change(tf.zeros([2]))
-        assert not size.should_change(tf.zeros([1]))
+        assert not _repeated(size, tf.zeros([2]))
+        assert not _repeated(size, tf.zeros([1]))
 
 
 def test_a_resumed_run_stacks_the_same_batches():
@@ -98,11 +114,11 @@ def test_a_resumed_run_stacks_the_same_batches():
         return {"x": tf.zeros([count, 2]), "y": tf.zeros([count], tf.int64)}
 
     size = _adopted(batch(4))
-    assert not any(size.should_change(batch(3)) for _ in range(2))
+    assert not any(_repeated(size, batch(3)) for _ in range(2))
     again = BlockSize(1, 1)
     again.restore(json.loads(json.dumps(size.state())), spec)
     assert again.shapes == [[4, 2], [4]] and again.steps == size.steps
-    assert again.should_change(batch(3))
+    assert _repeated(again, batch(3))
     assert BlockSize(1, 1).state() is None
 
 
@@ -115,9 +131,12 @@ def test_a_state_of_other_batches_is_ignored():
 def test_the_next_block_is_expected_before_the_first_batch():
     size = BlockSize(2, alignment=10)
     spec = {"x": tf.TensorSpec([None, 3], tf.int32)}
-    assert size.expected_block(spec, None) is None
-    block = size.expected_block(spec, 4)
+    assert size.expected(spec, None) is None
+    expected = size.expected(spec, 4)
+    block = expected.block()
+    assert expected.batches == 800
     assert block["x"].shape == [800, 4, 3] and block["x"].dtype == tf.int32
     assert size.template is None  # the first batch decides
     size.adopt({"x": tf.zeros([5, 3], tf.int32)})
-    assert size.expected_block(spec, 4)["x"].shape == [800, 5, 3]
+    assert size.expected(spec, 4) is size
+    assert size.block()["x"].shape == [800, 5, 3]

@@ -1,6 +1,7 @@
 """No batch is taken twice or left out when the mode changes."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tfloss.data.engine_input import EngineInput
@@ -36,9 +37,32 @@ def test_modes_take_turns_on_one_iterator():
     taken += [single(given.source("step")) for _ in range(3)]
     taken += stacked(given.source("loop", read_ahead=True), 20)
     assert given.reads_ahead
-    taken += [single(given.source("graph")) for _ in range(3)]  # from the stacker: it is ahead
+    taken += [single(given.source("graph")) for _ in range(3)]  # of what was read ahead
+    assert not given.reads_ahead and given.source("graph") is given.stacker
     taken += stacked(given.source("loop"), 400)
     assert taken == list(range(len(taken)))
+
+
+def test_a_loop_that_loses_gives_the_iterator_back():
+    given, taken = opened(), []
+    taken += stacked(given.source("loop", read_ahead=True), 20)
+    while given.source("graph") is not given.iterator:
+        taken.append(single(given.source("graph")))
+    assert not given.reads_ahead
+    taken.append(single(given.source("graph")))
+    assert taken == list(range(len(taken)))
+    taken += stacked(given.source("loop", read_ahead=True), 500)  # and takes it again
+    assert given.reads_ahead and taken == list(range(len(taken)))
+
+
+def test_data_that_end_while_the_loop_is_tried_end_for_the_graph():
+    given = EngineInput(lambda iterator: BatchStacker(iterator, 1))
+    given.open(iter(tf.data.Dataset.range(10)))
+    taken = stacked(given.source("loop", read_ahead=True), 4)
+    with pytest.raises(StopIteration):
+        while True:
+            taken.append(single(given.source("graph")))
+    assert taken == list(range(10))
 
 
 def test_an_iterator_that_is_not_taken_over_stays_itself():

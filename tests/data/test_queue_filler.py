@@ -1,5 +1,6 @@
 """The queue is filled in order; an error that was met ahead comes in its place."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -61,6 +62,21 @@ def test_a_block_begins_with_a_step():
         queue.take(1)
         singles += 1
     assert singles == 3
+
+
+@pytest.mark.parametrize(("expected", "used"), [(2, True), (1, False)])
+def test_what_was_prepared_is_used_if_the_batches_are_as_expected(expected, used):
+    filler, queue = _filler(tf.data.Dataset.range(2000).batch(2), current_step=lambda: 390)
+    size = BlockSize(1, 1)
+    size.adopt(tf.zeros([expected], tf.int64))
+    filler.prepare(size)
+    prepared = filler._prepared
+    filler.add_batch()  # nothing was read before
+    filler.add_block()
+    assert (filler._ahead is prepared) == used
+    assert len(queue) == 10  # a block ends at step 400
+    filler.add_block()
+    assert np.ravel(queue.take(len(queue))).tolist() == list(range(820))
 
 
 def test_the_step_decides_where_a_block_ends():

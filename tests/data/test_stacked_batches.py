@@ -413,7 +413,7 @@ def test_a_resumed_run_stacks_the_batches_that_the_whole_one_stacks(cut, full_bl
         stacker = BatchStacker(iter(numbers.skip(start)), state=state)
         stacker.reads_ahead = True
         found = [stacker.take(1).block is not None for _ in range(count)]
-        return found, stacker.state()
+        return found, stacker.size.state()
 
     whole, _ = stacked(0, 18, None)
     assert whole == [True, True, True, True, True, False] * 3

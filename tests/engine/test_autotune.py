@@ -17,15 +17,19 @@ def _tuned(
     errors=None,
     per_call=0.0,
     known=None,
+    beside=False,
+    promising=None,
 ):
     """Plays a run: rates in steps/s and seconds to compile, by mode; seconds for each call of a
     loop besides. Returns tuner, seconds, what was asked for."""
     now, left, seen = [0.0], [steps], set()
-    tuner = Tuner(list(modes), lambda: left[0], lambda: now[0], known=known)
+    tuner = Tuner(list(modes), lambda: left[0], lambda: now[0], known=known, beside=beside)
     asked = []
     while tuner.request is not None:
         mode, most = tuner.request
         asked.append(tuner.request)
+        if tuner.promising and promising is not None:
+            promising.append(most)
         if errors and mode in errors:
             now[0] += compiling.get(mode, 0.0)
             tuner.failed(errors[mode])
@@ -49,6 +53,33 @@ def test_the_fastest_is_chosen_and_the_steps_count():
     assert "step" not in tuner.rates  # the same kernels with more in between
     assert "without data and logs 5,000, against" in tuner.why and "1,000 as a graph" in tuner.why
     assert seconds < 5.0
+
+
+def test_a_loop_that_is_compiled_beside_begins_soon_and_reads_ahead_when_it_may_win():
+    rates = {"graph": 1_000.0, "loop": 5_000.0}
+    ahead = []
+    tuner, _, asked = _tuned(
+        rates, {"loop": 2.0}, 10**6, per_call=0.002, beside=True, promising=ahead
+    )
+    assert tuner.mode == "loop"
+    graph = [most for mode, most in asked if mode == "graph"]
+    assert 100 <= sum(graph) < 250  # 0.1 s, in calls that get twice as long
+    tried = [most for mode, most in asked if mode == "loop"]
+    assert tried[:3] == [1, 1, 2] and ahead == tried[3:]  # 2 steps take 2.4 ms
+    assert not tuner.promising
+
+
+@pytest.mark.parametrize(("loop", "mode"), [(1_100.0, "loop"), (1_020.0, "graph"), (9.0, "graph")])
+def test_unless_the_loop_is_clearly_faster_the_graph_is_measured_again(loop, mode):
+    rates = {"graph": 1_000.0, "loop": loop}
+    ahead = []
+    tuner, _, asked = _tuned(
+        rates, {"loop": 2.0}, 10**6, modes=["loop"], beside=True, promising=ahead
+    )
+    assert tuner.mode == mode
+    assert asked[-1][0] == "graph"
+    assert sum(most for mode, most in asked if mode == "graph") >= 100 + 300
+    assert bool(ahead) == (loop > 750)
 
 
 def test_a_loop_that_is_slow_is_left_soon_and_the_step_is_tried():

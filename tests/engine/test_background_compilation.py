@@ -29,7 +29,7 @@ compile_on_copies = _upstream.compile_on_copies
 def eager_tuner(monkeypatch):
     """Graph and loop are measured in 20 steps each; the loop wins."""
 
-    def rate(self, mode):
+    def rate(self, mode, *_):
         for _ in range(2 if mode == "loop" else measured[0]):
             yield mode, 10
         return {"graph": 100.0, "loop": 300.0}[mode]

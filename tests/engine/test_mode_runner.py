@@ -70,7 +70,7 @@ class Seen(Hook):
 def patient(monkeypatch):
     """A short run is worth the compilation, and the machine's other work decides nothing."""
 
-    def rate(self, mode):
+    def rate(self, mode, *_):
         yield mode, 5
         yield mode, 20
         return {"graph": 100.0, "step": 200.0, "loop": 300.0}[mode]
@@ -148,7 +148,9 @@ def test_a_resumed_run_compiles_its_winner_and_does_not_measure_again(
     measured = []
     rate = tuning.Tuner._rate
     monkeypatch.setattr(
-        tuning.Tuner, "_rate", lambda self, mode: measured.append(mode) or rate(self, mode)
+        tuning.Tuner,
+        "_rate",
+        lambda self, mode, *seconds: measured.append(mode) or rate(self, mode, *seconds),
     )
     if not beside:
 
@@ -233,9 +235,11 @@ def test_errors_in_the_data_come_when_they_would_in_a_graph(kind, best, patient,
     """One as a graph, three while the loop is tried, at the end of that too, one afterwards."""
     rates = {"graph": 100.0, "loop": 10.0} | {best: 1000.0}
 
-    def rate(self, mode):
+    def rate(self, mode, *_):
         yield mode, 5
+        self.promising = mode == "loop"  # which then reads ahead
         yield mode, 20
+        self.promising = False
         return rates[mode]
 
     bad = np.array([3, 30, 50, 52, 700])
@@ -302,7 +306,7 @@ def test_a_longer_run_after_a_short_one_tries_more(monkeypatch):
     data = rows(X, 8)
     trainer, _ = run("auto", 100, data=data)
 
-    def rate(self, mode):
+    def rate(self, mode, *_):
         yield mode, 5
         yield mode, 20
         return {"graph": 100.0, "loop": 300.0}[mode]

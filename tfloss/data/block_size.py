@@ -8,7 +8,10 @@ import tensorflow as tf
 from tfloss.data.batch_queue import batch_shapes
 from tfloss.data.batches import named_leaves, open_nest
 
-MAX_BLOCK_BYTES = 24 * 2**20  # three blocks exist at a time
+# Three blocks exist at a time. Larger ones leave the processor's cache before they are trained on,
+# and save little: a call costs as much as three steps of an MLP, or less.
+BLOCK_BYTES = 12 * 2**20
+MAX_BLOCK_BYTES = 24 * 2**20  # of a block that would have less than MIN_BLOCK_STEPS otherwise
 MAX_BLOCK_STEPS = 400
 MIN_BLOCK_STEPS = 8  # shorter loops gain nothing from XLA
 # The blocks' shape changes after this many consecutive batches of another shape; the number
@@ -63,6 +66,7 @@ class BlockSize:
 
     Attributes:
       template: A batch of the shape that is stacked; None before the first batch.
+      repeated: A batch of the shape that should be stacked instead, or None.
       steps: Number of steps in a full block; 0 before the first batch.
     """
 
@@ -70,6 +74,7 @@ class BlockSize:
         """Waits for the first batch, which decides."""
         self._batches_per_step, self._alignment = batches_per_step, alignment
         self.template: Any = None
+        self.repeated: Any = None
         self.steps = 0
         self._last_shapes: list[tf.TensorShape] = []  # of the last single batch
         self._repeats, self._needed = 0, _BATCHES_BEFORE_CHANGE
@@ -91,15 +96,16 @@ class BlockSize:
 
     def adopt(self, batch: Any) -> None:
         """Makes the shape of a batch the one that is stacked from now on."""
-        self.template = batch
+        self.template, self.repeated = batch, None
         size = sum(x.dtype.size * int(tf.size(x)) for x in tf.nest.flatten(batch))
-        fitting = MAX_BLOCK_BYTES // max(1, size * self._batches_per_step)
+        size = max(1, size * self._batches_per_step)
+        fitting = max(BLOCK_BYTES // size, min(MIN_BLOCK_STEPS, MAX_BLOCK_BYTES // size))
         self.steps = max(1, min(MAX_BLOCK_STEPS, fitting))
         if self._alignment < self.steps:
             self.steps -= self.steps % self._alignment
 
-    def expected_block(self, spec: Any, rows: int | None) -> Any:
-        """Returns zeros of the shapes that the next block is expected to have.
+    def expected(self, spec: Any, rows: int | None) -> "BlockSize | None":
+        """Returns the size that the next block is expected to have.
 
         Args:
           spec: Nest of `tf.TensorSpec`s of a batch.
@@ -107,34 +113,41 @@ class BlockSize:
             of examples.
 
         Returns:
-          A nest of tensors [batches of a full block, ...], or None if `rows` is needed and None.
+          This size, or before the first batch another one; None if `rows` is needed and None.
         """
-        size = self
-        if size.template is None:
-            shapes = [[d or rows for d in one.shape] for one in tf.nest.flatten(spec)]
-            if any(None in shape for shape in shapes):
-                return None
-            pairs = zip(shapes, tf.nest.flatten(spec), strict=True)
-            zeros = [tf.zeros(shape, one.dtype) for shape, one in pairs]
-            size = BlockSize(self._batches_per_step, self._alignment)
-            size.adopt(tf.nest.pack_sequence_as(spec, zeros))
-        many = size.batches
+        if self.template is not None:
+            return self
+        shapes = [[d or rows for d in one.shape] for one in tf.nest.flatten(spec)]
+        if any(None in shape for shape in shapes):
+            return None
+        pairs = zip(shapes, tf.nest.flatten(spec), strict=True)
+        zeros = [tf.zeros(shape, one.dtype) for shape, one in pairs]
+        size = BlockSize(self._batches_per_step, self._alignment)
+        size.adopt(tf.nest.pack_sequence_as(spec, zeros))
+        return size
+
+    def block(self) -> Any:
+        """Returns zeros of the shapes of a block: a nest of tensors [batches of a full block, ...].
+
+        It can be called after the first batch, or for an expected size.
+        """
+        many = self.batches
         return tf.nest.map_structure(
-            lambda one: tf.zeros([many, *one.shape], one.dtype), size.template
+            lambda one: tf.zeros([many, *one.shape], one.dtype), self.template
         )
 
-    def should_change(self, batch: Any) -> bool:
-        """Takes a single batch into account. Returns whether its shape should be adopted.
+    def count_single(self, batch: Any) -> None:
+        """Takes a single batch into account: several consecutive ones of one shape are `repeated`.
 
-        It should after several consecutive single batches of one shape.
+        Args:
+          batch: The batch.
         """
         shapes = batch_shapes(batch)
         self._repeats = self._repeats + 1 if shapes == self._last_shapes else 1
         self._last_shapes = shapes
-        if self._repeats < self._needed or shapes == self.shapes:
-            return False
-        self._needed *= 2
-        return True
+        if self._repeats >= self._needed and shapes != self.shapes:
+            self._needed *= 2
+            self.repeated = batch
 
     def count_block(self) -> None:
         """Takes a block into account: the next single batch follows no other."""
@@ -144,8 +157,9 @@ class BlockSize:
         """Returns what decides which batches are stacked, as JSON values; None before the first."""
         if self.template is None:
             return None
+        next_one = self.template if self.repeated is None else self.repeated
         return {
-            "shapes": [list(shape) for shape in self.shapes],
+            "shapes": [list(shape) for shape in batch_shapes(next_one)],
             "last_shapes": [list(shape) for shape in self._last_shapes],
             "repeats": self._repeats,
             "needed": self._needed,

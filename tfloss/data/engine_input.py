@@ -2,8 +2,8 @@
 
 This is the only place where the iterator passes from one mode of the engine to another. The mode
 "loop" trains on blocks of stacked batches: a `BatchStacker` takes the iterator over. The other
-modes take single batches from the stacker as long as it holds some, and once it reads ahead; else
-they use the iterator. So no batch is taken twice or left out when the mode changes.
+modes take single batches from the stacker as long as it holds some; else they use the iterator. So
+no batch is taken twice or left out when the mode changes.
 """
 
 import contextlib
@@ -38,7 +38,8 @@ class EngineInput:
 
         Args:
           mode: "graph", "step" or "loop".
-          read_ahead: Whether the mode "loop" is settled, so that whole blocks are read ahead.
+          read_ahead: Whether the mode "loop" is settled, or may be, so that whole blocks are read
+            ahead. Another mode ends that.
 
         Returns:
           An iterator or a `BatchStacker`.
@@ -48,10 +49,10 @@ class EngineInput:
                 self.stacker = self._new_stacker(self.iterator)
             self.stacker.reads_ahead |= read_ahead
             return self.stacker
-        stacker = self.stacker
-        if stacker is not None and (stacker.reads_ahead or stacker.has_pending()):
-            return stacker
-        return self.iterator
+        if self.stacker is None:
+            return self.iterator
+        self.stacker.stop_reading_ahead()
+        return self.stacker if self.stacker.has_pending() else self.iterator
 
     @property
     def reads_ahead(self) -> bool:

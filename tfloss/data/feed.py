@@ -206,7 +206,7 @@ class Feed:
             "passes": self.passes,
             "identity": self.reader.identity(),
             "first": None if first is None else first.checksum,
-            "blocks": None if self.input.stacker is None else self.input.stacker.state(),
+            "blocks": None if self.input.stacker is None else self.input.stacker.size.state(),
         }
         return position, files
 

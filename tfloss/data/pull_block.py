@@ -9,7 +9,7 @@ from tfloss import _upstream
 from tfloss.data.staging_area import StagingArea
 
 MAX_SECONDS = 0.25  # for pulling one block
-_UNROLLED = 20  # the most batches in one iteration of a loop without checks
+_UNROLLED = 5  # the most batches in one iteration of a loop without checks
 
 
 class PullBlock:
@@ -24,11 +24,11 @@ class PullBlock:
       template: A batch of the shape that is stacked.
       size: Number of batches in a full block.
       batches_per_step: Number of batches in a step.
-      offset: Offset of the first batch within its block.
       aligned: Whether a block that was cut short is followed by the rest of it.
       endless: Whether the data set is known to never end.
 
     Attributes:
+      offset: Int32 variable: the offset of the next batch within its block.
       untimed: Bool variable: whether the next full block is pulled without a time limit.
       failed: Bool variable: whether the iterator failed in the last call, or a call is in progress.
         After an error, `take_kept` returns the batches before it.
@@ -42,14 +42,13 @@ class PullBlock:
         size: int,
         batches_per_step: int = 1,
         *,
-        offset: int = 0,
         aligned: bool = False,
         endless: bool = False,
     ):
         """Creates the variables. Host code."""
         self._iterator, self._template = iterator, template
         self._size, self._batches_per_step, self._aligned = size, batches_per_step, aligned
-        self._offset = cpu_variable(offset)
+        self.offset = cpu_variable(0)
         shapes = [x.shape for x in tf.nest.flatten(iterator.element_spec)]
         self._one_shape = endless and all(shape.is_fully_defined() for shape in shapes)
         # Op determinism forbids reading a clock, so no block is cut short there.
@@ -68,7 +67,7 @@ class PullBlock:
         started = self.failed.assign(True)
         with tf.control_dependencies([started]):
             began = tf.timestamp() if self._reads_clock else None
-            offset = self._offset.read_value()
+            offset = self.offset.read_value()
         capacity = self._size - offset
         with tf.control_dependencies([started] if began is None else [began]):
             checked = functools.partial(self._pull_checked, capacity, began)
@@ -78,7 +77,7 @@ class PullBlock:
         with tf.control_dependencies([count]):
             changes: list[Any] = [self.failed.assign(False)]
             if self._aligned:
-                changes.append(self._offset.assign((offset + count + has_remainder) % self._size))
+                changes.append(self.offset.assign((offset + count + has_remainder) % self._size))
             if self._one_shape and began is not None:
                 each = (tf.timestamp() - began) / tf.cast(tf.maximum(count, 1), tf.float64)
                 changes.append(self.untimed.assign(each * self._size < MAX_SECONDS))

@@ -53,6 +53,7 @@ class QueueFiller:
         self._current_step, self._on_first_batch = current_step, on_first_batch
         self._clock = clock
         self._ahead: ReadAhead | None = None
+        self._prepared: ReadAhead | None = None
         self._postponed: Exception | None = None
         self._ended = False
         self.waited = 0.0
@@ -119,6 +120,21 @@ class QueueFiller:
             self._queue.append(pulled.remainder)
         return bool(pulled)
 
+    def prepare(self, size: BlockSize) -> None:
+        """Makes what reads ahead, for blocks that are expected. Nothing is read.
+
+        Args:
+          size: What they are expected to hold.
+        """
+        self._prepared = ReadAhead(
+            self._iterator,
+            size.template,
+            size.batches,
+            self._batches_per_step,
+            aligned=size.aligned,
+            endless=self._endless,
+        )
+
     def pause(self) -> None:
         """Pauses reading ahead, and adds all that was read to the queue."""
         if self._ahead is not None:
@@ -131,11 +147,16 @@ class QueueFiller:
         if self._ahead is not None:
             self._ahead.resume()
 
-    def adopt(self, batch: Any) -> None:
-        """Stacks batches of this batch's shape from now on."""
+    def stop(self) -> None:
+        """Stops reading ahead, and adds all that was read to the queue."""
         self.pause()
         self._ahead = None
-        self._size.adopt(batch)
+
+    def change_shape(self) -> None:
+        """Changes the shape of blocks if single batches of another shape were repeated."""
+        if self._size.repeated is not None:
+            self.stop()
+            self._size.adopt(self._size.repeated)
 
     def timed(self, call: Callable[[], _Result]) -> _Result:
         """Calls a function, adds its time to `waited`, and notes whether it failed."""
@@ -160,13 +181,10 @@ class QueueFiller:
         while len(self._queue) % self._batches_per_step:  # so that blocks hold complete steps
             self.add_batch()
         size = self._size
+        if self._prepared is None or not self._prepared.is_for(size.template, size.batches):
+            self.timed(lambda: self.prepare(size))
+        ahead, self._prepared = self._prepared, None
+        assert ahead is not None
         next_step = self._current_step() + len(self._queue) // self._batches_per_step
-        return ReadAhead(
-            self._iterator,
-            size.template,
-            size.batches,
-            self._batches_per_step,
-            offset=next_step % size.steps * self._batches_per_step if size.aligned else 0,
-            aligned=size.aligned,
-            endless=self._endless,
-        )
+        ahead.start(next_step % size.steps * self._batches_per_step if size.aligned else 0)
+        return ahead

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss.data.batch_queue import batch_shapes
 from tfloss.data.pull_block import PullBlock, cpu_variable, empty_block
 from tfloss.data.staging_area import StagingArea
 
@@ -48,8 +49,9 @@ class ReadAhead:
     def __init__(
         self, iterator: Any, template: Any, size: int, batches_per_step: int = 1, **options: Any
     ):
-        """Starts reading."""
+        """Makes the pipeline. It reads from the first `next` on."""
         _free_abandoned()
+        self._shapes, self._size = batch_shapes(template), size
         dataset_options = tf.data.Options()
         dataset_options.autotune.enabled = False  # closing the iterator would wait for its thread
         # A pool of its own: `PullBlock` blocks a thread that its own iterator may need.
@@ -68,6 +70,18 @@ class ReadAhead:
         self._blocks = [iter(blocks.prefetch(1).with_options(dataset_options))]
         # What the iterator refers to must not refer to `self`, or this would never happen.
         weakref.finalize(self, _abandon, self._blocks, pull.kept).atexit = False
+
+    def is_for(self, template: Any, size: int) -> bool:
+        """Returns whether it reads blocks of `size` batches like this one."""
+        return self._size == size and self._shapes == batch_shapes(template)
+
+    def start(self, offset: int) -> None:
+        """Says where the first batch is, before it is read.
+
+        Args:
+          offset: Its offset within its block.
+        """
+        self._pull.offset.assign(offset)
 
     def next(self) -> PulledBlock:
         """Waits for the next block.

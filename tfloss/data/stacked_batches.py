@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from tfloss import _upstream
-from tfloss.data.batch_queue import BatchQueue, StepInputs, batch_shapes, stack_batches
+from tfloss.data.batch_queue import BatchQueue, StepInputs, stack_batches
 from tfloss.data.block_size import BlockSize
 from tfloss.data.queue_filler import QueueFiller
 
@@ -45,7 +45,7 @@ class BatchStacker:
       current_step: Returns the number of steps taken before what is next here.
       on_first_batch: Called when the first batch was read, before anything is read ahead.
       clock: Returns the time in seconds.
-      state: What `state` returned at the current position, or None.
+      state: What `size.state` returned at the current position, or None.
 
     Attributes:
       element_spec: Nest of `tf.TensorSpec`s of a batch, as the data set declares them.
@@ -73,7 +73,6 @@ class BatchStacker:
         self.size = BlockSize(batches_per_step, alignment)
         if state is not None:
             self.size.restore(state, iterator.element_spec)
-        self._repeated: Any = None  # a batch of the shape that the next block uses
         self._filler = QueueFiller(
             iterator,
             self._queue,
@@ -107,7 +106,7 @@ class BatchStacker:
         Raises:
           StopIteration: No batch is left, or too few for a step.
         """
-        self._change_shape()
+        self._filler.change_shape()
         if not self._filler.started:
             self._filler.add_batch()
         if not self.reads_ahead:
@@ -129,7 +128,7 @@ class BatchStacker:
         Raises:
           StopIteration: No batch is left, or too few for a step.
         """
-        self._change_shape()
+        self._filler.change_shape()
         while len(self._queue) < self._batches_per_step:
             if self.reads_ahead and self._filler.started:
                 self._filler.add_block()
@@ -137,12 +136,21 @@ class BatchStacker:
                 self._filler.add_batch()
         return self._observe(self._queue.take(self._batches_per_step))
 
-    def state(self) -> dict[str, Any] | None:
-        """Returns what decides which batches are stacked, for a checkpoint: JSON values."""
-        state = self.size.state()
-        if state is not None and self._repeated is not None:
-            state["shapes"] = [list(shape) for shape in batch_shapes(self._repeated)]
-        return state
+    def prepare(self, rows: int | None) -> None:
+        """Makes what reads ahead, but reads nothing. Then `take` needn't, the first time.
+
+        Args:
+          rows: The likely number of examples of a batch.
+        """
+        size = self.size.expected(self.element_spec, rows)
+        if size is not None:
+            self._filler.prepare(size)
+
+    def stop_reading_ahead(self) -> None:
+        """Reads no further than is asked for. What was read is handed out first."""
+        if self.reads_ahead:
+            self._filler.stop()
+            self.reads_ahead = False
 
     def has_pending(self) -> bool:
         """Returns whether a batch or an error was taken from the iterator but not handed out."""
@@ -202,12 +210,5 @@ class BatchStacker:
     def _observe(self, batches: tuple[Any, ...]) -> tuple[Any, ...]:
         """Notes the shapes of single batches that are handed out, and returns the batches."""
         for batch in batches:
-            if self.size.should_change(batch):
-                self._repeated = batch
+            self.size.count_single(batch)
         return batches
-
-    def _change_shape(self) -> None:
-        """Changes the shape of blocks if single batches of another shape were repeated."""
-        if self._repeated is not None:
-            batch, self._repeated = self._repeated, None
-            self._filler.adopt(batch)

@@ -18,6 +18,10 @@ from tfloss.step.trace_options import Mode
 # tried where a loop doesn't win or can't run, and saves less there.
 EXPECTED_SAVING: dict[Mode, float] = {"loop": 0.4, "step": 0.1}
 MEASURED_SECONDS = 0.3  # of steps, in each mode
+# Of steps as a graph before a loop is compiled beside them, which should begin soon. Unless the
+# loop is then CLEARLY faster, the graph is measured again.
+FIRST_SECONDS = 0.1
+CLEARLY = 1.25
 MEASURED_CALLS = 3  # at least: Python's garbage collector may take as long as a whole measurement
 # Of a compiled loop that may win: what each call costs, a copy of the state above all, has to be
 # spread over as many steps as in training, where calls take up to a second too.
@@ -60,6 +64,8 @@ class Tuner:
       rates: `{mode: steps per second}`.
       compiling: `{mode: seconds that compiling it took}`.
       known: Whether an earlier run has chosen.
+      promising: Whether the requested steps are those of a loop that may win, so that its batches
+        are to be read ahead, as in training.
       failure: Why a mode doesn't work, or "".
       why: What the decision is based on, in words.
       tracing: Seconds that the first step took to trace.
@@ -83,7 +89,7 @@ class Tuner:
         self.rates: dict[Mode, float] = {}
         self.compiling: dict[Mode, float] = {}
         self.failure = self.why = ""
-        self.cost = 0.0
+        self.cost, self.promising = 0.0, False
         self._plan = self._decide() if known is None else self._take(known)
         self.request: Request | None = next(self._plan)
 
@@ -124,7 +130,9 @@ class Tuner:
         began = self._clock()
         _, took = yield "graph", 1
         self.tracing = max(self.tracing, took)
-        self.rates["graph"] = yield from self._rate("graph")
+        soon = self._beside and self._modes[0] == "loop"
+        seconds = FIRST_SECONDS if soon else MEASURED_SECONDS
+        self.rates["graph"] = yield from self._rate("graph", seconds)
         notes = []
         for mode in self._modes:
             left = self._steps_left() / self.rates["graph"]
@@ -134,10 +142,13 @@ class Tuner:
                 break
             try:
                 yield from self._compile(mode)
-                self.rates[mode] = yield from self._rate(mode)
+                self.rates[mode] = yield from self._rate(mode, MEASURED_SECONDS)
             except Exception as error:  # noqa: BLE001 - of a trace too
                 notes.append(self._failed(error))
                 break
+            if soon and self.rates[mode] < CLEARLY * self.rates["graph"]:
+                again = yield from self._rate("graph", MEASURED_SECONDS)
+                self.rates["graph"], soon = max(again, self.rates["graph"]), False
             if self.rates[mode] > MARGIN * self.rates["graph"]:
                 break
         best = max(self.rates, key=lambda mode: self.rates[mode])
@@ -189,19 +200,20 @@ class Tuner:
         self.failure = f"XLA can't compile it: {_first_line(error)}"
         return self.failure
 
-    def _rate(self, mode: Mode) -> Generator[Request, Answer, float]:
+    def _rate(self, mode: Mode, enough: float) -> Generator[Request, Answer, float]:
         """Measures the steps per second of a mode, in calls that get longer."""
         steps, spent, best, calls = 1, 0.0, 0.0, 0
-        enough, longest = MEASURED_SECONDS, MEASURED_SECONDS / 2
+        longest = MEASURED_SECONDS / 2
         while spent < enough or calls < MEASURED_CALLS:
             done, took = yield mode, steps
             best = max(best, done / took)
             spent += took
             calls += 1
             if mode == "loop" and best > NEAR * self.rates["graph"]:
-                enough = longest = LOOP_SECONDS
+                enough, longest, self.promising = LOOP_SECONDS, LOOP_SECONDS, True
             # A mode that is far slower than the graph is not measured for long.
             steps = min(2 * steps, max(1, int(best * longest)))
+        self.promising = False
         return best
 
 

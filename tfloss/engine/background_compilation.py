@@ -74,6 +74,8 @@ class BackgroundCompiler:
                 self._current = None
                 return True
             self._current = current = _Compilation(engine, compile_now)
+            # Training waits for it as briefly as now, while the compiler runs anyway.
+            feed.input.source("loop").prepare(feed.reader.likely_batch_size())
         done = current.done
         if done and current.error is not None:
             raise current.error
@@ -83,9 +85,8 @@ class BackgroundCompiler:
         if not self.possible:
             return None
         stacker = feed.input.source("loop")
-        rows = feed.reader.likely_batch_size()
-        block = stacker.size.expected_block(stacker.element_spec, rows)
-        if block is None or not _fits(self._step.state_bytes(), block):
+        size = stacker.size.expected(stacker.element_spec, feed.reader.likely_batch_size())
+        if size is None or not _fits(self._step.state_bytes(), block := size.block()):
             return None
         return engine.compiler(block)
 

@@ -323,7 +323,8 @@ class ModeRunner:
         watch: WatchRequest | None = None,
     ) -> StepLogs:
         """Runs steps in a mode, with its own engine."""
-        source = feed.input.source(mode, read_ahead=self._mode == "loop")
+        read_ahead = self._mode == "loop" or (self._tuner is not None and self._tuner.promising)
+        source = feed.input.source(mode, read_ahead=read_ahead)
         expected, self.expected = self.expected, SILENT
         engine = self._engine(mode)
         return engine.run(source, count, recording=recording, watch=watch, expected=expected)
