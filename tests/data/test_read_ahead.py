@@ -1,5 +1,7 @@
 """One block is read ahead; reading can be paused and resumed, and stops at an error."""
 
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 
@@ -68,3 +70,18 @@ def test_at_an_error_reading_stops_and_the_batches_before_it_remain(endless):
     assert count == 2 and block.numpy().tolist() == [5, 6, 0, 0]
     assert not ahead.next()
     assert int(next(iterator)) == 8
+
+
+def test_it_takes_no_memory_before_it_reads():
+    """TensorFlow computes constants of up to 10 MB ahead, and keeps several copies of them."""
+
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    data = tf.data.Dataset.from_tensors(tf.zeros([25_000])).repeat()  # 0.1 MB
+    iterator = iter(data)
+    template = next(iterator)
+    ReadAhead(iterator, template, 100).next()  # what a first one leaves behind doesn't count
+    before = resident_bytes()
+    kept = [ReadAhead(iterator, template, 100, endless=True) for _ in range(2)]
+    assert resident_bytes() - before < 2 * 10e6 and len(kept) == 2  # 78 MB before

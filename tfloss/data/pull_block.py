@@ -109,7 +109,7 @@ class PullBlock:
         block = self.kept.block_of(arrays)
         with tf.control_dependencies(tf.nest.flatten(block)):
             cleared = self.kept.clear()
-        remainder = empty_block(self._iterator, self._template, self._size)[1]
+        remainder = empty_block(self._iterator, self._template)[1]
         with tf.control_dependencies([cleared]):
             return block, remainder, tf.constant([self._size, 0, 0])
 
@@ -170,15 +170,16 @@ class PullBlock:
         return self.kept.take(count), count
 
 
-def empty_block(iterator: Any, template: Any, size: int) -> tuple[Any, Any, tf.Tensor]:
+def empty_block(iterator: Any, template: Any) -> tuple[Any, Any, tf.Tensor]:
     """Returns what `PullBlock` returns when it pulls nothing. Traced, in `tf.data`.
 
     Args:
       iterator: Iterator that isn't pulled from.
       template: A batch of the shape that is stacked.
-      size: Number of batches in a full block.
     """
-    stacked = tf.nest.map_structure(lambda one: tf.zeros([size, *one.shape], one.dtype), template)
+    # A block without batches: TensorFlow computes zeros of up to 10 MB when it optimizes the
+    # function, and keeps several copies.
+    stacked = tf.nest.map_structure(lambda one: tf.zeros([0, *one.shape], one.dtype), template)
     remainder = tf.nest.map_structure(
         lambda one: tf.zeros([d or 0 for d in one.shape], one.dtype), iterator.element_spec
     )

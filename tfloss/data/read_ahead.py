@@ -60,7 +60,7 @@ class ReadAhead:
         threading.max_intra_op_parallelism = 1  # those threads belong to the training step
         self._paused = paused = cpu_variable(False)
         self._pull = pull = PullBlock(iterator, template, size, batches_per_step, **options)
-        nothing = functools.partial(empty_block, iterator, template, size)
+        nothing = functools.partial(empty_block, iterator, template)
 
         @tf.autograph.experimental.do_not_convert
         def pull_unless_paused(_: tf.Tensor) -> Any:
