@@ -42,7 +42,7 @@ def draw(found: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
       found: `{tag: (steps, values)}`, as `curves` returns it.
       path: The image file to write.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for tag, (steps, values) in found.items():
         style = {"val": "o--", "test": "s"}.get(tag.partition("/")[0], "-")
         if "losses/" in tag and not tag.endswith("/total"):
@@ -52,11 +52,11 @@ def draw(found: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
     left.set_title("losses, by name")
     right.set_title("accuracy")
     low = min((value for line in right.lines for value in line.get_ydata()), default=0.9)
-    right.set_ylim(min(0.9, low - 0.02), 1.001)
+    right.set_ylim(min(0.9, low - 0.02), 1.005)  # a marker at 1 is drawn whole
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     figure.savefig(path, dpi=110)
 
 
