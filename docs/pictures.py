@@ -106,7 +106,7 @@ def executed_notebook(place: Path) -> Path:
     exporter = nbconvert.HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
     text, _ = exporter.from_notebook_node(book)
     page = place / "notebook.html"
-    page.write_text(text)
+    page.write_text(text.replace(f"{place}/", ""))  # not the paths of this machine
     return page
 
 

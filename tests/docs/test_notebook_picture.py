@@ -61,6 +61,7 @@ def test_the_cells_of_the_docs_show_a_bar_a_table_curves_and_a_short_error(pictu
     totals = [float(row[-1]) for row in rows]
     assert totals[-1] < 0.2 * totals[0]
     assert "parameters" in trained and "step 1000/1000" in trained
+    assert re.search("workdir +runs/notebook", trained)
     assert re.search(r'<img[^>]* src="data:image/png;base64,', trained) or "<svg" in trained
     assert "KeyError" in failed and failed.count("Cell") < 10
 

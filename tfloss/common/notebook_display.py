@@ -11,6 +11,8 @@ from tfloss.common.progress_display import Text
 
 _ROWS = 10  # of the table, and lines of results; earlier ones are left out
 _LINE = '<div style="white-space: pre-wrap">{}</div>'  # keeps the two spaces between names
+# Jupyter shows <pre> in a proportional font, in which columns don't stand below each other.
+_COLUMNS = '<pre style="font-family: monospace">{}</pre>'
 _BAR = '<progress value="{}" max="{}" style="width: 100%"></progress>'
 
 
@@ -76,7 +78,7 @@ class NotebookDisplay:
         if self._total:
             parts.insert(0, _BAR.format(self._step, self._total))
         if self._headline:
-            parts.insert(0, f"<pre>{html.escape(chr(10).join(self._headline))}</pre>")
+            parts.insert(0, _COLUMNS.format(html.escape("\n".join(self._headline))))
         rows = list(self._rows.items())[-_ROWS:]
         if rows:
             names = list(dict.fromkeys(name for _, values in rows for name in values))
