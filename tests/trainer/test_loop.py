@@ -59,7 +59,23 @@ def test_waiting_for_data_is_measured_and_warned_of(jit, capsys, monkeypatch):
     trained(slowly(0.03), jit, hook)
     assert 0.8 < np.mean([one["input/wait_fraction"] for one in hook.logs[1:]]) <= 1.0
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "waiting for data" in x]
-    assert "input/wait_fraction" in line
+    assert "input/wait_fraction" in line and ".map(..., num_parallel_calls" in line
+
+
+def test_the_advice_for_a_slow_source_is_about_its_functions(capsys, monkeypatch):
+    class Slow:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            time.sleep(0.01)
+            return {"x": np.float32(index)}
+
+    monkeypatch.setattr(loop, "_WAIT_SECONDS", 0.1)
+    source = tfloss.data.Source(Slow(), batch_size=4, num_parallel_calls=1)
+    trained(source, False, Logs())
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "waiting for data" in x]
+    assert "__getitem__" in line and "AUTOTUNE" not in line
 
 
 @pytest.mark.parametrize("jit", [False, "loop"])

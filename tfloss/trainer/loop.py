@@ -28,6 +28,14 @@ _CALL_SECONDS = 1.0  # of a long call; Ctrl-C and clocks may have to wait that l
 _MAX_STEPS = 1000
 # A slow input pipeline is reported from this fraction of the time and these seconds on.
 _WAIT_FRACTION, _WAIT_SECONDS = 0.2, 5.0
+_FASTER_PIPELINE = (
+    "Speed up the input pipeline: .map(..., num_parallel_calls=tf.data.AUTOTUNE), .cache() what "
+    "fits into memory, .prefetch(2) at the end, decode and augment after .shuffle()."
+)
+_FASTER_SOURCE = (
+    "Do less in map, batch_map and __getitem__: compute with TensorFlow instead of Python, in "
+    "batch_map instead of map, or prepare the examples once, before training."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,9 +256,8 @@ class Loop:
             self._warned = True
             run.logger.info(
                 f"{fraction:.0%} of the time is spent waiting for data ({waited:.0f} s so far; "
-                "logged as input/wait_fraction). Speed up the input pipeline: "
-                ".map(..., num_parallel_calls=tf.data.AUTOTUNE), .cache() what fits into memory, "
-                ".prefetch(2) at the end, decode and augment after .shuffle()."
+                "logged as input/wait_fraction). "
+                + (_FASTER_SOURCE if self._feed.reader.seekable else _FASTER_PIPELINE)
             )
 
 
