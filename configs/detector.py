@@ -3,6 +3,7 @@
     python examples/detector/train.py --config=configs/detector.py --workdir=runs/detector
 
 Result: box AP50 0.984, mask AP50 0.984, box AP 0.86 on 200 test scenes (means of seeds 0 to 2).
+It was measured with the decay of an earlier version, which ended 100 steps after the run.
 Time: 3.4 minutes on 2 CPU cores.
 """
 

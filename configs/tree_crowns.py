@@ -5,6 +5,7 @@
         --workdir=runs/tree_crowns
 
 Result: AP50 0.281 (seeds 0 to 2: 0.260 to 0.313) on 72 tiles of another site.
+It was measured with the decay of an earlier version, which ended 100 steps after the run.
 Time: 4.7 minutes on 2 CPU cores.
 """
 
