@@ -76,7 +76,9 @@ def test_one_output_has_the_bar_the_line_and_the_last_ten_logs(cell):
     display.headline(["  losses  <kl>", "  batch   4"])
     (output,) = cell
     last = output.found[-1]
-    assert re.match(r'<pre style="[^"]*monospace">  losses  &lt;kl&gt;\n  batch   4</pre><prog', last)
+    assert re.match(
+        r'<pre style="[^"]*monospace">  losses  &lt;kl&gt;\n  batch   4</pre><prog', last
+    )
     assert '<progress value="12" max="40" ' in last and ">step 12 &amp; more</div>" in last
     assert "<tr><th>step</th><th>total</th><th>&lt;kl&gt;</th></tr>" in last
     assert "<tr><td>12</td><td>1.2</td><td>nan</td></tr>" in last
