@@ -131,6 +131,7 @@ class Engine:
         self._compiled = XlaLoop(
             train_step,
             lambda *call: self._kept(SILENT, self._traces.compiled(*call)),
+            lambda: self._traces.row_size(SILENT),
             recording=log_every_step,
             guard=guard,
             check_gradients=check_gradients,

@@ -140,6 +140,11 @@ class StepTraces:
         with xla_random.as_in_a_graph():
             return self._trace(batch, options)
 
+    def row_size(self, kind: Kind) -> int | None:
+        """The number of scalars of a step, or None before it was traced as a graph."""
+        traced = self._traced.get(kind)
+        return None if traced is None else traced[0].row_size
+
     def _copied(
         self, kind: Kind, batch: Any, leaves: list[tf.Tensor], *, xla: bool
     ) -> StepCall | None:
@@ -206,6 +211,11 @@ class _TracedStep:
         row, passed, losses_passed, summaries, watched = tensors
         output, variables = self._call.output, copy.variables
         return StepCall(output, row, passed, losses_passed, summaries, watched, self, variables)
+
+    @property
+    def row_size(self) -> int:
+        """The number of its scalars."""
+        return len(self._call.output.scalars)
 
     def get_operations(self) -> list[tf.Operation]:
         """The ops that a compiled copy has, as they were traced."""

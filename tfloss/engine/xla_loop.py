@@ -41,6 +41,7 @@ class XlaLoop:
     Args:
       train_step: A built step, of a single replica.
       call: Traced code; calls the step on a batch, with options if it is traced.
+      row_size: Returns the number of its scalars, if that is known before it is called, or None.
       recording: Whether the model's scalar summaries are computed.
       guard: Whether to stop before an update that is not finite.
       check_gradients: Whether gradients are checked, too.
@@ -53,12 +54,14 @@ class XlaLoop:
         self,
         train_step: TrainStep,
         call: Callable[[Any, TraceOptions], StepCall],
+        row_size: Callable[[], int | None] = lambda: None,
         *,
         recording: bool,
         guard: bool,
         check_gradients: bool,
     ):
         self._step, self._call, self._guard = train_step, call, guard
+        self._row_size = row_size
         self._recording, self._check_gradients = recording, check_gradients
         self._checked: list[Any] = []  # weights that show a bad gradient
         self._output: StepOutput | None = None  # of the last trace
@@ -197,7 +200,10 @@ class XlaLoop:
                 row = tf.concat([row, [tf.where(passed, 0.0, 1.0)]], 0)
             return i + 1, rows.write(i, row)
 
-        rows = tf.TensorArray(tf.float32, size=most, element_shape=[None])
+        # If it isn't known, TensorFlow makes XLA's program of the body twice, to find it out.
+        size = self._row_size()
+        size = None if size is None else size + self._guard
+        rows = tf.TensorArray(tf.float32, size=most, element_shape=[size])
         _, rows = tf.while_loop(lambda i, rows: i < steps, body, [0, rows], parallel_iterations=1)
         weights = _upstream.read_variables([one.value for one in self._checked])
         return rows.stack(), before, tf.math.is_finite(element_sum(weights))
