@@ -114,6 +114,19 @@ def test_the_value_of_a_symbolic_tensor(use):
     assert not _upstream.caused_by_symbolic_tensor(ValueError("Dimensions must be equal"))
 
 
+@pytest.mark.upstream
+@pytest.mark.parametrize("batch", [tf.ones([2]), (tf.ones([2]),), [tf.ones([2])], tf.Variable([1])])
+def test_a_name_as_an_index(batch):
+    for read in (lambda: batch["x"], tf.function(lambda: batch["x"], autograph=False)):
+        with pytest.raises(TypeError) as e:
+            read()
+        assert _upstream.caused_by_name_as_index(e.value)
+    with pytest.raises(TypeError) as e:
+        batch[1.5]
+    assert not _upstream.caused_by_name_as_index(e.value)
+    assert not _upstream.caused_by_name_as_index(ValueError("are valid indices, got 'x'"))
+
+
 def test_an_op_errors_message_can_be_replaced():
     error = tf.errors.InvalidArgumentError(None, None, "long")
     _upstream.replace_message(error, "short")

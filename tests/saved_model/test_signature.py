@@ -61,6 +61,15 @@ def test_other_outputs_that_signatures_cannot_have(tmp_path):
             export(model, tmp_path / "export", IMAGE)
 
 
+@pytest.mark.parametrize("inputs", [tf.TensorSpec([None, 3]), (tf.TensorSpec([None, 3]),)])
+def test_inputs_without_names_for_a_model_that_reads_names(inputs, tmp_path):
+    model = built(Net(lambda batch, logits: logits))
+    line = r"models.py:\d+.*serving_default.*inputs=\{'image': "
+    with pytest.raises(ExportError, match=line):
+        export(model, tmp_path / "export", inputs)
+    assert not (tmp_path / "export").exists()
+
+
 def test_a_missing_label_is_named_with_the_line(tmp_path):
     model = built(Net(lambda batch, logits: {"right": tf.argmax(logits, -1) == batch["label"]}))
     message = (

@@ -36,6 +36,13 @@ def test_a_missing_name_is_told_with_those_there_are():
     assert "The batch has no 'label'. It has: 'x', 'y'." in found
 
 
+@pytest.mark.parametrize("batch", [tf.ones([2]), (tf.ones([2]), tf.ones([2]))])
+def test_a_batch_without_names_that_is_read_by_name(batch):
+    with pytest.raises(TypeError) as e, explained_errors(batch):
+        batch["x"]
+    assert "the model reads it by name. Name its parts in the data set" in e.value.__notes__[0]
+
+
 def test_a_key_error_about_something_else_is_not_explained_by_the_batch():
     assert "has no" not in notes(KeyError("x"), {"x": tf.zeros([2])})
 

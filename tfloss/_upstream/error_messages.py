@@ -57,6 +57,18 @@ def caused_by_symbolic_tensor(error: BaseException) -> bool:
     )
 
 
+def caused_by_name_as_index(error: BaseException) -> bool:
+    """Returns whether a tensor, a tuple or a list was read by a name, as in `batch["image"]`.
+
+    TensorFlow and Python raise a TypeError for every wrong index.
+    """
+    text = str(error)
+    return isinstance(error, TypeError) and (
+        bool(re.search(r"are valid indices, got ['\"]", text))
+        or bool(re.search(r"indices must be integers or slices, not str", text))
+    )
+
+
 def caused_by_merge_call(error: RuntimeError) -> bool:
     """Returns whether replicas were synchronised inside a nested graph, where they can't be."""
     return "merge_call" in str(error)

@@ -129,9 +129,10 @@ def predict(
       `{output name: tensor}`.
 
     Raises:
-      ExportError: The model reads a key that is not among the inputs, or its predictions can't be
-        the outputs of a signature.
+      ExportError: The model reads a key that is not among the inputs, or inputs without names by
+        name; or its predictions can't be the outputs of a signature.
     """
+    batch: Any = None
     try:
         batch = signature.batch(tensors)
         quiet = tf.summary.record_if(False)
@@ -146,6 +147,15 @@ def predict(
             f"The inference forward asked for key {key!r}, which is not among the inputs of "
             f"signature {signature.name!r} ({', '.join(signature.inputs)}), at "
             f"{error_line(cause)}. Use it only if training (a label), or add it to the inputs."
+        ) from None
+    except TypeError as error:
+        cause = _upstream.find_cause(error, TypeError)
+        if isinstance(batch, Mapping) or not _upstream.caused_by_name_as_index(cause):
+            raise
+        raise ExportError(
+            f"The inference forward read a tensor or a tuple by name, at {error_line(cause)}. If "
+            f"that is its batch, give the inputs of signature {signature.name!r} the names that it "
+            "reads, such as inputs={'image': tf.TensorSpec(...)}."
         ) from None
     named: dict[str, tf.Tensor] = {}
     _add_outputs("", outputs(predictions) if callable(outputs) else predictions, named)

@@ -129,7 +129,7 @@ def _advice(error: Exception, batch: Any) -> list[str]:
     if isinstance(error, KeyError) and named and error.args and error.args[0] not in batch:
         names = ", ".join(map(repr, batch))
         found.append(f"The batch has no {error.args[0]!r}. It has: {names}.")
-    if isinstance(error, TypeError) and "indices must be integers" in str(error) and not named:
+    if _upstream.caused_by_name_as_index(error) and not named:
         found.append(
             f"The batch is a {type(batch).__name__}, and the model reads it by name. Name its "
             'parts in the data set, for example .map(lambda x, y: {"x": x, "y": y}).'
