@@ -3,10 +3,10 @@
 python benchmarks/speed/parts.py cnn                  # a tf.range loop
 python benchmarks/speed/parts.py transformer --loop --seconds=30   # many as one XLA program
 
-Each measurement is the second long run of a new process; hand-written loop and tfloss alternate.
-"program" is the time in TensorFlow's program. "batches" is the time that a program waits for its
-batches (a hand-written tf.range loop waits inside the program). "around" is the rest of
-`Trainer.train`: logs and hooks. The checkpoint is listed separately.
+Both train in one process, in turns, since the speed of one program differs by up to a fifth between
+processes. "program" is the time in TensorFlow's program. "batches" is the time that a program waits
+for its batches (a hand-written tf.range loop waits inside the program). "around" is the rest of
+`Trainer.train`: logs and hooks. The checkpoint is listed separately. "CPU" is the CPU time.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 PAIRS = (("hand, loop", "tfloss, graph"), ("hand, XLA loop", "tfloss, XLA loop"))
@@ -62,35 +62,63 @@ def timed(one: Any, steps: int) -> float:
     return time.perf_counter() - began
 
 
-def one_run(workload: str, name: str, aim: float) -> dict[str, float]:
-    """Measures a run of about `aim` seconds in this process: `{part: milliseconds per step}`."""
-    import keras
-    from contenders import CONTENDERS
-    from workloads import WORKLOADS
+class Measured:
+    """A contender that is measured in turns with another one.
 
-    keras.utils.set_random_seed(0)
-    one = CONTENDERS[name](WORKLOADS[workload])
+    Args:
+      workload: Its name.
+      name: Name of the contender.
+      spent: Receives the seconds that tfloss spends.
+    """
+
+    def __init__(self, workload: str, name: str, spent: dict[str, float]):
+        import keras
+        from contenders import CONTENDERS
+        from workloads import WORKLOADS
+
+        keras.utils.set_random_seed(0)
+        self._one: Any = CONTENDERS[name](WORKLOADS[workload])
+        self._trainer = getattr(self._one, "trainer", None)
+        self._spent = spent
+        if name == "hand, XLA loop":
+            self._one.iterator = TimedIterator(self._one.iterator, spent)
+        self._steps = self._one.loop
+
+    def warm(self, aim: float) -> None:
+        """Finds the number of steps that take about `aim` seconds."""
+        self._one.first()
+        seconds = 0.0
+        while seconds < aim / 2:  # it also does what is done once in a process
+            seconds = timed(self._one, self._steps)
+            if seconds < aim / 2:
+                loops = aim / seconds * self._steps / self._one.loop
+                self._steps = max(2, round(loops)) * self._one.loop
+
+    def parts(self) -> dict[str, float]:
+        """Makes a run, and returns `{part: milliseconds per step}`."""
+        self._spent.clear()
+        began = time.process_time()
+        seconds = timed(self._one, self._steps)
+        spent = dict(self._spent)
+        if self._trainer is not None:
+            spent["checkpoint"] = self._trainer.stopwatch.seconds()["checkpoint"]
+            spent["around"] = seconds - sum(spent.values())
+        else:
+            spent["program"] = seconds - spent.get("batches", 0.0)
+        spent["all"], spent["CPU"] = seconds, time.process_time() - began
+        return {part: 1000 * value / self._steps for part, value in spent.items()}
+
+
+def in_turns(
+    workload: str, names: Sequence[str], aim: float, rounds: int
+) -> list[list[dict[str, float]]]:
+    """Measures the contenders in turns in this process."""
     spent: dict[str, float] = defaultdict(float)
-    if name.startswith("tfloss"):
-        timed_engine(spent)
-    elif name == "hand, XLA loop":
-        one.iterator = TimedIterator(one.iterator, spent)
-    one.first()
-    steps, seconds = one.loop, 0.0
-    while seconds < aim / 2:  # it also does what is done once in a process
-        seconds = timed(one, steps)
-        if seconds < aim / 2:
-            steps = max(2, round(aim / seconds * steps / one.loop)) * one.loop
-    spent.clear()
-    seconds = timed(one, steps)
-    if name.startswith("tfloss"):
-        spent["checkpoint"] = one.trainer.stopwatch.seconds()["checkpoint"]
-        spent["around"] = seconds - sum(spent.values())
-        one.note()
-    else:
-        spent["program"] = seconds - spent["batches"]
-    spent["all"] = seconds
-    return {part: 1000 * value / steps for part, value in spent.items()}
+    timed_engine(spent)
+    ones = [Measured(workload, name, spent) for name in names]
+    for one in ones:
+        one.warm(aim)
+    return [[one.parts() for one in ones] for _ in range(rounds)]
 
 
 def main() -> None:
@@ -98,31 +126,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workload")
     parser.add_argument("--loop", action="store_true", help="many steps as one XLA program")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of each process")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a run")
-    parser.add_argument("--one", help="measure this contender here")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    if flags.one:
-        print(json.dumps(one_run(flags.workload, flags.one, flags.seconds)))
+    names = PAIRS[flags.loop]
+    if flags.here:
+        found = in_turns(flags.workload, names, flags.seconds, flags.rounds)
+        print(json.dumps(found))
         return
-    pair = PAIRS[flags.loop]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in pair}
-    for _ in range(flags.rounds):
-        for name in pair:
-            command = [sys.executable, __file__, flags.workload, f"--one={name}"]
-            command.append(f"--seconds={flags.seconds}")
-            ran = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[name].append(json.loads(ran.stdout.splitlines()[-1]))
-            print(".", end="", flush=True)
-    print(
-        f"\n{flags.workload}, ms per step: median (minimum to maximum) of {flags.rounds} processes"
-    )
-    for name, runs in found.items():
+    rounds: list[list[dict[str, float]]] = []
+    command = [sys.executable, __file__, flags.workload, "--here", f"--rounds={flags.rounds}"]
+    command += [f"--seconds={flags.seconds}", *(["--loop"] if flags.loop else [])]
+    for _ in range(flags.processes):
+        ran = subprocess.run(command, check=True, capture_output=True, text=True)
+        rounds += json.loads(ran.stdout.splitlines()[-1])
+        print(".", end="", flush=True)
+    print(f"\n{flags.workload}, ms per step: median (minimum to maximum) of {len(rounds)} runs")
+    for name, runs in zip(names, zip(*rounds, strict=True), strict=True):
         print(f"{name}:")
-        for part in ("program", "batches", "around", "checkpoint", "all"):
-            values = [run.get(part, 0.0) for run in runs]
-            least, middle, most = min(values), statistics.median(values), max(values)
-            print(f"  {part:10} {middle:.4f} ({least:.4f} to {most:.4f})")
+        for part in ("program", "batches", "around", "checkpoint", "all", "CPU"):
+            print(f"  {part:10} {_spread([run.get(part, 0.0) for run in runs], 4)}")
+    for part in ("all", "CPU"):
+        ratios = [hand[part] / mine[part] for hand, mine in rounds]
+        print(f"by hand / tfloss, {part}: {_spread(ratios, 3)}")
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    least, middle, most = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
 
 
 if __name__ == "__main__":
