@@ -89,6 +89,9 @@ def line(above: str, below: str) -> str:
     x, x_, y = (left + right) / 2, (left_ + right_) / 2, (top + bottom) / 2
     floors = storey(above) - storey(below)
     if floors == 0:
+        middles = [sum(box(room)[::2]) / 2 for room in ROOMS if storey(room) == storey(above)]
+        if any(min(x, x_) < middle < max(x, x_) for middle in middles):  # below those in between
+            return f"M {x} {bottom} V {bottom + 16} H {x_} V {bottom_}"
         return f"M {left if x_ < x else right} {y} H {right_ if x_ < x else left_}"
     if floors == 1:
         shift = max(-WIDTH / 3, min(WIDTH / 3, (x_ - x) / 6))
