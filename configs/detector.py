@@ -4,6 +4,7 @@
 
 Result: box AP50 0.984, mask AP50 0.984, box AP 0.86 on 200 test scenes (means of seeds 0 to 2).
 It was measured with the decay of an earlier version, which ended 100 steps after the run.
+With the present decay, seed 0 gives 0.985, 0.985 and 0.854.
 Time: 3.4 minutes on 2 CPU cores.
 """
 
