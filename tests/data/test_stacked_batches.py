@@ -148,41 +148,31 @@ def test_on_first_batch_is_called_before_more_is_read():
     assert [int(stacker.take_step()[0]) for _ in range(3)] == [2, 3, 4] and calls == [1]
 
 
-def test_slow_batches_come_in_shorter_blocks():
-    def late(i):
-        return tf.numpy_function(lambda j: (time.sleep(0.05), j)[1], [i], tf.int64)
-
-    data = tf.data.Dataset.range(60).map(lambda i: tf.ensure_shape(late(i), []))
+def test_slow_batches_come_in_shorter_blocks(data_clock):
+    """A block ends with the first step that ends after more than a quarter of a second."""
+    data = data_clock.slowed(tf.data.Dataset.range(60), lambda _: 1 / 16)
     stacker = BatchStacker(iter(data), 2)
     stacker.reads_ahead = True
-    found, calls = [], 0
+    found, blocks = [], []
     with pytest.raises(StopIteration):
         while True:
-            began = time.monotonic()
             inputs = stacker.take(100)
-            assert calls == 0 or time.monotonic() - began < 1.0  # the first call also traces
             if inputs.block is None:
                 found += [int(x) for x in inputs.batches]
             else:
-                found += inputs.block.numpy()[
-                    inputs.start : inputs.start + 2 * inputs.steps
-                ].tolist()
-            calls += 1
+                many = 2 * inputs.steps
+                found += inputs.block.numpy()[inputs.start : inputs.start + many].tolist()
+                blocks.append(many)
     assert found == list(range(60))
-    assert calls > 4
+    assert blocks == [2] + [6] * 9 + [4]  # the first step comes by itself
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_endless_data_of_one_shape_come_in_order_whether_fast_or_slow(quick):
+def test_endless_data_of_one_shape_come_in_order_whether_fast_or_slow(quick, data_clock):
     """Fast and slow data are pulled by different code; the batches are the same."""
-
-    def element(i):
-        slow = tf.numpy_function(lambda j: (time.sleep(0.005), j)[1], [i], tf.int64)
-        return tf.ensure_shape(slow, [])
-
     data = tf.data.Dataset.range(90).repeat()
-    data = (data if quick else data.map(element)).map(lambda i: {"i": i}).prefetch(2)
-    stacker = BatchStacker(iter(data), 2, endless=True)
+    data = data if quick else data_clock.slowed(data, lambda _: 0.005)
+    stacker = BatchStacker(iter(data.map(lambda i: {"i": i}).prefetch(2)), 2, endless=True)
     stacker.reads_ahead = True
     found = []
     for _ in range(5):
@@ -193,14 +183,11 @@ def test_endless_data_of_one_shape_come_in_order_whether_fast_or_slow(quick):
     assert (len(found) > 600) == quick
 
 
-def test_data_that_are_slow_at_first_come_in_full_blocks_later(monkeypatch):
+def test_data_that_are_slow_at_first_come_in_full_blocks_later(monkeypatch, data_clock):
     """The first block is cut short. The rest of it comes next, then full ones, aligned."""
     monkeypatch.setattr("tfloss.data.block_size.MAX_BLOCK_STEPS", 100)
-
-    def late(i):
-        return tf.numpy_function(lambda j: (time.sleep(0.05 * (j < 20)), j)[1], [i], tf.int64)
-
-    data = tf.data.Dataset.range(10**6).map(lambda i: tf.ensure_shape(late(i), [])).repeat()
+    numbers = tf.data.Dataset.range(10**6)
+    data = data_clock.slowed(numbers, lambda i: (i < 20) / 16).repeat()
     done = 0
     stacker = BatchStacker(iter(data), endless=True, alignment=50, current_step=lambda: done)
     stacker.reads_ahead = True
@@ -211,10 +198,8 @@ def test_data_that_are_slow_at_first_come_in_full_blocks_later(monkeypatch):
         done += inputs.steps or 1
         calls.append(done)
     assert found == list(range(done))
-    assert calls[0] == 1 and calls[1] < 30  # the first batch comes by itself
-    first_full = min(end for end in calls if end % 100 == 0)
-    assert first_full <= 200
-    assert [end for end in calls if end > first_full] == list(range(first_full + 100, 701, 100))
+    # The first batch comes by itself.
+    assert calls == [1, 6, 11, 16, 100, 200, 300, 400, 500, 600, 700]
 
 
 @pytest.mark.parametrize("quick", [True, False])

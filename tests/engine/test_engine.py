@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from tests.fork import run_script
 from tests.toys import Line, make_step, rows
 from tfloss import _upstream, summary
 from tfloss.data.stacked_batches import BatchStacker
@@ -233,3 +234,62 @@ def test_none_in_a_batch_is_let_through():
     train_step, iterator = make_step(Line, dataset)
     Engine(train_step).run(iterator, 2)
     assert train_step.model.w.numpy() == pytest.approx(0.8)
+
+
+ONE_CORE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import keras
+import numpy as np
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+from tests.toys import make_step, rows
+from tfloss import summary
+from tfloss.engine.engine import Engine
+
+spent = []  # time passes only when an op of the step runs
+tf.timestamp = lambda: tf.ensure_shape(
+    tf.numpy_function(lambda: float(len(spent)), [], tf.float64), []
+)
+
+def second(value):
+    spent.append(1)
+    return np.zeros_like(value)
+
+class Deep(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.w = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, batch, training=False):
+        y = self.w * batch["x"]
+        for _ in range(20):
+            zero = tf.numpy_function(second, [y], tf.float32, stateful=False)
+            y += tf.stop_gradient(tf.ensure_shape(zero, y.shape))
+        summary.histogram("y", y)
+        return tf.reduce_mean(y)
+
+for replicas in (1, 2):
+    strategy = tf.distribute.get_strategy()
+    if replicas == 2:
+        reduction = tf.distribute.ReductionToOneDevice()
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction)
+    step, iterator = make_step(Deep, rows([1.0, 2.0], 2), strategy=strategy)
+    engine = Engine(step)
+    for steps, recording in ((10, False), (1, True)):
+        spent.clear()
+        logs = engine.run(iterator, steps, recording=recording)
+        print(len(spent), float(logs.waited))
+"""
+
+
+def test_on_one_core_the_step_is_not_taken_for_waiting(tmp_path):
+    """Its first op that needs the batch is as ready as the one that looks at the clock."""
+    script = tmp_path / "one_core.py"
+    script.write_text(ONE_CORE)
+    found = run_script(script, environment={"CUDA_VISIBLE_DEVICES": "-1"})
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines() == ["200 0.0", "20 0.0", "400 0.0", "40 0.0"]

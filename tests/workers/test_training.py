@@ -95,7 +95,7 @@ def test_two_workers_train_as_one_process_and_write_once(tmp_path):
         event.step
         for event in EventFileLoader(str(events)).Load()
         for value in event.summary.value
-        if value.tag == "y"
+        if value.tag == "Metrics/y"
     ]
     assert steps == [10, 20, 30, 40, 50, 60]
 
