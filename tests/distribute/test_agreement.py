@@ -139,7 +139,7 @@ def test_an_error_of_a_collective_names_the_worker_that_is_gone():
     def work(agreement):
         if agreement.index == 1:
             return lose(agreement._channel)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not agreement._channel.failure() and time.monotonic() < deadline:
             time.sleep(0.01)
         own = ValueError("mine")

@@ -60,21 +60,20 @@ def test_a_worker_that_is_gone_is_not_waited_for(end, message):
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             waiting = [pool.submit(made[rank].gather, "train", 0) for rank in (0, 1)]
             time.sleep(0.2)
-            began = time.monotonic()
             end(made[2])
             for rank, one in enumerate(waiting):
                 with pytest.raises(WorkerError) as caught:
-                    one.result()
+                    one.result(30)  # not after the 60 s of a worker that is silent
                 assert str(caught.value) == (
                     f"Worker 2 (host2:2222): {message}. worker {rank} (host{rank}:2222) waited "
                     "for it at: train."
                 )
-        assert time.monotonic() - began < 5
         with pytest.raises(WorkerError, match="Worker 2"):  # nor later
             made[0].gather("evaluate", 0)
 
 
-def test_its_own_error_says_more_than_its_end():
+def test_its_own_error_says_more_than_its_end(monkeypatch):
+    monkeypatch.setattr(control_channel, "_FAREWELL_SECONDS", 0.1)
     with channels(2) as made:
         made[1].tell("error", "ValueError: no such file")
         made[1].close()
@@ -107,21 +106,20 @@ def test_an_error_that_follows_from_another_one_is_left_out():
 
 def test_a_worker_that_has_failed_ends_after_the_others_or_after_a_while(monkeypatch):
     monkeypatch.setattr(control_channel, "_FAREWELL_SECONDS", 0.5)
-    seconds = []
+    closed, seconds = [], {}
     with channels(3) as made:
 
-        def close(one, wait):
-            time.sleep(wait)
+        def close(rank):
             began = time.monotonic()
-            one.close()
-            seconds.append(round(time.monotonic() - began, 1))
+            made[rank].close()
+            closed.append(rank)
+            seconds[rank] = time.monotonic() - began
 
         made[0].tell("error", "ValueError: mine")
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            list(pool.map(close, made[:2], [0.0, 0.2]))
-        assert seconds == [0.0, 0.5]  # the third one still works
+            list(pool.map(close, [0, 1]))
+        assert closed == [1, 0] and seconds[0] >= 0.5  # the third one still works
         made[2].close()
-    assert seconds == [0.0, 0.5]
 
 
 def test_the_wait_has_a_deadline():
@@ -145,7 +143,7 @@ def test_garbage_ends_a_worker_and_not_the_reader(line):
         heard = []
         made[0].listen("hello", lambda rank, text: heard.append((rank, text)))
         made[2].tell("hello", "there")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not heard and time.monotonic() < deadline:
             time.sleep(0.01)
         assert heard == [(2, "there")]
@@ -208,9 +206,7 @@ def test_a_killed_process_is_noticed_although_its_child_lives():
     try:
         assert workers[1].stdout.readline().startswith("ready")
         workers[1].kill()
-        began = time.monotonic()
-        assert workers[0].wait(20) == 1
-        assert time.monotonic() - began < 5
+        assert workers[0].wait(30) == 1  # the child sleeps for longer
         assert f"Worker 1 ({addresses[1]}): it was lost" in workers[0].stderr.read()
     finally:
         for worker in workers:

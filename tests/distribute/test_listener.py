@@ -26,7 +26,7 @@ def listening(addresses, answer, allowed=None):
 
 
 def connect(port, host="127.0.0.1"):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while True:
         try:
             return socket.create_connection((host, port), timeout=5)

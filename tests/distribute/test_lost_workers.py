@@ -24,7 +24,7 @@ def guard(monkeypatch):
     return lambda channel: LostWorkers(channel, done.append, done.append), done
 
 
-def wait(done, count, seconds=5.0):
+def wait(done, count, seconds=30.0):
     deadline = time.monotonic() + seconds
     while len(done) < count and time.monotonic() < deadline:
         time.sleep(0.01)

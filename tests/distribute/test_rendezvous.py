@@ -35,6 +35,7 @@ assert signal.getsignal(signal.SIGTERM) is handler
 import socket
 listener = socket.create_server(("", int(addresses[rank].split(":")[1])))
 print("met", flush=True)
+sys.stdin.read()  # as long as workers train; whoever ends is lost to those that haven't met yet
 """
 
 
@@ -48,9 +49,10 @@ def start():
     """Starts a worker, and ends it with the test."""
     with contextlib.ExitStack() as stack:
 
-        def begin(rank, addresses, timeout=20.0, secret=""):
+        def begin(rank, addresses, timeout=60.0, secret=""):
             process = subprocess.Popen(
                 [sys.executable, "-c", CODE, str(rank), str(timeout), ",".join(addresses), secret],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -70,19 +72,36 @@ def test_all_go_on_when_the_last_has_come(addresses, start):
 
     workers.append(start(2, addresses))
 
+    meet(*workers)
+
+
+def meet(*workers):
+    """Waits until all of them have met."""
     for worker in workers:
-        assert worker.communicate(timeout=15) == ("met\n", "")
+        assert worker.stdout.readline() == "met\n", worker.stderr.read()
+    for worker in workers:
+        assert worker.communicate(timeout=60) == ("", "")
+
+
+def until_open(address):
+    """Waits until a worker has opened its port."""
+    host, port = address.split(":")
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"nobody listens at {address}")
 
 
 @pytest.mark.promise(17)
 def test_an_absent_worker_is_named_in_time(addresses, start):
-    workers = [start(rank, addresses, timeout=3.0) for rank in (0, 2)]
+    workers = [start(rank, addresses, timeout=1.0) for rank in (0, 2)]
 
     for rank, worker in zip((0, 2), workers, strict=True):
-        _, error = worker.communicate(timeout=10)
+        _, error = worker.communicate(timeout=30)
         assert worker.returncode == 1
-        assert error.startswith("3.")  # seconds
-        assert f"After 3 s worker {rank} ({addresses[rank]}) still waits for" in error
+        assert 1.0 <= float(error.split()[0]) < 20.0  # on a busy machine
+        assert f"After 1 s worker {rank} ({addresses[rank]}) still waits for" in error
         assert f"worker 1 ({addresses[1]}: connection refused)" in error
         assert "To wait longer, set TFLOSS_CONNECT_TIMEOUT=SECONDS" in error
 
@@ -90,10 +109,10 @@ def test_an_absent_worker_is_named_in_time(addresses, start):
 @pytest.mark.promise(17)
 def test_sigterm_ends_the_wait(addresses, start):
     worker = start(0, addresses[:2], timeout=60.0)
-    time.sleep(0.5)
+    until_open(addresses[0])
     worker.send_signal(signal.SIGTERM)
 
-    _, error = worker.communicate(timeout=5)
+    _, error = worker.communicate(timeout=30)
     assert worker.returncode == 128 + signal.SIGTERM
     assert error == (
         "tfloss: ended by SIGTERM while waiting for "
@@ -112,8 +131,7 @@ def test_a_worker_that_is_started_again_is_met_again(addresses, start):
 
     again = start(1, addresses)
 
-    for worker in (first, last, again):
-        assert worker.communicate(timeout=15) == ("met\n", "")
+    meet(first, last, again)
 
 
 def test_another_list_of_workers_is_told(addresses):
@@ -162,14 +180,13 @@ def test_a_stranger_at_the_address_is_told(addresses):
 def test_strangers_that_call_do_no_harm(addresses, start):
     first = start(0, addresses[:2])
     host, port = addresses[0].split(":")
-    time.sleep(0.5)
+    until_open(addresses[0])
     for line in (b"GET / HTTP/1.1\r\n", b"\xff\xfe\n", b"{}\n", b'{"tfloss": "worker"}\n', b""):
         with socket.create_connection((host, int(port))) as sock:
             sock.sendall(line)
     second = start(1, addresses[:2])
 
-    for worker in (first, second):
-        assert worker.communicate(timeout=15) == ("met\n", "")
+    meet(first, second)
 
 
 def test_an_own_port_in_use_is_told(addresses):
@@ -232,10 +249,7 @@ def test_another_secret_is_told_on_both_sides(addresses, secrets):
 def test_only_the_address_of_the_cluster_is_open(addresses, start):
     start(0, addresses)
     port = int(addresses[0].split(":")[1])
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            break
+    until_open(addresses[0])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port))
 
@@ -257,7 +271,7 @@ def test_an_impostor_is_not_believed(addresses, start):
     """Whoever asks gets no list, stands for no worker, and delays nobody."""
     first = start(0, addresses)
     third = start(2, addresses)
-    time.sleep(0.5)
+    until_open(addresses[0])
 
     def pose():
         with contextlib.suppress(OSError):
@@ -271,15 +285,14 @@ def test_an_impostor_is_not_believed(addresses, start):
 
     second = start(1, addresses)
 
-    for worker in (first, second, third):
-        assert worker.communicate(timeout=15) == ("met\n", "")
+    meet(first, second, third)
     for thread in posing:
         thread.join(10)
 
 
 def test_an_impostor_without_the_secret_gets_no_further(addresses, start):
     worker = start(0, addresses[:2], secret="word")
-    time.sleep(0.5)
+    until_open(addresses[0])
     found, problem = impostor(addresses[0], addresses[:2], 1)
 
     assert "another TFLOSS_CLUSTER_SECRET" in problem
@@ -290,14 +303,13 @@ def test_an_impostor_without_the_secret_gets_no_further(addresses, start):
 def test_slow_clients_delay_nobody(addresses, start):
     first = start(0, addresses[:2])
     host, port = addresses[0].split(":")
-    time.sleep(0.5)
+    until_open(addresses[0])
     with contextlib.ExitStack() as stack:
         for index in range(200):
             slow = stack.enter_context(socket.create_connection((host, int(port))))
             slow.sendall(b'{"tfloss"' if index % 2 else b"")
         second = start(1, addresses[:2])
-        for worker in (first, second):
-            assert worker.communicate(timeout=15) == ("met\n", "")
+        meet(first, second)
 
 
 def test_other_hosts_are_ignored(addresses, monkeypatch, messages):

@@ -37,9 +37,8 @@ def test_a_blocked_worker_ends_if_another_one_dies():
     process, theirs = start(60)
     time.sleep(0.5)
     assert process.poll() is None
-    began = time.monotonic()
     theirs.close()
-    assert process.wait(10) == -signal.SIGKILL and time.monotonic() - began < 5
+    assert process.wait(30) == -signal.SIGKILL  # it would block for 60 s
     assert process.stderr.read() == (
         "tfloss: lost worker 1 (b:2) while TensorFlow connected the workers; this worker ends, "
         "too.\n"
@@ -58,7 +57,7 @@ def test_the_error_of_the_worker_is_named():
     process, theirs = start(60)
     theirs.sendall(b'{"tell": "stacks", "text": ""}\n{"tell": "error", "text": "OSError: full"}\n')
     theirs.close()
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(30) == -signal.SIGKILL
     assert process.stderr.read().startswith(
         "tfloss: worker 1 (b:2): it has failed with OSError: full while TensorFlow connected"
     )

@@ -116,6 +116,7 @@ def test_uncertainty_by_hand():
     np.testing.assert_allclose(plain, 3 / 4 + math.log(4) / 2, rtol=1e-6)
 
 
+@pytest.mark.slow  # the digits go the same way
 def test_from_start_to_saved_model(tmp_path):
     small = [f"--config.data_dir={tmp_path / 'data'}", "--config.model.uncertainty"]
 

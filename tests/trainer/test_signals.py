@@ -147,11 +147,9 @@ def test_a_second_one_ends_a_script_that_python_can_not_interrupt(name, code, me
         time.sleep(0.2)
         process.send_signal(getattr(signal, name))
         assert process.stdout.readline() == f"{name}\n"  # at once, though nothing is interrupted
-        began = time.monotonic()
         process.send_signal(getattr(signal, name))
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=30)  # before 60 s of grace
         assert process.returncode == code
-        assert time.monotonic() - began < 10  # on a busy machine
         assert err == message
 
 
@@ -161,7 +159,7 @@ def test_a_single_sigterm_ends_a_blocked_script_after_the_grace_period():
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
         assert process.returncode == 75
-        assert 2 < time.monotonic() - began < 15  # on a busy machine
+        assert time.monotonic() - began > 2
         assert err == "tfloss: ended by SIGTERM: Python was blocked for 2 seconds.\n"
 
 
@@ -171,7 +169,7 @@ from tfloss.trainer.signals import caught
 
 with caught("SIGTERM") as came:
     print("busy", flush=True)
-    until = time.monotonic() + 4
+    until = time.monotonic() + 2.5
     while time.monotonic() < until:  # such as a long evaluation
         time.sleep(0.1)
 assert "SIGTERM" in came
