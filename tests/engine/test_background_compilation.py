@@ -81,6 +81,28 @@ def test_the_weights_are_the_same_to_the_bit_beside_or_before(calls, eager_tuner
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("cores", [1, 2])
+def test_training_leaves_the_only_core_to_the_compiler(cores, eager_tuner, monkeypatch):
+    """It waits after each call, until the compiler is done."""
+    waited = []
+
+    def done(self):
+        return len(waited) >= 3 and self._thread.join() is None
+
+    monkeypatch.setattr(background_compilation._Compilation, "done", property(done))
+    monkeypatch.setattr(
+        background_compilation._Compilation, "wait", lambda self, seconds: waited.append(seconds)
+    )
+    monkeypatch.setattr(background_compilation, "available_cores", lambda: cores)
+    trainer = train(200, log_every=1000)
+    assert trainer.mode == ("loop" if cores == 1 else None)
+    assert len(waited) == (3 if cores == 1 else 0)
+    compiler = trainer._modes._compiler
+    for seconds in (0.1, 3.0):
+        compiler.leave_core(seconds)
+    assert waited[3:] == ([0.2, 0.6] if cores == 1 else [])  # at most a call's time is added
+
+
 @pytest.mark.parametrize("drop", [True, False])
 def test_the_loop_that_was_compiled_is_the_one_that_runs(drop, eager_tuner, monkeypatch):
     """Where the last batch may be smaller, the size of a batch isn't static."""

@@ -21,8 +21,12 @@ import tensorflow as tf
 
 from tfloss.data.feed import Feed
 from tfloss.engine.engine import COMPILER_ERRORS, Engine
+from tfloss.engine.mode_choice import available_cores
 from tfloss.step.train_step import TrainStep
 
+# On a single core, the compiler's thread would get a third of the time, and training most of it,
+# which is worth little while it is slow. Training goes on, so that progress is shown each second.
+_SHARE, _LONGEST_SECONDS = 2.0, 0.6
 _RESERVED_BYTES = 512 * 2**20  # for XLA itself
 
 
@@ -74,12 +78,21 @@ class BackgroundCompiler:
                 self._current = None
                 return True
             self._current = current = _Compilation(engine, compile_now)
-            # Training waits for it as briefly as now, while the compiler runs anyway.
-            feed.input.source("loop").prepare(feed.reader.likely_batch_size())
+            if available_cores() > 1:  # training would wait for it later
+                feed.input.source("loop").prepare(feed.reader.likely_batch_size())
         done = current.done
         if done and current.error is not None:
             raise current.error
         return done
+
+    def leave_core(self, seconds: float) -> None:
+        """Waits after steps that were run meanwhile, if the compiler has no other core.
+
+        Args:
+          seconds: Seconds that the steps took.
+        """
+        if self._current is not None and available_cores() == 1:
+            self._current.wait(min(_SHARE * seconds, _LONGEST_SECONDS))
 
     def _traced(self, engine: Engine, feed: Feed) -> Callable[[], None] | None:
         if not self.possible:
@@ -112,6 +125,10 @@ class _Compilation:
     def done(self) -> bool:
         """Whether it has ended, successfully or not."""
         return not self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until it has ended, at most for some seconds."""
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         began = time.monotonic()

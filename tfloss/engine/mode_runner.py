@@ -212,7 +212,10 @@ class ModeRunner:
             except Exception as error:  # noqa: BLE001 - of its trace too; the graph works
                 return self._give_up(error, feed, recording)
             if not ready:
-                return self._run(feed, "graph", count, recording)
+                began = self._clock()
+                logs = self._run(feed, "graph", count, recording)
+                self._compiler.leave_core(self._clock() - began)
+                return logs
         beside = mode == "loop" and self._compiler.used
         if untried and not beside and self._tuner.cost >= ANNOUNCED_SECONDS:
             self._logger.info(
