@@ -28,13 +28,10 @@ def test_nested_functions_are_changed_under_another_name():
     ops = part(original.graph, ())
     functions = len(ops.library.function)
 
-    def change(node):
+    for node in (node for one in ops.library.function for node in one.node_def):
         if node.op == "Sin":
             node.op = "Cos"
-        return node.op == "Cos"
-
-    rename = _upstream.change_functions(ops.library, change, "_changed")
-    rename(ops.node)
+    _upstream.rename_functions(ops, "_changed")
     ops.library.function.add().signature.name = "unused"
     _upstream.drop_functions(ops)
     assert 2 <= len(ops.library.function) <= functions

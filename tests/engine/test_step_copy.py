@@ -79,7 +79,7 @@ class Two(keras.Model):
         return {"a": tf.reduce_mean(self.a(x) ** 2), "b": tf.reduce_mean(self.b(x) ** 2)}
 
 
-def test_a_guard_in_a_branch_of_the_step_is_left_to_a_trace():
+def test_a_guard_in_a_branch_of_the_step_is_left_out():
     """A group that is updated every second step makes branches; XLA has no Python in them."""
     found = []
     for shared in (True, False):
@@ -93,34 +93,86 @@ def test_a_guard_in_a_branch_of_the_step_is_left_to_a_trace():
         loop, _ = engines(step, iterator, shared=shared)
         Two.traced = 0
         loop.run(ahead(iterator), 5)
-        assert Two.traced == 2  # once for each branch
+        assert Two.traced == (0 if shared else 2)  # once for each branch
         found.append(state(step))
     same(*found)
 
 
-def test_gradients_of_control_flow_are_left_to_a_trace():
-    """TensorFlow makes ops for them that XLA lacks, unless it knows that XLA compiles them."""
+def gradient_of_slice(step, y):
+    """A two-stage detector slices and pads: its shapes are static, some begins are computed."""
+    first = tf.slice(y, [tf.cast(step % 3, tf.int32)], [2])
+    last = tf.slice(y, [1], [tf.shape(y)[0] - 1])
+    return tf.reduce_sum(first**2 * last[:2]) + tf.reduce_sum(tf.pad(last, [[tf.size(first), 1]]))
+
+
+def gradient_of_slice_in_a_function(step, y):
+    @tf.function(autograph=False)
+    def sliced(y, begin):
+        return tf.slice(tf.pad(y, [[tf.size(begin), 0]]), begin, [2])
+
+    return tf.reduce_sum(sliced(y, [tf.cast(step % 3, tf.int32)]) ** 2)
+
+
+def gradient_of_slice_in_a_loop(step, y):
+    def body(i, total):
+        return i + 1, total + tf.reduce_sum(tf.slice(y, [i], [2]) ** 2 * total)
+
+    return tf.while_loop(lambda i, _: i < 3, body, [0, 0.1], maximum_iterations=3)[1]
+
+
+def gradient_of_loop(step, y):
+    def body(i, y):
+        return i + 1, tf.sin(y) * tf.reduce_mean(y)
+
+    return tf.reduce_mean(tf.while_loop(lambda i, _: i < 3, body, [0, y], maximum_iterations=3)[1])
+
+
+def branch(step, y):
+    return tf.cond(
+        step % 2 == 0, lambda: y + tf.stop_gradient(tf.reduce_mean(tf.sin(y))), lambda: y
+    )
+
+
+def gradient_of_branch(step, y):
+    """A graph keeps what a branch computed in optionals, which XLA doesn't know."""
+    return tf.cond(step % 2 == 0, lambda: tf.reduce_mean(y**2), lambda: tf.reduce_mean(y))
+
+
+def gradient_of_lengths_in_a_loop(step, y):
+    """A graph keeps the length of the list, which XLA must know before it runs."""
+    return tf.reduce_mean(tf.scan(lambda a, x: tf.sin(a) + x, y))
+
+
+@pytest.mark.parametrize(
+    ("function", "copied"),
+    [
+        (gradient_of_slice, True),
+        pytest.param(gradient_of_slice_in_a_function, True, marks=pytest.mark.slow),
+        pytest.param(gradient_of_slice_in_a_loop, True, marks=pytest.mark.slow),
+        (gradient_of_loop, True),
+        pytest.param(branch, True, marks=pytest.mark.slow),
+        (gradient_of_branch, False),
+        pytest.param(gradient_of_lengths_in_a_loop, False, marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_copied_has_the_bits_of_a_trace(function, copied):
     traced = []
 
     def report(model, batch, y):
         traced.append(1)
-        _, y = tf.while_loop(
-            lambda i, _: i < 3, lambda i, y: (i + 1, tf.sin(y)), [0, y], maximum_iterations=3
-        )
-        return tf.cond(y[0] > 0.0, lambda: tf.reduce_mean(y**2), lambda: tf.reduce_mean(y))
+        return tf.reduce_mean(function(tfloss.current_step(), y))
 
     found = []
-    for mode in ("loop", "graph"):
-        step, iterator = make_step(lambda: Line(report), rows([1.0, 2.0, -3.0, 4.0], 2))
-        before = len(traced)
-        loop, graph = engines(step, iterator)
-        assert len(traced) == before + 1
-        engine, source = (graph, iterator) if mode == "graph" else (loop, ahead(iterator))
+    for shared in (True, False):
+        step, iterator = make_step(lambda: Line(report), rows(np.linspace(-1, 1, 12), 4))
+        loop, _ = engines(step, iterator, shared=shared)
+        traced.clear()
+        blocks = ahead(iterator)
         while step.counter.numpy() < 6:
-            engine.run(source, 6 - int(step.counter.numpy()))
-        assert len(traced) == before + 1 + (mode == "loop")
-        found.append(step.model.w.numpy())
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+            loop.run(blocks, 6 - int(step.counter.numpy()))
+        assert not shared or len(traced) == (not copied)
+        found.append(state(step))
+    same(*found)
 
 
 class Words(keras.Model):

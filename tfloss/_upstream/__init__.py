@@ -29,8 +29,8 @@ from tfloss._upstream.gradient_ops import ForwardOps
 from tfloss._upstream.graph_defs import (
     called_names,
     captured_values,
-    change_functions,
     drop_functions,
+    rename_functions,
     used_variables,
 )
 from tfloss._upstream.graph_rewriting import ordered_sums
@@ -210,7 +210,6 @@ __all__ = [
     "captured_here",
     "called_names",
     "captured_values",
-    "change_functions",
     "drop_functions",
     "call_lifted",
     "call_ops",
@@ -274,6 +273,7 @@ __all__ = [
     "raised_by_iterator",
     "replace_message",
     "replaced",
+    "rename_functions",
     "repeated_seeds",
     "replicas_have_threads",
     "reshuffles",

@@ -5,7 +5,6 @@ registry of ops, which isn't public either, knows which of them call functions.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -63,40 +62,39 @@ def drop_functions(graph_def: Any) -> None:
     graph_def.library.function.extend(kept)
 
 
-def change_functions(
-    library: Any, change: Callable[[Any], bool], suffix: str
-) -> Callable[[Any], None]:
-    """Changes the nodes of the functions of a library, and renames the functions that changed.
-
-    A process knows one function of each name.
+def rename_functions(graph_def: Any, suffix: str) -> None:
+    """Renames the functions of a `GraphDef` that was changed: a process knows one of each name.
 
     Args:
-      library: `FunctionDefLibrary`.
-      change: Changes a `NodeDef`, and returns whether it did.
+      graph_def: `GraphDef`.
       suffix: What the new names end with.
-
-    Returns:
-      A function that changes the names in nodes that call these functions.
     """
-    changed = {
-        one.signature.name
-        for one in library.function
-        if any([change(node) for node in one.node_def])
-    }
-    callers = {one.signature.name: _called(one.node_def) for one in library.function}
-    while more := {name for name, called in callers.items() if called & changed} - changed:
-        changed |= more
-
-    def rename(nodes: Any) -> None:
-        for node in nodes:
-            for one in functions_of(node):
-                one.name += suffix * (one.name in changed)
-
+    library = graph_def.library
+    known = {one.signature.name for one in library.function}
+    for nodes in (graph_def.node, *(one.node_def for one in library.function)):
+        for one in (one for node in nodes for one in functions_of(node)):
+            one.name += suffix * (one.name in known)
     for one in library.function:
-        one.signature.name += suffix * (one.signature.name in changed)
-        rename(one.node_def)
+        one.signature.name += suffix
     del library.gradient[:]  # nothing takes the gradient of a copy
-    return rename
+
+
+def call_function(node: Any, graph_def: Any, library: Any) -> None:
+    """Makes a node call the function that a graph calls.
+
+    Args:
+      node: `NodeDef`.
+      graph_def: `GraphDef` with one call of a function.
+      library: `FunctionDefLibrary` that gets the function.
+    """
+    known = {one.signature.name for one in library.function}
+    new = [one for one in graph_def.library.function if one.signature.name not in known]
+    library.function.extend(new)
+    call = next(one for one in graph_def.node if one.op.endswith("PartitionedCall"))
+    node.op = call.op
+    node.attr.clear()
+    for name, value in call.attr.items():
+        node.attr[name].CopyFrom(value)
 
 
 def functions_of(node: Any) -> list[Any]:

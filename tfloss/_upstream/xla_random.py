@@ -22,6 +22,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops import stateless_random_ops  # where tf.nn's dropout looks it up
 
+from tfloss._upstream.graph_defs import call_function
 from tfloss._upstream.patching import replaced
 
 _thread = threading.local()
@@ -70,13 +71,7 @@ def draw_as_in_a_graph(node: Any, library: Any) -> bool:
         return False
     shape = node.attr["Tshape"].type if "Tshape" in node.attr else tf.int32.as_datatype_enum
     call, _ = _draw_call(kind, tf.as_dtype(dtype), tf.as_dtype(shape))
-    known = {one.signature.name for one in library.function}
-    library.function.extend(one for one in call.library.function if one.signature.name not in known)
-    drawn = next(one for one in call.node if one.op.endswith("PartitionedCall"))
-    node.op = drawn.op
-    node.attr.clear()
-    for name, value in drawn.attr.items():
-        node.attr[name].CopyFrom(value)
+    call_function(node, call, library)
     return True
 
 

@@ -4,10 +4,14 @@ A copy that XLA compiles differs from the step of a graph:
 
 - The assertions of the guard are left out. XLA has no Python to keep the bad batch with.
 - Random ops are replaced by those that draw the numbers of a graph (`tfloss._upstream.xla_random`).
+- Gradients of `tf.slice` are replaced by those for XLA (`tfloss._upstream.xla_slices`).
 
-TensorFlow traces a few more things otherwise if XLA compiles them: gradients of `tf.cond`,
-`tf.while_loop` and `tf.slice`, and branches for devices. tfloss merges sparse gradients, by
-`tf.unique`, only in a graph. A step with any of them is not copied.
+A step is traced again for XLA if it has one of these, which only a graph has:
+
+- Optionals, by which gradients of `tf.cond` and `tf.switch_case` get what a branch has computed.
+- Sizes that a `tf.while_loop` keeps for its gradient. XLA must know them before it runs.
+- `tf.unique`, by which tfloss merges sparse gradients for Adagrad, and for SGD if it clips them.
+- Branches for devices.
 """
 
 import dataclasses
@@ -18,12 +22,12 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss._upstream import xla_random
+from tfloss._upstream import xla_random, xla_slices
 from tfloss.engine.finite_guard import SCOPE
 
 _IN_GUARD = re.compile(rf"(^|/){SCOPE}(_\d+)?/")
 _CONTROL_FLOW = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
-_GRADIENT = re.compile(r"_grad_\d+")  # in the names of functions of control flow
+_SHAPES = ("Shape", "Size", "Rank", "TensorListElementShape", "TensorListLength")
 
 
 def in_guard(name: str) -> bool:
@@ -92,51 +96,64 @@ class StepCopy:
 
 def _make_compilable(ops: Any) -> bool:
     """Replaces what XLA lacks or computes otherwise; returns whether that can be done."""
-    guard = [node for node in ops.node if in_guard(node.name)]
+    _drop_guard(ops.node)
+    _upstream.drop_functions(ops)
+    for one in ops.library.function:
+        _drop_guard(one.node_def)  # that of a branch of the step
+        names = {node.name for node in one.node_def}
+        for result, name in list(one.control_ret.items()):
+            if name not in names:
+                del one.control_ret[result]
+                one.signature.control_output.remove(result)
+    _upstream.drop_functions(ops)
+    functions = {one.signature.name: one.node_def for one in ops.library.function}
+    helpers = tf.compat.v1.GraphDef().library
+    for nodes in (ops.node, *functions.values()):
+        scope = {node.name: node for node in nodes}
+        for node in nodes:
+            if not _is_alike(node, functions):
+                return False
+            if node.op in _CONTROL_FLOW:
+                node.attr.pop("_lower_using_switch_merge", None)
+            if node.op.endswith("While"):
+                node.attr["_xla_propagate_compile_time_consts"].b = True
+            _ = xla_random.draw_as_in_a_graph(node, helpers) or xla_slices.gradient_for_xla(
+                node, scope, helpers
+            )
+    _upstream.rename_functions(ops, "_xla")
+    ops.library.function.extend(helpers.function)
+    return True
+
+
+def _drop_guard(nodes: Any) -> None:
+    """Leaves out the nodes of the guard, in a graph or function."""
+    guard = [node for node in nodes if in_guard(node.name)]
     for node in guard:
         if node.op == "Assert":  # the update comes after it
             node.op = "NoOp"
             node.input[:] = [name for name in node.input if name.startswith("^")]
             node.attr.clear()
     dropped = {node.name for node in guard if node.op != "NoOp"}
-    kept = [node for node in ops.node if node.name not in dropped]
-    del ops.node[:]
-    ops.node.extend(kept)
-    _upstream.drop_functions(ops)
-    scopes = [ops.node, *(one.node_def for one in ops.library.function)]
-    for nodes in scopes:
-        by_name = {node.name: node for node in nodes}
-        if not all(_is_alike(node, by_name) for node in nodes):
-            return False
-    helpers = tf.compat.v1.GraphDef().library
-
-    def change(node: Any) -> bool:
-        if node.op in _CONTROL_FLOW:
-            node.attr.pop("_lower_using_switch_merge", None)
-            if node.op.endswith("While"):
-                node.attr["_xla_propagate_compile_time_consts"].b = True
-        return xla_random.draw_as_in_a_graph(node, helpers) or node.op in _CONTROL_FLOW
-
-    rename = _upstream.change_functions(ops.library, change, "_xla")
-    for node in ops.node:
-        change(node)
-    rename(ops.node)
-    ops.library.function.extend(helpers.function)
-    return True
+    if not dropped:
+        return
+    kept = [node for node in nodes if node.name not in dropped]
+    for node in kept:
+        node.input[:] = [name for name in node.input if name.removeprefix("^") not in dropped]
+    del nodes[:]
+    nodes.extend(kept)
 
 
-def _is_alike(node: Any, scope: Mapping[str, Any]) -> bool:
-    """Whether a trace for XLA has the same op."""
-    if node.op == "Assert" and in_guard(node.name):  # of a branch of the step
-        return False
+def _is_alike(node: Any, functions: Mapping[str, Any]) -> bool:
+    """Whether XLA can compile what was traced for a graph."""
     if node.op.startswith("Optional") or node.op in ("DeviceIndex", "Unique"):
         return False
-    if node.op in _CONTROL_FLOW:
-        return not any(map(_GRADIENT.search, _upstream.called_names(node)))
-    if node.op in ("Pad", "PadV2"):
-        paddings = scope.get(node.input[1].split(":")[0])
-        return paddings is not None and paddings.op == "Const"
-    return True
+    if not node.op.endswith("While"):
+        return True
+    # In a graph, a gradient keeps the shapes of what the loop computes in place of the values.
+    body = functions.get(node.attr["body"].func.name, ())
+    kinds = {one.name: one.op for one in body}
+    kept = [one.input[1] for one in body if one.op == "TensorListPushBack"]
+    return not any(kinds.get(name.split(":")[0]) in _SHAPES for name in kept)
 
 
 def _cut(ops: Any) -> set[str]:
