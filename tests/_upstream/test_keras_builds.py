@@ -34,6 +34,48 @@ def test_builds_run_eagerly():
     assert seen == [(False, (2, 3)), (True, (2, 3)), (True, (2, 3))]
 
 
+class Wrapper(keras.layers.Layer):
+    """A layer without a `build`, whose `call` is counted."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.unused, self.calls = inner, keras.layers.Dense(1), 0
+        self.late = None
+
+    def call(self, x):
+        self.calls += 1
+        if self.late is None:
+            self.late = self.add_weight(shape=(), name="late", initializer="ones")
+        return self.inner(x) * self.late
+
+
+def test_a_call_builds_once_what_keras_traces_again_and_again():
+    def made():
+        wrappers = [Wrapper(keras.layers.Dense(2, name="last"))]
+        for _ in range(3):
+            wrappers.insert(0, Wrapper(wrappers[0]))
+        return wrappers
+
+    def called(wrappers):
+        keras.backend.clear_session()
+        tf.function(lambda x: wrappers[0](wrappers[0](x)), autograph=False)(tf.zeros([2, 2]))
+        return [one.calls for one in wrappers], wrappers[0].variables
+
+    with pytest.warns(UserWarning, match="looks like it has unbuilt state"):
+        keras_calls, keras_variables = called(made())
+    with _upstream.built_eagerly():
+        wrappers = made()
+        calls, variables = called(wrappers)
+    assert calls == [4, 4, 4, 4]  # two, traced twice since variables are made
+    assert keras_calls == [5, 6, 7, 8]
+    paths = [one.path for one in variables]
+    assert paths == [one.path for one in keras_variables]
+    assert all(one.built and one.path and not one.unused.built for one in wrappers)
+    assert wrappers[1].get_build_config() == {"input_shape": (2, 2)}
+    with pytest.raises(ValueError, match="cannot add new elements of state"):
+        wrappers[0].add_weight(shape=())
+
+
 def test_unbuilt_parts_are_found():
     def model(*layers):
         return keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), *layers])

@@ -114,4 +114,4 @@ def _may_call(kind: str) -> bool:
 
 
 def _called(nodes: Any) -> set[str]:
-    return {name for node in nodes for name in called_names(node)}
+    return {one.name for node in nodes if _may_call(node.op) for one in functions_of(node)}

@@ -5,7 +5,6 @@ gradients of its own weights. Its variables are created outside of the trace, ea
 strategy's scope. So they have the same initial values on any number of replicas.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -50,13 +49,9 @@ def dry_run(
         _upstream.built_eagerly(),
         _upstream.inputs_untouched(model),
         plain_forward(True),
-        warnings.catch_warnings(),
     ):
         parts = tf.nest.flatten(element_spec, expand_composites=True)
         inputs = [p and tf.compat.v1.placeholder(p.dtype, p.shape) for p in parts]
-        # Keras warns of a `call` that it can't trace symbolically. Here it is called right after.
-        warnings.filterwarnings("ignore", "Layer '.*' looks like it has unbuilt state")
-        warnings.filterwarnings("ignore", r"`build\(\)` was called on layer")
         batch = tf.nest.pack_sequence_as(element_spec, inputs, expand_composites=True)
         try:
             with explained_errors(batch):
