@@ -179,7 +179,8 @@ STATEMENTS = {
         "Losses with masks, `ignore_class` or `mean_with_sample_weight` divide by the count of "
         "each replica. Dice, Tversky and Circle losses are those of each replica's examples.",
         "`adapters.supervised` divides by the count of the global batch. It computes Dice and the "
-        "like of the whole batch, or refuses them.",
+        "like of the whole batch, or refuses them. In a model's own `call`, the first step warns "
+        "of losses that are divided by a number of one replica's examples, with loss and line.",
     ),
     42: (
         "`get_config` of some metrics lacks arguments, so that a copy computes another number.",

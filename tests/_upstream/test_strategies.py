@@ -30,6 +30,21 @@ def test_a_scope_can_be_left_for_a_single_replica(replicas):
         assert one.numpy().tolist() == [3.0, 4.0]
 
 
+def test_what_replicas_reduce_and_gather_is_seen(replicas):
+    strategy, seen = replicas(2), []
+
+    def replica():
+        context = tf.distribute.get_replica_context()
+        with _upstream.intercept_reductions(seen.append):
+            one = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
+            return one, context.all_gather(tf.constant([2.0]), 0)
+
+    one, all_ = tf.function(lambda: strategy.run(replica))()
+    assert [x.numpy().tolist() for x in strategy.experimental_local_results(one)] == [2.0, 2.0]
+    assert all_.values[0].numpy().tolist() == [2.0, 2.0]
+    assert len(seen) == 4 and all(tf.is_tensor(x) for x in seen)
+
+
 @pytest.mark.promise(54)
 def test_a_variable_created_in_a_trace_cannot_be_initialized(replicas):
     class Model(keras.Model):

@@ -37,9 +37,9 @@ def found(make, size, weight=0.5):
 
     @tf.function
     def trace(x):
-        with forward_context(tf.constant(0, tf.int64), False, weight) as context:
+        with forward_context(tf.constant(0, tf.int64), False, weight):
             loss = tf.cast(make(tf.matmul(x, WEIGHT), x), tf.float32)
-        texts.extend(batch_sums({"name": loss}, {"x": x}, size, weight, context.global_sums))
+        texts.extend(batch_sums({"name": loss}, {"x": x}, size, weight))
 
     trace.get_concrete_function(tf.TensorSpec([size, FEATURES]))
     return texts
@@ -114,7 +114,7 @@ def test_the_default_of_compute_average_loss_is_found(replicas):
 
         def replica(x, size=size, results=results):
             loss = tf.nn.compute_average_loss(each(tf.matmul(x, WEIGHT)))
-            results.extend(batch_sums({"name": loss}, x, size, 0.5, ()))
+            results.extend(batch_sums({"name": loss}, x, size, 0.5))
 
         run = tf.function(lambda x, replica=replica: strategy.run(replica, (x,)))
         run.get_concrete_function(tf.TensorSpec([size, FEATURES]))

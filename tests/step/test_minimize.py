@@ -100,7 +100,7 @@ def test_a_group_that_is_not_due_has_losses_and_no_gradient():
 
 def test_each_untrained_variable_is_named_once():
     def trace(unreached=(), untracked=()):
-        return types.SimpleNamespace(sums=[], unreached=unreached, untracked=untracked)
+        return types.SimpleNamespace(partial=[], unreached=unreached, untracked=untracked)
 
     a, b = keras.Variable([1.0], name="a"), keras.Variable([1.0], name="b")
     raw, untrained = tf.Variable(1.0, name="raw"), TraceWarnings()
@@ -115,6 +115,22 @@ def test_each_untrained_variable_is_named_once():
     messages = [str(one.message) for one in found]
     assert messages[:2] == [unreached.format("a"), unreached.format("b")]
     assert len(messages) == 3 and "Keras doesn't know" in messages[2] and "raw:0" in messages[2]
+
+
+@pytest.mark.promise(41)
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}], ids=["replicas", "accumulate"])
+def test_a_loss_divided_by_a_number_of_one_replicas_examples_is_named(options, replicas):
+    dice = keras.losses.Dice()
+
+    def report(model, batch, y):
+        return {"overlap": dice(batch["x"], y)}
+
+    count, batch = (1, 2) if options else (2, 4)
+    # With w = 1 it is 1 - 2 sum(xx) / 2 sum(x): 0 for the ones, -2 for the threes, -1.5 for all.
+    data = rows([1.0, 1.0, 3.0, 3.0], batch)
+    with pytest.warns(UserWarning, match=r"'overlap' is divided by a number .*test_minimize.py:"):
+        _, found, _ = run(lambda: Line(report), data, strategy=replicas(count), **options)
+    assert found["losses/overlap"] == pytest.approx(-1.0, abs=1e-5)
 
 
 def test_unreached_variables_are_named_in_a_warning():

@@ -135,7 +135,11 @@ from tfloss._upstream.random_generators import (
     replicas_have_threads,
 )
 from tfloss._upstream.recomputation import repeated_seeds
-from tfloss._upstream.strategies import as_single_replica, without_partial_batches
+from tfloss._upstream.strategies import (
+    as_single_replica,
+    intercept_reductions,
+    without_partial_batches,
+)
 from tfloss._upstream.tf_summary import intercept_tf_summary
 from tfloss._upstream.traced_graphs import (
     called_graph,
@@ -243,6 +247,7 @@ __all__ = [
     "in_scratch_graph",
     "inputs_untouched",
     "intercept_losses",
+    "intercept_reductions",
     "is_autograph_file",
     "is_op",
     "layer_modes",

@@ -4,10 +4,39 @@
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from tensorflow.python.distribute import distribute_lib
+
+from tfloss._upstream.patching import replaced
+
+
+@contextlib.contextmanager
+def intercept_reductions(observe: Callable[[Any], None]) -> Generator[None]:
+    """Passes what replicas reduce or gather in a forward pass to `observe(result)`.
+
+    The methods are public; replacing them on the class is not documented. A graph doesn't tell
+    these results from others: the ops depend on the strategy.
+
+    Args:
+      observe: Is given each result of `ReplicaContext.all_reduce` and `all_gather`.
+
+    Yields:
+      None.
+    """
+
+    def make(original: Any) -> Any:
+        def reduce(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            observe(result)
+            return result
+
+        return reduce
+
+    context = distribute_lib.ReplicaContext
+    with replaced(context, "all_reduce", make), replaced(context, "all_gather", make):
+        yield
 
 
 @contextlib.contextmanager

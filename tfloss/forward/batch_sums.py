@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfloss.forward.reduced_tensors import reduced_names
 from tfloss.inspect.source_lines import op_line
 
-_SAME = frozenset("Identity Cast Reshape Squeeze ExpandDims EnsureShape Neg".split())
-_TERMS = frozenset("Add AddV2 AddN Sub Pack".split())
-_REDUCTIONS = frozenset("Sum Mean Max Min Prod".split())
-_DIVISIONS = frozenset("RealDiv Div DivNoNan".split())
-_OTHER_SIZES = frozenset("Shape Size Rank Unique UniqueV2 UniqueWithCounts Bincount".split())
+SAME = frozenset("Identity Cast Reshape Squeeze ExpandDims EnsureShape Neg".split())
+TERMS = frozenset("Add AddV2 AddN Sub Pack".split())
+REDUCTIONS = frozenset("Sum Mean Max Min Prod".split())
+DIVISIONS = frozenset("RealDiv Div DivNoNan".split())
+SIZES = frozenset("Shape Size Rank Unique UniqueV2 UniqueWithCounts Bincount".split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,6 @@ def batch_sums(
     batch: Any,
     examples: Any,
     weight: Any,
-    global_sums: Collection[str],
 ) -> list[BatchSum]:
     """Finds the losses that are a sum over the examples of one replica.
 
@@ -73,19 +73,14 @@ def batch_sums(
       batch: This replica's batch.
       examples: Number of examples in it, if it is an int.
       weight: Fraction of the step's examples that are in it, if it is a float.
-      global_sums: Names of the tensors that `tfloss.global_sum` returned.
 
     Returns:
       The first sum in each loss.
     """
     if tf.executing_eagerly() or (isinstance(weight, float) and weight == 1.0):
         return []
-    search = _Search(
-        {x.name for x in tf.nest.flatten(batch, expand_composites=True) if tf.is_tensor(x)},
-        examples if isinstance(examples, int) else None,
-        1 / weight if isinstance(weight, float) else 0.0,
-        global_sums,
-    )
+    parts = 1 / weight if isinstance(weight, float) else 0.0
+    search = _Search(Examples.of(batch, examples), parts)
     found: list[BatchSum] = []
     for name, loss in losses.items():
         for op, by_global_size in search.sums(loss):
@@ -95,20 +90,84 @@ def batch_sums(
 
 
 @dataclasses.dataclass(frozen=True)
+class Examples:
+    """Tells which tensors of a graph have a row for each example of one replica.
+
+    Attributes:
+      inputs: Names of the tensors of the batch.
+      number: Number of examples on this replica, or None if it is not static.
+      reduced: Names of the tensors that were computed of the global batch.
+    """
+
+    inputs: Collection[str]
+    number: int | None
+    reduced: Collection[str]
+
+    @staticmethod
+    def of(batch: Any, number: Any) -> "Examples":
+        """Describes the examples of a batch.
+
+        Args:
+          batch: This replica's batch.
+          number: Number of examples in it, if it is an int.
+        """
+        tensors = tf.nest.flatten(batch, expand_composites=True)
+        names = {x.name for x in tensors if tf.is_tensor(x)}
+        return Examples(names, number if isinstance(number, int) else None, reduced_names())
+
+    def reduces(self, op: tf.Operation) -> bool | None:
+        """Whether a reduction is over the first dimension; None if that is unknown."""
+        axes, rank = tf.get_static_value(op.inputs[1]), op.inputs[0].shape.rank
+        if axes is None or not rank:
+            return None
+        return 0 in {int(axis) % rank for axis in np.ravel(axes)}
+
+    def are_rows(self, tensor: tf.Tensor, flattened: bool = False) -> bool:
+        """Whether the first dimension of a tensor is that of the examples, as far as it is known.
+
+        It must have the size of the batch, and depend on the batch in other ways than by what was
+        reduced over the examples before, or by its shape.
+
+        Args:
+          tensor: The tensor.
+          flattened: Whether the first dimension may contain others, too.
+        """
+        if not tensor.shape.rank or not self._has_batch_size(tensor, flattened):
+            return False
+        seen: set[str] = set()
+        todo: list[Any] = [tensor]
+        while todo:
+            one = todo.pop()
+            if one.name in self.inputs:
+                if one.shape.rank and self._has_batch_size(one):
+                    return True
+                continue
+            if one.op.name in seen or one.op.type in SIZES or one.name in self.reduced:
+                continue
+            seen.add(one.op.name)
+            if one.op.type in REDUCTIONS and self.reduces(one.op) is not False:
+                continue
+            todo += list(one.op.inputs)
+        return False
+
+    def _has_batch_size(self, tensor: tf.Tensor, flattened: bool = False) -> bool:
+        size: Any = tensor.shape[0]  # None is a number that depends on data
+        if size is None or self.number is None:
+            return size is None
+        return size != 1 and (size == self.number or (flattened and size % self.number == 0))
+
+
+@dataclasses.dataclass(frozen=True)
 class _Search:
     """The search for sums in one graph.
 
     Attributes:
-      inputs: Names of the tensors of the batch.
-      examples: Number of examples on this replica, or None if it is not static.
+      rows: What has a row for each example.
       parts: Number of replicas and micro-batches, or 0 if they differ in size.
-      global_sums: Names of tensors at which the search ends.
     """
 
-    inputs: Collection[str]
-    examples: int | None
+    rows: Examples
     parts: float
-    global_sums: Collection[str]
 
     def sums(self, loss: tf.Tensor) -> Iterator[tuple[tf.Operation, bool]]:
         """Yields the sums over examples in a loss, and whether the global size divides them."""
@@ -119,18 +178,18 @@ class _Search:
             key = (todo[-1][0].name, *todo[-1][1:])
             tensor, factor, divisor = todo.pop()
             op = tensor.op
-            if key in seen or tensor.name in self.global_sums:
+            if key in seen or tensor.name in self.rows.reduced:
                 continue
             seen.add(key)
-            if op.type in _SAME:
+            if op.type in SAME:
                 todo.append((op.inputs[0], factor, divisor))
-            elif op.type in _TERMS:
+            elif op.type in TERMS:
                 todo += [(x, factor, divisor) for x in op.inputs]
-            elif op.type == "L2Loss" and self._per_example(op.inputs[0]):
+            elif op.type == "L2Loss" and self.rows.are_rows(op.inputs[0]):
                 yield from self._judged(op, factor * 0.5, divisor)
             elif op.type in ("Sum", "Mean"):
-                over = self._over_examples(op)
-                if over is False or not self._per_example(op.inputs[0]):
+                over = self.rows.reduces(op)
+                if over is False or not self.rows.are_rows(op.inputs[0]):
                     todo.append((op.inputs[0], factor, divisor))
                 elif over and op.type == "Sum":
                     yield from self._judged(op, factor, divisor)
@@ -139,7 +198,7 @@ class _Search:
                     if (value := _constant(op.inputs[other])) is not None:
                         todo.append((op.inputs[x], factor * value, divisor))
                         break
-            elif op.type in _DIVISIONS:
+            elif op.type in DIVISIONS:
                 if (value := self._divisor(op.inputs[1])) is not None:
                     todo.append((op.inputs[0], factor, divisor * value))
 
@@ -149,21 +208,21 @@ class _Search:
         """Yields a sum unless its factor and divisor may make it a mean."""
         if math.isinf(divisor):
             yield op, True
-        elif self.examples is None:
+        elif self.rows.number is None:
             if divisor == 1.0:  # others may be the number of examples
                 yield op, False
         else:
             # A mean may also be over other dimensions of what is summed.
             others = [d for d in op.inputs[0].shape[1:] if d]
             means = {
-                self.examples * math.prod(some)
+                self.rows.number * math.prod(some)
                 for count in range(len(others) + 1)
                 for some in itertools.combinations(others, count)
             }
             number = abs(divisor if divisor != 1.0 else 1 / factor)
             if divisor != 1.0 and number in {self.parts * mean for mean in means}:
                 yield op, True
-            elif number not in means and (divisor == 1.0 or number % self.examples):
+            elif number not in means and (divisor == 1.0 or number % self.rows.number):
                 yield op, False
 
     def _divisor(self, tensor: tf.Tensor) -> float | None:
@@ -175,8 +234,8 @@ class _Search:
         multiple = self._multiple(tensor) if value is None else None
         if multiple is None:
             return value
-        if self.examples is not None:
-            return multiple * self.examples
+        if self.rows.number is not None:
+            return multiple * self.rows.number
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return math.inf if multiple > 1 and multiple in (replicas, self.parts) else None
 
@@ -192,46 +251,11 @@ class _Search:
                     return value * multiple
         if op.type == "StridedSlice" and np.all(tf.get_static_value(op.inputs[1]) == 0):
             shape = tf.get_static_value(op.inputs[0])
-            if shape is not None and self.examples is not None:
-                return float(np.ravel(shape)[0]) / self.examples
+            if shape is not None and self.rows.number is not None:
+                return float(np.ravel(shape)[0]) / self.rows.number
             if op.inputs[0].op.type == "Shape":
-                return 1.0 if self._per_example(op.inputs[0].op.inputs[0]) else None
+                return 1.0 if self.rows.are_rows(op.inputs[0].op.inputs[0]) else None
         return None
-
-    def _over_examples(self, op: tf.Operation) -> bool | None:
-        """Whether a reduction is over the first dimension; None if that is unknown."""
-        axes, rank = tf.get_static_value(op.inputs[1]), op.inputs[0].shape.rank
-        if axes is None or not rank:
-            return None
-        return 0 in {int(axis) % rank for axis in np.ravel(axes)}
-
-    def _per_example(self, tensor: tf.Tensor) -> bool:
-        """Whether the first dimension of a tensor is that of the examples, as far as it is known.
-
-        It must have the size of the batch, and depend on the batch in other ways than by what was
-        reduced over the examples before, or by its shape.
-        """
-        if not tensor.shape.rank or not self._has_batch_size(tensor):
-            return False
-        seen: set[str] = set()
-        todo: list[Any] = [tensor]
-        while todo:
-            one = todo.pop()
-            if one.name in self.inputs:
-                if one.shape.rank and self._has_batch_size(one):
-                    return True
-                continue
-            if one.op.name in seen or one.op.type in _OTHER_SIZES:
-                continue
-            seen.add(one.op.name)
-            if one.op.type in _REDUCTIONS and self._over_examples(one.op) is not False:
-                continue
-            todo += list(one.op.inputs)
-        return False
-
-    def _has_batch_size(self, tensor: tf.Tensor) -> bool:
-        size: Any = tensor.shape[0]  # None is a number that depends on data
-        return size is None or (size == self.examples and size != 1)
 
 
 def _constant(tensor: tf.Tensor) -> float | None:

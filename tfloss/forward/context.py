@@ -23,6 +23,7 @@ from tfloss.common.unique_names import unique_name
 from tfloss.errors import LossError, SummaryError
 from tfloss.forward.layer_losses import AddedLoss, LayerLosses
 from tfloss.forward.recorded_summaries import RecordedSummary
+from tfloss.forward.reduced_tensors import note_reduced
 from tfloss.forward.synchronisation import synchronisation_explained
 from tfloss.inspect.source_lines import caller_line
 
@@ -53,7 +54,6 @@ class ForwardContext:
       layer_losses: What `layer.losses` returns.
       holders: `{id of a variable or AddedLoss: names of the losses that contain its value}`, of
         what the forward pass read from `layer.losses`, after the losses were collected.
-      global_sums: Names of the tensors that `tfloss.global_sum` returned.
       summaries: The summaries recorded so far. The key is the name, with a suffix for each tensor
         of a drawing.
       prefixes: Prefixes of the open `tfloss.summary.scope`s.
@@ -88,7 +88,6 @@ class ForwardContext:
         self.losses: list[AddedLoss] = []
         self.layer_losses = LayerLosses(self.losses)
         self.holders: dict[int, list[str]] = {}
-        self.global_sums: set[str] = set()
         self.summaries: dict[str, RecordedSummary] = {}
         self.prefixes: list[str] = []
         self.pending_name: str | None = None
@@ -356,6 +355,7 @@ def forward_context(
         _upstream.intercept_add_loss(_observe_add_loss),
         _upstream.intercept_losses(_observe_read),
         _upstream.intercept_tf_summary(_observe_write),
+        _upstream.intercept_reductions(note_reduced),
         _upstream.layer_modes(current_context),
         _upstream.repeated_seeds(_in_a_pass),
         _upstream.losses_not_divided(_in_a_pass),

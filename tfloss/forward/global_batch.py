@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfloss.errors import LossError
 from tfloss.forward.context import current_context
+from tfloss.forward.reduced_tensors import note_reduced
 from tfloss.forward.synchronisation import nested_call_error, synchronisation_explained
 
 
@@ -44,8 +45,9 @@ def global_mean(values: Any, weights: Any = None) -> tf.Tensor:
     total, weight = _local_sums(values, weights)
     context = current_context()
     if context is not None and context.normalisers is not None:
-        return context.normalisers.mean(total, weight, context.example_weight)
-    return tf.math.divide_no_nan(total, _times(_all_reduce_sum(weight), _example_weight()))
+        return note_reduced(context.normalisers.mean(total, weight, context.example_weight))
+    weight = _times(_all_reduce_sum(weight), _example_weight())
+    return note_reduced(tf.math.divide_no_nan(total, weight))
 
 
 def global_sum(values: Any, weights: Any = None) -> tf.Tensor:
@@ -65,9 +67,7 @@ def global_sum(values: Any, weights: Any = None) -> tf.Tensor:
     total, example_weight = _local_sums(values, weights)[0], _example_weight()
     if not _is_one(example_weight):
         total = tf.math.divide_no_nan(total, example_weight)
-    if (context := current_context()) is not None and not tf.executing_eagerly():
-        context.global_sums.add(total.name)
-    return total
+    return note_reduced(total)
 
 
 def divides_batch() -> bool:

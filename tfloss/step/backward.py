@@ -16,6 +16,7 @@ from tfloss.data.batch_layout import ROWS_ARE_EXAMPLES, BatchLayout
 from tfloss.forward.batch_sums import BatchSum, batch_sums
 from tfloss.forward.context import ForwardContext, forward_context
 from tfloss.forward.global_batch import GivenNormalisers
+from tfloss.forward.local_divisors import LocalDivisor, local_divisors
 from tfloss.forward.losses import (
     LossWeights,
     check_reaches_groups,
@@ -63,7 +64,8 @@ class BackwardTrace:
       spec: Description of the tensors.
       unreached: Trained variables that no loss reaches.
       untracked: Trainable variables of the forward pass that the model doesn't know.
-      sums: Losses that are a sum over the examples of one replica.
+      partial: Losses that are a sum over the examples of one replica, or divided by a number of
+        them.
       graph: The graph that XLA compiles, or None.
       by_loss: Description of the gradients of single losses.
     """
@@ -71,7 +73,7 @@ class BackwardTrace:
     spec: ReplicaSpec
     unreached: Sequence[Any]
     untracked: Sequence[tf.Variable]
-    sums: Sequence[BatchSum]
+    partial: Sequence[BatchSum | LocalDivisor]
     graph: tf.Graph | None
     by_loss: ByLoss
 
@@ -196,11 +198,12 @@ class Backward:
             parts = losses, self.loss_weights, mine, context, self.variables, found, untracked
             self.observe(Observation(self.forward, batch, returned, *parts))
         size = self.layout.static_count(batch)
+        seen = losses, batch, size, context.example_weight
         trace = BackwardTrace(
             spec,
             unreached=self._unreached(found),
             untracked=untracked,
-            sums=batch_sums(losses, batch, size, context.example_weight, context.global_sums),
+            partial=[*batch_sums(*seen), *local_divisors(*seen)],
             graph=tf.compat.v1.get_default_graph() if self.jit else None,
             by_loss=described,
         )

@@ -310,7 +310,7 @@ class Minimize:
 
 
 class TraceWarnings:
-    """Warns once of each variable that is not trained, and of each sum over a replica's examples.
+    """Warns once of each variable that is not trained, and of each loss of one replica's examples.
 
     Trace time.
     """
@@ -333,7 +333,7 @@ class TraceWarnings:
             "The training forward uses trainable tf.Variables that Keras doesn't know, so they "
             "are not trained: {}. Make them with add_weight, and keep their layers as attributes.",
         )
-        for text in map(str, trace.sums):
+        for text in map(str, trace.partial):
             if text not in self._warned:
                 self._warned.add(text)
                 warnings.warn(text, stacklevel=2)

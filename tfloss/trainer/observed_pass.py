@@ -182,7 +182,7 @@ class ObservedPasses:
         rows = [x.shape[0] for x in static if tf.is_tensor(x) and x.shape.rank]
         examples = rows[0] if rows and isinstance(rows[0], int) else None
         half = 0.5 if isinstance(size, float) and size == 1.0 else size  # as on two replicas
-        for one in batch_sums(seen.losses, seen.batch, examples, half, seen.context.global_sums):
+        for one in batch_sums(seen.losses, seen.batch, examples, half):
             kind = "Sum over the examples of one replica"
             yield Finding(kind, f"loss {one.loss!r}", one.line, one.cure)
         graph = tf.compat.v1.get_default_graph()

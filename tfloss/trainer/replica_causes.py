@@ -75,8 +75,7 @@ def likely_causes(
     batch = tf.nest.flatten(seen.batch, expand_composites=True)
     inputs = {x.name: x for x in batch if tf.is_tensor(x)}
     rows = next((x.shape[0] for x in inputs.values() if x.shape.rank), None)
-    weight, known = seen.context.example_weight, seen.context.global_sums
-    sums = batch_sums({"": loss}, seen.batch, rows, weight, known)
+    sums = batch_sums({"": loss}, seen.batch, rows, seen.context.example_weight)
     ops = _ancestors(loss)
     found: list[Cause] = []
     for op in ops:
