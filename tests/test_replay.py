@@ -178,6 +178,51 @@ def test_every_replica_is_replayed(count, tmp_path, replicas):
         assert "Replica 0: every tensor of the forward and the backward pass was finite" in found
 
 
+class _Draws(keras.Model):
+    """Reports what it draws, and remembers what it drew eagerly."""
+
+    def __init__(self, global_generator):
+        super().__init__(name="draws")
+        self.w = self.add_weight(name="w", shape=(), initializer="ones")
+        self.drop = keras.layers.Dropout(0.5, name="drop")
+        self.global_generator = global_generator
+        self.seen = []
+
+    def call(self, batch, training=False):
+        drawn = [keras.random.uniform([]), tf.reduce_mean(self.drop(tf.ones([99]), training=True))]
+        if self.global_generator:
+            drawn.append(tf.random.get_global_generator().uniform([]))
+        if tf.executing_eagerly():
+            self.seen.append([float(one) for one in drawn])
+        losses = {f"drawn_{index}": one + 0.0 * self.w for index, one in enumerate(drawn)}
+        return {**losses, "root": tf.reduce_mean(tf.sqrt(self.w * batch["x"]))}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_replayed_step_draws_the_numbers_of_the_step(count, tmp_path, replicas):
+    strategy = replicas(count)
+
+    def trainer():
+        with strategy.scope():
+            model = _Draws(global_generator=count == 1)
+            sgd = keras.optimizers.SGD(0.0)
+            return tfloss.Trainer(model, sgd, strategy=strategy, workdir=tmp_path, jit=False)
+
+    tf.random.set_global_generator(tf.random.Generator.from_seed(3))
+    with pytest.raises(NonFiniteLossError) as error:
+        trainer().train(rows([4.0, 3.0, 2.0, 1.0, 9.0, -1.0], 2), steps=5)
+    losses = [value for name, value in error.value.losses.items() if name.startswith("drawn")]
+
+    keras.utils.set_random_seed(11)
+    other = trainer()
+    tfloss.replay.replay(other, tmp_path / "nonfinite/step_00000003")
+    # Each replica's forward pass is run twice: once to check it, once with its gradient.
+    first, again = other.model.seen[::2], other.model.seen[1::2]
+    assert first == again and len(first) == count
+    assert np.mean(first, 0).tolist() == pytest.approx(losses, rel=1e-6)
+    assert len(set(map(tuple, first))) == count
+
+
 def test_every_micro_batch_is_replayed(tmp_path):
     model = Line(lambda m, b, y: {"root": tf.reduce_mean(tf.sqrt(y))})
     trainer = tfloss.Trainer(model, keras.optimizers.SGD(0.0), accumulate=2, workdir=tmp_path)

@@ -33,6 +33,7 @@ from tfloss.forward.context import forward_context
 from tfloss.forward.losses import collect
 from tfloss.inspect.source_lines import is_library
 from tfloss.step.train_step import TrainStep
+from tfloss.step.variables import forward_state
 
 
 class _State(Protocol):
@@ -130,7 +131,7 @@ def _first_nonfinite(trainer: _Trainer, batch: Any, step: int) -> str:
     A finite loss may have a gradient that is not finite. Then the first such op of the backward
     pass is described, too: infinities in the forward pass may be harmless.
     """
-    states = [one.value for one in trainer.model.non_trainable_variables]
+    states = forward_state(trainer.model, tf.distribute.get_strategy())
     before = [tf.identity(one) for one in states]
     found = []
     with _unfiltered_tracebacks():

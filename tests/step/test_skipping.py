@@ -154,6 +154,59 @@ def test_a_bad_update_on_one_replica_changes_nothing_anywhere(count, kind, repli
     assert np.isfinite(np.concatenate([v.ravel() for v in state()])).all()
 
 
+def _with_raw_state(bad_rows):
+    bad = np.zeros(32, np.float32)
+    bad[bad_rows] = 1.0
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.w = self.add_weight(name="w", shape=(), initializer="ones")
+            mean, first = tf.VariableAggregation.MEAN, tf.VariableAggregation.ONLY_FIRST_REPLICA
+            local = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": mean}
+            self.center = tf.Variable(0.0, trainable=False, aggregation=mean)
+            self.nested = {"counts": [tf.Variable(0, trainable=False, aggregation=first)]}
+            self.module = tf.Module()
+            self.module.each = tf.Variable(0.0, trainable=False, **local)
+            self.generator = tf.random.Generator.from_seed(1)
+
+        def call(self, batch, training=False):
+            x = tf.where(batch["bad"] > 0, np.nan, batch["x"])
+            self.center.assign(tf.reduce_mean(x))
+            self.nested["counts"][0].assign_add(1)
+            self.module.each.assign(tf.reduce_sum(x))
+            return {"mean": self.w * tf.reduce_mean(x) + 0.0 * self.generator.uniform([])}
+
+    return Model, data(8, bad=bad)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize(("mode", "count"), [("graph", 1), ("graph", 2), ("step", 1), ("loop", 1)])
+def test_raw_variables_are_restored_too(mode, count, replicas):
+    # Compiled on several replicas, a step that assigns raw variables is refused.
+    model, dataset = _with_raw_state([15])  # the last replica's, in the second step
+    train_step, iterator = make_step(model, dataset, strategy=replicas(count), skip_nonfinite=True)
+    if mode == "loop":
+        iterator = BatchStacker(iterator)
+    engine = Engine(train_step, mode=mode)
+    engine.run(iterator, 1)
+    net, local = train_step.model, train_step.strategy.experimental_local_results
+
+    def raw():
+        variables = net.center, net.nested["counts"][0], net.module.each
+        return [[one.numpy() for one in local(variable)] for variable in variables]
+
+    before, drawn = raw(), net.generator.state.numpy().tolist()
+    each = [36.0] if count == 1 else [10.0, 26.0]
+    assert before == [[4.5] * count, [1] * count, each]
+    logs = engine.run(iterator, 1)
+    assert dict(zip(logs.names, logs.rows()[-1], strict=True))["skipped"] == 1.0
+    assert raw() == before
+    assert net.generator.state.numpy().tolist() != drawn  # the next step draws other numbers
+    engine.run(iterator, 1)
+    assert raw()[:2] == [[20.5] * count, [2] * count]
+
+
 def test_too_many_in_a_row_are_a_failure_that_names_the_loss():
     def report(m, b, y):
         return {"good": tf.reduce_mean(y), "bad": tf.reduce_mean(y) * np.nan}

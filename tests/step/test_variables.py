@@ -10,7 +10,7 @@ from tfloss.engine.engine import Engine
 from tfloss.errors import ModelError
 from tfloss.forward.context import current_context
 from tfloss.optimizers.groups import Group
-from tfloss.step.random_states import STRIDE
+from tfloss.step.random_states import STRIDE, process_variables
 from tfloss.step.train_step import TrainStep
 from tfloss.step.variables import Variables, forward_state, replica_statistics, skipped_state
 
@@ -182,9 +182,17 @@ def test_the_states_of_a_model_by_who_changes_them(replicas):
             self.count = self.add_weight(name="count", dtype="int32", **options)
             self.first = self.add_weight(name="first", aggregation="only_first_replica", **options)
             self.added = self.add_weight(name="added", aggregation="sum", **options)
+            self.raw = [tf.Variable(0.0, trainable=False)]
+            mirrored = tf.VariableAggregation.SUM
+            self.raw_sum = tf.Variable(0.0, trainable=False, aggregation=mirrored)
+            self.generator = tf.random.Generator.from_seed(1)
 
     def names(states):
         found = {id(v.value): v.path for v in (*model.variables, *model.metrics_variables)}
+        found |= {id(model.raw[0]): "raw", id(model.raw_sum): "raw_sum"}
+        found[id(model.generator.state)] = "generator"
+        for one in process_variables(strategy):
+            found[id(one.value if isinstance(one, keras.Variable) else one)] = "of the process"
         return {found[id(state)].rpartition("line/")[2] for state in states}
 
     strategy = replicas(2)
@@ -193,8 +201,9 @@ def test_the_states_of_a_model_by_who_changes_them(replicas):
     statistics = {"norm/moving_mean", "norm/moving_variance"}
     assert names(replica_statistics(model)) == statistics
     metric = {v.path for v in model.metrics_variables}
-    restored = statistics | metric | {"count", "first"}
+    restored = statistics | metric | {"count", "first", "raw"}
     assert names(skipped_state(model)) == restored
     seed = {v.path.rpartition("line/")[2] for v in model.non_trainable_variables} - restored
     assert len(seed) == 2 and "added" in seed
-    assert names(forward_state(model, strategy)) == restored | seed
+    others = {"raw_sum", "generator", "of the process"}
+    assert names(forward_state(model, strategy)) == restored | seed | others

@@ -87,10 +87,13 @@ class FiniteGuard:
     def _read(self, variables: list[Any]) -> _Snapshot:
         local = self._step.strategy.experimental_local_results
         values = read_states(self._step.strategy, lambda: variables)
-        return _Snapshot(
-            [one for variable in variables for one in local(variable)],
-            [one for value in values for one in local(value)],
-        )
+        # A variable that was made outside of the strategy's scope is one for all replicas.
+        pairs = [
+            pair
+            for variable, value in zip(variables, values, strict=True)
+            for pair in zip(local(variable), local(value), strict=False)
+        ]
+        return _Snapshot([one for one, _ in pairs], [value for _, value in pairs])
 
     @property
     def failed(self) -> bool:

@@ -115,10 +115,36 @@ def process_states(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     return {
         "python": random.getstate(),
         "numpy": [kind, np.asarray(keys).tolist(), *rest],
-        "variables": {
-            name: read(state).tolist() for name, state in _global_states(strategy).items()
-        },
+        "variables": replay_states(strategy),
     }
+
+
+def replay_states(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """Reads the states of TensorFlow's and Keras's global generators, as far as they exist.
+
+    Args:
+      strategy: The strategy that forward passes run under.
+
+    Returns:
+      JSON values.
+    """
+    return {name: read(state).tolist() for name, state in _global_states(strategy).items()}
+
+
+def set_replay_states(states: Mapping[str, Any], replica: int) -> None:
+    """Sets the generators that an eager forward pass draws from, as one replica had them.
+
+    Args:
+      states: Result of `replay_states`, perhaps after a round trip through JSON.
+      replica: Number of the replica.
+    """
+    strategy = tf.distribute.get_strategy()
+    for name, state in _global_states(strategy, make=states).items():
+        if name in states:
+            value = np.array(states[name])
+            if name == "keras":
+                value = value + np.array([replica * STRIDE, 0])
+            state.assign(tf.constant(value, state.dtype))
 
 
 def set_process_states(states: Mapping[str, Any], strategy: tf.distribute.Strategy) -> None:

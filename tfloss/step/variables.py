@@ -3,18 +3,19 @@
 Host code, in the strategy's scope.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfloss import _upstream
+from tfloss.checkpoint.untracked import untracked, variable_of
 from tfloss.errors import ModelError
 from tfloss.optimizers.groups import Group, check_disjoint, warn_of_ungrouped
 from tfloss.step.dry_run import dry_run
 from tfloss.step.overwritten_variables import is_overwritten
-from tfloss.step.random_states import begin_keras_random, split_seeds
+from tfloss.step.random_states import begin_keras_random, process_variables, split_seeds
 
 
 class Variables:
@@ -133,10 +134,15 @@ def replica_statistics(model: keras.Model) -> list[tf.Variable]:
 
 
 def forward_state(model: keras.Model, strategy: tf.distribute.Strategy) -> list[tf.Variable]:
-    """The variables that a forward pass changes: statistics, counters, random states, metrics."""
-    others = (*_upstream.rnn_states(model), *_upstream.keras_generator_states(strategy))
+    """The variables that a forward pass changes: statistics, counters, random states, metrics.
+
+    Raw `tf.Variable`s and `tf.random.Generator`s that the model's layers hold belong to them, and
+    the global generators of TensorFlow and Keras.
+    """
+    others = (*_upstream.rnn_states(model), *process_variables(strategy))
     found = (*model.non_trainable_variables, *model.metrics_variables, *others)
-    return [one.value for one in found]
+    raw = [variable for variable, _ in _raw_variables(model)]
+    return [*(one.value if isinstance(one, keras.Variable) else one for one in found), *raw]
 
 
 def skipped_state(model: keras.Model) -> list[tf.Variable]:
@@ -148,4 +154,31 @@ def skipped_state(model: keras.Model) -> list[tf.Variable]:
     seeds = {id(state) for _, state in _upstream.seed_states(model)}
     own = [one for one in model.non_trainable_variables if id(one) not in seeds]
     own = [one for one in own if one.aggregation != "sum"]
-    return [one.value for one in (*own, *model.metrics_variables, *_upstream.rnn_states(model))]
+    found = (*own, *model.metrics_variables, *_upstream.rnn_states(model))
+    return [*(one.value for one in found), *_restorable(_raw_variables(model))]
+
+
+def _restorable(raw: Iterable[tuple[tf.Variable, bool]]) -> list[tf.Variable]:
+    """The raw variables that replica code can restore, and that are no random states."""
+    local = tf.VariableSynchronization.ON_READ  # each replica assigns its own part
+    return [
+        variable
+        for variable, is_random in raw
+        if not is_random
+        and (
+            variable.synchronization == local or variable.aggregation != tf.VariableAggregation.SUM
+        )
+    ]
+
+
+def _raw_variables(model: keras.Model) -> list[tuple[tf.Variable, bool]]:
+    """The variables of a model that Keras doesn't know, and whether they are random states."""
+    known = (*model.variables, *model.metrics_variables, *_upstream.rnn_states(model))
+    ids = {id(one) for variable in known for one in (variable, variable.value)}
+    found: dict[int, tuple[tf.Variable, bool]] = {}
+    for _, holder in untracked(model):
+        variable = variable_of(holder)
+        if variable is not None and id(variable) not in ids:
+            raw = variable.value if isinstance(variable, keras.Variable) else variable
+            found[id(raw)] = raw, isinstance(holder, tf.random.Generator)
+    return list(found.values())

@@ -34,7 +34,13 @@ from tfloss.checkpoint.renumbering import Renumbering
 from tfloss.errors import CheckpointError
 from tfloss.optimizers.ema import PREFIX as EMA
 from tfloss.optimizers.ema import Averages, Ema
-from tfloss.step.random_states import STRIDE, set_seed, split_seeds
+from tfloss.step.random_states import (
+    STRIDE,
+    replay_states,
+    set_replay_states,
+    set_seed,
+    split_seeds,
+)
 from tfloss.step.train_step import TrainStep
 
 
@@ -209,7 +215,10 @@ class CheckpointedVariables:
         model = {k: v for k, v in self.variables().items() if k.startswith("model/")}
         step = int(self._step.counter.numpy())
         script = getattr(sys.modules.get("__main__"), "__file__", None) or "<none>"
-        extra = {"script": None if script.startswith("<") else script}  # "<stdin>"
+        extra = {
+            "script": None if script.startswith("<") else script,  # "<stdin>"
+            "random": replay_states(self.strategy),
+        }
         CheckpointDirectory(path / "state").save(
             step, model, extra, check_finite=False, write=write
         )
@@ -229,6 +238,8 @@ class CheckpointedVariables:
         _upstream.finalize_states(self._step.model)
         for _, state in _upstream.seed_states(self._step.model):
             state.assign(state.numpy() + np.array([replica * STRIDE, 0]))
+        # A step that an earlier version kept has none.
+        set_replay_states(load_manifest(newest)["extra"].get("random", {}), replica)
 
     def _renumbering(self, saved: Collection[str]) -> Renumbering:
         """Returns the numbers that layers without a name have in a checkpoint."""
