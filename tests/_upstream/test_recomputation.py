@@ -48,6 +48,12 @@ class Model(keras.Model):
     def stateful(self, x):
         return self.w * x * tf.random.uniform(tf.shape(x))
 
+    def stateful_branch(self, x):
+        return tf.cond(tf.reduce_sum(x) > 0.0, lambda: self.stateful(x), lambda: self.w * x)
+
+    def stateful_function(self, x):
+        return tf.function(lambda x: self.stateful_branch(x), autograph=False)(x)
+
     def tf_generator(self, x):
         return self.w * x * tf.random.get_global_generator().uniform(tf.shape(x))
 
@@ -116,6 +122,8 @@ def test_the_seeds_advance_once_a_step_and_differ_between_steps():
     ("kind", "words"),
     [
         ("stateful", "RandomUniform.*keras.random.SeedGenerator"),
+        ("stateful_branch", "RandomUniform.*keras.random.SeedGenerator"),
+        ("stateful_function", "RandomUniform.*keras.random.SeedGenerator"),
         ("tf_dropout", "RandomUniform.*keras.random.SeedGenerator"),
         ("tf_generator", "keras.random.SeedGenerator"),
         ("kept", "inside of the model's call"),

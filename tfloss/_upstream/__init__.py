@@ -142,6 +142,7 @@ from tfloss._upstream.strategies import (
 )
 from tfloss._upstream.tf_summary import intercept_tf_summary
 from tfloss._upstream.traced_graphs import (
+    called_functions,
     called_graph,
     captured_handles,
     captured_here,
@@ -208,6 +209,7 @@ __all__ = [
     "as_single_replica",
     "built_eagerly",
     "intercept_add_loss",
+    "called_functions",
     "called_graph",
     "captured_resource",
     "captured_handles",

@@ -21,6 +21,7 @@ from tensorflow.python.ops import custom_gradient
 
 from tfloss._upstream.op_kinds import op_state
 from tfloss._upstream.patching import replaced
+from tfloss._upstream.traced_graphs import called_functions, called_graph
 from tfloss.errors import ModelError
 
 _RECOMPUTING = "inner_recompute_grad"  # the function of TensorFlow that runs the block again
@@ -140,7 +141,15 @@ def _next(generator: keras.random.SeedGenerator, draw: Callable[[], Any]) -> Any
 
 
 def _refuse_stateful(ops: list[tf.Operation]) -> None:
-    for op in ops:
+    """Refuses random ops with a state of their own, also in branches, loops and functions."""
+    todo, seen = [*ops], set[str]()
+    while todo:
+        op = todo.pop()
+        for name in called_functions(op):
+            inner = called_graph(op, name)
+            if inner is not None and name not in seen:
+                seen.add(name)
+                todo += inner.get_operations()
         if op_state(op) in ("kernel", "generator"):
             raise ModelError(
                 f"A rematerialised block draws random numbers with {op.type} ({op.name!r}). The "

@@ -15,6 +15,7 @@ from tensorflow.python.eager.polymorphic_function import function_context
 from tfloss._upstream.patching import replaced
 
 _local = threading.local()
+_function_attributes: dict[str, list[str]] = {}  # by type of op: each access to `op_def` copies
 
 
 @contextlib.contextmanager
@@ -157,6 +158,19 @@ def function_graph(name: str) -> Any:
     variables.
     """
     return tf.__internal__.FuncGraph(name)
+
+
+def called_functions(op: tf.Operation) -> list[str]:
+    """Returns the names of the functions that an op calls.
+
+    Args:
+      op: An op of a traced graph.
+    """
+    if op.type not in _function_attributes:
+        attributes = [a.name for a in op.op_def.attr if a.type in ("func", "list(func)")]
+        _function_attributes[op.type] = attributes
+    values = [op.get_attr(name) for name in _function_attributes[op.type]]
+    return [one.name for v in values for one in (v if isinstance(v, list) else [v])]
 
 
 def called_graph(op: tf.Operation, name: str) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfloss import _upstream
 from tfloss.inspect.source_lines import op_line
-from tfloss.inspect.traced_ops import called_functions, operations
+from tfloss.inspect.traced_ops import operations
 
 
 def dynamic_shapes(graph: Any) -> list[tuple[str, str]]:
@@ -28,7 +29,7 @@ def dynamic_shapes(graph: Any) -> list[tuple[str, str]]:
         if op.type not in ("Placeholder", "PlaceholderWithDefault")
         and any(not _known(one) for one in op.outputs)
         and all(_known(one) for one in op.inputs)
-        and not called_functions(op)
+        and not _upstream.called_functions(op)
     ]
     return list(dict.fromkeys(found))
 

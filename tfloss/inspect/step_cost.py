@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfloss import _upstream
-from tfloss.inspect.traced_ops import called_functions, operations
+from tfloss.inspect.traced_ops import operations
 
 # The result is the input, or a view of it.
 _VIEWS = frozenset(
@@ -179,7 +179,7 @@ class _Liveness:
 
 
 def _graphs_called(op: tf.Operation) -> list[tuple[str, Any]]:
-    found = [(name, _upstream.called_graph(op, name)) for name in called_functions(op)]
+    found = [(name, _upstream.called_graph(op, name)) for name in _upstream.called_functions(op)]
     return [(name, graph) for name, graph in found if graph is not None]
 
 

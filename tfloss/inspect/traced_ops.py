@@ -11,10 +11,6 @@ import tensorflow as tf
 
 from tfloss import _upstream
 
-# By type of op, since each access to `op.op_def` makes a copy.
-_function_attributes: dict[str, list[str]] = {}
-
-
 def operations(
     graph: Any,
     known: dict[str, int] | None = None,
@@ -38,7 +34,7 @@ def operations(
     seen = set() if seen is None else seen
     for op in graph.get_operations():
         yield op, known
-        for name in called_functions(op):
+        for name in _upstream.called_functions(op):
             inner = _upstream.called_graph(op, name)
             if inner is None:
                 continue
@@ -53,16 +49,3 @@ def operations(
             if key not in seen:
                 seen.add(key)
                 yield from operations(inner, passed, seen)
-
-
-def called_functions(op: tf.Operation) -> list[str]:
-    """Returns the names of the functions that an op calls.
-
-    Args:
-      op: An op of a traced graph.
-    """
-    if op.type not in _function_attributes:
-        attributes = [a.name for a in op.op_def.attr if a.type in ("func", "list(func)")]
-        _function_attributes[op.type] = attributes
-    values = [op.get_attr(name) for name in _function_attributes[op.type]]
-    return [one.name for v in values for one in (v if isinstance(v, list) else [v])]
