@@ -1,4 +1,6 @@
+from tfloss import hooks
 from tfloss.hooks import Every, Hook
+from tfloss.hooks.base import is_own
 
 
 def test_every_method_is_optional_and_states_are_not_shared(make_trainer):
@@ -25,3 +27,14 @@ def test_a_hook_has_six_methods():
         "dry_run",
         "after_train",
     ]
+
+
+def test_tfloss_knows_its_own_classes_whatever_their_module_is():
+    exported = [one for one in vars(hooks).values() if isinstance(one, type)]
+    theirs = [one for one in exported if issubclass(one, Hook) and one is not Hook]
+    assert len(theirs) > 15 and all(is_own(object.__new__(one)) for one in theirs)
+
+    class Mine(hooks.EarlyStopping):
+        __module__ = "tfloss.hooks.early_stopping"
+
+    assert not is_own(object.__new__(Mine))

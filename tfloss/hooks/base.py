@@ -55,11 +55,18 @@ class Hook:
     state: dict[str, Any]
     arguments: Mapping[str, str]
     trainer: TrainerProtocol
+    _own: bool = False
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Has the hooks of tfloss raise errors of their arguments without lines of tfloss."""
+    def __init_subclass__(cls, own: bool = False, **options: Any) -> None:
+        """Has the hooks of tfloss raise errors of their arguments without lines of tfloss.
+
+        Args:
+          own: Whether the class is one of tfloss's own. Its subclasses are not, unless they say so.
+          **options: Options of other base classes.
+        """
         super().__init_subclass__(**options)
-        if cls.__module__.startswith("tfloss.") and "__init__" in vars(cls):
+        cls._own = own
+        if own and "__init__" in vars(cls):
             initializer: Any = filtered_tracebacks(vars(cls)["__init__"])
             setattr(cls, "__init__", initializer)  # noqa: B010 - a type checker refuses the other
 
@@ -114,6 +121,11 @@ class Hook:
 
     def after_train(self) -> None:
         """Runs once in a call of `train`, also after an error: `trainer.error` is it, or None."""
+
+
+def is_own(hook: Hook) -> bool:
+    """Returns whether a hook is of a class of tfloss, which logs no names but known ones."""
+    return bool(vars(type(hook)).get("_own"))
 
 
 def _arguments(hook: Hook, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, str]:

@@ -110,7 +110,7 @@ def only_writes(callback: keras.callbacks.Callback) -> bool:
 
 def is_of_keras(kind: type) -> bool:
     """Returns whether a class is Keras's own."""
-    return kind.__module__.split(".")[0] == "keras"
+    return kind in vars(keras.callbacks).values()
 
 
 def _shown(callback: keras.callbacks.Callback) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from tfloss.checkpoint.json_codec import decode, encode
+from tfloss.hooks.callback_checks import is_of_keras
 
 _SET_BY_KERAS = ("params", "model", "_model")
 
@@ -41,7 +42,7 @@ class CallbackState:
     def warn_of_the_rest(self) -> None:
         """Warns once of changed attributes of a custom callback that no checkpoint can hold."""
         kind = type(self._callback)
-        if self._warned or kind.__module__.split(".")[0] == "keras":
+        if self._warned or is_of_keras(kind):
             return
         lost = [
             f"{kind.__name__}.{name} ({type(value).__name__})"

@@ -13,7 +13,7 @@ from tfloss.hooks.monitored_metric import MonitoredMetric, MonitoringHook
 from tfloss.summary import Summary
 
 
-class EarlyStopping(MonitoringHook):
+class EarlyStopping(MonitoringHook, own=True):
     """Stops after `patience` consecutive evaluations without an improvement. Host.
 
     A value that is not finite is no improvement. Checkpoints hold the best value, its step and the

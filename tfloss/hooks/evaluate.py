@@ -26,7 +26,7 @@ from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
 
 
-class Evaluate(Hook):
+class Evaluate(Hook, own=True):
     """Runs `Trainer.evaluate` when due, and once more at the end if the last result is older.
 
     Host. Training waits for it. After an error it doesn't run.

@@ -32,7 +32,7 @@ from tfloss.summary import Summary
 ExportFunction: TypeAlias = Callable[[keras.Model, Path], Any]
 
 
-class ExportBest(MonitoringHook):
+class ExportBest(MonitoringHook, own=True):
     """Writes `workdir/export` each time the metric improves. Host.
 
     The export is written to a temporary directory and renamed when it is complete, so readers never

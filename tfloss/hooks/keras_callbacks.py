@@ -34,7 +34,7 @@ from tfloss.hooks.trainer_protocol import MeansProtocol
 from tfloss.summary import Summary
 
 
-class KerasCallbacks(MonitoringHook):
+class KerasCallbacks(MonitoringHook, own=True):
     """Calls Keras callbacks at the beginning and the end of training, epochs and batches. Host.
 
     Bare callbacks in a list of hooks are wrapped by this class. The logs of an epoch are means over

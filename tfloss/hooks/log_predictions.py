@@ -18,7 +18,7 @@ from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every, OnSteps, check_trigger
 
 
-class LogPredictions(Hook):
+class LogPredictions(Hook, own=True):
     """Draws the predictions for the first batch of a data set. Host.
 
     It runs when due, and once more at the end of training if the last images are older. If

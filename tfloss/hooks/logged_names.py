@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from tfloss.hooks.base import is_own
+from tfloss.hooks.callback_checks import is_of_keras
 from tfloss.hooks.evaluate import Evaluate
 
 LOSSES, WEIGHTED = "losses/", "weighted_losses/"
@@ -47,8 +49,7 @@ class LoggedNames:
         self.evaluations = [hook for hook in hooks if isinstance(hook, Evaluate)]
         callbacks = [one for hook in hooks for one in getattr(hook, "callbacks", ())]
         self.complete = all(
-            type(one).__module__.split(".")[0] in ("tfloss", "keras")
-            for one in [*hooks, *callbacks]
+            [*map(is_own, hooks), *(is_of_keras(type(callback)) for callback in callbacks)]
         )
         self.is_traced = traced is not None
         self._traced = [] if traced is None else list(traced)

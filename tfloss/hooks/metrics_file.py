@@ -33,7 +33,7 @@ _MAX_LINES = 10_000  # in memory, while the disk is full
 _encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps makes one for each call
 
 
-class MetricsFile(Hook):
+class MetricsFile(Hook, own=True):
     """Appends one JSON line for each log that has scalars, readable at once. Host.
 
     JSON has no NaN or infinity. They are the strings "nan", "inf" and "-inf", which Python's

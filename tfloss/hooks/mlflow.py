@@ -19,7 +19,7 @@ _NOT_IN_NAMES = re.compile(r"[^\w/\-. :]")
 _STATUS = {"finished": "FINISHED", "killed": "KILLED", "failed": "FAILED"}
 
 
-class MLflow(Tracker):
+class MLflow(Tracker, own=True):
     """Logs all scalars to a run of MLflow. Host.
 
     A resumed run continues the run that it had before, and sends nothing twice. If training starts

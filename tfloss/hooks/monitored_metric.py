@@ -191,7 +191,7 @@ class MonitoredMetric:
         )
 
 
-class MonitoringHook(Hook):
+class MonitoringHook(Hook, own=True):
     """A hook that follows a logged metric, `_metric`, or None. Host."""
 
     def check_names(self, names: LoggedNames) -> None:

@@ -30,7 +30,7 @@ from tfloss.hooks.write_errors import is_write_error
 from tfloss.step.trace_options import Guarded
 
 
-class NaNGuard(Hook):
+class NaNGuard(Hook, own=True):
     """Makes `Trainer.train` raise `NonFiniteLossError`, with the step and what is at fault. Host.
 
     If a loss or a gradient is NaN or infinite, the whole step makes no update, and weights, slots

@@ -16,7 +16,7 @@ from tfloss.hooks.every import OnSteps
 from tfloss.hooks.write_errors import WriteErrors
 
 
-class Profile(Hook):
+class Profile(Hook, own=True):
     """Writes a TensorBoard profile of the updates `start + 1` to `stop`. Host.
 
     The profile starts when exactly `start` updates are done, and ends when exactly `stop` are. A

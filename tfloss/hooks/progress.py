@@ -41,7 +41,7 @@ _SLOW_INPUT = 0.05  # fraction of the time from which on waiting for input is sh
 _MAX_LOSSES = 8  # shown by name; TensorBoard has the others
 
 
-class Progress(Hook):
+class Progress(Hook, own=True):
     """Shows step, losses, speed and remaining time, and evaluation results. Host.
 
     The live line fits the terminal: a narrow one has no bar, fewer losses and no speed. It uses the

@@ -17,7 +17,7 @@ from tfloss.hooks.monitored_metric import MonitoredMetric, MonitoringHook
 from tfloss.summary import Summary
 
 
-class ReduceOnPlateau(MonitoringHook):
+class ReduceOnPlateau(MonitoringHook, own=True):
     """Multiplies the learning rate after `patience` evaluations without an improvement. Host.
 
     A value that is not finite is no improvement. Checkpoints hold the learning rate, the best value

@@ -31,7 +31,7 @@ from tfloss.hooks.monitored_metric import MonitoredMetric, MonitoringHook
 from tfloss.summary import Summary
 
 
-class SaveCheckpoint(MonitoringHook):
+class SaveCheckpoint(MonitoringHook, own=True):
     """Saves when due and at a clean end, then deletes old checkpoints. Host.
 
     At each step and at the end of training, it is called after all other hooks, wherever it stands

@@ -28,7 +28,7 @@ from tfloss.summary import Summary
 _FLUSH_BYTES = 2**24  # events in memory
 
 
-class TensorBoard(Hook):
+class TensorBoard(Hook, own=True):
     """Writes event files, in a directory for training and one for each `Evaluate` hook. Host.
 
     What `Evaluate(name="val")` logs is in `workdir/val`, without its prefix. So `losses/total` of

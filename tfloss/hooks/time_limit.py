@@ -14,7 +14,7 @@ from tfloss.hooks.base import Hook
 from tfloss.hooks.every import Every
 
 
-class TimeLimit(Hook):
+class TimeLimit(Hook, own=True):
     """Makes `Trainer.train` raise `TimeLimitReached` after a number of minutes. Host.
 
     The time starts at the first `train` call with this hook. Hooks that are due at the last step

@@ -11,7 +11,7 @@ from tfloss.hooks.base import Hook
 from tfloss.hooks.every import OnSteps
 
 
-class Unfreeze(Hook):
+class Unfreeze(Hook, own=True):
     """Freezes variables in the first `at` steps of training. Host.
 
     The step counts from the beginning of training, so a resumed run unfreezes them at the same

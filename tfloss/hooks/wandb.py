@@ -11,7 +11,7 @@ from typing import Any
 from tfloss.hooks.tracker import Logs, Tracker, tracker_package
 
 
-class WandB(Tracker):
+class WandB(Tracker, own=True):
     """Logs all scalars to a run of Weights & Biases. Host.
 
     A resumed run continues the run that it had before. If training starts at step 0, it gets a new

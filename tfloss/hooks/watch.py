@@ -20,7 +20,7 @@ from tfloss.step.watched import Watched, WatchRequest
 _TEXT, _PICTURE = "watch.txt", "watch.png"
 
 
-class Watch(Hook):
+class Watch(Hook, own=True):
     """Logs norms and histograms of variables, and compares the gradients of the losses. Host.
 
     Per variable: the norms of the gradient, of the update and of the weight before it, and the

@@ -29,7 +29,7 @@ _BLOCKED_SECONDS = 30.0  # after which native code is assumed to keep Python fro
 _OTHERS_SECONDS = 5.0  # for the other workers to write their stacks
 
 
-class Watchdog(Hook):
+class Watchdog(Hook, own=True):
     """Writes the stacks of all threads if no step has finished for too long. Host.
 
     Too long is `factor` times the longest time between two steps so far, evaluations and

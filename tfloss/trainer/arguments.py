@@ -19,7 +19,7 @@ from tfloss.data.distributed import Data, as_dataset, replica_spec
 from tfloss.data.feed import Feed
 from tfloss.distribute.strategy import worker_position
 from tfloss.errors import ModelError
-from tfloss.hooks.base import Hook
+from tfloss.hooks.base import Hook, is_own
 from tfloss.hooks.keras_callbacks import KerasCallbacks
 from tfloss.hooks.run_info import RunInfo
 from tfloss.inspect.traceback_filtering import filtered_tracebacks
@@ -154,7 +154,7 @@ def checked_hooks(hooks: Any) -> list[Hook]:
 def _warn_of_unused(hook: Hook) -> None:
     """Warns of methods of a hook that nobody calls: those of other libraries, or misspelt ones."""
     kind = type(hook)
-    if kind.__module__.split(".")[0] == "tfloss":
+    if is_own(hook):
         return
     called = [n for n in vars(Hook) if callable(getattr(Hook, n)) and not n.startswith("_")]
     for name in dir(kind):

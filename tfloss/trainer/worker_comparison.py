@@ -21,7 +21,7 @@ import tfloss
 from tfloss.checkpoint.directory import versions
 from tfloss.data import batches
 from tfloss.data.batch_reader import BatchReader
-from tfloss.hooks.base import Hook
+from tfloss.hooks.base import Hook, is_own
 from tfloss.hooks.trainer_protocol import TrainerProtocol
 from tfloss.inspect.source_lines import is_library, is_tfloss
 from tfloss.optimizers import hyperparameters
@@ -119,8 +119,8 @@ def _hooks(hooks: Sequence[Hook]) -> dict[str, Any]:
     shared = [hook for hook in hooks if not hook.chief_only or hook.every is not None]
     found: dict[str, Any] = {"order": list(named(shared))}
     for name, hook in named(shared).items():
-        own = type(hook).__module__.partition(".")[0] == "tfloss" and not hook.chief_only
-        found[name] = {**(hook.arguments if own else {}), "every": repr(hook.every)}
+        compared = is_own(hook) and not hook.chief_only
+        found[name] = {**(hook.arguments if compared else {}), "every": repr(hook.every)}
     return found
 
 
