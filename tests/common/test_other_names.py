@@ -36,6 +36,21 @@ def test_methods_of_other_trainers(name, says):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("ModelCheckpoint", "Write SaveCheckpoint("),
+        ("ReduceLROnPlateau", "Did you mean 'ReduceOnPlateau'?"),
+        ("CSVLogger", "MetricsFile"),
+        ("EarlyStoping", "Did you mean 'EarlyStopping'?"),
+    ],
+)
+def test_hooks_of_other_libraries(name, says):
+    with pytest.raises(AttributeError, match=f"no attribute {name!r}") as e:
+        getattr(tfloss.hooks, name)
+    assert says in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
         ("max_epochs", "trainer.train(data, epochs=3)"),
         ("callbacks", "hooks=[...]"),
         ("learning_rate", "keras.optimizers.Adam(1e-3)"),

@@ -201,6 +201,21 @@ def test_a_glob_that_matches_nothing_is_refused_before_training(arguments, messa
         make_step(make_net, rows([1.0], 1), optimizer=lambda: Group(adam, **arguments))
 
 
+@pytest.mark.parametrize("options", ["rate_multipliers", "no_weight_decay"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_glob_that_matches_only_statistics_is_refused(options, frozen):
+    model = keras.Sequential([keras.Input([3]), keras.layers.BatchNormalization(name="norm")])
+    model.layers[0].trainable = not frozen
+    for glob, effect in (("norm/moving_*", False), ("norm/beta", True), ("norm/*", True)):
+        globs = {glob: 0.5} if options == "rate_multipliers" else [glob]
+        group = Group(keras.optimizers.AdamW(0.1), **{options: globs})
+        if effect:  # also while its layer is frozen
+            group.undecayed("optimizer", model)
+            continue
+        with pytest.raises(ValueError, match=r"norm/moving_\*'.* has no effect: .*moving_mean'"):
+            group.undecayed("optimizer", model)
+
+
 def test_an_exclusion_without_a_decay_is_refused():
     group = Group(keras.optimizers.Adam(), no_weight_decay=["*/bias"])
     with pytest.raises(ValueError, match="no_weight_decay has no effect, since Adam has no"):

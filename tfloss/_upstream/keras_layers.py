@@ -188,6 +188,18 @@ def layers_by_path(
     return list(found.values())
 
 
+def made_untrainable(model: keras.Layer) -> set[int]:
+    """Returns the ids of variables that were made with `trainable=False`: statistics, counters.
+
+    The public lists also have those of layers that are frozen, perhaps for a while.
+    """
+    return {
+        id(variable)
+        for _, layer in layers_by_path(model)
+        for variable in layer._non_trainable_variables
+    }
+
+
 def seed_states(model: keras.Layer) -> list[tuple[str, keras.Variable]]:
     """Returns `(layer path/seed_generator, state)` of every `keras.random.SeedGenerator`.
 

@@ -73,6 +73,30 @@ ARGUMENTS = {
     "ckpt_path": "A run with a workdir continues from its newest checkpoint.",
     "run_eagerly": "Write tf.config.run_functions_eagerly(True).",
 }
+HOOKS = {
+    "ModelCheckpoint": "Write SaveCheckpoint(Every(steps=1_000), keep_best=1, metric='val/loss'), "
+    "or ExportBest(...) for the best model in a file.",
+    **dict.fromkeys(("BackupAndRestore", "OrbaxCheckpoint"), "Write SaveCheckpoint(every)."),
+    **dict.fromkeys(
+        ("LearningRateScheduler", "LearningRateMonitor", "LRScheduler"),
+        "Give the optimizer a schedule, keras.optimizers.Adam(schedule). Its rate is logged.",
+    ),
+    "TerminateOnNaN": "NaNGuard is a default hook.",
+    **dict.fromkeys(
+        ("ProgbarLogger", "TQDMProgressBar", "RichProgressBar"), "Progress is a default hook."
+    ),
+    **dict.fromkeys(("CSVLogger", "JSONLogger"), "With a workdir, MetricsFile is a default hook."),
+    **dict.fromkeys(("TensorBoardLogger", "SummaryWriter"), "Write TensorBoard(...)."),
+    **dict.fromkeys(("WandbLogger", "WandbCallback", "WandbMetricsLogger"), "Write WandB(...)."),
+    **dict.fromkeys(("MLFlowLogger", "MlflowCallback"), "Write MLflow(...)."),
+    **dict.fromkeys(("BaseFinetuning", "BackboneFinetuning"), "Write Unfreeze(...)."),
+    **dict.fromkeys(
+        ("SwapEMAWeights", "StochasticWeightAveraging"),
+        "Write Trainer(ema=0.999), and Evaluate(..., ema=True).",
+    ),
+    "Timer": "Write TimeLimit(...).",
+    **dict.fromkeys(("Callback", "LambdaCallback"), "Subclass Hook."),
+}
 
 
 def hint(name: str, known: Iterable[str], cures: dict[str, str]) -> str:

@@ -6,6 +6,9 @@ They run on the host, between calls of the training step, at exactly the steps t
 Subclasses of `Hook` add others.
 """
 
+from typing import Any
+
+from tfloss.common.other_names import HOOKS, hint
 from tfloss.hooks.base import Hook
 from tfloss.hooks.early_stopping import EarlyStopping
 from tfloss.hooks.evaluate import Evaluate
@@ -52,3 +55,9 @@ __all__ = [
     "Watch",
     "Watchdog",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Answers names of other libraries with those of tfloss."""
+    text = hint(name, __all__, HOOKS)
+    raise AttributeError(f"module 'tfloss.hooks' has no attribute {name!r}.{text}")

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfloss import _upstream
 
+
 def operations(
     graph: Any,
     known: dict[str, int] | None = None,

@@ -125,13 +125,25 @@ class Group:
           The variables that have no weight decay.
 
         Raises:
-          ValueError: A glob matches no variable of the group, or there is no weight decay.
+          ValueError: A glob matches no variable of the group, or only statistics and counters, or
+            there is no weight decay.
         """
         group = "" if name == SINGLE else f"Optimizer group {name!r}: "
         what = "variable of the model" if name == SINGLE else "variable of this group"
         weights = self.weights(model)
+        untrained = _upstream.made_untrainable(model)
+
+        def matched(glob: str, owner: str) -> list[Any]:
+            found = matching(glob, weights, model, owner, what)
+            if all(id(v) in untrained and not v.trainable for v in found):
+                raise ValueError(
+                    f"{owner} has no effect: {found[0].path!r} and all other variables that it "
+                    "matches were made with trainable=False, so no optimizer updates them."
+                )
+            return found
+
         for glob in self.rate_multipliers:
-            matching(glob, weights, model, f"{group}rate_multipliers[{glob!r}]", what)
+            matched(glob, f"{group}rate_multipliers[{glob!r}]")
         if self.no_weight_decay and not _upstream.has_weight_decay(self.optimizer):
             raise ValueError(
                 f"{group}no_weight_decay has no effect, since "
@@ -140,8 +152,7 @@ class Group:
             )
         found = {}
         for glob in self.no_weight_decay:
-            owner = f"{group}no_weight_decay={glob!r}"
-            found |= {id(v): v for v in matching(glob, weights, model, owner, what)}
+            found |= {id(v): v for v in matched(glob, f"{group}no_weight_decay={glob!r}")}
         return list(found.values())
 
     def trainable(self, model: keras.Model) -> list[Any]:
