@@ -118,6 +118,49 @@ tfloss.data.Source((DataFrame(), y), batch_size=8)  # here
     "arrays as data and steps": Mistake(
         "make_trainer().train(x, y)  # here", ("steps must be a whole number", "shape (64,)")
     ),
+    "an export of inputs without one that the model reads": Mistake(
+        'tfloss.export(Net(), "never", inputs={"z": tf.TensorSpec([None, 4])})  # here',
+        ("asked for key 'x'", "'serving_default' (z)", "train.py:19", "add it to the inputs"),
+    ),
+    "an error of the model in an export": Mistake(
+        """
+class Model(Net):
+    def call(self, batch, training=False):
+        return self.dense(batch["x"]) @ tf.ones([2, 2])  # here
+
+
+tfloss.export(Model(), "never", inputs={"x": tf.TensorSpec([None, 4])})
+""",
+        ("ValueError: Dimensions must be equal, but are 3 and 2",),
+    ),
+    "a drawing of nothing": Mistake(
+        _forward(
+            """
+tfloss.summary.draw("boxes", lambda image: image)  # here
+return tf.reduce_mean(self.dense(batch["x"]))
+"""
+        ),
+        ("Drawing 'boxes' has no tensors to draw",),
+    ),
+    "an inspection of a model that asks for another key": Mistake(
+        _forward('return tf.reduce_mean(self.dense(batch["image"]))  # here').replace(
+            "train(data, 3)", "inspect(data)"
+        ),
+        ("KeyError: 'image'", "It has: 'x', 'y'."),
+    ),
+    "the same on two replicas": Mistake(
+        """
+class Model(Net):
+    def call(self, batch, training=False):
+        return tf.reduce_mean(self.dense(batch["image"]))  # here
+
+
+with (strategy := tfloss.make_strategy("mirrored", replicas=2)).scope():
+    trainer = make_trainer(Model(), strategy=strategy)
+trainer.inspect(data)
+""",
+        ("KeyError: 'image'", "It has: 'x', 'y'."),
+    ),
     "an export function of one argument": Mistake(
         """
 best = tfloss.hooks.ExportBest("losses/total", export=lambda model: None, path="best")

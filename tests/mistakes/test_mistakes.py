@@ -32,6 +32,8 @@ def test_the_answer_is_short_and_names_the_line(mistake: Mistake):
     assert "train.py" in found[1], text  # the user's own line comes first
     assert "/tfloss/" not in text and "site-packages" not in text, text
     assert "\x1b" not in text, text
+    if "tfloss.export(" in script:
+        assert text.count("Traceback") == 1, text  # no second one "during handling"
     at_fault = [i for i, line in enumerate(script.splitlines(), 1) if line.endswith("# here")]
     assert len(at_fault) == 1
     assert any(f"line {at_fault[0]}" in line or f"py:{at_fault[0]}" in line for line in found), text
