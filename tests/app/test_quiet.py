@@ -76,6 +76,11 @@ print(f(tf.ones([])).numpy())
 """
 
 
+def _default_environment():
+    """Without the variable of the tests, with which nothing is held back."""
+    return {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+
+
 def _without_long_activities(text):
     return re.sub(r"importing TensorFlow \d:\d\d\n", "", text)  # on a busy machine
 
@@ -84,20 +89,25 @@ def _without_long_activities(text):
 def test_a_log_file_has_a_line_while_tensorflow_is_imported():
     """At once, though what native code writes is held back until the import has ended."""
     code = f"from tfloss.common import long_activities as a; a._FIRST = 0.5; {TIMED}"
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, env=_default_environment()
+    ) as process:
         lines = [(line, time.monotonic()) for line in process.stderr]
     (first, began), *_, (last, ended) = lines
-    assert first == b"importing TensorFlow\n" and last == b"imported\n"
+    assert re.fullmatch(rb"importing TensorFlow( \d:\d\d)?\n", first)  # late on a busy machine
+    assert last == b"imported\n"
     assert ended - began > 0.5
 
 
 @pytest.mark.slow
 def test_a_script_without_app_has_no_noise():
     loud = QUIET.replace("tfloss.quiet()", "").replace("assert", "# assert")
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     ran = [
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=_default_environment(),
         )
         for code in (QUIET, loud)
     ]
