@@ -195,6 +195,7 @@ class Tuner:
         self.compiling.setdefault(mode, took)
 
     def _failed(self, error: Exception) -> str:
+        self.promising = False
         if isinstance(error, NonFiniteLossError):
             raise error
         self.failure = f"XLA can't compile it: {_first_line(error)}"
