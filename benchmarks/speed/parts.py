@@ -121,6 +121,20 @@ def in_turns(
     return [[one.parts() for one in ones] for _ in range(rounds)]
 
 
+def in_one_process(
+    workload: str, names: Sequence[str], aim: float, rounds: int
+) -> list[list[dict[str, float]]]:
+    """Measures the contenders in turns in a process of their own."""
+    ran = subprocess.run(
+        [sys.executable, __file__, workload, f"--here={json.dumps([names, aim, rounds])}"],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
 def main() -> None:
     """Measures both contenders of a mode and prints the parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -129,19 +143,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each process")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a run")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--here", help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    names = PAIRS[flags.loop]
     if flags.here:
-        found = in_turns(flags.workload, names, flags.seconds, flags.rounds)
-        print(json.dumps(found))
+        print(json.dumps(in_turns(flags.workload, *json.loads(flags.here))))
         return
+    names = PAIRS[flags.loop]
     rounds: list[list[dict[str, float]]] = []
-    command = [sys.executable, __file__, flags.workload, "--here", f"--rounds={flags.rounds}"]
-    command += [f"--seconds={flags.seconds}", *(["--loop"] if flags.loop else [])]
     for _ in range(flags.processes):
-        ran = subprocess.run(command, check=True, capture_output=True, text=True)
-        rounds += json.loads(ran.stdout.splitlines()[-1])
+        rounds += in_one_process(flags.workload, names, flags.seconds, flags.rounds)
         print(".", end="", flush=True)
     print(f"\n{flags.workload}, ms per step: median (minimum to maximum) of {len(rounds)} runs")
     for name, runs in zip(names, zip(*rounds, strict=True), strict=True):
