@@ -10,7 +10,7 @@ from tfloss.data.stacked_batches import BatchStacker
 
 def opened():
     given = EngineInput(lambda iterator: BatchStacker(iterator, 1))
-    given.open(iter(tf.data.Dataset.range(1000)))
+    given.open(iter(tf.data.Dataset.range(100_000)))
     return given
 
 
