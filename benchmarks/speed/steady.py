@@ -1,11 +1,12 @@
 """Writes the table of steady speed of docs/performance.md: tfloss against loops by hand.
 
-python benchmarks/speed/steady.py            # measures first: 20 minutes on two cores
+python benchmarks/speed/steady.py            # measures first: 15 minutes on two cores
 python benchmarks/speed/steady.py mlp tasks  # only these again
 python benchmarks/speed/steady.py --written  # uses the last measurements
 
 Each workload is trained in the mode that is fastest for it. Both loops train in turns in one
-process, for 30 s each time (`parts.py`).
+process (`parts.py`). The turns are short, since the speed of a machine changes, but so long that
+the checkpoint at the end of each takes about a hundredth of it.
 """
 
 import argparse
@@ -22,13 +23,14 @@ from write import TITLES, put  # noqa: E402
 
 STEADY = RESULT.with_name("steady.json")
 LOOPS = ("mlp", "small", "tasks", "transformer")  # the others are faster as a graph
+TURNS = {"transformer": (3, 20.0), "detector": (3, 20.0), "cnn": (5, 10.0)}  # and seconds
 
 
 def lines(found: dict[str, list]) -> list[str]:
     """The table, in Markdown."""
     rows = [
-        "| | mode | by hand, ms | tfloss, ms | speed | CPU time |",
-        "| --- | --- | --: | --: | --: | --: |",
+        "| | mode | turns | by hand, ms | tfloss, ms | speed | CPU time |",
+        "| --- | --- | --- | --: | --: | --: | --: |",
     ]
     for workload, title in TITLES.items():
         if workload not in found:
@@ -41,7 +43,8 @@ def lines(found: dict[str, list]) -> list[str]:
         cells = [f"{value:.3g}" for value in times]
         speed = f"**{statistics.median(speeds):.2f}** ({speeds[0]:.2f} to {speeds[-1]:.2f})"
         mode = "XLA loop" if workload in LOOPS else "graph"
-        rows.append(f"| {title} | {mode} | {' | '.join(cells)} | {speed} | {cpu:.2f} |")
+        turns = f"{len(rounds)} of {found[workload]['seconds']:.0f} s"
+        rows.append(f"| {title} | {mode} | {turns} | {' | '.join(cells)} | {speed} | {cpu:.2f} |")
     machines = {
         f"{one['machine']['cores']} cores ({one['machine']['cpu']})" for one in found.values()
     }
@@ -52,16 +55,15 @@ def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workloads", nargs="*")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of a run")
     parser.add_argument("--written", action="store_true", help="don't measure")
     flags = parser.parse_args()
     found = json.loads(STEADY.read_text()) if STEADY.exists() else {}
     for workload in [] if flags.written else flags.workloads or TITLES:
         print(workload, flush=True)
         pair = PAIRS[workload in LOOPS]
-        rounds = in_one_process(workload, pair, flags.seconds, flags.rounds)
-        found[workload] = {"machine": machine(), "rounds": rounds}
+        turns, seconds = TURNS.get(workload, (8, 6.0))
+        rounds = in_one_process(workload, pair, seconds, turns)
+        found[workload] = {"machine": machine(), "seconds": seconds, "rounds": rounds}
         STEADY.parent.mkdir(exist_ok=True)
         STEADY.write_text(json.dumps(found, indent=1))
         print("\n".join(lines({workload: found[workload]})), flush=True)

@@ -18,8 +18,8 @@ from tfloss.step.trace_options import Mode
 # tried where a loop doesn't win or can't run, and saves less there.
 EXPECTED_SAVING: dict[Mode, float] = {"loop": 0.4, "step": 0.1}
 MEASURED_SECONDS = 0.3  # of steps, in each mode
-# Of steps as a graph before a loop is compiled beside them, which should begin soon. Unless the
-# loop is then CLEARLY faster, the graph is measured again.
+# Of steps as a graph before a loop is compiled on another core, which should begin soon. The first
+# calls are slow, so unless the loop is then CLEARLY faster, the graph is measured again.
 FIRST_SECONDS = 0.1
 CLEARLY = 1.25
 MEASURED_CALLS = 3  # at least: Python's garbage collector may take as long as a whole measurement
@@ -130,7 +130,7 @@ class Tuner:
         began = self._clock()
         _, took = yield "graph", 1
         self.tracing = max(self.tracing, took)
-        soon = self._beside and self._modes[0] == "loop"
+        soon = self._beside and self._modes[0] == "loop" and available_cores() > 1
         seconds = FIRST_SECONDS if soon else MEASURED_SECONDS
         self.rates["graph"] = yield from self._rate("graph", seconds)
         notes = []
