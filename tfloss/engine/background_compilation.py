@@ -26,7 +26,7 @@ from tfloss.step.train_step import TrainStep
 
 # On a single core, the compiler's thread would get a third of the time, and training most of it,
 # which is worth little while it is slow. Training goes on, so that progress is shown each second.
-_SHARE, _LONGEST_SECONDS = 2.0, 0.6
+_SHARE, _UPDATE_SECONDS = 2.0, 0.95
 _RESERVED_BYTES = 512 * 2**20  # for XLA itself
 
 
@@ -92,7 +92,7 @@ class BackgroundCompiler:
           seconds: Seconds that the steps took.
         """
         if self._current is not None and available_cores() == 1:
-            self._current.wait(min(_SHARE * seconds, _LONGEST_SECONDS))
+            self._current.wait(max(0.0, min(_SHARE * seconds, _UPDATE_SECONDS - seconds)))
 
     def _traced(self, engine: Engine, feed: Feed) -> Callable[[], None] | None:
         if not self.possible:
