@@ -207,12 +207,12 @@ class ModeRunner:
         # In the mode "step" the program takes its batch itself, and may not compile.
         restore = feed.snapshot() if untried and mode == "step" else None
         if untried and mode == "loop":
+            began = self._clock()  # it may trace
             try:
                 ready = self._compiler.ready(self._engine("loop"), feed)
             except Exception as error:  # noqa: BLE001 - of its trace too; the graph works
                 return self._give_up(error, feed, recording)
             if not ready:
-                began = self._clock()
                 logs = self._run(feed, "graph", count, recording)
                 self._compiler.leave_core(self._clock() - began)
                 return logs
