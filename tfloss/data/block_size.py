@@ -8,8 +8,8 @@ import tensorflow as tf
 from tfloss.data.batch_queue import batch_shapes
 from tfloss.data.batches import named_leaves, open_nest
 
-# Three blocks exist at a time. A call costs about 2 ms, a tenth of 100 steps of an MLP: with blocks
-# of 12 MB it is 5 % slower.
+# Three blocks exist at a time. Smaller ones take less memory, but make an MLP slower: what a call
+# costs on the host is spread over fewer steps.
 MAX_BLOCK_BYTES = 24 * 2**20
 MAX_BLOCK_STEPS = 400
 MIN_BLOCK_STEPS = 8  # shorter loops gain nothing from XLA

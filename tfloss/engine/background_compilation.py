@@ -24,9 +24,10 @@ from tfloss.engine.engine import COMPILER_ERRORS, Engine
 from tfloss.engine.mode_choice import available_cores
 from tfloss.step.train_step import TrainStep
 
-# On a single core, the compiler's thread would get a third of the time, and training most of it,
-# which is worth little while it is slow. Training goes on, so that progress is shown each second.
-_SHARE, _UPDATE_SECONDS = 2.0, 0.95
+# On a single core, TensorFlow's threads would leave the compiler's thread a small part of the time,
+# for steps that are slow meanwhile. So training waits twice as long as its steps have taken, but so
+# briefly that progress is shown each second.
+_WAIT_FACTOR, _UPDATE_SECONDS = 2.0, 0.95
 _RESERVED_BYTES = 512 * 2**20  # for XLA itself
 
 
@@ -92,7 +93,7 @@ class BackgroundCompiler:
           seconds: Seconds that the steps took.
         """
         if self._current is not None and available_cores() == 1:
-            self._current.wait(max(0.0, min(_SHARE * seconds, _UPDATE_SECONDS - seconds)))
+            self._current.wait(max(0.0, min(_WAIT_FACTOR * seconds, _UPDATE_SECONDS - seconds)))
 
     def _traced(self, engine: Engine, feed: Feed) -> Callable[[], None] | None:
         if not self.possible:

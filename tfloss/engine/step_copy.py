@@ -117,9 +117,8 @@ def _make_compilable(ops: Any) -> bool:
                 node.attr.pop("_lower_using_switch_merge", None)
             if node.op.endswith("While"):
                 node.attr["_xla_propagate_compile_time_consts"].b = True
-            _ = xla_random.draw_as_in_a_graph(node, helpers) or xla_slices.gradient_for_xla(
-                node, scope, helpers
-            )
+            if not xla_random.draw_as_in_a_graph(node, helpers):
+                xla_slices.gradient_for_xla(node, scope, helpers)
     _upstream.rename_functions(ops, "_xla")
     ops.library.function.extend(helpers.function)
     return True
